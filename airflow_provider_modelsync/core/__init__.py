@@ -1,0 +1,1 @@
+"""The engine: registries, transfer and archives. Nothing in here imports Airflow."""

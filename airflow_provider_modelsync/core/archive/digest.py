@@ -1,0 +1,253 @@
+"""A model's files, their hashes, and the digest over all of them.
+
+The digest of a model is ``sha256:`` and the SHA-256 of its canonical manifest: for every regular file, sorted by the
+UTF-8 bytes of its path, the line ``<sha256 of the file>␠␠<path>\\n``. That is what ``sha256sum`` prints, so it can be
+checked by hand::
+
+    LC_ALL=C; find . -type f -printf '%P\\0' | sort -z | xargs -0 sha256sum | sha256sum
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from airflow_provider_modelsync.core.archive import names
+from airflow_provider_modelsync.core.cancel import CancelToken
+from airflow_provider_modelsync.core.errors import InvalidInput, SourceChanged, from_os_error
+from airflow_provider_modelsync.core.parallel import for_each
+
+BLOCK = 1 << 20  # bytes read at a time: larger blocks hash no faster
+HASH_WORKERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file of a model.
+
+    :param path: relative POSIX path.
+    :param size: bytes.
+    :param sha256: hex digest of the content.
+    :param executable: whether the owner may execute it; nothing else of the mode is kept.
+    """
+
+    path: str
+    size: int
+    sha256: str
+    executable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What tells that a file was not touched: size in bytes, modification time in ns, inode."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, facts: os.stat_result) -> Stamp:
+        return cls(facts.st_size, facts.st_mtime_ns, facts.st_ino)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTree:
+    """A model on local disk, hashed.
+
+    :param root: the directory that ``files`` and ``directories`` are relative to.
+    :param files: all files, sorted by the UTF-8 bytes of their paths.
+    :param directories: the empty directories, sorted likewise.
+    :param stamps: path → what the file looked like when it was hashed.
+    """
+
+    root: Path
+    files: tuple[FileEntry, ...]
+    directories: tuple[str, ...]
+    stamps: dict[str, Stamp]
+
+    @property
+    def digest(self) -> str:
+        """The model's digest, ``sha256:<hex>``."""
+        return digest_of(self.files)
+
+    @property
+    def size_bytes(self) -> int:
+        """Sum of the files' sizes in bytes."""
+        return sum(file.size for file in self.files)
+
+    @contextmanager
+    def open(self, path: str) -> Iterator[int]:
+        """Open a file for reading and yield its descriptor; it must be as it was when it was hashed, until the end.
+
+        :raises SourceChanged: when it was replaced, truncated, touched or removed.
+        """
+        with open_source(self.root, path) as descriptor:
+            self._compare(descriptor, path)
+            yield descriptor
+            self._compare(descriptor, path)
+
+    def _compare(self, descriptor: int, path: str) -> None:
+        if Stamp.of(os.fstat(descriptor)) != self.stamps[path]:
+            raise SourceChanged(f"{names.show(path)} changed while the model was being read")
+
+
+def digest_of(files: Iterable[FileEntry]) -> str:
+    """Return the digest ``sha256:<hex>`` of a set of files, in whatever order they come."""
+    total = hashlib.sha256()
+    for file in sorted(files, key=lambda entry: entry.path.encode()):
+        total.update(f"{file.sha256}  {file.path}\n".encode())
+    return f"sha256:{total.hexdigest()}"
+
+
+def digest_directory(directory: str | os.PathLike[str]) -> str:
+    """Return the digest of a directory or of a single file taken as a model.
+
+    :raises InvalidInput: for links, special files and names that a model may not hold.
+    """
+    return read_tree(directory).digest
+
+
+def read_tree(
+    source: str | os.PathLike[str],
+    *,
+    cancel: CancelToken | None = None,
+    on_bytes: Callable[[int], None] | None = None,
+    remembered: MutableMapping[str, str] | None = None,
+) -> SourceTree:
+    """Scan and hash a model.
+
+    :param source: a directory, or a single file, which makes a model of one file under its base name.
+    :param cancel: looked at once a block.
+    :param on_bytes: called from worker threads with the number of bytes hashed.
+    :param remembered: hashes of an earlier try, keyed by :func:`memory_key`; new ones are added.
+    :raises InvalidInput: when the source is missing, empty, or holds a link, a special file or a bad name.
+    :raises SourceChanged: when a file changes while it is read.
+    """
+    cancel = cancel or CancelToken()
+    memory = {} if remembered is None else remembered
+    root, stamps, executable, directories = _scan(Path(source))
+    hashes: dict[str, str] = {}
+
+    def hash_one(path: str, token: CancelToken) -> None:
+        key = memory_key(path, stamps[path])
+        known = memory.get(key)
+        if known is None:
+            known = memory[key] = _hash_file(root, path, stamps[path], token, on_bytes)
+        elif on_bytes is not None:
+            on_bytes(stamps[path].size)
+        hashes[path] = known
+
+    # Large files first, so that no thread is left alone with one at the end.
+    order = sorted(stamps, key=lambda path: -stamps[path].size)
+    for_each(hash_one, order, workers=HASH_WORKERS, cancel=cancel)
+    files = tuple(
+        FileEntry(path, stamps[path].size, hashes[path], path in executable) for path in sorted(stamps, key=str.encode)
+    )
+    return SourceTree(root, files, tuple(sorted(directories, key=str.encode)), stamps)
+
+
+def memory_key(path: str, stamp: Stamp) -> str:
+    """Return the key under which a file's hash is remembered: another key as soon as the file was touched."""
+    return f"{stamp.size}:{stamp.mtime_ns}:{stamp.inode}:{path}"
+
+
+@contextmanager
+def open_source(root: Path, path: str) -> Iterator[int]:
+    """Open a regular file of a model for reading and yield its descriptor; a link is never followed.
+
+    :raises SourceChanged: when the file is gone or no longer a regular file.
+    :raises InvalidInput: when it may not be read.
+    """
+    try:
+        descriptor = os.open(root / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except PermissionError as error:
+        raise from_os_error(error, f"reading {names.show(path)}", argument="source") from error
+    except OSError as error:
+        raise SourceChanged(f"{names.show(path)} cannot be opened any more: {error.strerror}") from error
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise SourceChanged(f"{names.show(path)} is no longer a regular file")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _hash_file(root: Path, path: str, stamp: Stamp, cancel: CancelToken, on_bytes: Callable[[int], None] | None) -> str:
+    total = hashlib.sha256()
+    buffer = memoryview(bytearray(min(BLOCK, stamp.size + 1)))
+    with open_source(root, path) as descriptor:
+        while count := os.readv(descriptor, [buffer]):
+            cancel.check()
+            total.update(buffer[:count])
+            if on_bytes is not None:
+                on_bytes(count)
+        if Stamp.of(os.fstat(descriptor)) != stamp:
+            raise SourceChanged(f"{names.show(path)} changed while it was being hashed")
+    return total.hexdigest()
+
+
+def _scan(source: Path) -> tuple[Path, dict[str, Stamp], set[str], list[str]]:
+    """Return root, stamps of all files, the paths of executable ones, and the empty directories."""
+    stamps: dict[str, Stamp] = {}
+    executable: set[str] = set()
+    empty: list[str] = []
+
+    def add_file(path: str, facts: os.stat_result) -> None:
+        stamps[path] = Stamp.of(facts)
+        if facts.st_mode & stat.S_IXUSR:
+            executable.add(path)
+
+    def walk(directory: str, prefix: str) -> None:
+        with os.scandir(directory) as listing:
+            entries = list(listing)
+        if not entries and prefix:
+            empty.append(prefix.rstrip("/"))
+        for entry in entries:
+            path = prefix + entry.name
+            _refuse_bad_name(path)
+            facts = entry.stat(follow_symlinks=False)
+            if stat.S_ISDIR(facts.st_mode):
+                walk(entry.path, f"{path}/")
+            else:
+                _refuse_unless_regular(path, facts)
+                add_file(path, facts)
+
+    try:
+        facts = source.lstat()
+        if stat.S_ISDIR(facts.st_mode):
+            root = source
+            walk(os.fspath(source), "")
+        else:
+            root = source.parent
+            _refuse_unless_regular(os.fspath(source), facts)
+            _refuse_bad_name(source.name)
+            add_file(source.name, facts)
+    except FileNotFoundError as error:
+        raise InvalidInput(f"{names.show(os.fspath(source))} does not exist", argument="source") from error
+    except OSError as error:
+        raise from_os_error(error, f"scanning {names.show(os.fspath(source))}", argument="source") from error
+    if not stamps:
+        raise InvalidInput(f"{names.show(os.fspath(source))} holds no file", argument="source")
+    if clash := names.clash_among(stamps, empty):
+        raise InvalidInput(
+            f"{names.show(clash[0])} and {names.show(clash[1])} differ only in case or Unicode form",
+            argument="source",
+        )
+    return root, stamps, executable, empty
+
+
+def _refuse_bad_name(path: str) -> None:
+    if fault := names.fault_of(path):
+        raise InvalidInput(f"the path {names.show(path)} {fault}", argument="source")
+
+
+def _refuse_unless_regular(path: str, facts: os.stat_result) -> None:
+    if stat.S_ISLNK(facts.st_mode):
+        raise InvalidInput(f"{names.show(path)} is a symbolic link; models hold files only", argument="source")
+    if not stat.S_ISREG(facts.st_mode):
+        raise InvalidInput(f"{names.show(path)} is neither a file nor a directory", argument="source")

@@ -1,0 +1,103 @@
+"""Which paths a model may hold: one rule for what is pushed, pulled and unpacked.
+
+A path that some system or platform could not give back unchanged is refused at the push already.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+MAX_DEPTH = 32
+MAX_PATH_BYTES = 1024
+MAX_SEGMENT_BYTES = 255  # what Linux file systems take
+RESERVED_DIRECTORY = ".modelsync"
+
+_DRIVE = re.compile(r"[A-Za-z]:")
+_DEVICE = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?")
+_HIDDEN_CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}  # controls, lone surrogates (bytes that are no UTF-8), line separators
+_BIDI = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def show(path: str) -> str:
+    """Return a path fit for a message: quoted, everything unprintable escaped, cut at 200 characters."""
+    text = ascii(path)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def fault_of(path: str, *, max_depth: int = MAX_DEPTH, max_bytes: int = MAX_PATH_BYTES) -> str | None:
+    """Say what is wrong with a relative POSIX path.
+
+    :param path: the path of a file or directory inside a model.
+    :param max_depth: segments allowed.
+    :param max_bytes: length allowed, in UTF-8 bytes.
+    :return: the reason for refusing it, or ``None`` when it is fine.
+    """
+    for character in path:
+        if unicodedata.category(character) in _HIDDEN_CATEGORIES or character in _BIDI:
+            return "holds a control character, a direction mark or bytes that are not UTF-8"
+    if "\\" in path:
+        return "holds a backslash"
+    if path.startswith("/") or _DRIVE.match(path):
+        return "is not relative"
+    if len(path.encode()) > max_bytes:
+        return f"is longer than {max_bytes} bytes"
+    segments = path.split("/")
+    if len(segments) > max_depth:
+        return f"is nested deeper than {max_depth} levels"
+    for segment in segments:
+        if segment in ("", ".", ".."):
+            return "holds an empty, '.' or '..' segment"
+        if len(segment.encode()) > MAX_SEGMENT_BYTES:
+            return f"holds a segment longer than {MAX_SEGMENT_BYTES} bytes"
+        if _DEVICE.fullmatch(segment):
+            return f"holds the reserved device name {segment!r}"
+        if segment.casefold() == RESERVED_DIRECTORY:
+            return f"holds {RESERVED_DIRECTORY!r}, which is reserved"
+    return None
+
+
+def clash_among(files: Iterable[str], directories: Iterable[str] = ()) -> tuple[str, str] | None:
+    """Find two paths that cannot live in one directory tree on every platform.
+
+    Those are equal paths, paths equal but for case or Unicode normal form, and a file where another
+    path needs a directory.
+
+    :return: the first such pair, or ``None``.
+    """
+    tree = PathTree()
+    for path, is_file in [*((file, True) for file in files), *((entry, False) for entry in directories)]:
+        if clash := tree.add(path, is_file=is_file):
+            return clash, path
+    return None
+
+
+class PathTree:
+    """Paths that can live in one directory tree on every platform, added one by one; each costs the same."""
+
+    def __init__(self) -> None:
+        self.directories: list[str] = []  # also those that are only named above another path, parents first
+        self._known: dict[str, tuple[str, bool]] = {}
+
+    def add(self, path: str, *, is_file: bool) -> str | None:
+        """Add a path and the directories above it.
+
+        :return: an earlier path that it clashes with, as told at :func:`clash_among`, or ``None`` when it was added. A
+            directory may be added again.
+        """
+        folded = _folded(path)
+        if known := self._known.get(folded):
+            return None if known == (path, False) and not is_file else known[0]
+        # What is above counts as a directory, so that `A/x` and `a/y` are seen to clash, too.
+        parent = path.rpartition("/")[0]
+        if parent and (clash := self.add(parent, is_file=False)):
+            return clash
+        self._known[folded] = path, is_file
+        if not is_file:
+            self.directories.append(path)
+        return None
+
+
+def _folded(path: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())

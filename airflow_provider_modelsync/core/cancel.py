@@ -1,0 +1,47 @@
+"""Telling running work to stop."""
+
+from __future__ import annotations
+
+import time
+
+from airflow_provider_modelsync.core.errors import Cancelled
+
+_TICK = 0.1  # seconds between two looks at the flag: far below the 4 s that a kill may take
+
+
+class CancelToken:
+    """A flag that work looks at often.
+
+    It is a plain attribute rather than a :class:`threading.Event`, whose lock may be held by the very
+    thread that a signal handler interrupts in order to cancel.
+
+    :param parent: a token whose cancellation counts for this one, too.
+    """
+
+    def __init__(self, parent: CancelToken | None = None) -> None:
+        self._parent = parent
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """Ask for the end. Safe from signal handlers and any thread, any number of times."""
+        self._cancelled = True
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether this token or one above it was cancelled."""
+        return self._cancelled or (self._parent is not None and self._parent.cancelled)
+
+    def check(self) -> None:
+        """Raise :class:`Cancelled` when the end was asked for."""
+        if self.cancelled:
+            raise Cancelled("the work was told to stop")
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, but wake and raise :class:`Cancelled` when the end is asked for."""
+        end = time.monotonic() + seconds
+        while True:
+            self.check()
+            rest = end - time.monotonic()
+            if rest <= 0:
+                return
+            time.sleep(min(_TICK, rest))

@@ -1,0 +1,210 @@
+"""The values that registries, the engine and Airflow exchange. All are frozen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from airflow_provider_modelsync.core.errors import InvalidInput
+
+LATEST = "latest"
+XCOM_LIMIT = 4096  # bytes of JSON; results live in the metadata database and are no place for bulk
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class VersionStatus(StrEnum):
+    """Where a model version stands. Unknown words of a server become ``unknown``, never an error."""
+
+    PENDING = "pending"
+    UPLOADING = "uploading"
+    CONVERTING = "converting"
+    READY = "ready"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+class ModelRef(_Value):
+    """A model by name, with an exact version or none.
+
+    :param name: the model's name in its registry.
+    :param version: an exact version; ``None`` stands for the newest ready one.
+    """
+
+    name: str
+    version: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> ModelRef:
+        """Read ``"name"``, ``"name:version"`` or ``"name:latest"``.
+
+        :raises InvalidInput: when either part is empty.
+        """
+        name, colon, version = text.partition(":")
+        if not name or (colon and not version):
+            raise InvalidInput(f"{text!r} is not 'name', 'name:version' or 'name:latest'", argument="model")
+        return cls(name=name, version=version if version and version != LATEST else None)
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.version}" if self.version else self.name
+
+
+class TransferStats(_Value):
+    """What a push or pull moved.
+
+    :param skipped: nothing had to be moved, the same bytes were there already.
+    :param sent_bytes: payload bytes moved by this call.
+    :param resumed_bytes: payload bytes that an earlier try had moved and this one did not repeat.
+    """
+
+    skipped: bool = False
+    sent_bytes: int = 0
+    resumed_bytes: int = 0
+
+
+class ModelVersion(_Value):
+    """One version of a model as its registry describes it.
+
+    :param registry: the connection type, e.g. ``"modelstore"``.
+    :param name: the model's name.
+    :param version: the exact version.
+    :param status: where it stands.
+    :param digest: ``sha256:<hex>`` over the files, or ``None`` where it is not known.
+    :param size_bytes: sum of the files' sizes, or ``None`` where it is not known.
+    :param labels: short strings to choose by.
+    :param metadata: the user's own facts, JSON values.
+    :param created_at: when the registry made it, UTC.
+    :param uri: where it lies or is shown.
+    :param raw: the system's own record.
+    :param transfer: what the call that returned this moved, if it moved models.
+    """
+
+    registry: str
+    name: str
+    version: str
+    status: VersionStatus
+    digest: str | None = None
+    size_bytes: int | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    metadata: dict[str, JsonValue] = Field(default_factory=dict)
+    created_at: datetime | None = None
+    uri: str | None = None
+    raw: dict[str, Any] = Field(default_factory=dict, repr=False)
+    transfer: TransferStats | None = None
+
+    @property
+    def ref(self) -> str:
+        """``name:version``."""
+        return f"{self.name}:{self.version}"
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can be pulled and deployed."""
+        return self.status is VersionStatus.READY
+
+    @property
+    def age_key(self) -> tuple[datetime, str]:
+        """What versions are ordered by, oldest first; those without a time come first."""
+        return self.created_at or datetime.min.replace(tzinfo=UTC), self.version
+
+    def to_event(self) -> dict[str, JsonValue]:
+        """Return what an asset event about this version carries."""
+        return self.model_dump(mode="json", include={"registry", "name", "version", "digest", "created_at"})
+
+    def to_xcom(self, **more: JsonValue) -> dict[str, JsonValue]:
+        """Return a plain dictionary of JSON values, at most 4 KiB of JSON.
+
+        Metadata, then labels are left out when it would be larger; ``truncated`` is then true.
+
+        :param more: further entries, e.g. ``path``.
+        """
+        fields = self.model_dump(mode="json", exclude={"raw", "transfer"})
+        xcom = {**fields, "ref": self.ref, **more}
+        for heavy in ("metadata", "labels"):
+            if len(json.dumps(xcom).encode()) > XCOM_LIMIT:
+                xcom |= {heavy: {}, "truncated": True}
+        return xcom
+
+
+class PulledModel(_Value):
+    """A model on local disk.
+
+    :param path: the directory that holds it; ``None`` where the system keeps the model on its own host.
+    :param version: the exact version that was pulled.
+    """
+
+    path: Path | None
+    version: ModelVersion
+
+
+class Deployment(_Value):
+    """A served model.
+
+    :param registry: the connection type.
+    :param name: the deployment's name in its system.
+    :param status: the system's own word for its state.
+    :param ready: whether it answers requests.
+    :param model: the reference that it serves, where it is known.
+    :param revision: what tells one roll-out from the one before.
+    :param url: where it answers, once it does.
+    :param raw: the system's own record.
+    """
+
+    registry: str
+    name: str
+    status: str
+    ready: bool = False
+    model: str | None = None
+    revision: str | None = None
+    url: str | None = None
+    raw: dict[str, Any] = Field(default_factory=dict, repr=False)
+
+
+class Query(_Value):
+    """What versions to choose: terms that must all hold.
+
+    :param words: substrings of the name.
+    :param labels: label → wanted value, or ``None`` when the label's presence is enough.
+    """
+
+    words: tuple[str, ...] = ()
+    labels: dict[str, str | None] = Field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str | None, labels: Mapping[str, str] | None = None) -> Query:
+        """Read terms separated by blanks: name substrings, ``label:k`` and ``label:k=v``.
+
+        :param text: the terms.
+        :param labels: further labels that must have exactly these values.
+        :raises InvalidInput: for a term with another key than ``label``.
+        """
+        words: list[str] = []
+        wanted: dict[str, str | None] = {}
+        for term in (text or "").split():
+            key, colon, rest = term.partition(":")
+            if not colon:
+                words.append(term)
+                continue
+            label, equals, value = rest.partition("=")
+            if key != "label" or not label:
+                raise InvalidInput(f"{term!r} is neither a word nor 'label:k' nor 'label:k=v'", argument="query")
+            wanted[label] = value if equals else None
+        return cls(words=tuple(words), labels={**wanted, **(labels or {})})
+
+    def matches_name(self, name: str) -> bool:
+        """Whether the name holds every word."""
+        return all(word in name for word in self.words)
+
+    def matches(self, version: ModelVersion) -> bool:
+        """Whether a version's name and labels satisfy every term."""
+        return self.matches_name(version.name) and all(
+            key in version.labels and value in (None, version.labels[key]) for key, value in self.labels.items()
+        )

@@ -1,0 +1,166 @@
+"""What a registry is, and what it may leave out.
+
+A registry knows one system's protocol: names, records, and where bytes go. It moves no bytes and knows no Airflow. All
+its methods that talk to the system are flows, run by workers and by the triggerer alike.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from pydantic import JsonValue
+
+from airflow_provider_modelsync.core.archive.digest import SourceTree
+from airflow_provider_modelsync.core.errors import ModelNotFound, NotSupported
+from airflow_provider_modelsync.core.flow import Flow
+from airflow_provider_modelsync.core.models import Deployment, ModelRef, ModelVersion, Query
+from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, UploadPlan
+
+ANY = Query()
+
+
+class Capability(StrEnum):
+    """What a registry can do; the values complete the sentence "… does not offer to …"."""
+
+    PUSH = "push models"
+    PULL = "pull models"
+    CHOOSE_VERSION = "choose the version at push"
+    FORCE = "replace a version"
+    DELETE = "delete versions"
+    LABELS = "keep labels"
+    METADATA = "keep metadata"
+    DEPLOY = "deploy models"
+    PREDICT = "run predictions"
+
+
+class Registry(ABC):
+    """One system that keeps models, reached through one connection.
+
+    :param settings: the connection's checked fields.
+    """
+
+    conn_type: ClassVar[str]
+    title: ClassVar[str]
+    capabilities: ClassVar[frozenset[Capability]]
+    # What to use instead of a capability that is missing.
+    instead: ClassVar[Mapping[Capability, str]] = {}
+    settings_type: ClassVar[type[RegistrySettings]] = RegistrySettings
+    # What one can wait for beyond a version's being there.
+    states: ClassVar[frozenset[str]] = frozenset({"ready"})
+
+    def __init__(self, settings: RegistrySettings) -> None:
+        self.settings = settings
+
+    def require(self, capability: Capability) -> None:
+        """Raise :class:`NotSupported`, naming the nearest thing on offer, unless the registry has a capability."""
+        if capability not in self.capabilities:
+            raise self.not_supported(capability)
+
+    def not_supported(self, capability: Capability) -> NotSupported:
+        """Return the error that says what is missing and what to use instead."""
+        hint = self.instead.get(capability)
+        return NotSupported(f"{self.title} does not offer to {capability}" + (f"; {hint}" if hint else ""))
+
+    def has_reached(self, version: ModelVersion, state: str) -> bool:
+        """Whether a ready version is in one of :attr:`states`."""
+        return state in self.states and version.ready
+
+    def parse(self, model: str) -> ModelRef:
+        """Read a model reference and check it against the system's grammar.
+
+        :raises InvalidInput: naming what the grammar allows.
+        """
+        ref = ModelRef.parse(model)
+        self.check(ref)
+        return ref
+
+    @abstractmethod
+    def check(self, ref: ModelRef) -> None:
+        """Raise :class:`InvalidInput` unless name and version follow the system's grammar."""
+
+    @abstractmethod
+    def test(self) -> Flow[str]:
+        """Make one cheap authenticated request; return who and where in a sentence."""
+
+    def get(self, ref: ModelRef, query: Query = ANY) -> Flow[ModelVersion]:
+        """Return an exact version, or the newest ready one that the query chooses.
+
+        :raises ModelNotFound: when there is none.
+        """
+        if ref.version is not None:
+            return (yield from self.read_version(ref.name, ref.version))
+        chosen = yield from self.latest(ref.name, query)
+        if chosen is None:
+            wanted = f" with {dict(query.labels)}" if query.labels else ""
+            raise ModelNotFound(f"{self.title} has no ready version of {ref.name!r}{wanted}", model=ref.name)
+        return chosen
+
+    def latest(self, name: str, query: Query) -> Flow[ModelVersion | None]:
+        """Return the newest ready version by (created_at, version) that the query chooses, or ``None``."""
+        versions = yield from self.list_versions(name, query)
+        return next((version for version in versions if version.ready), None)
+
+    @abstractmethod
+    def read_version(self, name: str, version: str) -> Flow[ModelVersion]:
+        """Return an exact version in whatever state it is; raise :class:`ModelNotFound` when there is none."""
+
+    @abstractmethod
+    def list_models(self, query: Query) -> Flow[list[ModelVersion]]:
+        """Return the newest ready version of each name that the query chooses, newest first."""
+
+    @abstractmethod
+    def list_versions(self, name: str, query: Query) -> Flow[list[ModelVersion]]:
+        """Return the versions of a name that the query chooses, in any state, newest first; empty when none is."""
+
+    def delete(self, ref: ModelRef) -> Flow[bool]:
+        """Delete an exact version; return whether it was there."""
+        raise self.not_supported(Capability.DELETE)
+
+    def set_labels(self, ref: ModelRef, labels: Mapping[str, str | None]) -> Flow[ModelVersion]:
+        """Merge labels into a version's, a ``None`` value removing one; return the version as it is then."""
+        raise self.not_supported(Capability.LABELS)
+
+    def plan_push(
+        self,
+        ref: ModelRef,
+        source: SourceTree,
+        *,
+        labels: Mapping[str, str],
+        metadata: Mapping[str, JsonValue],
+        force: bool,
+        options: Mapping[str, Any],
+    ) -> Flow[UploadPlan]:
+        """Register a version and say how its bytes go up.
+
+        :raises VersionConflict: when the version holds other bytes and ``force`` is not set.
+        :raises InvalidInput: for labels, metadata or options that the system cannot take.
+        """
+        raise self.not_supported(Capability.PUSH)
+
+    def finish_push(self, plan: UploadPlan) -> Flow[ModelVersion]:
+        """Publish a version whose bytes have gone up, and return it as the system shows it."""
+        raise self.not_supported(Capability.PUSH)
+
+    def abort_push(self, plan: UploadPlan, error: BaseException) -> Flow[None]:
+        """Give up a push, leaving nothing half-made behind."""
+        raise self.not_supported(Capability.PUSH)
+
+    def plan_pull(self, version: ModelVersion) -> Flow[DownloadPlan]:
+        """Say how a version's bytes come down."""
+        raise self.not_supported(Capability.PULL)
+
+    def deploy(self, deployment: str | None, ref: ModelRef, config: Mapping[str, Any]) -> Flow[Deployment]:
+        """Ask for a model to be served; return once the request is accepted."""
+        raise self.not_supported(Capability.DEPLOY)
+
+    def deployment(self, name: str) -> Flow[Deployment]:
+        """Return a deployment as it is now."""
+        raise self.not_supported(Capability.DEPLOY)
+
+    def undeploy(self, name: str) -> Flow[Deployment]:
+        """Ask for a deployment's end."""
+        raise self.not_supported(Capability.DEPLOY)

@@ -1,0 +1,73 @@
+"""A connection's fields, checked and frozen: read once, the same for workers and triggerer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+
+from airflow_provider_modelsync.core.errors import InvalidInput
+
+# Forms store every declared field, unset ones as null or an empty string.
+_UNSET = (None, "")
+
+
+def _split(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(part for part in value.replace(",", " ").split() if part)
+    return value
+
+
+class RegistrySettings(BaseModel):
+    """What every registry's connection may say; each registry adds its own fields.
+
+    :param conn_id: the connection's id, for messages.
+    :param host: base URL, host name or root, as the registry defines it.
+    :param port: TCP port when the host does not name one.
+    :param login: user name or key id.
+    :param password: password, token or secret key.
+    :param verify_tls: whether server certificates are checked.
+    :param ca_bundle: file of CA certificates to trust instead of the system's.
+    :param client_cert: client certificate file (PEM).
+    :param client_key: its key file, when the certificate file does not hold it.
+    :param proxy: proxy URL; wins over the environment.
+    :param timeout_seconds: how long one API call may take, all its tries included.
+    :param max_workers: threads that move bytes.
+    :param part_size_mib: size of a multipart upload's parts in MiB; chosen by model size when unset.
+    :param presigned_hosts: hosts that presigned URLs may name although they are not public https.
+    """
+
+    # Validation errors would otherwise quote the input, secrets included.
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    conn_id: str
+    host: str | None = None
+    port: int | None = None
+    login: str | None = None
+    password: SecretStr | None = None
+    verify_tls: bool = True
+    ca_bundle: Path | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
+    proxy: SecretStr | None = None
+    timeout_seconds: float = Field(default=60.0, gt=0)
+    max_workers: int = Field(default=4, ge=1, le=64)
+    part_size_mib: int | None = Field(default=None, ge=5, le=5120)
+    presigned_hosts: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
+
+    @classmethod
+    def read(cls, conn_id: str, fields: Mapping[str, Any]) -> Self:
+        """Check a connection's fields.
+
+        :param conn_id: the connection's id.
+        :param fields: standard fields and extras by name; null and empty mean unset, unknown ones are ignored.
+        :raises InvalidInput: naming every field at fault, never a value.
+        """
+        given = {key: value for key, value in fields.items() if value not in _UNSET}
+        try:
+            return cls.model_validate({**given, "conn_id": conn_id})
+        except ValidationError as error:
+            faults = "; ".join(f"{fault['loc'][0]}: {fault['msg']}" for fault in error.errors(include_input=False))
+            raise InvalidInput(f"the connection's fields are not usable: {faults}", connection=conn_id) from None

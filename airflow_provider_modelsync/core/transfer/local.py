@@ -1,0 +1,79 @@
+"""Copying a model's files between directories of this machine, in parallel, hashing what is written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+from airflow_provider_modelsync.core.archive.digest import BLOCK, FileEntry
+from airflow_provider_modelsync.core.cancel import CancelToken
+from airflow_provider_modelsync.core.errors import from_os_error
+from airflow_provider_modelsync.core.parallel import for_each
+
+
+def copy_files(
+    files: Sequence[FileEntry],
+    directories: Iterable[str],
+    read: Callable[[str], AbstractContextManager[int]],
+    target: Path,
+    *,
+    workers: int,
+    cancel: CancelToken,
+    on_bytes: Callable[[int], None],
+) -> tuple[FileEntry, ...]:
+    """Write files below a directory.
+
+    :param files: what to copy; their hashes and sizes are not relied on.
+    :param directories: empty directories to make.
+    :param read: opens a file by its path for reading and yields a descriptor.
+    :param target: an empty directory.
+    :param workers: threads.
+    :param cancel: looked at once a block.
+    :param on_bytes: called from worker threads with the number of bytes written.
+    :return: what was written, with sizes and hashes as written, in the order of ``files``.
+    :raises DiskFull: naming the target when it has no room left.
+    """
+    written: dict[str, FileEntry] = {}
+
+    def copy_one(file: FileEntry, token: CancelToken) -> None:
+        size, sha256 = _copy(file, read, target, token, on_bytes)
+        written[file.path] = replace(file, size=size, sha256=sha256)
+
+    try:
+        for directory in sorted({os.path.dirname(file.path) for file in files} | set(directories)):
+            (target / directory).mkdir(parents=True, exist_ok=True)
+        for_each(copy_one, sorted(files, key=lambda file: -file.size), workers=workers, cancel=cancel)
+    except OSError as error:
+        raise from_os_error(error, f"writing below {target}") from error
+    return tuple(written[file.path] for file in files)
+
+
+def _copy(
+    file: FileEntry,
+    read: Callable[[str], AbstractContextManager[int]],
+    target: Path,
+    cancel: CancelToken,
+    on_bytes: Callable[[int], None],
+) -> tuple[int, str]:
+    total = hashlib.sha256()
+    size = 0
+    buffer = memoryview(bytearray(min(BLOCK, file.size + 1)))
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with read(file.path) as source:
+        sink = os.open(target / file.path, flags, 0o755 if file.executable else 0o644)
+        try:
+            while count := os.readv(source, [buffer]):
+                cancel.check()
+                block = buffer[:count]
+                total.update(block)
+                while block:
+                    block = block[os.write(sink, block) :]
+                size += count
+                on_bytes(count)
+        finally:
+            os.close(sink)
+    return size, total.hexdigest()

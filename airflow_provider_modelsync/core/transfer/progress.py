@@ -1,0 +1,86 @@
+"""Counting bytes as they move, and saying so now and then."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_EVERY_SECONDS = 10.0
+_EVERY_SHARE = 0.1
+_AT_LEAST_SECONDS = 1.0  # a fast transfer would otherwise say ten lines in a blink
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How far a transfer is.
+
+    :param done: bytes moved.
+    :param total: bytes to move.
+    :param seconds: since the start.
+    """
+
+    done: int
+    total: int
+    seconds: float
+
+    def __str__(self) -> str:
+        percent = 100 * self.done // self.total if self.total else 100
+        rate = self.done / self.seconds if self.seconds > 0 else 0
+        return f"{readable(self.done)} of {readable(self.total)} ({percent} %), {readable(rate)}/s"
+
+
+class Progress:
+    """Adds up bytes from many threads and reports at most every 10 s or 10 %.
+
+    :param total: bytes to move.
+    :param emit: called with a :class:`Report`, from whichever thread added the bytes.
+    :param clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        emit: Callable[[Report], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.total = total
+        self.done = 0
+        self._emit = emit
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._start = self._last_time = clock()
+        self._last_done = 0
+
+    def add(self, count: int) -> None:
+        """Count bytes that have moved."""
+        with self._lock:
+            self.done += count
+            if self._emit is None or not self._is_due():
+                return
+            self._last_time, self._last_done = self._clock(), self.done
+            report = self._report()
+        self._emit(report)
+
+    def finish(self) -> None:
+        """Report the end."""
+        if self._emit is not None:
+            self._emit(self._report())
+
+    def _is_due(self) -> bool:
+        waited = self._clock() - self._last_time
+        stepped = self.done - self._last_done >= _EVERY_SHARE * self.total
+        return self.done < self.total and (waited >= _EVERY_SECONDS or (stepped and waited >= _AT_LEAST_SECONDS))
+
+    def _report(self) -> Report:
+        return Report(self.done, self.total, self._clock() - self._start)
+
+
+def readable(count: float) -> str:
+    """Return a number of bytes as people read it, e.g. ``"1.5 GiB"``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

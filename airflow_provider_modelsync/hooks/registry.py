@@ -1,0 +1,257 @@
+"""The hook that all registries share: an Airflow connection becomes a registry, its verbs become methods.
+
+Operators, sensors and triggers use this class only; what system is behind it they need not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from airflow.sdk import BaseHook
+
+from airflow_provider_modelsync.core import sync
+from airflow_provider_modelsync.core.cancel import CancelToken
+from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError
+from airflow_provider_modelsync.core.flow import AsyncDriver, Flow, SyncDriver
+from airflow_provider_modelsync.core.models import ModelVersion, PulledModel, Query
+from airflow_provider_modelsync.core.registries.base import Registry
+from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.transfer.control import Control
+
+if TYPE_CHECKING:
+    import os
+
+    from airflow.sdk import Connection
+    from pydantic import JsonValue
+
+    from airflow_provider_modelsync.core.transfer.checkpoint import CheckpointStore
+
+T = TypeVar("T")
+
+_STANDARD_FIELDS = ("host", "port", "login", "password")
+
+
+def settings_from_connection(connection: Connection, settings_type: type[RegistrySettings]) -> RegistrySettings:
+    """Read an Airflow connection into a registry's settings.
+
+    :param connection: standard fields and extras.
+    :param settings_type: what the registry understands.
+    :raises InvalidInput: naming every field at fault.
+    """
+    standard = {field: getattr(connection, field) for field in _STANDARD_FIELDS}
+    return settings_type.read(connection.conn_id, {**connection.extra_dejson, **standard})
+
+
+class RegistryHook(BaseHook):
+    """Access to one model registry through one Airflow connection.
+
+    Subclasses name their connection type and their registry, nothing else.
+
+    :param registry_conn_id: the connection's id.
+    """
+
+    conn_name_attr = "registry_conn_id"
+    conn_type: ClassVar[str]
+    hook_name: ClassVar[str]
+    default_conn_name = "modelsync_default"
+    registry_type: ClassVar[type[Registry]]
+
+    def __init__(self, registry_conn_id: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.registry_conn_id = registry_conn_id or self.default_conn_name
+        self.cancel_token = CancelToken()
+        self._registry: Registry | None = None
+
+    def get_conn(self) -> Registry:
+        """Return the registry that the connection leads to.
+
+        :raises InvalidInput: when the connection's fields are not usable.
+        """
+        if self._registry is None:
+            self._registry = self._registry_for(self.get_connection(self.registry_conn_id))
+        return self._registry
+
+    async def aget_conn(self) -> Registry:
+        """Return the registry; for the event loop, where :meth:`get_conn` would block."""
+        if self._registry is None:
+            self._registry = self._registry_for(await self.aget_connection(self.registry_conn_id))
+        return self._registry
+
+    def cancel(self) -> None:
+        """End whatever this hook is doing, within 4 s. Safe from signal handlers, any number of times."""
+        self.cancel_token.cancel()
+
+    def run(self, make_flow: Callable[[Registry], Flow[T]], *, model: str | None = None) -> T:
+        """Run a flow of the registry in this thread.
+
+        :param make_flow: called with the registry.
+        :param model: named in errors.
+        """
+        with self._named(model):
+            return self._driver().run(make_flow(self.get_conn()))
+
+    async def arun(self, make_flow: Callable[[Registry], Flow[T]], *, model: str | None = None) -> T:
+        """Run a flow of the registry on the event loop. Parameters as for :meth:`run`."""
+        with self._named(model):
+            return await AsyncDriver().run(make_flow(await self.aget_conn()))
+
+    def push(
+        self,
+        source: str | os.PathLike[str],
+        model: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        metadata: Mapping[str, JsonValue] | None = None,
+        force: bool = False,
+        options: Mapping[str, Any] | None = None,
+        checkpoint: CheckpointStore | None = None,
+    ) -> ModelVersion:
+        """Push a model.
+
+        :param source: a directory or a single file on this machine.
+        :param model: ``name`` or ``name:version``; a version left out is derived from the content.
+        :param labels: short strings to choose by.
+        :param metadata: JSON values kept beside the version.
+        :param force: replace a version that holds other bytes.
+        :param options: what only this registry understands.
+        :param checkpoint: where tries remember what is done.
+        :return: the published version.
+        :raises VersionConflict: when the version exists with other bytes.
+        :raises InvalidInput: for a source, name or argument that is refused before any byte is sent.
+        :raises NotSupported: for what the system cannot do or keep.
+        """
+        with self._named(model):
+            registry = self.get_conn()
+            return sync.push(
+                registry,
+                self._driver(),
+                source,
+                registry.parse(model),
+                self._control(registry, f"pushing {model}", checkpoint),
+                labels=labels,
+                metadata=metadata,
+                force=force,
+                options=options,
+            )
+
+    def pull(
+        self,
+        model: str,
+        target: str | os.PathLike[str],
+        *,
+        labels: Mapping[str, str] | None = None,
+        query: str | None = None,
+        force: bool = False,
+        verify: bool = True,
+        checkpoint: CheckpointStore | None = None,
+    ) -> PulledModel:
+        """Pull a model.
+
+        :param model: ``name`` or ``name:latest`` for the newest ready version, ``name:version`` for an exact one.
+        :param target: a directory; filled when absent or empty, left alone when it holds exactly this model.
+        :param labels: choose among ready versions.
+        :param query: chooses among ready versions: name substrings, ``label:k``, ``label:k=v``.
+        :param force: replace whatever the target holds, once the new copy is verified.
+        :param verify: compare the bytes with the version's digest.
+        :param checkpoint: where tries remember what is done.
+        :raises ModelNotFound: when no ready version is chosen.
+        :raises TargetExists: when the target holds something else.
+        :raises DigestMismatch: when the stored bytes are not those that were pushed.
+        """
+        with self._named(model):
+            registry = self.get_conn()
+            return sync.pull(
+                registry,
+                self._driver(),
+                registry.parse(model),
+                target,
+                self._control(registry, f"pulling {model}", checkpoint),
+                query=Query.parse(query, labels),
+                force=force,
+                verify=verify,
+            )
+
+    def get(self, model: str, *, labels: Mapping[str, str] | None = None, query: str | None = None) -> ModelVersion:
+        """Return a model version.
+
+        :raises ModelNotFound: when there is none.
+        """
+        return self.run(lambda registry: registry.get(registry.parse(model), Query.parse(query, labels)), model=model)
+
+    def list_models(self, query: str | None = None) -> list[ModelVersion]:
+        """Return the newest ready version of each name that the query chooses, newest first."""
+        return self.run(lambda registry: registry.list_models(Query.parse(query)))
+
+    def list_versions(self, name: str, query: str | None = None) -> list[ModelVersion]:
+        """Return every version of a name that the query chooses, in any state, newest first."""
+        return self.run(
+            lambda registry: registry.list_versions(registry.parse(name).name, Query.parse(query)), model=name
+        )
+
+    def delete(self, model: str) -> bool:
+        """Delete an exact version.
+
+        :return: whether it was there; deleting what is gone already is no error.
+        """
+        return self.run(lambda registry: registry.delete(registry.parse(model)), model=model)
+
+    def set_labels(self, model: str, labels: Mapping[str, str | None]) -> ModelVersion:
+        """Merge labels into a version's; a ``None`` value removes one."""
+        return self.run(lambda registry: registry.set_labels(registry.parse(model), labels), model=model)
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Make one cheap authenticated request and say who and where, or what is wrong."""
+        try:
+            return True, self.run(lambda registry: registry.test())
+        except Exception as error:  # the form shows whatever comes back
+            return False, str(error)
+
+    def _registry_for(self, connection: Connection) -> Registry:
+        with self._named(None):
+            settings = settings_from_connection(connection, self.registry_type.settings_type)
+            return self.registry_type(settings)
+
+    def _driver(self) -> SyncDriver:
+        return SyncDriver(cancel=self.cancel_token)
+
+    def _control(self, registry: Registry, doing: str, checkpoint: CheckpointStore | None) -> Control:
+        return Control(
+            workers=registry.settings.max_workers,
+            cancel=self.cancel_token,
+            on_progress=lambda report: self.log.info("%s: %s", doing, report),
+            checkpoint=checkpoint,
+        )
+
+    @contextmanager
+    def _named(self, model: str | None) -> Iterator[None]:
+        """Name the model and the connection in whatever error comes out."""
+        try:
+            yield
+        except ModelSyncError as error:
+            error.about(model=model, connection=self.registry_conn_id)
+            raise
+
+
+def get_registry_hook(registry_conn_id: str) -> RegistryHook:
+    """Return the hook for a connection, whatever registry it leads to.
+
+    :param registry_conn_id: the connection's id.
+    :raises InvalidInput: when the connection is of no registry's type.
+    """
+    return _checked(BaseHook.get_hook(registry_conn_id), registry_conn_id)
+
+
+async def aget_registry_hook(registry_conn_id: str) -> RegistryHook:
+    """Return the hook for a connection; for the event loop."""
+    return _checked(await BaseHook.aget_hook(registry_conn_id), registry_conn_id)
+
+
+def _checked(hook: BaseHook, conn_id: str) -> RegistryHook:
+    if isinstance(hook, RegistryHook):
+        return hook
+    kind = getattr(hook, "conn_type", type(hook).__name__)
+    raise InvalidInput(
+        f"the connection's type {kind!r} is no model registry", argument="registry_conn_id", connection=conn_id
+    )

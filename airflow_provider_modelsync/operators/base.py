@@ -1,0 +1,103 @@
+"""What all tasks of this provider share: the hook, cancellation, resume, and how errors reach Airflow."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import Asset, BaseOperator
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from airflow_provider_modelsync.core.cancel import CancelToken
+from airflow_provider_modelsync.core.errors import ModelSyncError, Permanent
+from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+    from pydantic import JsonValue
+
+    from airflow_provider_modelsync.core.models import ModelVersion
+
+log = logging.getLogger("modelsync")
+
+DEFAULT_CONN_ID = "modelsync_default"
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn this package's errors into Airflow's: permanent ones end the task, others leave it its retries."""
+    try:
+        yield
+    except ModelSyncError as error:
+        kind = AirflowFailException if isinstance(error, Permanent) else AirflowException
+        raise kind(str(error)) from error
+
+
+class TaskCheckpoint:
+    """The task's state store as a checkpoint. It only saves work, so its failures never fail a transfer.
+
+    :param store: ``context["task_state_store"]``.
+    """
+
+    _PREFIX = "modelsync."
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    @classmethod
+    def of(cls, context: Context) -> TaskCheckpoint | None:
+        """Return the checkpoint of the running task, or ``None`` where there is no state store."""
+        store = context.get("task_state_store")
+        return cls(store) if store is not None else None
+
+    def get(self, key: str) -> JsonValue:
+        with self._tolerating("read"):
+            value: JsonValue = self._store.get(self._PREFIX + key)
+            return value
+        return None
+
+    def set(self, key: str, value: JsonValue) -> None:
+        with self._tolerating("written"):
+            self._store.set(self._PREFIX + key, value)
+
+    def delete(self, key: str) -> None:
+        with self._tolerating("cleared"):
+            self._store.delete(self._PREFIX + key)
+
+    @contextmanager
+    def _tolerating(self, done: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            log.warning("the task's state store could not be %s, this try goes on without it: %s", done, error)
+
+
+class RegistryOperator(BaseOperator):
+    """Base of the operators that work on one registry.
+
+    :param registry_conn_id: the registry's connection (templated).
+    """
+
+    def __init__(self, *, registry_conn_id: str = DEFAULT_CONN_ID, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.registry_conn_id = registry_conn_id
+        # Made here, not in execute: a kill may come before execute has begun.
+        self._cancel_token = CancelToken()
+
+    def get_hook(self) -> RegistryHook:
+        """Return the connection's hook, which ends its work when this task is killed."""
+        hook = get_registry_hook(self.registry_conn_id)
+        hook.cancel_token = self._cancel_token
+        return hook
+
+    def on_kill(self) -> None:
+        """End the transfer within 4 s."""
+        self._cancel_token.cancel()
+
+    def emit(self, context: Context, version: ModelVersion) -> None:
+        """Describe the version in the events of the task's outlet assets."""
+        for outlet in self.outlets:
+            if isinstance(outlet, Asset):
+                context["outlet_events"][outlet].extra.update(version.to_event())

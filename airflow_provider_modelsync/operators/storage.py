@@ -1,0 +1,127 @@
+"""Sources and targets in object storage: one local copy on the way in, one upload on the way out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from airflow.sdk import ObjectStoragePath
+
+from airflow_provider_modelsync.core.archive import names
+from airflow_provider_modelsync.core.archive.digest import BLOCK, FileEntry, read_tree
+from airflow_provider_modelsync.core.cancel import CancelToken
+from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavailable, TargetExists
+
+Location = str | os.PathLike[str] | ObjectStoragePath
+
+
+def resolve(location: Location, argument: str) -> Path | ObjectStoragePath:
+    """Tell local from remote.
+
+    :param location: a path, or a URL that :class:`ObjectStoragePath` understands.
+    :param argument: the argument's name, for errors.
+    :return: a local path, or an object storage path.
+    :raises InvalidInput: when it is neither.
+    """
+    if not isinstance(location, ObjectStoragePath):
+        text = os.fspath(location)
+        if not text:
+            raise InvalidInput("it is empty", argument=argument)
+        if "://" not in text:
+            return Path(text)
+        try:
+            location = ObjectStoragePath(text)
+        except ValueError as error:
+            raise InvalidInput(f"{text!r} is no storage location: {error}", argument=argument) from None
+    return Path(location.path) if location.protocol in ("file", "local", "") else location
+
+
+@contextmanager
+def local_source(location: Location, cancel: CancelToken) -> Iterator[Path]:
+    """Yield a source as a local path; a remote one is copied to a temporary directory once.
+
+    :raises InvalidInput: when a remote source is missing or holds a name that no model may hold.
+    """
+    source = resolve(location, "source")
+    if isinstance(source, Path):
+        yield source
+        return
+    with tempfile.TemporaryDirectory(prefix="modelsync-") as scratch:
+        copy = Path(scratch) / source.name
+        for path in _files_below(source):
+            local = copy / path if path else copy
+            local.parent.mkdir(parents=True, exist_ok=True)
+            with _open(source / path if path else source, "rb") as reader, local.open("xb") as writer:
+                _copy(reader, writer, cancel)
+        if not copy.exists():
+            raise InvalidInput(f"{source} does not exist or holds no file", argument="source")
+        yield copy
+
+
+def upload_directory(directory: Path, target: ObjectStoragePath, *, force: bool, cancel: CancelToken) -> None:
+    """Copy a pulled model to object storage.
+
+    A target that holds only files of this very model is the work of an earlier try, and is completed.
+
+    :raises TargetExists: when the target holds anything else and ``force`` is not set.
+    """
+    wanted = {file.path: file for file in read_tree(directory, cancel=cancel).files}
+    there = set(_files_below(target))
+    done = {path for path in there & wanted.keys() if _matches(target / path, wanted[path], cancel)}
+    if strange := there - done:
+        if not force:
+            raise TargetExists(
+                f"{target} holds {names.show(min(strange))}, which is not of this model; "
+                "empty it, or pull with force to replace it",
+                argument="target",
+            )
+        for path in strange:
+            (target / path).unlink()
+    for path in sorted(wanted.keys() - done):
+        remote = target / path
+        remote.parent.mkdir(parents=True, exist_ok=True)
+        with (directory / path).open("rb") as reader, _open(remote, "wb") as writer:
+            _copy(reader, writer, cancel)
+
+
+def _files_below(root: ObjectStoragePath) -> list[str]:
+    """Return the paths of all files relative to a root; ``""`` stands for a root that is a file itself."""
+    if root.is_file():
+        return [""]
+    prefix = root.path.rstrip("/")
+    found = [str(path).removeprefix(prefix).lstrip("/") for path in root.fs.find(root.path)]
+    for path in found:
+        if fault := names.fault_of(path):
+            raise InvalidInput(f"{root} holds {names.show(path)}, which {fault}")
+    return found
+
+
+def _matches(path: ObjectStoragePath, want: FileEntry, cancel: CancelToken) -> bool:
+    if path.stat().st_size != want.size:
+        return False
+    total = hashlib.sha256()
+    with _open(path, "rb") as reader:
+        while block := reader.read(BLOCK):
+            cancel.check()
+            total.update(block)
+    return total.hexdigest() == want.sha256
+
+
+def _copy(reader: IO[bytes], writer: IO[bytes], cancel: CancelToken) -> None:
+    while block := reader.read(BLOCK):
+        cancel.check()
+        writer.write(block)
+
+
+@contextmanager
+def _open(path: ObjectStoragePath, mode: str) -> Iterator[Any]:
+    try:
+        with path.open(mode) as file:
+            yield file
+    except FileNotFoundError as error:
+        raise RegistryUnavailable(f"{path} vanished while it was being read") from error

@@ -1,0 +1,199 @@
+"""Operators that move models: push and pull, to and from any registry."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.sdk import conf
+
+from airflow_provider_modelsync.core.errors import RegistryUnavailable
+from airflow_provider_modelsync.core.models import ModelVersion, PulledModel, Query, TransferStats
+from airflow_provider_modelsync.core.wait import find_version
+from airflow_provider_modelsync.operators.base import RegistryOperator, TaskCheckpoint, translated
+from airflow_provider_modelsync.operators.storage import Location, local_source, resolve, upload_directory
+from airflow_provider_modelsync.triggers.model import DEFAULT_POLL_INTERVAL, ModelVersionTrigger, outcome_of
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+    from pydantic import JsonValue
+
+
+class PushModelOperator(RegistryOperator):
+    """Push a model to a registry.
+
+    Safe to repeat: a version left out is derived from the content, and bytes that are there already are not sent.
+
+    :param registry_conn_id: the registry's connection (templated).
+    :param model: ``name`` or ``name:version`` (templated).
+    :param source: a directory or a single file: a local path, or an object storage URL, which is copied to this
+        machine first (templated).
+    :param labels: short strings to choose by (templated).
+    :param metadata: JSON values kept beside the version (templated).
+    :param force: replace a version that holds other bytes.
+    :param options: what only this registry understands (templated).
+    :param wait_for_ready: return once the registry says that the version is ready.
+    :param ready_timeout: how long to wait for that, in seconds or as a timedelta.
+    :param poll_interval: seconds between two looks while waiting.
+    :param deferrable: wait in the triggerer instead of a worker slot.
+    :return: the version as a dictionary, with ``skipped`` and ``resumed_bytes``.
+    """
+
+    template_fields: Sequence[str] = ("registry_conn_id", "model", "source", "labels", "metadata", "options")
+    template_fields_renderers: ClassVar[dict[str, str]] = {"labels": "json", "metadata": "json", "options": "json"}
+    ui_color = "#d5e8d4"
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        source: Location,
+        labels: Mapping[str, str] | None = None,
+        metadata: Mapping[str, JsonValue] | None = None,
+        force: bool = False,
+        options: Mapping[str, Any] | None = None,
+        wait_for_ready: bool = True,
+        ready_timeout: float | timedelta = 3600,
+        poll_interval: float = DEFAULT_POLL_INTERVAL,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.model = model
+        self.source = source
+        self.labels = labels
+        self.metadata = metadata
+        self.force = force
+        self.options = options
+        self.wait_for_ready = wait_for_ready
+        self.ready_timeout = ready_timeout
+        self.poll_interval = poll_interval
+        self.deferrable = deferrable
+
+    def execute(self, context: Context) -> dict[str, JsonValue]:
+        with translated():
+            with local_source(self.source, self._cancel_token) as source:
+                version = self.get_hook().push(
+                    source,
+                    self.model,
+                    labels=self.labels,
+                    metadata=self.metadata,
+                    force=self.force,
+                    options=self.options,
+                    checkpoint=TaskCheckpoint.of(context),
+                )
+            transfer = version.transfer or TransferStats()
+            if self.wait_for_ready and not version.ready:
+                version = self._wait(version, transfer)
+            return self._finish(context, version, transfer)
+
+    def execute_complete(
+        self, context: Context, event: Mapping[str, Any] | None, transfer: Mapping[str, Any]
+    ) -> dict[str, JsonValue]:
+        """Take over from the trigger: read the version once more and return it."""
+        with translated():
+            version = self.get_hook().get(outcome_of(event))
+            return self._finish(context, version, TransferStats.model_validate(transfer))
+
+    def _wait(self, version: ModelVersion, transfer: TransferStats) -> ModelVersion:
+        timeout = _seconds(self.ready_timeout)
+        deadline = time.time() + timeout
+        if self.deferrable:
+            self.defer(
+                trigger=ModelVersionTrigger(
+                    registry_conn_id=self.registry_conn_id,
+                    model=version.ref,
+                    poll_interval=self.poll_interval,
+                    deadline=deadline,
+                ),
+                method_name="execute_complete",
+                kwargs={"transfer": transfer.model_dump()},
+                timeout=timedelta(seconds=timeout + 60),
+            )
+        hook = self.get_hook()
+        while True:
+            found = hook.run(lambda registry: find_version(registry, version.ref, Query()), model=version.ref)
+            if found is not None:
+                return found
+            if time.time() >= deadline:
+                raise RegistryUnavailable(f"{version.ref} was not ready after {timeout:.0f} s")
+            self._cancel_token.sleep(self.poll_interval)
+
+    def _finish(self, context: Context, version: ModelVersion, transfer: TransferStats) -> dict[str, JsonValue]:
+        self.emit(context, version)
+        return version.to_xcom(skipped=transfer.skipped, resumed_bytes=transfer.resumed_bytes)
+
+
+class PullModelOperator(RegistryOperator):
+    """Pull a model from a registry.
+
+    The target is absent, old, or new and verified at every moment. A target that holds exactly the wanted model is
+    left alone, so a cleared task costs one comparison.
+
+    :param registry_conn_id: the registry's connection (templated).
+    :param model: ``name`` or ``name:latest`` for the newest ready version, ``name:version`` for an exact one
+        (templated).
+    :param target: a directory: a local path, or an object storage URL, which is filled after the pull (templated).
+    :param labels: choose among ready versions (templated).
+    :param query: chooses among ready versions: name substrings, ``label:k``, ``label:k=v`` (templated).
+    :param force: replace whatever the target holds, once the new copy is verified.
+    :param verify: compare the bytes with the version's digest.
+    :return: the version as a dictionary, with ``path`` and ``skipped``.
+    """
+
+    template_fields: Sequence[str] = ("registry_conn_id", "model", "target", "labels", "query")
+    template_fields_renderers: ClassVar[dict[str, str]] = {"labels": "json"}
+    ui_color = "#dae8fc"
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        target: Location,
+        labels: Mapping[str, str] | None = None,
+        query: str | None = None,
+        force: bool = False,
+        verify: bool = True,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.model = model
+        self.target = target
+        self.labels = labels
+        self.query = query
+        self.force = force
+        self.verify = verify
+        self.deferrable = deferrable
+
+    def execute(self, context: Context) -> dict[str, JsonValue]:
+        with translated():
+            target = resolve(self.target, "target")
+            if isinstance(target, Path):
+                pulled = self._pull(context, target)
+            else:
+                with tempfile.TemporaryDirectory(prefix="modelsync-") as scratch:
+                    pulled = self._pull(context, Path(scratch) / "model")
+                    upload_directory(Path(scratch) / "model", target, force=self.force, cancel=self._cancel_token)
+            self.emit(context, pulled.version)
+            transfer = pulled.version.transfer or TransferStats()
+            return pulled.version.to_xcom(path=str(target), skipped=transfer.skipped)
+
+    def _pull(self, context: Context, target: Path) -> PulledModel:
+        return self.get_hook().pull(
+            self.model,
+            target,
+            labels=self.labels,
+            query=self.query,
+            force=self.force,
+            verify=self.verify,
+            checkpoint=TaskCheckpoint.of(context),
+        )
+
+
+def _seconds(span: float | timedelta) -> float:
+    return span.total_seconds() if isinstance(span, timedelta) else float(span)

@@ -1,0 +1,109 @@
+"""A sensor for model versions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.sdk import BaseSensorOperator, PokeReturnValue, conf
+from airflow.sdk.exceptions import AirflowSensorTimeout
+
+from airflow_provider_modelsync.core.errors import Retryable
+from airflow_provider_modelsync.core.models import ModelVersion, Query
+from airflow_provider_modelsync.core.wait import READY, find_version
+from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
+from airflow_provider_modelsync.operators.base import DEFAULT_CONN_ID, translated
+from airflow_provider_modelsync.triggers.model import ModelVersionTrigger, outcome_of
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+    from pydantic import JsonValue
+
+
+class ModelVersionSensor(BaseSensorOperator):
+    """Wait until a model version is there.
+
+    A model that does not exist yet is waited for; passing faults of the registry never end the wait.
+
+    :param registry_conn_id: the registry's connection (templated).
+    :param model: ``name`` for the newest ready version, ``name:version`` for an exact one (templated).
+    :param labels: choose among ready versions (templated).
+    :param newer_than: a version or an ISO 8601 time that the version must be newer than (templated).
+    :param state: what the version must have reached.
+    :param deferrable: wait in the triggerer instead of a worker slot. Give such a task a retry.
+    :return: the version as a dictionary.
+    """
+
+    template_fields: Sequence[str] = ("registry_conn_id", "model", "labels", "newer_than")
+    template_fields_renderers: ClassVar[dict[str, str]] = {"labels": "json"}
+    ui_color = "#ffe6cc"
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        registry_conn_id: str = DEFAULT_CONN_ID,
+        labels: Mapping[str, str] | None = None,
+        newer_than: str | None = None,
+        state: str = READY,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.registry_conn_id = registry_conn_id
+        self.model = model
+        self.labels = labels
+        self.newer_than = newer_than
+        self.state = state
+        self.deferrable = deferrable
+        self._hook: RegistryHook | None = None
+
+    def execute(self, context: Context) -> Any:
+        if not self.deferrable:
+            return super().execute(context)
+        # Looking once first spares a deferral, and keeps the trigger from firing at once.
+        if found := self._look():
+            return found.to_xcom()
+        timeout = float(self.timeout)
+        self.defer(
+            trigger=ModelVersionTrigger(
+                registry_conn_id=self.registry_conn_id,
+                model=self.model,
+                deadline=time.time() + timeout,
+                labels=self.labels,
+                newer_than=self.newer_than,
+                state=self.state,
+                poll_interval=float(self.poke_interval),
+            ),
+            method_name="execute_complete",
+            timeout=timedelta(seconds=timeout + 60),
+        )
+        return None
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any] | None) -> dict[str, JsonValue]:
+        """Take over from the trigger: read the version once more and return it."""
+        if event and event.get("status") == "timeout":
+            raise AirflowSensorTimeout(str(event.get("message")))
+        with translated():
+            return get_registry_hook(self.registry_conn_id).get(outcome_of(event)).to_xcom()
+
+    def poke(self, context: Context) -> PokeReturnValue:
+        found = self._look()
+        return PokeReturnValue(is_done=found is not None, xcom_value=found.to_xcom() if found else None)
+
+    def _look(self) -> ModelVersion | None:
+        with translated():
+            self._hook = self._hook or get_registry_hook(self.registry_conn_id)
+            query = Query.parse(None, self.labels)
+            try:
+                return self._hook.run(
+                    lambda registry: find_version(
+                        registry, self.model, query, newer_than=self.newer_than, state=self.state
+                    ),
+                    model=self.model,
+                )
+            except Retryable as error:
+                self.log.warning("%s; the wait goes on", error)
+                return None

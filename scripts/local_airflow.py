@@ -1,0 +1,192 @@
+"""A private Airflow on this machine: api-server, scheduler and triggerer in a directory of their own.
+
+Used by the demo and by the tests that need the real components. Everything listens on 127.0.0.1 and ends with the
+``with`` block.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+AIRFLOW = (sys.executable, "-m", "airflow")
+TERMINAL = {"success", "failed"}
+
+
+def free_port() -> int:
+    """Return a TCP port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(home: Path, dags: Path, connections: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return the environment variables of a private Airflow.
+
+    :param home: its directory, for database and logs.
+    :param dags: the directory of its DAG files.
+    :param connections: connection id → connection as a dictionary.
+    """
+    return {
+        **{key: value for key, value in os.environ.items() if not key.startswith("AIRFLOW")},
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__PARALLELISM": "3",
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+        "AIRFLOW__CORE__FERNET_KEY": "",
+        "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
+        "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
+        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
+        "AIRFLOW__SCHEDULER__JOB_HEARTBEAT_SEC": "1",
+        "AIRFLOW__SCHEDULER__ENABLE_HEALTH_CHECK": "False",
+        "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
+        "AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO",
+        "PYTHONWARNINGS": "ignore",
+        **{f"AIRFLOW_CONN_{key.upper()}": json.dumps(value) for key, value in connections.items()},
+    }
+
+
+def migrated_database(cache: Path) -> Path:
+    """Return an empty, migrated SQLite database, made once and kept in a directory."""
+    database = cache / "airflow.db"
+    if not database.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        scratch = cache / f"migrating-{os.getpid()}"
+        scratch.mkdir()
+        env = environment(scratch, scratch, {})
+        subprocess.run((*AIRFLOW, "db", "migrate"), env=env, check=True, capture_output=True)
+        (scratch / "airflow.db").rename(database)
+        shutil.rmtree(scratch)
+    return database
+
+
+class LocalAirflow:
+    """A running Airflow's REST API.
+
+    :param port: of the api-server.
+    :param env: the components' environment.
+    """
+
+    def __init__(self, port: int, env: Mapping[str, str]) -> None:
+        self.env = dict(env)
+        self.home = Path(env["AIRFLOW_HOME"])
+        self.base_url = f"http://127.0.0.1:{port}"
+        self._client = httpx.Client(base_url=self.base_url, timeout=30, trust_env=False)
+
+    def wait_until_healthy(self, seconds: float) -> None:
+        """Wait until api-server, scheduler and triggerer answer."""
+        for _ in _until(seconds, "Airflow to become healthy"):
+            try:
+                health = self._client.get("/api/v2/monitor/health").json()
+            except (httpx.HTTPError, ValueError):
+                continue
+            if all((health.get(name) or {}).get("status") == "healthy" for name in ("scheduler", "triggerer")):
+                break
+        token = self._client.get("/auth/token").json()["access_token"]
+        self._client.headers["Authorization"] = f"Bearer {token}"
+
+    def get(self, path: str, **params: Any) -> Any:
+        """Return the JSON of a GET below ``/api/v2``."""
+        return self._client.get(f"/api/v2{path}", params=params).raise_for_status().json()
+
+    def post(self, path: str, body: Any) -> Any:
+        """Return the JSON of a POST below ``/api/v2``."""
+        return self._client.post(f"/api/v2{path}", json=body).raise_for_status().json()
+
+    def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
+        """Start a run of a DAG and return its id."""
+        return str(self.post(f"/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": dict(conf or {})})["dag_run_id"])
+
+    def wait(self, dag_id: str, run_id: str, seconds: float = 180) -> str:
+        """Wait for a run's end and return its state."""
+        for _ in _until(seconds, f"{dag_id} {run_id}"):
+            state = str(self.get(f"/dags/{dag_id}/dagRuns/{run_id}")["state"])
+            if state in TERMINAL:
+                return state
+        raise AssertionError
+
+    def tasks(self, dag_id: str, run_id: str) -> dict[str, dict[str, Any]]:
+        """Return a run's task instances by task id."""
+        found = self.get(f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances")["task_instances"]
+        return {task["task_id"]: task for task in found}
+
+    def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
+        """Return what a task left."""
+        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}"
+        return self.get(path, deserialize=True)["value"]
+
+    def log(self, dag_id: str, run_id: str, task_id: str) -> str:
+        """Return a task's log as text, all tries."""
+        directory = self.home / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}" / f"task_id={task_id}"
+        return "\n".join(path.read_text() for path in sorted(directory.rglob("*.log*")))
+
+
+@contextmanager
+def local_airflow(
+    home: Path, dags: Path, connections: Mapping[str, Mapping[str, Any]], *, database: Path
+) -> Iterator[LocalAirflow]:
+    """Run a private Airflow.
+
+    :param home: an existing directory for its database and logs.
+    :param dags: the directory of its DAG files.
+    :param connections: connection id → connection as a dictionary.
+    :param database: a migrated database to start from, copied unless ``home`` has one already.
+    """
+    port = free_port()
+    env = environment(home, dags, connections) | {
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
+        "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
+    }
+    if not (home / "airflow.db").exists():
+        shutil.copyfile(database, home / "airflow.db")
+    api = ("api-server", "--apps", "execution,core", "--workers", "1", "--host", "127.0.0.1", "--port", str(port))
+    with ExitStack() as stack:
+        for command in (api, ("scheduler", "--skip-serve-logs"), ("triggerer", "--skip-serve-logs")):
+            stack.enter_context(_component(command, env, home))
+        subprocess.run((*AIRFLOW, "dags", "reserialize"), env=env, check=True, capture_output=True)
+        airflow = LocalAirflow(port, env)
+        airflow.wait_until_healthy(90)
+        yield airflow
+
+
+@contextmanager
+def _component(command: tuple[str, ...], env: Mapping[str, str], home: Path) -> Iterator[None]:
+    """Run one component in a process group of its own, and end the whole group."""
+    with (home / f"{command[0]}.log").open("ab") as log:
+        process = subprocess.Popen((*AIRFLOW, *command), env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield
+    finally:
+        for number, patience in ((signal.SIGINT, 8), (signal.SIGTERM, 4), (signal.SIGKILL, 4)):
+            try:
+                os.killpg(process.pid, number)
+                process.wait(patience)
+            except ProcessLookupError:
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        process.wait()
+
+
+def _until(seconds: float, what: str) -> Iterator[None]:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        yield
+        time.sleep(0.25)
+    raise TimeoutError(f"waited {seconds:.0f} s for {what}")
