@@ -4,7 +4,7 @@ The digest of a model is ``sha256:`` and the SHA-256 of its canonical manifest: 
 UTF-8 bytes of its path, the line ``<sha256 of the file>␠␠<path>\\n``. That is what ``sha256sum`` prints, so it can be
 checked by hand::
 
-    LC_ALL=C; find . -type f -printf '%P\\0' | sort -z | xargs -0 sha256sum | sha256sum
+    export LC_ALL=C; find . -type f -printf '%P\\0' | sort -z | xargs -0 sha256sum -- | sha256sum
 """
 
 from __future__ import annotations
@@ -181,8 +181,10 @@ def _hash_file(root: Path, path: str, stamp: Stamp, cancel: CancelToken, on_byte
     total = hashlib.sha256()
     buffer = memoryview(bytearray(min(BLOCK, stamp.size + 1)))
     with open_source(root, path) as descriptor:
-        while count := os.readv(descriptor, [buffer]):
+        size = 0
+        while size <= stamp.size and (count := os.readv(descriptor, [buffer])):  # a growing file might never end
             cancel.check()
+            size += count
             total.update(buffer[:count])
             if on_bytes is not None:
                 on_bytes(count)
@@ -217,8 +219,14 @@ def _scan(source: Path) -> tuple[Path, dict[str, Stamp], set[str], list[str]]:
                 _refuse_unless_regular(path, facts)
                 add_file(path, facts)
 
+    shown = names.show(os.fspath(source))
     try:
         facts = source.lstat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InvalidInput(f"{shown} does not exist", argument="source") from error
+    except OSError as error:
+        raise from_os_error(error, f"scanning {shown}", argument="source") from error
+    try:
         if stat.S_ISDIR(facts.st_mode):
             root = source
             walk(os.fspath(source), "")
@@ -227,12 +235,12 @@ def _scan(source: Path) -> tuple[Path, dict[str, Stamp], set[str], list[str]]:
             _refuse_unless_regular(os.fspath(source), facts)
             _refuse_bad_name(source.name)
             add_file(source.name, facts)
-    except FileNotFoundError as error:
-        raise InvalidInput(f"{names.show(os.fspath(source))} does not exist", argument="source") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SourceChanged(f"{shown} changed while it was being scanned: {error.strerror}") from error
     except OSError as error:
-        raise from_os_error(error, f"scanning {names.show(os.fspath(source))}", argument="source") from error
+        raise from_os_error(error, f"scanning {shown}", argument="source") from error
     if not stamps:
-        raise InvalidInput(f"{names.show(os.fspath(source))} holds no file", argument="source")
+        raise InvalidInput(f"{shown} holds no file", argument="source")
     if clash := names.clash_among(stamps, empty):
         raise InvalidInput(
             f"{names.show(clash[0])} and {names.show(clash[1])} differ only in case or Unicode form",

@@ -1,0 +1,258 @@
+"""A tar of a model that is never written to disk: any range of its bytes is produced from the source when asked for.
+
+The same files give the same bytes whoever owns them and whenever they were written, so an archive can be sent in parts,
+in any order, again after a failure, and by another worker. Readers that know the POSIX format of 2001 (pax) take it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tarfile
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+from airflow_provider_modelsync.core.archive import names
+from airflow_provider_modelsync.core.archive.digest import SourceTree, read_tree
+from airflow_provider_modelsync.core.errors import InvalidInput, SourceChanged, from_os_error
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+_BLOCK = tarfile.BLOCKSIZE
+_RECORD = tarfile.RECORDSIZE
+_END = 2 * _BLOCK  # zeros that say where an archive ends
+
+Kind = Literal["file", "generated", "directory"]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One entry of the archive.
+
+    :param name: as the archive spells it: relative, a directory with a slash at the end.
+    :param kind: a ``file`` of the source, a file ``generated`` in memory, or a ``directory``.
+    :param header_offset: where its headers start.
+    :param offset: where its content starts.
+    :param size: bytes of content.
+    :param executable: whether a file may be executed.
+    """
+
+    name: str
+    kind: Kind
+    header_offset: int
+    offset: int
+    size: int
+    executable: bool
+
+
+class TarLayout:
+    """Where everything is in the archive of a model. Safe to use from many threads at once.
+
+    Made by :meth:`of` or :meth:`from_tree`. A file is open only while a range of it is read, so use large blocks.
+
+    :ivar members: all entries in the order of the archive, sorted by the UTF-8 bytes of their names.
+    :ivar size: length of the archive in bytes.
+    """
+
+    def __init__(self, tree: SourceTree, generated: Mapping[str, bytes]) -> None:
+        self.tree = tree
+        self._generated = dict(generated)
+        self._headers: list[bytes | None] = []
+        members: list[Member] = []
+        offset = 0
+        for name, kind, size, executable in _entries(tree, generated):
+            header = _header(name, kind, size, executable)
+            # Long headers are rare and large; they are made again when they are read.
+            self._headers.append(header if len(header) == _BLOCK else None)
+            members.append(Member(name, kind, offset, offset + len(header), size, executable))
+            offset += len(header) + _padded(size, _BLOCK)
+        self.members: Sequence[Member] = tuple(members)
+        self.size = _padded(offset + _END, _RECORD)
+        self._starts = [member.header_offset for member in members]
+
+    @classmethod
+    def of(cls, directory: str | os.PathLike[str]) -> TarLayout:
+        """Scan and hash a directory, or a single file, and lay it out; errors as of :func:`~.digest.read_tree`."""
+        return cls.from_tree(read_tree(directory))
+
+    @classmethod
+    def from_tree(cls, tree: SourceTree, *, generated: Mapping[str, bytes] | None = None) -> TarLayout:
+        """Lay out a model that was hashed before.
+
+        :param tree: the model.
+        :param generated: path → content of files that a registry demands and the source does not hold.
+        :raises InvalidInput: when a generated path is bad or clashes with one of the source.
+        """
+        generated = generated or {}
+        for path in generated:
+            if fault := names.fault_of(path):
+                raise InvalidInput(f"the generated path {names.show(path)} {fault}")
+        if generated and (clash := names.clash_among([*_paths(tree), *generated], tree.directories)):
+            raise InvalidInput(
+                f"the source holds {names.show(clash[0])}, in place of which {names.show(clash[1])} is to be generated",
+                argument="source",
+            )
+        return cls(tree, generated)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells whether another layout makes the same archive, as hex digits. Times and owners do not count."""
+        total = hashlib.sha256(self.tree.digest.encode())
+        for member in self.members:
+            content = self._generated.get(member.name, b"")
+            total.update(repr((member, hashlib.sha256(content).hexdigest())).encode())
+        return total.hexdigest()
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return a range of the archive, shorter only where the archive ends.
+
+        :raises SourceChanged: when a file in it is not as it was when it was hashed.
+        """
+        buffer = bytearray(max(0, min(length, self.size - offset)))
+        self.readinto(offset, buffer)
+        return bytes(buffer)
+
+    def readinto(self, offset: int, buffer: WriteableBuffer) -> int:
+        """Fill a buffer with the archive's bytes from an offset on.
+
+        :return: the number of bytes written: fewer than the buffer takes only where the archive ends.
+        :raises SourceChanged: when a file in the range is not as it was when it was hashed.
+        """
+        if offset < 0:
+            raise ValueError("an offset cannot be negative")
+        view = memoryview(buffer).cast("B")[: max(0, self.size - offset)]
+        done = 0
+        while done < len(view):
+            done += self._fill(offset + done, view[done:])
+        return done
+
+    def reader(self, offset: int = 0, length: int | None = None) -> LayoutReader:
+        """Return a binary file over a range of the archive, by default from the offset to the end."""
+        return LayoutReader(self, offset, self.size - offset if length is None else length)
+
+    def _fill(self, offset: int, view: memoryview) -> int:
+        """Write the start of ``view``: what is left of the header, content or padding that ``offset`` is in."""
+        index = bisect_right(self._starts, offset) - 1
+        member = self.members[index]
+        content_end = member.offset + member.size
+        if offset < member.offset:
+            header = self._headers[index] or _header(member.name, member.kind, member.size, member.executable)
+            return _copy(header, offset - member.header_offset, view)
+        if offset < content_end:
+            if member.kind == "generated":
+                return _copy(self._generated[member.name], offset - member.offset, view)
+            return self._pread(member.name, offset - member.offset, view[: content_end - offset])
+        end = self._starts[index + 1] if index + 1 < len(self._starts) else self.size
+        view = view[: end - offset]
+        view[:] = bytes(len(view))
+        return len(view)
+
+    def _pread(self, path: str, offset: int, view: memoryview) -> int:
+        done = 0
+        try:
+            with self.tree.open(path) as descriptor:
+                while done < len(view):
+                    count = os.preadv(descriptor, [view[done:]], offset + done)
+                    if count == 0:
+                        break  # it became shorter; what is compared at the end says so, too
+                    done += count
+        except OSError as error:
+            raise from_os_error(error, f"reading {names.show(path)}", argument="source") from error
+        if done < len(view):
+            raise SourceChanged(f"{names.show(path)} ended early while the model was being read")
+        return done
+
+
+class LayoutReader(io.RawIOBase):
+    """A binary file over a range of a :class:`TarLayout`; a request body that can be sent any number of times.
+
+    :param layout: the archive.
+    :param offset: where the range starts.
+    :param length: bytes; cut where the archive ends.
+    """
+
+    def __init__(self, layout: TarLayout, offset: int, length: int) -> None:
+        if offset < 0 or length < 0:
+            raise ValueError("a range cannot be negative")
+        self._layout = layout
+        self._offset = offset
+        self._length = max(0, min(length, layout.size - offset))
+        self._position = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._length}[whence]
+        if position < 0:
+            raise ValueError("a position cannot be negative")
+        self._position = position
+        return position
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer).cast("B")[: max(0, self._length - self._position)]
+        count = self._layout.readinto(self._offset + self._position, view)
+        self._position += count
+        return count
+
+    def readall(self) -> bytes:
+        data = self._layout.read(self._offset + self._position, self._length - self._position)
+        self._position += len(data)
+        return data
+
+
+def _paths(tree: SourceTree) -> list[str]:
+    return [file.path for file in tree.files]
+
+
+def _entries(tree: SourceTree, generated: Mapping[str, bytes]) -> list[tuple[str, Kind, int, bool]]:
+    """Return name, kind, size and executable of all members in their order."""
+    directories = {*tree.directories, *_parents([*_paths(tree), *generated, *tree.directories])}
+    entries: list[tuple[str, Kind, int, bool]] = [
+        *((file.path, "file", file.size, file.executable) for file in tree.files),
+        *((path, "generated", len(content), False) for path, content in generated.items()),
+        *((f"{path}/", "directory", 0, False) for path in directories),
+    ]
+    return sorted(entries, key=lambda entry: entry[0].encode())
+
+
+def _parents(paths: Iterable[str]) -> set[str]:
+    found: set[str] = set()
+    for path in paths:
+        parent = path.rpartition("/")[0]
+        while parent and parent not in found:
+            found.add(parent)
+            parent = parent.rpartition("/")[0]
+    return found
+
+
+def _header(name: str, kind: Kind, size: int, executable: bool) -> bytes:
+    info = tarfile.TarInfo(name)  # owner 0, no names and time 0 are its defaults
+    info.size = size
+    info.mode = 0o755 if executable or kind == "directory" else 0o644
+    info.type = tarfile.DIRTYPE if kind == "directory" else tarfile.REGTYPE
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
+
+
+def _copy(source: bytes, offset: int, view: memoryview) -> int:
+    count = min(len(source) - offset, len(view))
+    view[:count] = memoryview(source)[offset : offset + count]
+    return count
+
+
+def _padded(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
