@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
@@ -18,6 +19,17 @@ def _split(value: Any) -> Any:
     if isinstance(value, str):
         return tuple(part for part in value.replace(",", " ").split() if part)
     return value
+
+
+def base_url(host: str, port: int | None) -> str:
+    """Return the base URL that a host field stands for.
+
+    :param host: a full URL, or a bare host, which is reached by https.
+    :param port: used when the host names none.
+    """
+    url = urlsplit(host if "://" in host else f"https://{host}")
+    place = url.netloc if port is None or url.port is not None else f"{url.netloc}:{port}"
+    return urlunsplit((url.scheme, place, url.path.rstrip("/"), "", ""))
 
 
 class RegistrySettings(BaseModel):

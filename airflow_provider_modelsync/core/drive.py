@@ -1,0 +1,35 @@
+"""Drivers for a registry's flows, with the client and the request policy that the registry needs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from airflow_provider_modelsync.core import network
+from airflow_provider_modelsync.core.cancel import CancelToken
+from airflow_provider_modelsync.core.flow import AsyncDriver, SyncDriver
+from airflow_provider_modelsync.core.registries.base import Registry
+
+
+@contextmanager
+def driver_for(registry: Registry, cancel: CancelToken | None = None) -> Iterator[SyncDriver]:
+    """Yield a driver that runs a registry's flows in this thread; its connections are closed at the end.
+
+    :param registry: whose flows.
+    :param cancel: ends them.
+    """
+    if registry.base_url is None:
+        yield SyncDriver(cancel=cancel)
+        return
+    with network.client(registry.settings) as client:
+        yield SyncDriver(client, policy=registry.policy(), cancel=cancel)
+
+
+@asynccontextmanager
+async def async_driver_for(registry: Registry) -> AsyncIterator[AsyncDriver]:
+    """Yield a driver that runs a registry's flows on the event loop; its connections are closed at the end."""
+    if registry.base_url is None:
+        yield AsyncDriver()
+        return
+    async with network.async_client(registry.settings) as client:
+        yield AsyncDriver(client, policy=registry.policy())

@@ -1,0 +1,194 @@
+"""urllib3 connections that a watchdog can observe and break off. Imported by the mover once it moves bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import select
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import unquote
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+
+from airflow_provider_modelsync.core.network import proxy_for, ssl_context
+from airflow_provider_modelsync.core.redact import guard_logs, secrets_of
+from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.transfer.watchdog import Line, Watch
+
+# Bytes given to the kernel at a time. TLS takes all of them or none, so this is how coarsely progress shows.
+_SLICE = 256 << 10
+_active = threading.local()
+
+
+@contextlib.contextmanager
+def observed_by(watch: Watch) -> Iterator[None]:
+    """Let connections used by this thread report to a watch while the block runs."""
+    before = getattr(_active, "watch", None)
+    _active.watch = watch
+    try:
+        yield
+    finally:
+        _active.watch = before
+
+
+def pool_manager(proxy: str | None, settings: RegistrySettings, *, connections: int) -> urllib3.PoolManager:
+    """Return a pool of observed connections.
+
+    :param proxy: the proxy they all use.
+    :param settings: the connection.
+    :param connections: how many to keep for each server.
+    """
+    guard_logs(secrets_of(settings))
+    context = ssl_context(settings)
+    options: dict[str, Any] = {"ssl_context": context, "maxsize": connections, "num_pools": 8}
+    manager: urllib3.PoolManager
+    if proxy is None:
+        manager = urllib3.PoolManager(**options)
+    else:
+        url = urllib3.util.parse_url(proxy)
+        headers = urllib3.make_headers(proxy_basic_auth=unquote(url.auth)) if url.auth else None
+        manager = urllib3.ProxyManager(
+            url._replace(auth=None).url, proxy_headers=headers, proxy_ssl_context=context, **options
+        )
+    manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+    return manager
+
+
+def pool_for(url: str, pools: dict[str | None, urllib3.PoolManager], settings: RegistrySettings) -> urllib3.PoolManager:
+    """Return the pool for a URL, which its proxy decides, and keep it in ``pools``."""
+    proxy = proxy_for(url, settings)
+    if proxy not in pools:
+        pools.setdefault(proxy, pool_manager(proxy, settings, connections=settings.max_workers))
+    return pools[proxy]
+
+
+def timeout(connect_seconds: float) -> urllib3.Timeout:
+    """Return a limit for connecting; for all else the watchdog decides."""
+    return urllib3.Timeout(connect=connect_seconds, read=None)
+
+
+def reply() -> http.client.HTTPResponse:
+    """Return the answer that this thread is reading, to be read without urllib3's copies."""
+    answer: http.client.HTTPResponse = _active.reply
+    return answer
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer whose bytes are counted as they come from the socket."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp = io.BufferedReader(_Counted(self.fp.detach()))
+        _active.reply = self
+
+
+class _Counted(io.RawIOBase):
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self._raw = raw
+        self._watch: Watch = _active.watch
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        count: int | None = self._raw.readinto(buffer)
+        if count:
+            self._watch.moved(count)
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Observed(HTTPConnection):
+    """What plain and TLS connections share."""
+
+    response_class = _Answer
+    _line: Line | None = None
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        _active.watch.use(self._line)
+        super().request(*args, **kwargs)
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
+        _active.watch.expect_answer()
+        response = super().getresponse()
+        _active.watch.expect_bytes()
+        return response
+
+    def send(self, data: Any) -> None:
+        """Send bytes, unless an answer has already come: then it is time to read that."""
+        if self.sock is None:
+            self.connect()
+        self.sock.settimeout(None)  # the watchdog decides
+        view = memoryview(data).cast("B")
+        try:
+            while view:
+                # Under TLS other records may come; a refusal then shows when the server closes.
+                if type(self.sock) is socket.socket and _has_answer(self.sock):
+                    raise BrokenPipeError
+                sent = self.sock.send(view[:_SLICE])
+                _active.watch.moved(sent)
+                view = view[sent:]
+        except (ConnectionError, ssl.SSLError) as error:
+            # A server that refuses a body answers and closes. On this error urllib3 looks for the answer.
+            raise BrokenPipeError from error
+
+    def close(self) -> None:
+        super().close()
+        self._line = None
+
+    def _new_conn(self) -> socket.socket:
+        """Connect as urllib3 does, but so that it can be broken off."""
+        try:
+            found = socket.getaddrinfo(self._dns_host, self.port, type=socket.SOCK_STREAM)
+        except (socket.gaierror, UnicodeError) as error:
+            raise NameResolutionError(self.host, self, socket.gaierror(str(error))) from error
+        problem: OSError | None = None
+        for family, kind, protocol, _, address in found:
+            sock = socket.socket(family, kind, protocol)
+            line = Line(sock)
+            try:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.settimeout(self.timeout)
+                _active.watch.use(line)
+                sock.connect(address)
+            except OSError as error:
+                problem = error
+                sock.close()
+                _active.watch.use(None)
+                _active.watch.check(f"connecting to {self.host}")
+            else:
+                self._line = line
+                return sock
+        if isinstance(problem, TimeoutError):
+            raise ConnectTimeoutError(self, "no connection in time") from problem
+        raise NewConnectionError(self, str(problem)) from problem
+
+
+class _ObservedTls(_Observed, HTTPSConnection):
+    pass
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Observed
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _ObservedTls
+
+
+def _has_answer(sock: socket.socket) -> bool:
+    """Wait until bytes can be sent, and return whether some have come meanwhile."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN | select.POLLOUT)
+    return any(events & select.POLLIN for _, events in poll.poll())

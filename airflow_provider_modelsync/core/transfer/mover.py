@@ -1,0 +1,487 @@
+"""The byte mover: every body of size goes through here, in threads, on the worker.
+
+It knows URLs, headers and blocks of bytes, and neither registries nor Airflow. It sends a credential only where its
+caller names one, and to presigned URLs nothing that is not part of the signature. urllib3 is loaded at the first use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import re
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from airflow_provider_modelsync.core.addresses import (
+    MAX_REDIRECTS,
+    REDIRECTS,
+    credentials_in,
+    headers_for,
+    redirect_target,
+)
+from airflow_provider_modelsync.core.cancel import CancelToken
+from airflow_provider_modelsync.core.errors import (
+    InvalidInput,
+    ModelSyncError,
+    RegistryUnavailable,
+    SourceChanged,
+    TransferStalled,
+    Unauthorized,
+    from_os_error,
+)
+from airflow_provider_modelsync.core.faults import NotSent, ServerBusy, check_headers, classify, status_error
+from airflow_provider_modelsync.core.http import USER_AGENT, Backoff
+from airflow_provider_modelsync.core.network import CONNECT_SECONDS
+from airflow_provider_modelsync.core.redact import excerpt, secrets_of, show_url
+from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.transfer.watchdog import Pace, Watch, Watchdog
+
+if TYPE_CHECKING:
+    import urllib3
+
+T = TypeVar("T")
+
+BLOCK = 1 << 20  # bytes read or sent at a time
+ANSWER_BYTES = 64 << 10  # of an answer that is not the wanted bytes
+LONGEST_WAIT = 300.0  # seconds that a Retry-After may cost between two tries
+PASSING: tuple[type[ModelSyncError], ...] = (RegistryUnavailable, TransferStalled)
+UNPROCESSED: tuple[type[ModelSyncError], ...] = (NotSent, ServerBusy)
+
+_BODY_REDIRECTS = frozenset({307, 308})  # the others let clients drop the body
+_XML_CODE = re.compile(r"<Code>\s*([A-Za-z0-9.]{1,100})\s*</Code>")
+_XML_MESSAGE = re.compile(r"<Message>\s*([^<]{1,1000})</Message>")
+_EXPIRED = frozenset({"ExpiredToken", "RequestExpired", "AuthorizationQueryParametersError", "TokenRefreshRequired"})
+_CUT = frozenset({"RequestTimeout", "IncompleteBody"})  # S3 answers 400 to these
+
+_log = logging.getLogger("modelsync")
+
+
+class UrlExpired(RegistryUnavailable):
+    """A storage refuses a presigned URL; a new one may do."""
+
+
+class ReadInto(Protocol):
+    """A body that fills buffers, as raw files do."""
+
+    def readinto(self, buffer: memoryview, /) -> int | None: ...
+
+
+class Read(Protocol):
+    """A body that returns bytes, as most file-like objects do."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+BodyFactory = Callable[[], ReadInto | Read]
+
+
+@dataclass(frozen=True, slots=True)
+class MovedResponse:
+    """What a server answered.
+
+    :param url: who answered, for messages: no query.
+    :param status: the status.
+    :param headers: the headers; names in any case of letters.
+    :param body: at most 64 KiB, as they came.
+    :param secrets: what messages must not show.
+    """
+
+    url: str
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    secrets: tuple[str, ...] = ()
+
+    def raise_for_status(self, doing: str, *, not_found: type[ModelSyncError] = InvalidInput) -> None:
+        """Raise what a registry's refusal means. See :func:`~airflow_provider_modelsync.core.http.raise_for_status`."""
+        error = status_error(
+            self.status, self.headers, self._text, self._named(doing), not_found=not_found, secrets=self.secrets
+        )
+        if error:
+            raise error
+
+    def raise_for_store(self, doing: str, *, not_found: type[ModelSyncError] = InvalidInput) -> None:
+        """Raise what the refusal of a presigned URL means.
+
+        :param doing: what was being done, for the message.
+        :param not_found: what a 404 means here.
+        :raises UrlExpired: for 403, and what a storage answers after the URL's time.
+        :raises Unauthorized: when this machine's clock is wrong.
+        """
+        code = self.store_code
+        said = f"{self._named(doing)}: the storage answered {self.status} {code or ''}".rstrip()
+        if found := _XML_MESSAGE.search(self._text):
+            said = f"{said}: {excerpt(found[1], self.secrets)}"
+        if code == "RequestTimeTooSkewed":
+            raise Unauthorized(f"{said}. The clock of this machine, or of the one that signed the URL, is wrong")
+        if self.status == 403 or (self.status == 400 and code in _EXPIRED):
+            raise UrlExpired(f"{said}. The presigned URL has expired or is not valid")
+        if self.status == 400 and code in _CUT:
+            raise RegistryUnavailable(said)
+        self.raise_for_status(doing, not_found=not_found)
+
+    @property
+    def store_code(self) -> str | None:
+        """The error code in an S3 answer, e.g. ``"NoSuchUpload"``; may come with status 200."""
+        found = _XML_CODE.search(self._text)
+        return found[1] if found else None
+
+    @property
+    def _text(self) -> str:
+        return self.body.decode("utf-8", "replace")
+
+    def _named(self, doing: str) -> str:
+        return f"{doing} ({self.url})"
+
+
+class Download:
+    """An answer whose status and headers are there, and whose bytes are still to come.
+
+    :param head: the answer as far as it is known.
+    :param source: gives the bytes as they are stored.
+    :param watch: observes the transfer.
+    :param on_bytes: told how many bytes have come.
+    """
+
+    def __init__(
+        self, head: MovedResponse, source: ReadInto, watch: Watch, on_bytes: Callable[[int], None] | None = None
+    ) -> None:
+        self._head = head
+        self._source = source
+        self._watch = watch
+        self._on_bytes = on_bytes
+        self.status = head.status
+        self.headers = head.headers
+        self.received = 0
+        self.complete = False
+
+    @property
+    def length(self) -> int | None:
+        """How many bytes the server announced; ``None`` when it did not say."""
+        if "chunked" in self.headers.get("Transfer-Encoding", "").lower():
+            return None
+        value = self.headers.get("Content-Length", "")
+        return int(value) if value.isascii() and value.isdigit() else None
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill a buffer as far as bytes come, and return how far; 0 at the end.
+
+        :raises RegistryUnavailable: when the connection ends before the announced length.
+        :raises TransferStalled: when bytes stop moving.
+        """
+        doing = f"receiving {self._head.url}"
+        with _translated(self._watch, doing):
+            self._watch.resume()
+            try:
+                count = self._source.readinto(buffer) or 0
+            finally:
+                self._watch.pause()
+            self._watch.check(doing)  # a connection that was broken off looks like an end
+        self.received += count
+        if count and self._on_bytes:
+            self._on_bytes(count)
+        if self.received == self.length or (not count and self.length is None):
+            self.complete = True
+        elif not count and len(buffer):
+            raise RegistryUnavailable(f"{doing}: the body ended after {self.received} of {self.length} bytes")
+        return count
+
+    def blocks(self) -> Iterator[memoryview]:
+        """Yield the bytes in blocks of at most 1 MiB. Each is valid until the next is asked for."""
+        buffer = memoryview(bytearray(BLOCK if self.length is None else min(BLOCK, self.length)))
+        while not self.complete and (count := self.readinto(buffer)):
+            yield buffer[:count]
+
+    def answer(self) -> MovedResponse:
+        """Return the answer as one that holds no wanted bytes: at most 64 KiB of it are read."""
+        body = bytearray(ANSWER_BYTES)
+        view, filled = memoryview(body), 0
+        with contextlib.suppress(RegistryUnavailable):  # a cut error page still says what is wrong
+            while not self.complete and (count := self.readinto(view[filled:])):
+                filled += count
+        return replace(self._head, body=bytes(view[:filled]))
+
+
+class Mover:
+    """Sends and receives bodies of size. May be used by any number of threads at a time.
+
+    :param settings: the connection.
+    :param base_url: the connection's base URL, where that is not its ``host``; decides which redirects are followed.
+    :param cancel: ends all work of this mover.
+    :param pace: what counts as moving.
+    """
+
+    def __init__(
+        self,
+        settings: RegistrySettings,
+        *,
+        base_url: str | None = None,
+        cancel: CancelToken | None = None,
+        pace: Pace | None = None,
+    ) -> None:
+        self._settings = settings
+        self._secrets = secrets_of(settings)
+        self._base_url = base_url
+        self._cancel = cancel or CancelToken()
+        self._pace = pace or Pace()
+        self._watchdog = Watchdog()
+        self._pools: dict[str | None, urllib3.PoolManager] = {}
+
+    def close(self) -> None:
+        """Close the connections kept for later."""
+        for pool in self._pools.values():
+            pool.clear()
+
+    def put(
+        self,
+        url: str,
+        body: BodyFactory,
+        length: int,
+        headers: Mapping[str, str] | None = None,
+        *,
+        method: str = "PUT",
+        pace: Pace | None = None,
+        cancel: CancelToken | None = None,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> MovedResponse:
+        """Send a body once and return the answer, whatever its status.
+
+        :param url: where to.
+        :param body: makes the body; called again when the server redirects.
+        :param length: its length in bytes.
+        :param headers: sent besides ``Host``, ``Accept-Encoding``, ``User-Agent`` and ``Content-Length``. Credentials
+            among them stay with the URL's origin.
+        :param method: ``PUT`` or ``POST``.
+        :param pace: what counts as moving, for this transfer.
+        :param cancel: ends this transfer, instead of the mover's own token.
+        :param on_bytes: told how many bytes were sent; a negative number when they turn out not to count.
+        :raises RegistryUnavailable: when no answer came.
+        :raises TransferStalled: when bytes stopped moving.
+        :raises SourceChanged: when the body is shorter than it should be.
+        """
+        headers = dict(headers or {})
+        for _ in range(MAX_REDIRECTS + 1):
+            answer = self._put_once(method, url, body, length, headers, pace, cancel, on_bytes)
+            if answer.status not in _BODY_REDIRECTS or "Location" not in answer.headers:
+                return answer
+            url, headers = self._redirected(url, answer.headers["Location"], headers)
+        raise self._too_many_redirects(url)
+
+    @contextlib.contextmanager
+    def get(
+        self,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        method: str = "GET",
+        content: bytes | None = None,
+        pace: Pace | None = None,
+        cancel: CancelToken | None = None,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> Iterator[Download]:
+        """Ask for bytes once. The block receives them, and may end early.
+
+        :param url: where from.
+        :param headers: sent besides ``Host``, ``Accept-Encoding`` and ``User-Agent``, e.g. ``Range``. Credentials among
+            them stay with the URL's origin.
+        :param method: ``GET``, or ``POST`` where a registry wants it so.
+        :param content: a small body to send.
+        :param pace: what counts as moving, for this transfer.
+        :param cancel: ends this transfer, instead of the mover's own token.
+        :param on_bytes: told how many bytes have come.
+        :return: the answer, whatever its status, its bytes to be received.
+        """
+        headers = dict(headers or {})
+        followed = REDIRECTS if method == "GET" else _BODY_REDIRECTS
+        for _ in range(MAX_REDIRECTS + 1):
+            with self._exchange(method, url, headers, content, pace, cancel, on_bytes) as download:
+                if download.status not in followed or "Location" not in download.headers:
+                    yield download
+                    return
+                location = download.headers["Location"]
+            url, headers = self._redirected(url, location, headers)
+        raise self._too_many_redirects(url)
+
+    def _put_once(
+        self,
+        method: str,
+        url: str,
+        body: BodyFactory,
+        length: int,
+        headers: Mapping[str, str],
+        pace: Pace | None,
+        cancel: CancelToken | None,
+        on_bytes: Callable[[int], None] | None,
+    ) -> MovedResponse:
+        sent = _Sent(on_bytes)
+        headers = {**headers, "Content-Length": str(length)}
+        try:
+            with contextlib.closing(_blocks_of(body, length, sent)) as blocks:
+                with self._exchange(method, url, headers, blocks, pace, cancel) as download:
+                    answer = download.answer()
+                    download.complete &= sent.count == length  # else the next request would count as the rest
+        except BaseException:
+            sent.take_back()
+            raise
+        if not 200 <= answer.status < 300:
+            sent.take_back()
+        return answer
+
+    @contextlib.contextmanager
+    def _exchange(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | Iterator[bytes | memoryview] | None,
+        pace: Pace | None,
+        cancel: CancelToken | None,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> Iterator[Download]:
+        """Send one request; the block receives the answer. The connection is kept when that was read to its end."""
+        from airflow_provider_modelsync.core.transfer import connections
+
+        secrets = (*self._secrets, *credentials_in(headers))
+        shown = show_url(url, secrets)
+        check_headers(headers)
+        cancel = cancel or self._cancel
+        cancel.check()
+        watch = Watch(pace or self._pace, cancel)
+        with self._watchdog.over(watch), connections.observed_by(watch):
+            with _translated(watch, f"{method} {shown}"):
+                response = connections.pool_for(url, self._pools, self._settings).urlopen(
+                    method,
+                    url,
+                    body=_untimed(body, watch) if isinstance(body, Iterator) else body,
+                    headers={"Accept-Encoding": "identity", "User-Agent": USER_AGENT, **headers},
+                    redirect=False,
+                    retries=False,
+                    preload_content=False,
+                    decode_content=False,
+                    timeout=connections.timeout(CONNECT_SECONDS),
+                )
+            watch.pause()  # until bytes are asked for
+            head = MovedResponse(shown, response.status, response.headers, b"", secrets)
+            download = Download(head, connections.reply(), watch, on_bytes)
+            try:
+                yield download
+            finally:
+                if download.complete:
+                    response.release_conn()
+                else:
+                    response.close()
+
+    def _redirected(self, url: str, location: str, headers: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+        target = redirect_target(url, location, self._settings, base=self._base_url)
+        return target, headers_for(target, url, headers)
+
+    def _too_many_redirects(self, url: str) -> InvalidInput:
+        return InvalidInput(f"{show_url(url, self._secrets)}: more than {MAX_REDIRECTS} redirects", argument="host")
+
+
+def with_retries(
+    fn: Callable[[], T],
+    *,
+    cancel: CancelToken,
+    refresh: Callable[[], object] | None = None,
+    passing: tuple[type[ModelSyncError], ...] = PASSING,
+    seconds: float | None = None,
+    backoff: Backoff | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> T:
+    """Call a function until it succeeds, or what it raises would not pass.
+
+    :param fn: sends or receives one part.
+    :param cancel: ends the waits.
+    :param refresh: gets a new URL after :class:`UrlExpired`; without it that error ends the tries.
+    :param passing: the errors to try again after. Only :data:`UNPROCESSED` for what must not be done twice.
+    :param seconds: how long all tries may take.
+    :param backoff: how often and when to try again.
+    :param clock: seconds, monotonic.
+    :return: what the function returns.
+    """
+    backoff = backoff or Backoff()
+    deadline = math.inf if seconds is None else clock() + seconds
+    for failures in count(1):
+        try:
+            return fn()
+        except passing as error:
+            wait = error.wait if isinstance(error, ServerBusy) else None
+            delay = max(wait or 0.0, backoff.delay(failures))
+            rest = deadline - clock()
+            if wait is not None and wait > min(rest, LONGEST_WAIT):
+                raise RegistryUnavailable(
+                    f"{error.message}: it wants us to wait {wait:.0f} s, which is too long"
+                ) from None
+            is_expired = isinstance(error, UrlExpired)
+            if failures >= backoff.attempts or delay > rest or (is_expired and refresh is None):
+                raise
+            _log.info("%s; trying again in %.1f s (%d of %d)", error.message, delay, failures, backoff.attempts)
+        cancel.sleep(delay)
+        if is_expired and refresh:
+            refresh()
+    raise AssertionError("unreachable")
+
+
+class _Sent:
+    """Counts the bytes of one try."""
+
+    def __init__(self, on_bytes: Callable[[int], None] | None) -> None:
+        self._on_bytes = on_bytes or (lambda _: None)
+        self.count = 0
+
+    def add(self, count: int) -> None:
+        self.count += count
+        self._on_bytes(count)
+
+    def take_back(self) -> None:
+        if self.count:
+            self._on_bytes(-self.count)
+
+
+def _blocks_of(factory: BodyFactory, length: int, sent: _Sent) -> Generator[bytes | memoryview, None, None]:
+    """Yield exactly ``length`` bytes of a body, in blocks; what was yielded before counts as sent."""
+    body: Any = factory()
+    buffer = memoryview(bytearray(min(BLOCK, length) if hasattr(body, "readinto") else 0))
+    try:
+        while (rest := length - sent.count) > 0:
+            try:
+                block = buffer[: body.readinto(buffer[:rest]) or 0] if buffer else body.read(min(BLOCK, rest))
+            except OSError as error:
+                raise from_os_error(error, "reading what is to be sent") from None
+            if not block:
+                raise SourceChanged(f"what is to be sent ended after {sent.count} of {length} bytes")
+            yield block
+            sent.add(len(block))
+    finally:
+        if hasattr(body, "close"):
+            body.close()
+
+
+def _untimed(blocks: Iterator[bytes | memoryview], watch: Watch) -> Iterator[bytes | memoryview]:
+    """Pass blocks on, while the time that making them takes does not count as a standstill."""
+    while True:
+        watch.pause()
+        try:
+            block = next(blocks, None)
+        finally:
+            watch.resume()
+        if block is None:
+            return
+        yield block
+
+
+@contextlib.contextmanager
+def _translated(watch: Watch, doing: str) -> Iterator[None]:
+    """Raise what a transfer was broken off for, or errors of ours instead of those of the network."""
+    try:
+        yield
+    except ModelSyncError:
+        raise
+    except Exception as error:
+        watch.check(doing)
+        raise classify(error, doing) from None

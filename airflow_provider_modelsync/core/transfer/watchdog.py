@@ -1,0 +1,184 @@
+"""Breaking off transfers that stand still or are no longer wanted, whatever system call they are stuck in.
+
+A per-read timeout notices neither a server that drips a byte now and then nor a cancelled task. Here one thread
+looks at all transfers of a mover ten times a second, and shuts down the socket of one that has to end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import socket
+import struct
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from airflow_provider_modelsync.core.cancel import CancelToken
+from airflow_provider_modelsync.core.errors import Cancelled, ModelSyncError, TransferStalled
+
+_TICK = 0.1  # seconds between two looks
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What counts as moving.
+
+    :param min_bytes: fewer than these in ``window_seconds`` are a standstill.
+    :param window_seconds: see there.
+    :param answer_seconds: how long the server may think once it has the whole request.
+    """
+
+    min_bytes: int = 1024
+    window_seconds: float = 60.0
+    answer_seconds: float = 60.0
+
+
+class Line:
+    """A second handle on a connection's socket, for another thread.
+
+    The first may be wrapped by TLS or closed at any time, and its number be given to another file. This one is closed
+    when nobody refers to it any more: an answer can outlive its connection object.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock.dup()
+        self._lock = threading.Lock()
+
+    def cut(self) -> None:
+        """End the connection; whoever waits for it wakes up."""
+        with self._lock, contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def unacknowledged(self) -> int:
+        """Return the bytes that were sent but have not arrived: the kernel takes megabytes that go nowhere."""
+        with self._lock, contextlib.suppress(OSError):
+            waiting: int = struct.unpack("i", fcntl.ioctl(self._sock, termios.TIOCOUTQ, bytes(4)))[0]
+            return waiting
+        return 0
+
+    def __del__(self) -> None:
+        self._sock.close()
+
+
+class Watch:
+    """One transfer under observation. The thread that transfers tells it what moves.
+
+    :param pace: what counts as moving.
+    :param cancel: ends the transfer.
+    :param clock: seconds, monotonic.
+    """
+
+    def __init__(self, pace: Pace, cancel: CancelToken, clock: Callable[[], float] = time.monotonic) -> None:
+        self._pace = pace
+        self._cancel = cancel
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._moved = 0
+        self._line: Line | None = None
+        self._patience = pace.window_seconds
+        self._mark = (clock(), 0)  # when enough had moved last, and how much that was
+        self._paused: float | None = None
+        self._reason: type[ModelSyncError] | None = None
+        self._why = ""
+
+    def use(self, line: Line | None) -> None:
+        """Say which connection serves the transfer from now on; ``None`` for none yet, or none any more."""
+        with self._lock:
+            self._line = line
+            if line and self._reason:
+                line.cut()
+
+    def moved(self, count: int) -> None:
+        """Count bytes that were handed to the kernel or came from it."""
+        self._moved += count
+
+    def expect_answer(self) -> None:
+        """Say that the request is sent."""
+        self._wait_for(self._pace.answer_seconds)
+
+    def expect_bytes(self) -> None:
+        """Say that the answer has begun."""
+        self._wait_for(self._pace.window_seconds)
+
+    def pause(self) -> None:
+        """Say that the network is not waited for: the time until :meth:`resume` does not count."""
+        with self._lock:
+            self._paused = self._clock()
+
+    def resume(self) -> None:
+        """Say that the network is waited for again."""
+        with self._lock:
+            if self._paused is not None:
+                since, progress = self._mark
+                self._mark = (since + self._clock() - self._paused, progress)
+                self._paused = None
+
+    def check(self, doing: str) -> None:
+        """Raise what the transfer was broken off for.
+
+        :param doing: what was being done, for the message.
+        """
+        if self._reason:
+            raise self._reason(f"{doing}: {self._why}") from None
+
+    def look(self) -> None:
+        """Break the transfer off if need be. Called by the watchdog's thread."""
+        with self._lock:
+            if self._reason is None:
+                self._judge()
+            if self._reason and self._line:
+                self._line.cut()
+
+    def _wait_for(self, seconds: float) -> None:
+        with self._lock:
+            self._mark = (self._clock(), self._mark[1])
+            self._patience = seconds
+
+    def _judge(self) -> None:
+        now, progress = self._clock(), self._moved - (self._line.unacknowledged() if self._line else 0)
+        since, before = self._mark
+        if self._cancel.cancelled:
+            self._why, self._reason = "the work was told to stop", Cancelled
+        elif progress - before >= self._pace.min_bytes:
+            self._mark = (now, progress)
+        elif self._paused is None and now - since >= self._patience:
+            few, span = f"fewer than {self._pace.min_bytes} bytes", f"{self._patience:g} s"
+            self._why, self._reason = f"{few} moved in {span}, after {max(progress, 0)} bytes", TransferStalled
+
+
+class Watchdog:
+    """Looks at watches from a thread of its own, which lives as long as there are any."""
+
+    def __init__(self) -> None:
+        self._watches: set[Watch] = set()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    @contextlib.contextmanager
+    def over(self, watch: Watch) -> Iterator[Watch]:
+        """Observe a transfer while the block runs."""
+        with self._lock:
+            self._watches.add(watch)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="modelsync-watchdog", daemon=True)
+                self._thread.start()
+        try:
+            yield watch
+        finally:
+            with self._lock:
+                self._watches.discard(watch)
+            watch.use(None)
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                watches = tuple(self._watches)
+                if not watches:
+                    self._thread = None
+                    return
+            for watch in watches:
+                watch.look()
+            time.sleep(_TICK)

@@ -1,0 +1,801 @@
+"""Moving bytes under faults: uploads and downloads against a server that misbehaves."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from urllib3.exceptions import InsecureRequestWarning
+
+from airflow_provider_modelsync.core.cancel import CancelToken
+from airflow_provider_modelsync.core.errors import (
+    Cancelled,
+    InvalidInput,
+    ModelNotFound,
+    ModelSyncError,
+    NotSupported,
+    RegistryUnavailable,
+    Retryable,
+    SourceChanged,
+    TransferStalled,
+    Unauthorized,
+)
+from airflow_provider_modelsync.core.http import Backoff
+from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.transfer.mover import (
+    BLOCK,
+    UNPROCESSED,
+    Mover,
+    UrlExpired,
+    with_retries,
+)
+from airflow_provider_modelsync.core.transfer.watchdog import Pace
+from tests.standins.authority import Authority
+from tests.standins.fault_server import (
+    Close,
+    Drip,
+    FaultServer,
+    ReadRest,
+    ReadSome,
+    Reset,
+    Send,
+    Stall,
+    Step,
+    Tunnel,
+    answer,
+)
+
+TOKEN = "canary-secret-token"
+PART = os.urandom(3 * BLOCK + 17)
+OK = [answer(200, headers={"ETag": '"abc"'})]
+SOON = Pace(min_bytes=1024, window_seconds=0.4, answer_seconds=0.4)
+
+
+def settings(server: FaultServer | None = None, **fields: Any) -> RegistrySettings:
+    host = server.url if server else "http://127.0.0.1"
+    return RegistrySettings.read("registry", {"host": host, "password": TOKEN, **fields})
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ssl_cert_file", "ssl_cert_dir"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture
+def mover() -> Iterator[Mover]:
+    mover = Mover(settings())
+    yield mover
+    mover.close()
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("ca"))
+
+
+class Waits(CancelToken):
+    """A token whose waits take no time, but are written down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+
+
+def part() -> io.BytesIO:
+    return io.BytesIO(PART)
+
+
+class Endless(io.RawIOBase):
+    """A body without end that takes no memory."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return len(buffer)
+
+
+def fetch(mover: Mover, url: str, **options: Any) -> bytes:
+    with mover.get(url, **options) as download:
+        download.answer().raise_for_status("fetching") if download.status >= 300 else None
+        return b"".join(bytes(block) for block in download.blocks())
+
+
+# --- sending
+
+
+def test_a_part_arrives_as_it_is(mover: Mover) -> None:
+    with FaultServer(OK) as server:
+        moved: list[int] = []
+        response = mover.put(f"{server.url}/part?X-Amz-Signature=1", part, len(PART), on_bytes=moved.append)
+    assert (response.status, response.headers["etag"]) == (200, '"abc"')
+    request = server.requests[0]
+    assert (request.method, request.target) == ("PUT", "/part?X-Amz-Signature=1")
+    assert request.body_length == len(PART)
+    assert request.body == PART[: len(request.body)]
+    assert sum(moved) == len(PART)
+
+
+def test_nothing_is_sent_that_a_signature_does_not_cover(mover: Mover) -> None:
+    with FaultServer(OK) as server:
+        mover.put(server.url, part, len(PART))
+        fetch(mover, server.url)
+    put, get = server.requests
+    assert sorted(name.lower() for name, _ in put.headers) == [
+        "accept-encoding",
+        "content-length",
+        "host",
+        "user-agent",
+    ]
+    assert sorted(name.lower() for name, _ in get.headers) == ["accept-encoding", "host", "user-agent"]
+    assert put.header("Accept-Encoding") == get.header("Accept-Encoding") == "identity"
+
+
+def test_headers_and_method_are_the_callers(mover: Mover) -> None:
+    with FaultServer(OK) as server:
+        mover.put(server.url, part, len(PART), {"X-API-Key": TOKEN, "Content-Type": "a/b"}, method="POST")
+    request = server.requests[0]
+    assert (request.method, request.header("x-api-key"), request.header("content-type")) == ("POST", TOKEN, "a/b")
+
+
+class OnlyRead:
+    """A body without ``readinto``, which gives few bytes at a time."""
+
+    def __init__(self) -> None:
+        self._file = part()
+        self.closed = False
+
+    def read(self, size: int) -> bytes:
+        return self._file.read(min(size, 100_000))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_body_needs_only_read(mover: Mover) -> None:
+    body = OnlyRead()
+    with FaultServer(OK) as server:
+        mover.put(server.url, lambda: body, len(PART))
+    assert server.requests[0].body_length == len(PART)
+    assert body.closed
+
+
+def test_exactly_the_announced_length_is_sent(mover: Mover) -> None:
+    with FaultServer(OK) as server:
+        mover.put(server.url, part, 10)
+        mover.put(server.url, part, 0)
+    assert [request.body for request in server.requests] == [PART[:10], b""]
+    assert server.connections == 1
+
+
+def test_a_body_that_ends_early_is_a_changed_source(mover: Mover) -> None:
+    with (
+        FaultServer([ReadRest(), *OK]) as server,
+        pytest.raises(SourceChanged, match=f"{len(PART)} of {len(PART) + 1}"),
+    ):
+        mover.put(server.url, part, len(PART) + 1)
+
+
+def test_a_source_that_cannot_be_read_is_no_network_fault(mover: Mover) -> None:
+    class Broken(Endless):
+        def readinto(self, buffer: Any) -> int:
+            raise OSError(5, "Input/output error")
+
+    with FaultServer(OK) as server, pytest.raises(ModelSyncError, match="reading what is to be sent: Input/output"):
+        mover.put(server.url, Broken, 10)
+
+
+def test_connections_are_kept_between_parts(mover: Mover) -> None:
+    with FaultServer(OK) as server:
+        for _ in range(5):
+            mover.put(server.url, part, len(PART))
+        assert fetch(mover, server.url) == b""
+        mover.put(server.url, part, len(PART))
+    assert (len(server.requests), server.connections) == (7, 1)
+
+
+def test_memory_does_not_grow_with_the_body(mover: Mover) -> None:
+    with FaultServer(OK) as server:
+        mover.put(server.url, part, len(PART))
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            mover.put(server.url, Endless, 200 << 20)
+            grown = tracemalloc.get_traced_memory()[1] - before
+        finally:
+            tracemalloc.stop()
+    assert server.requests[-1].body_length == 200 << 20
+    assert grown < 4 << 20  # the stand-in keeps 1 MiB itself
+
+
+@pytest.mark.parametrize("status", [413, 403])
+@pytest.mark.parametrize(
+    "after", [[Close()], [Reset()], [Stall()], [ReadRest()]], ids=["close", "reset", "stall", "read"]
+)
+def test_an_early_answer_is_reported(mover: Mover, status: int, after: list[Step]) -> None:
+    script = [ReadSome(1000), answer(status, b"<Code>EntityTooLarge</Code>"), *after]
+    moved: list[int] = []
+    with FaultServer(script, OK) as server:
+        response = mover.put(server.url, Endless, 50 << 20, on_bytes=moved.append)
+        assert (response.status, response.body) == (status, b"<Code>EntityTooLarge</Code>")
+        # What was left of the body must not be taken for the next request.
+        assert mover.put(server.url, part, len(PART)).status == 200
+    assert sum(moved) == 0
+    assert server.requests[1].body_length == len(PART)
+
+
+def test_an_early_answer_is_reported_under_tls(authority: Authority) -> None:
+    script = [ReadSome(1000), answer(413, b"too large"), Close()]
+    with FaultServer(script, tls=authority.server_context()) as server:
+        mover = Mover(settings(server, ca_bundle=str(authority.bundle)))
+        response = mover.put(server.url, Endless, 50 << 20)
+    assert (response.status, response.body) == (413, b"too large")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [[ReadSome(100_000), Reset()], [Reset()], [Close()], [Send(b"HTTP/1.1 200 OK\r\nContent-"), Reset()]],
+    ids=["while sending", "after sending", "closed", "in the answer"],
+)
+def test_a_broken_upload_is_repeated_alone(mover: Mover, fault: list[Step]) -> None:
+    token, moved = Waits(), []
+    with FaultServer(fault, fault, OK) as server:
+        put = lambda: mover.put(server.url, part, len(PART), on_bytes=moved.append)  # noqa: E731
+        assert with_retries(put, cancel=token, backoff=Backoff(random=lambda: 1.0)).status == 200
+    assert token.seconds == [0.5, 1.0]
+    assert server.requests[-1].body_length == len(PART)
+    assert sum(moved) == len(PART)
+
+
+@pytest.mark.parametrize("status", [307, 308])
+def test_a_redirected_upload_sends_the_body_again(mover: Mover, status: int) -> None:
+    made: list[io.BytesIO] = []
+
+    def factory() -> io.BytesIO:
+        made.append(part())
+        return made[-1]
+
+    with FaultServer(OK) as other:
+        with FaultServer([answer(status, headers={"Location": f"{other.url}/there"})]) as server:
+            moved: list[int] = []
+            headers = {"X-Api-Key": TOKEN, "Authorization": TOKEN, "Cookie": TOKEN, "If-None-Match": "*"}
+            assert mover.put(server.url, factory, len(PART), headers, on_bytes=moved.append).status == 200
+    assert len(made) == 2
+    assert [server.requests[0].body_length, other.requests[0].body_length] == [len(PART)] * 2
+    assert sum(moved) == len(PART)
+    assert server.requests[0].header("X-Api-Key") == TOKEN
+    assert other.requests[0].header_names == {
+        "host",
+        "content-length",
+        "accept-encoding",
+        "user-agent",
+        "if-none-match",
+    }
+
+
+@pytest.mark.parametrize("status", [301, 302, 303])
+def test_a_redirect_that_drops_the_body_is_not_followed(mover: Mover, status: int) -> None:
+    with FaultServer([answer(status, headers={"Location": "/there"})]) as server:
+        assert mover.put(server.url, part, len(PART)).status == status
+    assert len(server.requests) == 1
+
+
+# --- receiving
+
+
+def test_stored_bytes_come_as_they_are(mover: Mover) -> None:
+    script = [answer(200, PART, {"Content-Encoding": "gzip", "ETag": '"e"'})]
+    with FaultServer(script) as server:
+        moved: list[int] = []
+        with mover.get(server.url, on_bytes=moved.append) as download:
+            assert (download.status, download.length, download.headers["etag"]) == (200, len(PART), '"e"')
+            digest, sizes = hashlib.sha256(), []
+            for block in download.blocks():
+                digest.update(block)
+                sizes.append(len(block))
+            assert download.complete
+    assert digest.digest() == hashlib.sha256(PART).digest()
+    assert max(sizes) == BLOCK
+    assert sum(moved) == len(PART)
+
+
+def test_blocks_share_one_buffer(mover: Mover) -> None:
+    with FaultServer([answer(200, PART)]) as server, mover.get(server.url) as download:
+        assert len({id(block.obj) for block in download.blocks()}) == 1
+
+
+def test_a_range_is_asked_for_and_its_answer_shown(mover: Mover) -> None:
+    script = [answer(206, PART[5:15], {"Content-Range": f"bytes 5-14/{len(PART)}"})]
+    with FaultServer(script) as server:
+        with mover.get(server.url, {"Range": "bytes=5-14", "If-Match": '"e"'}) as download:
+            assert download.status == 206
+            assert download.headers["Content-Range"] == f"bytes 5-14/{len(PART)}"
+            assert b"".join(map(bytes, download.blocks())) == PART[5:15]
+    assert server.requests[0].header("range") == "bytes=5-14"
+
+
+def test_a_registry_may_want_a_post_for_a_download(mover: Mover) -> None:
+    with FaultServer([answer(200, b"file")]) as server:
+        headers = {"Content-Type": "application/json"}
+        assert fetch(mover, server.url, headers=headers, method="POST", content=b'{"path":"/x"}') == b"file"
+    assert (server.requests[0].method, server.requests[0].body) == ("POST", b'{"path":"/x"}')
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def test_a_chunked_body_is_put_together(mover: Mover) -> None:
+    with FaultServer([Send(CHUNKED + b"3\r\nabc\r\n4;x=y\r\ndefg\r\n0\r\n\r\n")]) as server:
+        assert fetch(mover, server.url) == b"abcdefg"
+        assert fetch(mover, server.url) == b"abcdefg"
+    assert server.connections == 1
+
+
+def test_a_body_without_length_ends_with_the_connection(mover: Mover) -> None:
+    # Nothing tells a cut body of this kind from a whole one: whoever asked has to compare sizes and digests.
+    with FaultServer([Send(b"HTTP/1.1 200 OK\r\n\r\nabc"), Close()]) as server, mover.get(server.url) as download:
+        assert download.length is None
+        assert b"".join(map(bytes, download.blocks())) == b"abc"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        [Send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc"), Close()],
+        [Send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc"), Reset()],
+        [Send(CHUNKED + b"64\r\nabc"), Close()],
+        [Send(CHUNKED + b"3\r\nabc\r\n"), Close()],
+        [Send(CHUNKED + b"junk\r\n"), Close()],
+        [Send(b"220 smtp ready\r\n"), Close()],
+    ],
+    ids=["short", "reset", "cut chunk", "no last chunk", "bad chunk", "not HTTP"],
+)
+def test_a_cut_body_is_a_passing_fault(mover: Mover, fault: list[Step]) -> None:
+    with FaultServer(fault) as server, pytest.raises(RegistryUnavailable):
+        fetch(mover, server.url)
+
+
+def test_a_download_left_early_does_not_spoil_the_next(mover: Mover) -> None:
+    with FaultServer([answer(200, PART)]) as server:
+        with mover.get(server.url) as download:
+            next(download.blocks())
+        assert fetch(mover, server.url) == PART
+    assert server.connections == 2
+
+
+def test_an_error_in_the_block_comes_out(mover: Mover) -> None:
+    with FaultServer([answer(200, PART)]) as server, pytest.raises(ZeroDivisionError):
+        with mover.get(server.url):
+            raise ZeroDivisionError
+
+
+def test_a_download_can_be_the_body_of_an_upload(mover: Mover) -> None:
+    with FaultServer([answer(200, PART)]) as source, FaultServer(OK) as target:
+        with mover.get(source.url) as download:
+            mover.put(target.url, lambda: download, len(PART))
+    assert target.requests[0].body_length == len(PART)
+    assert target.requests[0].body == PART[: len(target.requests[0].body)]
+
+
+def test_only_the_beginning_of_an_error_page_is_read(mover: Mover) -> None:
+    with FaultServer([answer(500, bytes(10 << 20))]) as server, mover.get(server.url) as download:
+        assert len(download.answer().body) == 64 << 10
+
+
+def test_a_redirected_download_takes_no_credential_along(mover: Mover) -> None:
+    with FaultServer([answer(200, b"bytes")]) as other:
+        with FaultServer([answer(302, headers={"Location": f"{other.url}/there"})]) as server:
+            assert fetch(mover, server.url, headers={"X-Api-Key": TOKEN, "Range": "bytes=0-"}) == b"bytes"
+    assert other.requests[0].header_names == {"host", "accept-encoding", "user-agent", "range"}
+
+
+@pytest.mark.parametrize("location", ["/again", "file:///etc/passwd", "http://u:p@127.0.0.1/"])
+def test_a_redirect_that_leads_nowhere_ends(mover: Mover, location: str) -> None:
+    with FaultServer([answer(307, headers={"Location": location})]) as server:
+        with pytest.raises(InvalidInput):
+            fetch(mover, server.url)
+        with pytest.raises(InvalidInput):
+            mover.put(server.url, part, len(PART))
+    assert len(server.requests) in (2, 12)
+
+
+def test_a_public_server_cannot_send_bytes_to_this_machine(authority: Authority) -> None:
+    with FaultServer(OK, tls=authority.server_context()) as inner:
+        script = [answer(307, headers={"Location": inner.url})]
+        with FaultServer(script, tls=authority.server_context()) as server:
+            mover = Mover(settings(server, ca_bundle=str(authority.bundle)), base_url="https://registry.example")
+            with pytest.raises(InvalidInput, match="names this machine"):
+                mover.put(server.url, part, len(PART))
+    assert inner.requests == []
+
+
+# --- standstill and cancelling
+
+STUCK: dict[str, list[Step]] = {
+    "no answer": [Stall()],
+    "nothing read": [ReadSome(0), Stall()],
+    "dripped headers": [Send(b"HTTP/1.1 200 OK\r\n"), Drip(b"X-Padding: 1\r\n" * 1000, 0.02)],
+    "dripped body": [Send(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"), Drip(b"x" * 9999, 0.02)],
+    "dripped chunks": [Send(CHUNKED), Drip(b"1\r\nx\r\n" * 9999, 0.02)],
+    "dripped until the end": [Send(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"), Drip(b"x" * 9999, 0.02)],
+}
+
+
+def exchange(mover: Mover, url: str, stuck: str, **options: Any) -> None:
+    if stuck in ("no answer", "nothing read", "dripped headers"):
+        mover.put(url, Endless, 50 << 20, **options)
+    else:
+        with mover.get(url, **options) as download:
+            for _ in download.blocks():
+                pass
+
+
+@pytest.mark.parametrize("stuck", STUCK)
+def test_a_standstill_is_noticed(mover: Mover, stuck: str) -> None:
+    with (
+        FaultServer(STUCK[stuck]) as server,
+        pytest.raises(TransferStalled, match=r"fewer than 1024 bytes moved in 0\.4 s"),
+    ):
+        exchange(mover, server.url, stuck, pace=SOON)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("stuck", STUCK)
+def test_cancelling_ends_what_is_stuck(stuck: str, tls: bool, authority: Authority) -> None:
+    token = CancelToken()
+    with FaultServer(STUCK[stuck], tls=authority.server_context() if tls else None) as server:
+        mover = Mover(settings(server, ca_bundle=str(authority.bundle)), cancel=token)
+        threading.Timer(0.3, token.cancel).start()
+        started = time.monotonic()
+        with pytest.raises(Cancelled):
+            exchange(mover, server.url, stuck)
+    assert 0.2 < time.monotonic() - started < 4
+
+
+def test_cancelling_ends_a_tls_handshake() -> None:
+    token = CancelToken()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"https://127.0.0.1:{silent.getsockname()[1]}"
+        threading.Timer(0.3, token.cancel).start()
+        started = time.monotonic()
+        with pytest.raises(Cancelled):
+            Mover(settings(), cancel=token).put(url, part, len(PART))
+    assert time.monotonic() - started < 4
+
+
+def test_cancelling_ends_an_attempt_to_connect() -> None:
+    token = CancelToken()
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        # Linux drops further attempts once the queue is full, so that connecting hangs.
+        with contextlib.ExitStack() as fillers:
+            for _ in range(4):
+                filler = fillers.enter_context(socket.socket())
+                filler.setblocking(False)
+                filler.connect_ex(full.getsockname())
+            threading.Timer(0.3, token.cancel).start()
+            started = time.monotonic()
+            with pytest.raises(Cancelled):
+                Mover(settings(), cancel=token).put(f"http://127.0.0.1:{full.getsockname()[1]}", part, len(PART))
+    assert time.monotonic() - started < 4
+
+
+def test_a_cancelled_mover_sends_nothing(mover: Mover) -> None:
+    token = CancelToken()
+    token.cancel()
+    with FaultServer(OK) as server, pytest.raises(Cancelled):
+        mover.put(server.url, part, len(PART), cancel=token)
+    assert server.connections == 0
+
+
+def test_a_slow_transfer_is_no_standstill(mover: Mover) -> None:
+    # 1024 bytes in each 0.1 s: four times what is wanted, for twice the window.
+    block = b"x" * 1024
+    script: list[Step] = [Send(b"HTTP/1.1 200 OK\r\nContent-Length: 8192\r\n\r\n")]
+    for _ in range(8):
+        script += [Send(block), Stall(0.1)]
+    with FaultServer(script) as server:
+        assert fetch(mover, server.url, pace=SOON) == block * 8
+
+
+def test_time_that_the_other_side_of_a_copy_takes_is_no_standstill(mover: Mover) -> None:
+    class Slow(io.BytesIO):
+        def readinto(self, buffer: Any) -> int:
+            time.sleep(0.6)
+            return super().readinto(buffer)
+
+    with FaultServer([answer(200, PART[: 2 * BLOCK])], OK) as server:
+        with mover.get(server.url, pace=SOON) as download:
+            for _ in download.blocks():
+                time.sleep(0.6)
+        assert mover.put(server.url, lambda: Slow(b"abc"), 3, pace=SOON).status == 200
+
+
+def test_a_server_may_think_longer_than_bytes_may_rest(mover: Mover) -> None:
+    pace = Pace(window_seconds=0.2, answer_seconds=5)
+    with FaultServer([Stall(0.6), *OK]) as server:
+        assert mover.put(server.url, part, 10, pace=pace).status == 200
+
+
+def test_the_watchdog_rests_when_nothing_moves(mover: Mover) -> None:
+    with FaultServer(OK) as server:
+        mover.put(server.url, part, 10)
+    end = time.monotonic() + 2
+    while any(thread.name == "modelsync-watchdog" for thread in threading.enumerate()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_no_descriptor_is_left_behind() -> None:
+    mover = Mover(settings())
+    before = len(os.listdir("/proc/self/fd"))
+    with FaultServer([Send(b"HTTP/1.1 200 OK\r\n\r\nabc"), Close()]) as closing, FaultServer([Reset()]) as resetting:
+        for _ in range(5):
+            fetch(mover, closing.url)
+            with pytest.raises(RegistryUnavailable):
+                mover.put(resetting.url, part, len(PART))
+    mover.close()
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+# --- TLS and proxies
+
+
+def test_a_servers_own_ca_and_a_client_certificate_are_used(authority: Authority) -> None:
+    certificate, key = authority.certificate("client")
+    files = {"ca_bundle": str(authority.bundle), "client_cert": str(certificate), "client_key": str(key)}
+    with FaultServer(OK, [answer(200, PART)], tls=authority.server_context(ask_client=True)) as server:
+        mover = Mover(settings(server, **files))
+        assert mover.put(server.url, part, len(PART)).status == 200
+        assert fetch(mover, server.url) == PART
+    assert server.connections == 1
+
+
+def test_verification_is_left_out_only_when_told(authority: Authority) -> None:
+    with FaultServer(OK, tls=authority.server_context("other.example")) as server:
+        with pytest.warns(InsecureRequestWarning):
+            assert Mover(settings(server, verify_tls=False)).put(server.url, part, 9).status == 200
+
+
+@pytest.mark.parametrize(("host", "days"), [("127.0.0.1", 2), ("other.example", 2), ("127.0.0.1", -1)])
+def test_a_certificate_that_is_not_accepted_ends_the_transfer(
+    authority: Authority, host: str, days: int, tmp_path: Path
+) -> None:
+    trusted = authority if (host, days) != ("127.0.0.1", 2) else Authority(tmp_path, "stranger")
+    with FaultServer(OK, tls=authority.server_context(host, days=days)) as server:
+        mover = Mover(settings(server, ca_bundle=str(trusted.bundle)))
+        with pytest.raises(InvalidInput, match="ca_bundle"):
+            mover.put(server.url, part, len(PART))
+    assert server.requests == []
+
+
+def test_a_plain_port_asked_for_tls_is_named(mover: Mover) -> None:
+    def talk_plain() -> None:
+        sock, _ = listener.accept()
+        with sock:
+            sock.recv(1000)
+            sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=talk_plain, daemon=True).start()
+        with pytest.raises(InvalidInput, match="Is this an https port"):
+            mover.put(f"https://127.0.0.1:{listener.getsockname()[1]}", part, len(PART))
+
+
+@pytest.mark.parametrize("from_environment", [False, True])
+def test_a_proxy_carries_the_bytes(
+    authority: Authority, from_environment: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripts = OK, [answer(200, PART)]
+    with FaultServer(*scripts, tls=authority.server_context()) as server, FaultServer([Tunnel()]) as proxy:
+        own = proxy.url.replace("//", "//user:pa%24s@")
+        if from_environment:
+            monkeypatch.setenv("HTTPS_PROXY", own)
+        fields = {"ca_bundle": str(authority.bundle)} | ({} if from_environment else {"proxy": own})
+        mover = Mover(settings(server, **fields))
+        assert mover.put(server.url, part, len(PART)).status == 200
+        assert fetch(mover, server.url) == PART
+        mover.close()
+    assert [request.method for request in proxy.requests] == ["CONNECT"]
+    assert proxy.requests[0].header("Proxy-Authorization") == "Basic dXNlcjpwYSRz"
+    assert "proxy-authorization" not in server.requests[0].header_names
+
+
+def test_a_host_without_address_is_named_alone(mover: Mover, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: Any, **__: Any) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(RegistryUnavailable, match=r"PUT http://s3\.invalid/k: the host name cannot be resolved"):
+        mover.put("http://s3.invalid/k?sig=1", part, 1)
+
+
+# --- trying again
+
+
+def tries(*outcomes: Exception | str) -> Callable[[], str]:
+    left = list(outcomes)
+
+    def fn() -> str:
+        outcome = left.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    return fn
+
+
+FULL = Backoff(random=lambda: 1.0)
+
+
+def test_what_passes_is_tried_five_times() -> None:
+    token = Waits()
+    faults = [RegistryUnavailable("a"), TransferStalled("b"), RegistryUnavailable("c"), RegistryUnavailable("d")]
+    assert with_retries(tries(*faults, "done"), cancel=token, backoff=FULL) == "done"
+    assert token.seconds == [0.5, 1.0, 2.0, 4.0]
+    with pytest.raises(RegistryUnavailable, match="e"):
+        with_retries(tries(*faults, RegistryUnavailable("e"), "done"), cancel=token, backoff=FULL)
+
+
+@pytest.mark.parametrize(
+    "fault", [Unauthorized("a"), SourceChanged("a"), Cancelled("a"), InvalidInput("a"), KeyError()]
+)
+def test_what_does_not_pass_is_not_tried_again(fault: Exception) -> None:
+    with pytest.raises(type(fault)):
+        with_retries(tries(fault, "done"), cancel=Waits())
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_asks_to_wait_is_given_the_time(mover: Mover, status: int) -> None:
+    token = Waits()
+    with FaultServer([answer(status, headers={"Retry-After": "7"})], OK) as server:
+        with_retries(lambda: mover.put(server.url, part, 10).raise_for_store("sending"), cancel=token, backoff=FULL)
+    assert token.seconds == [7.0]
+
+
+@pytest.mark.parametrize(("wait", "seconds"), [("3600", None), ("20", 10.0)])
+def test_a_wait_that_is_too_long_ends_the_tries(mover: Mover, wait: str, seconds: float | None) -> None:
+    token = Waits()
+    with FaultServer([answer(503, headers={"Retry-After": wait})], OK) as server:
+        with pytest.raises(RegistryUnavailable, match=f"wait {wait} s"):
+            with_retries(
+                lambda: mover.put(server.url, part, 10).raise_for_store("sending"), cancel=token, seconds=seconds
+            )
+    assert token.seconds == []
+
+
+def test_no_try_begins_after_the_deadline() -> None:
+    token = Waits()
+    faults = [RegistryUnavailable("a")] * 5
+    with pytest.raises(RegistryUnavailable):
+        with_retries(tries(*faults), cancel=token, backoff=FULL, seconds=0.9, clock=lambda: sum(token.seconds))
+    assert token.seconds == [0.5]
+
+
+def test_what_must_not_be_done_twice_is_repeated_only_when_it_was_not_done(mover: Mover) -> None:
+    token = Waits()
+    with FaultServer([Close()], OK) as server, pytest.raises(RegistryUnavailable):
+        with_retries(lambda: mover.put(server.url, part, 9, method="POST"), cancel=token, passing=UNPROCESSED)
+    assert token.seconds == []
+    gone = f"http://127.0.0.1:{server.port}"
+    with pytest.raises(RegistryUnavailable, match="refused"):
+        with_retries(lambda: mover.put(gone, part, 9, method="POST"), cancel=token, passing=UNPROCESSED)
+    assert len(token.seconds) == 4
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (403, b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"),
+        (403, b""),
+        (400, b"<Error><Code>ExpiredToken</Code></Error>"),
+    ],
+)
+def test_an_expired_url_is_replaced_and_the_part_sent_again(mover: Mover, status: int, body: bytes) -> None:
+    with FaultServer([answer(status, body)], OK) as server:
+        urls = [f"{server.url}/new", f"{server.url}/old"]
+        url = [urls.pop()]
+        with_retries(
+            lambda: mover.put(url[0], part, 10).raise_for_store("sending part 1"),
+            cancel=Waits(),
+            refresh=lambda: url.insert(0, urls.pop()),
+        )
+    assert server.targets == ["/old", "/new"]
+
+
+def test_urls_that_stay_refused_end_the_tries(mover: Mover) -> None:
+    fresh: list[int] = []
+    with FaultServer([answer(403, b"<Error><Code>AccessDenied</Code></Error>")]) as server:
+        with pytest.raises(UrlExpired, match="403 AccessDenied"):
+            with_retries(
+                lambda: mover.put(server.url, part, 10).raise_for_store("sending part 1"),
+                cancel=Waits(),
+                refresh=lambda: fresh.append(1),
+            )
+    assert (len(server.requests), len(fresh)) == (5, 4)
+
+
+def test_an_expired_url_that_cannot_be_replaced_ends_the_tries(mover: Mover) -> None:
+    with FaultServer([answer(403)]) as server, pytest.raises(UrlExpired):
+        with_retries(lambda: mover.put(server.url, part, 10).raise_for_store("sending"), cancel=Waits())
+    assert len(server.requests) == 1
+
+
+# --- what a storage says
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind", "words"),
+    [
+        (403, "RequestTimeTooSkewed", Unauthorized, "clock"),
+        (400, "RequestTimeout", RegistryUnavailable, "RequestTimeout"),
+        (400, "EntityTooLarge", InvalidInput, "EntityTooLarge"),
+        (404, "NoSuchUpload", ModelNotFound, "NoSuchUpload"),
+        (413, "EntityTooLarge", NotSupported, "too large"),
+        (500, "InternalError", RegistryUnavailable, "InternalError"),
+        (503, "SlowDown", RegistryUnavailable, "SlowDown"),
+    ],
+)
+def test_a_refusal_of_the_storage_becomes_an_error(
+    mover: Mover, status: int, code: str, kind: type[ModelSyncError], words: str
+) -> None:
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>It said\x1b so</Message></Error>".encode()
+    with FaultServer([answer(status, body)]) as server:
+        response = mover.put(f"{server.url}/k?X-Amz-Signature={TOKEN}", part, 10)
+        assert response.store_code == code
+        with pytest.raises(kind, match=words) as caught:
+            response.raise_for_store("sending part 1", not_found=ModelNotFound)
+    assert TOKEN not in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+
+
+def test_a_refusal_of_the_registry_is_about_credentials(mover: Mover) -> None:
+    with FaultServer([answer(403, f"bad token {TOKEN}".encode())]) as server:
+        response = mover.put(server.url, part, 10, {"X-Api-Key": TOKEN})
+        with pytest.raises(Unauthorized, match=r"uploading fraud .*bad token \*\*\*"):
+            response.raise_for_status("uploading fraud")
+
+
+def test_a_header_with_a_line_break_is_refused_unquoted(mover: Mover) -> None:
+    with pytest.raises(InvalidInput, match="header X-Api-Key") as caught:
+        mover.put("http://127.0.0.1:1", part, 10, {"X-Api-Key": f"{TOKEN}\r\nX: y"})
+    assert TOKEN not in str(caught.value)
+
+
+def test_no_signature_gets_into_logs_or_errors(mover: Mover, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with FaultServer(OK, [Reset()]) as server:
+        url = f"{server.url}/k?X-Amz-Credential=me&X-Amz-Signature={TOKEN}"
+        mover.put(url, part, 10)
+        with pytest.raises(Retryable) as caught:
+            with_retries(lambda: mover.put(url, part, 10), cancel=Waits())
+    said = caplog.text + "".join(traceback.format_exception(caught.value))
+    assert '"PUT /k?…' in said
+    assert "trying again" in said
+    assert "X-Amz" not in said
+    assert TOKEN not in said
+
+
+def test_urllib3_is_loaded_only_when_bytes_move() -> None:
+    code = "import sys, airflow_provider_modelsync.core.transfer.mover; sys.exit('urllib3' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
