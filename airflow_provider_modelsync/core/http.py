@@ -10,7 +10,7 @@ import functools
 import logging
 import random
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, TypeVar
@@ -121,6 +121,7 @@ class ApiClient:
         headers: Mapping[str, str] | None = None,
         seconds: float | None = None,
         may_repeat: bool | None = None,
+        secrets: Iterable[str] = (),
     ) -> httpx.Request:
         """Build a request.
 
@@ -133,6 +134,7 @@ class ApiClient:
         :param headers: further headers; they win.
         :param seconds: how long the call may take, its tries included, instead of the connection's ``timeout_seconds``.
         :param may_repeat: whether the call may be carried out twice; by default as its method promises.
+        :param secrets: values in the body that no message may quote, besides the connection's.
         """
         target = self._url(url if "://" in url else f"{self.base_url}/{url.lstrip('/')}")
         if params:
@@ -143,7 +145,7 @@ class ApiClient:
         for more in (self._headers if ours else {}, credentials, headers or {}):
             check_headers(more)
             merged.update(more)
-        extensions: dict[str, Any] = {_SECRETS: self._secrets, _CREDENTIALS: bool(credentials)}
+        extensions: dict[str, Any] = {_SECRETS: (*self._secrets, *secrets), _CREDENTIALS: bool(credentials)}
         if seconds is not None:
             extensions[_SECONDS] = seconds
         if may_repeat is not None:

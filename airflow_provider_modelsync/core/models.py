@@ -70,6 +70,21 @@ class TransferStats(_Value):
     resumed_bytes: int = 0
 
 
+class ModelReference(_Value):
+    """Where the bytes of a version lie when its registry only points to them.
+
+    :param registry: the registry that has them, e.g. ``"huggingface"``.
+    :param model_id: what they are called there.
+    :param revision: which state of them.
+    :param url: where to look at them.
+    """
+
+    registry: str
+    model_id: str | None = None
+    revision: str | None = None
+    url: str | None = None
+
+
 class ModelVersion(_Value):
     """One version of a model as its registry describes it.
 
@@ -83,6 +98,7 @@ class ModelVersion(_Value):
     :param metadata: the user's own facts, JSON values.
     :param created_at: when the registry made it, UTC.
     :param uri: where it lies or is shown.
+    :param reference: where the bytes lie, when this registry only points to them.
     :param raw: the system's own record.
     :param transfer: what the call that returned this moved, if it moved models.
     """
@@ -97,6 +113,7 @@ class ModelVersion(_Value):
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
     created_at: datetime | None = None
     uri: str | None = None
+    reference: ModelReference | None = None
     raw: dict[str, Any] = Field(default_factory=dict, repr=False)
     transfer: TransferStats | None = None
 
@@ -152,20 +169,66 @@ class Deployment(_Value):
     :param name: the deployment's name in its system.
     :param status: the system's own word for its state.
     :param ready: whether it answers requests.
+    :param failed: whether waiting for that is in vain.
+    :param gone: whether nothing of it runs any more.
+    :param reason: why it failed, in the system's words.
     :param model: the reference that it serves, where it is known.
+    :param artifact: what the system runs when that is not the model itself, e.g. a bento.
     :param revision: what tells one roll-out from the one before.
     :param url: where it answers, once it does.
-    :param raw: the system's own record.
+    :param page: where the system shows it to people.
+    :param raw: the system's own record, without the values of environment variables.
     """
 
     registry: str
     name: str
     status: str
     ready: bool = False
+    failed: bool = False
+    gone: bool = False
+    reason: str | None = None
     model: str | None = None
+    artifact: str | None = None
     revision: str | None = None
     url: str | None = None
+    page: str | None = None
     raw: dict[str, Any] = Field(default_factory=dict, repr=False)
+
+    def to_xcom(self) -> dict[str, JsonValue]:
+        """Return a plain dictionary of JSON values, at most 4 KiB of JSON.
+
+        What only helps people is left out when it would be larger; ``truncated`` is then true.
+        """
+        xcom = self.model_dump(mode="json", exclude={"raw"})
+        for heavy in ("reason", "page", "url"):
+            if len(json.dumps(xcom).encode()) > XCOM_LIMIT:
+                xcom |= {heavy: None, "truncated": True}
+        return xcom
+
+
+class Undo(StrEnum):
+    """How a roll-out is taken back."""
+
+    TERMINATE = "terminate"
+    RESTORE = "restore"
+    LEAVE = "leave"
+
+
+class RollOut(_Value):
+    """What a task has changed about a deployment, so that it can be taken back. Holds no configuration.
+
+    :param deployment: its name.
+    :param model: what was to be served.
+    :param undo: how to take it back.
+    :param replaced: the revision that was there before; ``None`` when there was no deployment.
+    :param revision: the revision that the change made; ``None`` until the answer is known.
+    """
+
+    deployment: str
+    model: str
+    undo: Undo
+    replaced: str | None = None
+    revision: str | None = None
 
 
 class Query(_Value):

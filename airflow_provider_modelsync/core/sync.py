@@ -3,39 +3,45 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import secrets
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from pydantic import JsonValue, TypeAdapter, ValidationError
+from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
-from airflow_provider_modelsync.core.archive.digest import FileEntry, SourceTree, digest_of, memory_key, read_tree
+from airflow_provider_modelsync.core.archive.digest import SourceTree, digest_of, memory_key, read_tree
 from airflow_provider_modelsync.core.errors import (
     DigestMismatch,
     DiskFull,
     InvalidInput,
     ModelNotFound,
+    Permanent,
     TargetExists,
     from_os_error,
 )
 from airflow_provider_modelsync.core.flow import SyncDriver
 from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, PulledModel, Query, TransferStats
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
-from airflow_provider_modelsync.core.transfer import checkpoint, durable
+from airflow_provider_modelsync.core.transfer import checkpoint, durable, ranges
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.download import download
-from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, UploadPlan
+from airflow_provider_modelsync.core.transfer.mover import Mover
+from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, PutParts, UploadGone, UploadPlan
 from airflow_provider_modelsync.core.transfer.progress import readable
+from airflow_provider_modelsync.core.transfer.ranges import Pulled
 from airflow_provider_modelsync.core.transfer.upload import upload
 
 log = logging.getLogger("modelsync")
 
+Fetch = Callable[[Path], Pulled]
+
 _LABELS = TypeAdapter(dict[str, str])
-_METADATA = TypeAdapter(dict[str, JsonValue])
+_METADATA = TypeAdapter(dict[str, JsonValue], config=ConfigDict(allow_inf_nan=False))
 
 
 def push(
@@ -66,22 +72,62 @@ def push(
     :raises NotSupported: for what the registry cannot do or keep, before any byte is sent.
     """
     _check_push(registry, ref, labels=labels, metadata=metadata, force=force)
-    tree = _read_source(source, control)
+    tree = _read_source(source, control, registry.leaves_out)
     exact = ref if ref.version else ModelRef(name=ref.name, version=version_of(tree.digest))
-    plan = driver.run(
-        registry.plan_push(
-            exact, tree, labels=labels or {}, metadata=metadata or {}, force=force, options=options or {}
+    memory = checkpoint.UploadMemory(control.checkpoint)
+
+    def attempt(passing: tuple[type[BaseException], ...] = ()) -> ModelVersion:
+        plan = driver.run(
+            registry.plan_push(
+                exact,
+                tree,
+                labels=labels or {},
+                metadata=metadata or {},
+                force=force,
+                options=options or {},
+                memory=memory,
+            )
         )
-    )
-    if plan.existing is not None:
-        log.info("%s is already there with the same digest %s: nothing is sent", plan.existing.ref, tree.digest)
-        return plan.existing.model_copy(update={"transfer": TransferStats(skipped=True)})
-    log.info("pushing %s: %s in %d files", plan.ref, readable(tree.size_bytes), len(tree.files))
+        if plan.existing is not None:
+            log.info("%s is already there with the same digest %s: nothing is sent", plan.existing.ref, tree.digest)
+            return plan.existing.model_copy(update={"transfer": TransferStats(skipped=True)})
+        log.info("pushing %s: %s in %d files", plan.ref, readable(tree.size_bytes), len(tree.files))
+        return _carry_out(registry, driver, plan, tree, control, memory, passing)
+
     try:
-        stats = _upload(plan, tree, control)
+        version = attempt(passing=(UploadGone,))
+    except UploadGone as error:
+        log.warning("%s; beginning it again", error)
+        memory.forget()
+        version = attempt()
+    memory.forget()
+    return version
+
+
+def _carry_out(
+    registry: Registry,
+    driver: SyncDriver,
+    plan: UploadPlan,
+    tree: SourceTree,
+    control: Control,
+    memory: checkpoint.UploadMemory,
+    passing: tuple[type[BaseException], ...],
+) -> ModelVersion:
+    """Move the bytes and finish; what fails for good, or cannot be resumed, is reported to the registry.
+
+    :param passing: the errors that the caller can do something about: nothing is reported after these.
+    """
+    try:
+        stats = _upload(registry, plan, tree, control, driver)
         version = driver.run(registry.finish_push(plan))
+    except passing:
+        raise
     except BaseException as error:
-        _abort(registry, driver, plan, error)
+        memory.flush()
+        is_resumable = isinstance(plan.way, PutParts) and memory.is_kept and not control.is_last_try
+        if isinstance(error, (Permanent, UploadGone)) or not is_resumable:
+            memory.forget()
+            _abort(registry, driver, plan, error)
         raise
     log.info("pushed %s with digest %s", version.ref, tree.digest)
     return version.model_copy(update={"transfer": stats})
@@ -129,7 +175,15 @@ def pull(
     plan = driver.run(registry.plan_pull(version))
     log.info("pulling %s into %s", version.ref, place)
     try:
-        stats = _fill(place, plan, control, force=force, verify=verify)
+        with closing(_mover(registry, control)) as mover:
+            stats = _fill(
+                place,
+                plan,
+                control,
+                lambda staging: download(plan.way, version.ref, staging, control, driver, mover),
+                force=force,
+                verify=verify,
+            )
     except OSError as error:
         raise from_os_error(error, f"writing {place}", argument="target") from error
     log.info("pulled %s into %s", version.ref, place)
@@ -163,18 +217,25 @@ def _check_push(
             raise InvalidInput(f"{where}: {fault['msg']}", argument=argument) from None
 
 
-def _read_source(source: str | os.PathLike[str], control: Control) -> SourceTree:
+def _read_source(source: str | os.PathLike[str], control: Control, leave_out: Container[str]) -> SourceTree:
     remembered = checkpoint.load_digests(control.checkpoint)
-    tree = read_tree(source, cancel=control.cancel, remembered=remembered)
+    tree = read_tree(source, cancel=control.cancel, remembered=remembered, leave_out=leave_out)
     sizes = {memory_key(path, stamp): stamp.size for path, stamp in tree.stamps.items()}
     checkpoint.save_digests(control.checkpoint, remembered, sizes)
     return tree
 
 
-def _upload(plan: UploadPlan, tree: SourceTree, control: Control) -> TransferStats:
+def _upload(
+    registry: Registry, plan: UploadPlan, tree: SourceTree, control: Control, driver: SyncDriver
+) -> TransferStats:
     if plan.way is None:  # only its record was missing
         return TransferStats()
-    return upload(plan.way, tree, control)
+    with closing(_mover(registry, control)) as mover:
+        return upload(plan.way, tree, control, driver, mover)
+
+
+def _mover(registry: Registry, control: Control) -> Mover:
+    return Mover(registry.settings, base_url=registry.base_url, cancel=control.cancel)
 
 
 def _abort(registry: Registry, driver: SyncDriver, plan: UploadPlan, error: BaseException) -> None:
@@ -204,36 +265,42 @@ def _holds(place: Path, version: ModelVersion, control: Control, *, force: bool)
     return same
 
 
-def _fill(place: Path, plan: DownloadPlan, control: Control, *, force: bool, verify: bool) -> TransferStats:
+def _fill(
+    place: Path, plan: DownloadPlan, control: Control, fetch: Fetch, *, force: bool, verify: bool
+) -> TransferStats:
     version = plan.version
-    key = (version.digest or secrets.token_hex(6)).removeprefix("sha256:")[:12]
+    # One name for one content, so that the next try finds what this one has left.
+    key = hashlib.sha256(version.ref.encode()).hexdigest() if version.digest is None else version.digest[7:]
     place.parent.mkdir(parents=True, exist_ok=True)
-    with durable.staging(place.parent / f".{place.name}.{key}") as staging:
-        _check_space(place.parent, version.size_bytes or 0)
-        files = _download(plan, staging, control, verify=verify)
+
+    def keep(staging: Path, error: BaseException) -> bool:
+        is_over = isinstance(error, (Permanent, DiskFull)) or control.is_last_try
+        return not is_over and ranges.holds_pieces(staging)
+
+    with durable.staging(place.parent / f".{place.name}.{key[:12]}", keep=keep) as staging:
+        durable.require_space(place.parent, version.size_bytes or 0, argument="target")
+        pulled = _fetch_verified(plan, staging, fetch, verify=verify)
         durable.sync_file_system(staging)
         _move_in(staging, place, version, control, force=force)
         durable.sync_directory(place.parent)
-    return TransferStats(sent_bytes=sum(file.size for file in files))
+    return TransferStats(sent_bytes=pulled.moved_bytes, resumed_bytes=pulled.resumed_bytes)
 
 
-def _check_space(directory: Path, needed: int) -> None:
-    free = shutil.disk_usage(directory).free
-    if free < needed:
-        raise DiskFull(f"{directory} has {readable(free)} free, the model needs {readable(needed)}", argument="target")
-
-
-def _download(plan: DownloadPlan, staging: Path, control: Control, *, verify: bool) -> tuple[FileEntry, ...]:
+def _fetch_verified(plan: DownloadPlan, staging: Path, fetch: Fetch, *, verify: bool) -> Pulled:
     want = plan.version.digest
     got = None
     for _ in range(2):  # a flipped bit on the way is cured by another look, one in the store is not
         if got is not None:
             log.warning("the bytes of %s do not match its digest %s: reading them again", plan.version.ref, want)
             durable.empty_directory(staging)
-        files = download(plan.way, staging, plan.version.size_bytes or 0, control)
-        got = digest_of(files)
+        pulled = fetch(staging)
+        if plan.check is not None:
+            plan.check(staging, pulled.files)
+        for path in plan.generated:
+            (staging / path).unlink(missing_ok=True)
+        got = digest_of(file for file in pulled.files if file.path not in plan.generated)
         if not verify or want is None or got == want:
-            return files
+            return pulled
     raise DigestMismatch(
         f"the stored bytes of {plan.version.ref} have {got} twice, its record says {want}; "
         "restore them, or delete the version and push it again"

@@ -1,15 +1,28 @@
-"""What a waiting task looks for: one condition, checked by sensors on workers and by triggers on the event loop."""
+"""What a waiting task looks for: conditions, checked by tasks on workers and by triggers on the event loop.
+
+And what such a task takes back when it is not to wait any longer.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
-from airflow_provider_modelsync.core.errors import InvalidInput, ModelNotFound, VersionFailed
+from airflow_provider_modelsync.core.errors import DeploymentFailed, InvalidInput, ModelNotFound, VersionFailed
 from airflow_provider_modelsync.core.flow import Flow
-from airflow_provider_modelsync.core.models import ModelVersion, Query, VersionStatus
+from airflow_provider_modelsync.core.models import (
+    LATEST,
+    Deployment,
+    ModelVersion,
+    Query,
+    RollOut,
+    Undo,
+    VersionStatus,
+)
 from airflow_provider_modelsync.core.registries.base import Registry
 
 READY = "ready"
+GONE = "gone"
 
 
 def find_version(
@@ -32,6 +45,8 @@ def find_version(
         )
     if ref.version and newer_than:
         raise InvalidInput("an exact version is never newer than another; name only the model", argument="newer_than")
+    if newer_than == LATEST:
+        raise InvalidInput("'latest' moves; name a version or an ISO 8601 time", argument="newer_than")
     try:
         found = yield from registry.get(ref, query)
     except ModelNotFound:
@@ -59,3 +74,69 @@ def _age_of(registry: Registry, name: str, newer_than: str) -> Flow[tuple[dateti
         ) from None
     # Any version of that very instant counts as old.
     return (time if time.tzinfo else time.replace(tzinfo=UTC)), "\U0010ffff"
+
+
+def find_deployment(registry: Registry, name: str) -> Flow[Deployment | None]:
+    """Return a deployment as it is now, or ``None`` when there is none."""
+    try:
+        return (yield from registry.deployment(name))
+    except ModelNotFound:
+        return None
+
+
+def find_ready(registry: Registry, name: str, revision: str | None = None) -> Flow[Deployment | None]:
+    """Return a deployment that answers requests, or ``None`` when it does not yet.
+
+    :param registry: where to look.
+    :param name: of the deployment.
+    :param revision: what must answer. After an update the revision before may still be shown, running or failed:
+        that says nothing.
+    :raises DeploymentFailed: when waiting is in vain, with the system's reason.
+    """
+    found = yield from find_deployment(registry, name)
+    if found is None:
+        raise DeploymentFailed(f"the deployment {name} does not exist any more")
+    if revision is not None and found.revision != revision:
+        return None
+    if found.failed:
+        reason = f": {found.reason}" if found.reason else ""
+        raise DeploymentFailed(f"the deployment {name} is {found.status}{reason}")
+    return found if found.ready else None
+
+
+def find_gone(registry: Registry, name: str, revision: str | None = None) -> Flow[Deployment | None]:
+    """Return a deployment of which nothing runs any more, or ``None`` while something does."""
+    found = yield from find_deployment(registry, name)
+    if found is None:
+        return Deployment(registry=registry.conn_type, name=name, status="terminated", failed=True, gone=True)
+    return found if found.gone else None
+
+
+# What a task may wait for a deployment to be.
+GOALS: Mapping[str, Callable[[Registry, str, str | None], Flow[Deployment | None]]] = {
+    READY: find_ready,
+    GONE: find_gone,
+}
+
+
+def take_back(registry: Registry, started: RollOut) -> Flow[str]:
+    """Take back what a task has started, and nothing else. Doing it twice does no harm.
+
+    :return: what was done, in a sentence.
+    """
+    name = started.deployment
+    now = yield from find_deployment(registry, name)
+    if now is None or now.gone:
+        return f"{name} has ended already"
+    if started.revision is None and now.revision == started.replaced:
+        return f"{name} was not changed"
+    # Soon after an update the revision before may still be shown; any third one is somebody else's.
+    if started.revision is not None and now.revision not in (started.revision, started.replaced):
+        return f"{name} is left as it is: revision {now.revision} has been rolled out meanwhile"
+    if started.undo is Undo.TERMINATE:
+        yield from registry.undeploy(name)
+        return f"{name} is being terminated"
+    if started.undo is Undo.RESTORE:
+        back = yield from registry.deploy(name, registry.parse(started.model), {"revision": started.replaced})
+        return f"{name} goes back to what revision {started.replaced} ran, as revision {back.revision}"
+    return f"{name} is left as it is: what ran before is not known to have worked"

@@ -4,7 +4,7 @@ The digest of a model is ``sha256:`` and the SHA-256 of its canonical manifest: 
 UTF-8 bytes of its path, the line ``<sha256 of the file>␠␠<path>\\n``. That is what ``sha256sum`` prints, so it can be
 checked by hand::
 
-    export LC_ALL=C; find . -type f -printf '%P\\0' | sort -z | xargs -0 sha256sum -- | sha256sum
+    export LC_ALL=C; find . -type f -print0 | sort -z | xargs -0 sha256sum | sed 's|  [.]/|  |' | sha256sum
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Container, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from airflow_provider_modelsync.core.errors import InvalidInput, SourceChanged, 
 from airflow_provider_modelsync.core.parallel import for_each
 
 BLOCK = 1 << 20  # bytes read at a time: larger blocks hash no faster
-HASH_WORKERS = 4
+HASH_WORKERS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +86,13 @@ class SourceTree:
 
         :raises SourceChanged: when it was replaced, truncated, touched or removed.
         """
-        with open_source(self.root, path) as descriptor:
-            self._compare(descriptor, path)
+        descriptor = _open(self.root, path)
+        try:
             yield descriptor
-            self._compare(descriptor, path)
-
-    def _compare(self, descriptor: int, path: str) -> None:
-        if Stamp.of(os.fstat(descriptor)) != self.stamps[path]:
-            raise SourceChanged(f"{names.show(path)} changed while the model was being read")
+            # Once is enough: whatever was read from this descriptor before, a change would show in its stamp now.
+            _require_unchanged(descriptor, path, self.stamps[path])
+        finally:
+            os.close(descriptor)
 
 
 def digest_of(files: Iterable[FileEntry]) -> str:
@@ -118,6 +117,7 @@ def read_tree(
     cancel: CancelToken | None = None,
     on_bytes: Callable[[int], None] | None = None,
     remembered: MutableMapping[str, str] | None = None,
+    leave_out: Container[str] = (),
 ) -> SourceTree:
     """Scan and hash a model.
 
@@ -125,12 +125,13 @@ def read_tree(
     :param cancel: looked at once a block.
     :param on_bytes: called from worker threads with the number of bytes hashed.
     :param remembered: hashes of an earlier try, keyed by :func:`memory_key`; new ones are added.
+    :param leave_out: names at the top of a directory that are not looked at.
     :raises InvalidInput: when the source is missing, empty, or holds a link, a special file or a bad name.
     :raises SourceChanged: when a file changes while it is read.
     """
     cancel = cancel or CancelToken()
     memory = {} if remembered is None else remembered
-    root, stamps, executable, directories = _scan(Path(source))
+    root, stamps, executable, directories = _scan(Path(source), leave_out)
     hashes: dict[str, str] = {}
 
     def hash_one(path: str, token: CancelToken) -> None:
@@ -156,44 +157,42 @@ def memory_key(path: str, stamp: Stamp) -> str:
     return f"{stamp.size}:{stamp.mtime_ns}:{stamp.inode}:{path}"
 
 
-@contextmanager
-def open_source(root: Path, path: str) -> Iterator[int]:
-    """Open a regular file of a model for reading and yield its descriptor; a link is never followed.
-
-    :raises SourceChanged: when the file is gone or no longer a regular file.
-    :raises InvalidInput: when it may not be read.
-    """
+def _hash_file(root: Path, path: str, stamp: Stamp, cancel: CancelToken, on_bytes: Callable[[int], None] | None) -> str:
+    total = hashlib.sha256()
+    buffer = memoryview(bytearray(min(BLOCK, stamp.size)))
+    rest = stamp.size
+    descriptor = _open(root, path)
     try:
-        descriptor = os.open(root / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        while rest and (count := os.readv(descriptor, [buffer[:rest]])):
+            cancel.check()
+            total.update(buffer[:count])
+            rest -= count
+            if on_bytes is not None:
+                on_bytes(count)
+        _require_unchanged(descriptor, path, stamp)
+    except OSError as error:
+        raise from_os_error(error, f"reading {names.show(path)}", argument="source") from error
+    finally:
+        os.close(descriptor)
+    return total.hexdigest()
+
+
+def _open(root: Path, path: str) -> int:
+    """Open a file of a model; a link is never followed, and a pipe never waited for."""
+    try:
+        return os.open(f"{root}/{path}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except PermissionError as error:
         raise from_os_error(error, f"reading {names.show(path)}", argument="source") from error
     except OSError as error:
         raise SourceChanged(f"{names.show(path)} cannot be opened any more: {error.strerror}") from error
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise SourceChanged(f"{names.show(path)} is no longer a regular file")
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
-def _hash_file(root: Path, path: str, stamp: Stamp, cancel: CancelToken, on_bytes: Callable[[int], None] | None) -> str:
-    total = hashlib.sha256()
-    buffer = memoryview(bytearray(min(BLOCK, stamp.size + 1)))
-    with open_source(root, path) as descriptor:
-        size = 0
-        while size <= stamp.size and (count := os.readv(descriptor, [buffer])):  # a growing file might never end
-            cancel.check()
-            size += count
-            total.update(buffer[:count])
-            if on_bytes is not None:
-                on_bytes(count)
-        if Stamp.of(os.fstat(descriptor)) != stamp:
-            raise SourceChanged(f"{names.show(path)} changed while it was being hashed")
-    return total.hexdigest()
+def _require_unchanged(descriptor: int, path: str, stamp: Stamp) -> None:
+    if Stamp.of(os.fstat(descriptor)) != stamp:
+        raise SourceChanged(f"{names.show(path)} changed while the model was being read")
 
 
-def _scan(source: Path) -> tuple[Path, dict[str, Stamp], set[str], list[str]]:
+def _scan(source: Path, leave_out: Container[str]) -> tuple[Path, dict[str, Stamp], set[str], list[str]]:
     """Return root, stamps of all files, the paths of executable ones, and the empty directories."""
     stamps: dict[str, Stamp] = {}
     executable: set[str] = set()
@@ -206,7 +205,7 @@ def _scan(source: Path) -> tuple[Path, dict[str, Stamp], set[str], list[str]]:
 
     def walk(directory: str, prefix: str) -> None:
         with os.scandir(directory) as listing:
-            entries = list(listing)
+            entries = [entry for entry in listing if prefix or entry.name not in leave_out]
         if not entries and prefix:
             empty.append(prefix.rstrip("/"))
         for entry in entries:

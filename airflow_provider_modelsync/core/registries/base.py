@@ -15,9 +15,10 @@ from pydantic import JsonValue
 
 from airflow_provider_modelsync.core.archive.digest import SourceTree
 from airflow_provider_modelsync.core.errors import ModelNotFound, NotSupported
-from airflow_provider_modelsync.core.flow import Flow
+from airflow_provider_modelsync.core.flow import Flow, Policy, send_once
 from airflow_provider_modelsync.core.models import Deployment, ModelRef, ModelVersion, Query
 from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.transfer.checkpoint import UploadMemory
 from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, UploadPlan
 
 ANY = Query()
@@ -52,8 +53,17 @@ class Registry(ABC):
     # What one can wait for beyond a version's being there.
     states: ClassVar[frozenset[str]] = frozenset({"ready"})
 
+    # Names at the top of a source that are no part of what is pushed.
+    leaves_out: ClassVar[frozenset[str]] = frozenset()
+    # Where requests go, for registries that are reached by HTTP.
+    base_url: str | None = None
+
     def __init__(self, settings: RegistrySettings) -> None:
         self.settings = settings
+
+    def policy(self) -> Policy:
+        """Return how requests of this registry's flows are made."""
+        return send_once
 
     def require(self, capability: Capability) -> None:
         """Raise :class:`NotSupported`, naming the nearest thing on offer, unless the registry has a capability."""
@@ -133,9 +143,11 @@ class Registry(ABC):
         metadata: Mapping[str, JsonValue],
         force: bool,
         options: Mapping[str, Any],
+        memory: UploadMemory,
     ) -> Flow[UploadPlan]:
         """Register a version and say how its bytes go up.
 
+        :param memory: the multipart upload that an earlier try may have begun.
         :raises VersionConflict: when the version holds other bytes and ``force`` is not set.
         :raises InvalidInput: for labels, metadata or options that the system cannot take.
         """

@@ -12,6 +12,7 @@ A version's ``created_at`` is the time of its manifest in the store, so one list
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -37,9 +38,11 @@ from airflow_provider_modelsync.core.errors import (
 )
 from airflow_provider_modelsync.core.flow import Flow, call
 from airflow_provider_modelsync.core.models import LATEST, ModelRef, ModelVersion, Query, VersionStatus
+from airflow_provider_modelsync.core.redact import show_url
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer import durable
+from airflow_provider_modelsync.core.transfer.checkpoint import UploadMemory
 from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, FromDirectory, IntoDirectory, UploadPlan
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -133,6 +136,9 @@ class ModelStore(Registry):
         return call(self._delete, ref.name, _exact(ref))
 
     def set_labels(self, ref: ModelRef, labels: Mapping[str, str | None]) -> Flow[ModelVersion]:
+        _check_storable("labels", labels)
+        if not all(value is None or isinstance(value, str) for value in labels.values()):
+            raise InvalidInput("a label's value is a string, or None to remove it", argument="labels")
         version = yield from self.get(ref)
         return (yield from call(self._set_labels, version.name, version.version, labels))
 
@@ -145,9 +151,12 @@ class ModelStore(Registry):
         metadata: Mapping[str, JsonValue],
         force: bool,
         options: Mapping[str, Any],
+        memory: UploadMemory,
     ) -> Flow[UploadPlan]:
         if options:
             raise InvalidInput(f"{self.title} takes no options, not {sorted(options)}", argument="options")
+        _check_storable("metadata", metadata)
+        _check_storable("labels", labels)
         manifest = Manifest(
             name=ref.name,
             version=_exact(ref),
@@ -189,12 +198,9 @@ class ModelStore(Registry):
 
     def _read_version(self, name: str, version: str) -> ModelVersion:
         """Read manifest and labels into a version."""
-        path = self._meta(name, version, _MANIFEST)
-        content = _read(path)
-        if content is None:
-            raise ModelNotFound(f"{self.title} has no version {version!r} of {name!r}")
-        manifest = _parse(Manifest, path, content)
-        labels = _read(self._meta(name, version, _LABELS))
+        manifest, created_at = self._read_manifest(name, version)
+        path = self._meta(name, version, _LABELS)
+        labels = _read(path)
         return ModelVersion(
             registry=self.conn_type,
             name=manifest.name,
@@ -202,35 +208,42 @@ class ModelStore(Registry):
             status=VersionStatus.READY,
             digest=manifest.digest,
             size_bytes=manifest.size_bytes,
-            labels=manifest.labels if labels is None else _parse(_Labels, path, labels).labels,
+            labels=manifest.labels if labels is None else _parse(_Labels, path, labels[0]).labels,
             metadata=manifest.metadata,
-            created_at=_created_at(path),
+            created_at=created_at,
             uri=(self._directory(name) / version).as_uri(),
             raw=manifest.model_dump(mode="json"),
         )
+
+    def _read_manifest(self, name: str, version: str) -> tuple[Manifest, datetime]:
+        """Return a version's manifest and the time since which it exists."""
+        path = self._meta(name, version, _MANIFEST)
+        stored = _read(path)
+        if stored is None:
+            raise ModelNotFound(f"{self.title} has no version {version!r} of {name!r}")
+        content, created_at = stored
+        manifest = _parse(Manifest, path, content)
+        if (manifest.name, manifest.version) != (name, version):  # what it names leads to paths
+            raise UnsafeArchive(f"{path} says that it is of {names.show(f'{manifest.name}:{manifest.version}')}")
+        return manifest, created_at
 
     def _versions(self, name: str, query: Query) -> Iterator[ModelVersion]:
         """Read the versions that a query chooses, newest first, each only when it is asked for."""
         if not query.matches_name(name):
             return
         found: list[tuple[int, str]] = []
-        with suppress(FileNotFoundError), os.scandir(self._meta(name)) as listing:
-            found = [
-                (entry.stat().st_mtime_ns, entry.name.removesuffix(_MANIFEST))
-                for entry in listing
-                if entry.name.endswith(_MANIFEST) and not entry.name.startswith(".")
-            ]
+        for entry in _list(self._meta(name)):
+            version = entry.name.removesuffix(_MANIFEST)
+            if version != entry.name and _NAME.fullmatch(version):
+                with suppress(FileNotFoundError):  # deleted since it was listed
+                    found.append((entry.stat().st_mtime_ns, version))
         for _, version in sorted(found, reverse=True):
             with suppress(ModelNotFound):  # deleted since it was listed
                 if query.matches(read := self._read_version(name, version)):
                     yield read
 
     def _list_models(self, query: Query) -> list[ModelVersion]:
-        try:
-            with os.scandir(self.root) as listing:
-                found = [entry.name for entry in listing if _NAME.fullmatch(entry.name)]
-        except FileNotFoundError:
-            return []
+        found = [entry.name for entry in _list(self.root) if _NAME.fullmatch(entry.name)]
         newest = (next(self._versions(name, query), None) for name in found)
         return sorted((version for version in newest if version), key=lambda version: version.age_key, reverse=True)
 
@@ -239,17 +252,24 @@ class ModelStore(Registry):
         with _translated(f"preparing {ref} in {self.root}"):
             self.root.mkdir(exist_ok=True)
             self._meta(manifest.name).mkdir(parents=True, exist_ok=True)
+            durable.sweep(self._meta(manifest.name))
             if existing := self._settle(manifest, force):
+                self._release_claim(manifest)  # whoever published it may have died before doing so
                 return UploadPlan(ref=ref, way=None, existing=existing)
+            durable.require_space(self.root, manifest.size_bytes)
             self._claim(manifest, force)
-            # Once more: the version may have been published between the first look and the claim.
-            if existing := self._settle(manifest, force):
-                self._release_claim(manifest)
-                return UploadPlan(ref=ref, way=None, existing=existing)
             release = ExitStack()
-            key = manifest.digest.removeprefix("sha256:")[:12]
-            base = self._meta(manifest.name, f".{manifest.version}.{key}")
-            staging = release.enter_context(durable.staging(base))
+            try:
+                # Once more: the version may have been published between the first look and the claim.
+                if existing := self._settle(manifest, force):
+                    self._release_claim(manifest)
+                    return UploadPlan(ref=ref, way=None, existing=existing)
+                key = manifest.digest.removeprefix("sha256:")[:12]
+                base = self._meta(manifest.name, f".{manifest.version}.{key}")
+                staging = release.enter_context(durable.staging(base))
+            except BaseException:
+                self._release_claim(manifest)
+                raise
         return _PushPlan(
             ref=ref, way=IntoDirectory(staging), manifest=manifest, force=force, staging=staging, release=release
         )
@@ -272,22 +292,24 @@ class ModelStore(Registry):
     def _claim(self, manifest: Manifest, force: bool) -> None:
         path = self._meta(manifest.name, manifest.version, _CLAIM)
         claim = Claim(digest=manifest.digest).model_dump_json().encode()
-        if durable.create_file(path, claim):
+        while not durable.create_file(path, claim):
+            holder = self._claimant(manifest)
+            if holder is None:  # given up between the two looks
+                continue
+            if holder == manifest.digest:
+                return
+            if not force:
+                raise VersionConflict(
+                    f"{manifest.name}:{manifest.version} is claimed by a push of {holder}, the source has "
+                    f"{manifest.digest}; wait for it, or push with force when that push is dead"
+                )
+            durable.replace_file(path, claim)
             return
-        holder = self._claimant(manifest)
-        if holder == manifest.digest:
-            return
-        if not force:
-            raise VersionConflict(
-                f"{manifest.name}:{manifest.version} is claimed by a push of {holder}, the source has "
-                f"{manifest.digest}; wait for it, or push with force when that push is dead"
-            )
-        durable.replace_file(path, claim)
 
     def _claimant(self, manifest: Manifest) -> str | None:
         path = self._meta(manifest.name, manifest.version, _CLAIM)
         content = _read(path)
-        return None if content is None else _parse(Claim, path, content).digest
+        return None if content is None else _parse(Claim, path, content[0]).digest
 
     def _release_claim(self, manifest: Manifest) -> None:
         if self._claimant(manifest) == manifest.digest:
@@ -312,7 +334,12 @@ class ModelStore(Registry):
                     if not durable.create_file(self._meta(*pair, _MANIFEST), manifest.model_dump_json().encode()):
                         self._settle(manifest, force=False)
                 self._release_claim(manifest)
-        return self._read_version(manifest.name, manifest.version)
+        try:
+            return self._read_version(manifest.name, manifest.version)
+        except ModelNotFound as error:  # deleted, or where locks do nothing, about to be published by another writer
+            raise RegistryUnavailable(
+                f"{plan.ref} was withdrawn just now; the next try sees what came of it"
+            ) from error
 
     def _abort(self, plan: _PushPlan) -> None:
         plan.release.close()
@@ -322,11 +349,13 @@ class ModelStore(Registry):
         """Remove a version's manifest, then its labels: it does not exist any more. Return whether it did."""
         try:
             self._meta(name, version, _MANIFEST).unlink()
+            existed = True
         except FileNotFoundError:
-            return False
+            existed = False
+        # Also what somebody killed right here left: the next version of that name is not to inherit its labels.
         self._meta(name, version, _LABELS).unlink(missing_ok=True)
         durable.sync_directory(self._meta(name))
-        return True
+        return existed
 
     @contextmanager
     def _trash(self, name: str, version: str) -> Iterator[Path]:
@@ -345,10 +374,10 @@ class ModelStore(Registry):
             self._trash(name, version) as trash,
             durable.directory_lock(self._meta(name)),
         ):
-            if not self._withdraw(name, version):
-                return False
+            existed = self._withdraw(name, version)
             _move_away(self._directory(name) / version, trash)
-            return True
+            durable.sweep(self._meta(name))
+            return existed
 
     def _set_labels(self, name: str, version: str, labels: Mapping[str, str | None]) -> ModelVersion:
         with _translated(f"labelling {name}:{version} in {self.root}"), durable.directory_lock(self._meta(name)):
@@ -358,11 +387,20 @@ class ModelStore(Registry):
         return self._read_version(name, version)
 
     def _plan_pull(self, version: ModelVersion) -> DownloadPlan:
-        path = self._meta(version.name, version.version, _MANIFEST)
-        manifest = _parse(Manifest, path, _read(path) or b"")
-        for entry in (*(file.path for file in manifest.files), *manifest.directories):
+        manifest, _ = self._read_manifest(version.name, version.version)
+        if manifest.digest != version.digest:
+            raise RegistryUnavailable(f"{version.ref} was replaced just now; the next try sees the new one")
+        paths = [file.path for file in manifest.files]
+        for entry in (*paths, *manifest.directories):
             if fault := names.fault_of(entry):
                 raise UnsafeArchive(f"the manifest of {version.ref} names {names.show(entry)}, which {fault}")
+        if clash := names.clash_among(paths, manifest.directories):
+            raise UnsafeArchive(
+                f"the manifest of {version.ref} names {names.show(clash[0])} and {names.show(clash[1])}, "
+                "which cannot lie side by side"
+            )
+        if any(file.size < 0 for file in manifest.files):
+            raise UnsafeArchive(f"the manifest of {version.ref} names a file of negative size")
         if digest_of(manifest.files) != manifest.digest:
             raise UnsafeArchive(f"the manifest of {version.ref} does not match its own digest")
         directory = self._directory(version.name) / version.version
@@ -377,7 +415,9 @@ def _root_of(settings: RegistrySettings) -> Path:
     url = urlsplit(settings.host or "")
     if url.scheme != "file" or url.netloc not in ("", "localhost") or len(url.path) < 2:
         raise InvalidInput(
-            f"the root {settings.host!r} is not a file:///path URL", argument="host", connection=settings.conn_id
+            f"the root {show_url(settings.host or '')!r} is not a file:///path URL",
+            argument="host",
+            connection=settings.conn_id,
         )
     return Path(unquote(url.path))
 
@@ -388,13 +428,34 @@ def _exact(ref: ModelRef) -> str:
     return ref.version
 
 
-def _read(path: Path) -> bytes | None:
+def _check_storable(argument: str, value: Mapping[str, Any]) -> None:
+    """Raise :class:`InvalidInput` for what would not come back from JSON as it was, or not go in."""
     try:
-        return path.read_bytes()
+        json.dumps(dict(value), allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{argument} cannot be kept as JSON: {error}", argument=argument) from None
+
+
+def _read(path: Path) -> tuple[bytes, datetime] | None:
+    """Return a file's content and the time of its last change, or ``None`` when it is not there."""
+    try:
+        with path.open("rb") as file:
+            return file.read(), datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise from_os_error(error, f"reading {path}") from error
+
+
+def _list(directory: Path) -> list[os.DirEntry[str]]:
+    """Return what is in a directory; nothing when there is no such directory."""
+    try:
+        with os.scandir(directory) as listing:
+            return list(listing)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise from_os_error(error, f"listing {directory}") from error
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -407,10 +468,6 @@ def _parse(model: type[_Model], path: Path, content: bytes) -> _Model:
         fault = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(map(str, fault["loc"])) or "the whole"
         raise RegistryUnavailable(f"{path} is damaged or of a newer format: {where}: {fault['msg']}") from None
-
-
-def _created_at(path: Path) -> datetime:
-    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
 
 def _move_away(path: Path, trash: Path) -> None:

@@ -17,12 +17,14 @@ class Control:
     :param cancel: ends the work within 4 s of being cancelled.
     :param on_progress: told now and then how far the transfer is.
     :param checkpoint: where tries remember what is done; ``None`` = every try starts afresh.
+    :param is_last_try: nobody will come back to resume this.
     """
 
     workers: int = 4
     cancel: CancelToken = field(default_factory=CancelToken)
     on_progress: Callable[[Report], None] | None = None
     checkpoint: CheckpointStore | None = None
+    is_last_try: bool = False
 
     def progress(self, total: int) -> Progress:
         """Return a counter for a transfer of ``total`` bytes."""

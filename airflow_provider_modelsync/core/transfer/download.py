@@ -9,37 +9,108 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from airflow_provider_modelsync.core.archive.digest import FileEntry
+from airflow_provider_modelsync.core.archive.extract import DirectorySink, unpack
 from airflow_provider_modelsync.core.archive.names import show
-from airflow_provider_modelsync.core.errors import RegistryUnavailable
+from airflow_provider_modelsync.core.errors import CorruptArchive, RegistryUnavailable
+from airflow_provider_modelsync.core.flow import SyncDriver
+from airflow_provider_modelsync.core.transfer import durable
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.local import copy_files
-from airflow_provider_modelsync.core.transfer.plan import DownloadWay, FromDirectory
+from airflow_provider_modelsync.core.transfer.mover import PASSING, Download, Mover, with_retries
+from airflow_provider_modelsync.core.transfer.plan import DownloadWay, FromDirectory, GetArchive
+from airflow_provider_modelsync.core.transfer.ranges import (
+    PROBE,
+    Pulled,
+    RangedObject,
+    pull_ranges,
+    read_all,
+    refuse,
+)
+
+# A range of something that has no strong tag, or a complaint that nothing has so many bytes: all of it, then.
+_RANGED = frozenset({206, 416})
 
 
-def download(way: DownloadWay, target: Path, size: int | None, control: Control) -> tuple[FileEntry, ...]:
-    """Move a model's bytes out of its registry into an empty directory.
+def download(way: DownloadWay, ref: str, target: Path, control: Control, driver: SyncDriver, mover: Mover) -> Pulled:
+    """Move a model's bytes out of its registry.
 
     :param way: where from and how.
-    :param target: an empty directory.
-    :param size: payload bytes, where they are known.
+    :param ref: the exact version.
+    :param target: a directory that is empty, or as an earlier try of the same version has left it.
     :param control: how to cancel, what to tell.
+    :param driver: asks the registry for addresses.
+    :param mover: receives bodies.
     :return: the files that were written, hashed while they were.
     """
-    progress = control.progress(size or 0)
     match way:
-        case FromDirectory(directory, files, directories):
-            written = copy_files(
-                files,
-                directories,
-                partial(_open_stored, directory),
-                target,
-                workers=control.workers,
-                cancel=control.cancel,
-                on_bytes=progress.add,
-            )
+        case FromDirectory():
+            return _read_files(way, target, control)
+        case GetArchive():
+            return _get_archive(way, ref, target, control, driver, mover)
+
+
+def _read_files(way: FromDirectory, target: Path, control: Control) -> Pulled:
+    durable.empty_directory(target)
+    progress = control.progress(sum(file.size for file in way.files))
+    written = copy_files(
+        way.files,
+        way.directories,
+        partial(_open_stored, way.directory),
+        target,
+        workers=control.workers,
+        cancel=control.cancel,
+        on_bytes=progress.add,
+    )
     progress.finish()
-    return written
+    return Pulled(written, moved_bytes=progress.done)
+
+
+def _get_archive(way: GetArchive, ref: str, target: Path, control: Control, driver: SyncDriver, mover: Mover) -> Pulled:
+    source = RangedObject(way.address, driver, mover)
+
+    def begin() -> Pulled | bytes:
+        """Return the first bytes when the rest can be had by ranges, else all of it."""
+        if not way.is_proxy:
+            with source.open(0, PROBE) as answer:
+                if source.accept(answer):
+                    return read_all(answer, min(PROBE, source.size))
+                if answer.status not in _RANGED:
+                    return whole(answer)
+        with source.open(0, None) as answer:
+            return whole(answer)
+
+    def whole(answer: Download) -> Pulled:
+        refuse(answer, source.address)
+        return _unpack(answer, target, control)
+
+    # Each try asks for the address, so there is nothing to refresh when a signature has expired.
+    begun = with_retries(begin, cancel=control.cancel, refresh=lambda: None, passing=(*PASSING, CorruptArchive))
+    return begun if isinstance(begun, Pulled) else pull_ranges(source, begun, target, ref, control)
+
+
+def _unpack(answer: Download, target: Path, control: Control) -> Pulled:
+    """Take an archive as it comes, from its first byte on."""
+    if answer.status != 200:
+        raise RegistryUnavailable(f"downloading the model: the server answered {answer.status}, not 200")
+    durable.empty_directory(target)  # of what an earlier try has left
+    sink = DirectorySink(target)
+    progress = control.progress(answer.length or 0)
+    unpack(_Reader(answer), sink, cancel=control.cancel, on_bytes=progress.add)
+    progress.finish()
+    return Pulled(sink.finish(target).files, moved_bytes=progress.done)
+
+
+class _Reader:
+    """A download as the archive reader wants it."""
+
+    def __init__(self, answer: Download) -> None:
+        self._answer = answer
+
+    def read(self, size: int, /) -> bytes:
+        buffer = bytearray(size)
+        count = self._answer.readinto(memoryview(buffer))
+        del buffer[count:]
+        return bytes(buffer)
 
 
 @contextmanager

@@ -12,18 +12,25 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from airflow_provider_modelsync.core.errors import DiskFull
+from airflow_provider_modelsync.core.transfer.progress import readable
 
 log = logging.getLogger("modelsync")
 
 _ABANDONED_AFTER = 24 * 3600  # seconds
+Keep = Callable[[Path, BaseException], bool]
+
+_OURS = r"\.[0-9a-f]{12}"  # ends the names of everything that is not there to stay
 
 
 @contextmanager
-def staging(base: Path) -> Iterator[Path]:
+def staging(base: Path, *, keep: Keep | None = None) -> Iterator[Path]:
     """Yield an empty directory that no other live writer uses; whatever is left of it at the end is removed.
 
     A killed writer leaves its directory behind, unlocked: the next writer of the same ``base`` takes it up. While it is
@@ -32,14 +39,41 @@ def staging(base: Path) -> Iterator[Path]:
 
     :param base: the wanted path; its parent exists. Staging directories of the same family share
         the name up to the last dot, and those abandoned for a day are swept.
+    :param keep: asked after an error whether the directory is left to the next writer; then one that is taken up is
+        not emptied.
     """
-    _sweep(base)
+    stem = base.name.rpartition(".")[0]
+    _sweep_directories(base.parent, re.compile(rf"{re.escape(stem)}{_OURS}({_OURS})?"))
     path, lock = _take(base) or _make_private(base)
+    is_kept = False
     try:
+        if keep is None:
+            empty_directory(path)
         yield path
+    except BaseException as error:
+        is_kept = keep is not None and keep(path, error)
+        raise
     finally:
-        remove_tree(path)
+        if not is_kept and _is_at(lock, path):  # once it is renamed into place, the path is free for the next writer
+            remove_tree(path)
         os.close(lock)
+
+
+def sweep(directory: Path) -> None:
+    """Remove what writers killed a day ago or more left in a directory that holds no hidden names but ours."""
+    family = re.compile(rf"\..+{_OURS}")
+    _sweep_directories(directory, family)
+    for path in directory.iterdir():
+        with suppress(OSError):
+            if family.fullmatch(path.name) and _is_abandoned(facts := path.lstat()) and stat.S_ISREG(facts.st_mode):
+                path.unlink()
+
+
+def require_space(directory: Path, needed: int, *, argument: str | None = None) -> None:
+    """Raise :class:`DiskFull` unless a directory's file system has room for a number of bytes."""
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise DiskFull(f"{directory} has {readable(free)} free, the model needs {readable(needed)}", argument=argument)
 
 
 def remove_tree(path: Path) -> None:
@@ -55,10 +89,15 @@ def remove_tree(path: Path) -> None:
 def empty_directory(path: Path) -> None:
     """Remove everything below a directory."""
     for entry in path.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+        remove_entry(entry)
+
+
+def remove_entry(path: Path) -> None:
+    """Remove a file, a link, or a directory with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def sync_file_system(path: Path) -> None:
@@ -124,9 +163,11 @@ def _take(base: Path) -> tuple[Path, int] | None:
         lock = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return None
-    if _try_lock(lock) and _locks_work(base) and _is_at(lock, base):
-        empty_directory(base)
-        return base, lock
+    if _try_lock(lock) and _is_at(lock, base):
+        if _locks_work(lock):
+            return base, lock
+        with suppress(OSError):  # nobody uses it here, so nobody else would remove it
+            base.rmdir()
     os.close(lock)
     return None
 
@@ -139,14 +180,17 @@ def _make_private(base: Path) -> tuple[Path, int]:
     return path, lock
 
 
-def _sweep(base: Path) -> None:
-    family = re.compile(re.escape(base.name.rpartition(".")[0]) + r"\.[0-9a-f]{12}(\.[0-9a-f]{12})?")
-    for path in base.parent.iterdir():
-        if not family.fullmatch(path.name) or path == base:
+def _sweep_directories(directory: Path, family: re.Pattern[str]) -> None:
+    for path in directory.iterdir():
+        if not family.fullmatch(path.name):
             continue
         with suppress(OSError), _directory(path) as lock:
-            if time.time() - os.fstat(lock).st_mtime > _ABANDONED_AFTER and _try_lock(lock):
+            if _is_abandoned(os.fstat(lock)) and _try_lock(lock):
                 remove_tree(path)
+
+
+def _is_abandoned(facts: os.stat_result) -> bool:
+    return time.time() - facts.st_mtime > _ABANDONED_AFTER
 
 
 def _try_lock(descriptor: int) -> bool:
@@ -157,10 +201,16 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def _locks_work(path: Path) -> bool:
-    """Whether a second lock on a path that this process holds locked is refused, as it should be."""
-    with _directory(path) as second:
+def _locks_work(held: int) -> bool:
+    """Whether a second lock on a directory that this process holds locked is refused, as it should be."""
+    try:
+        second = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=held)
+    except FileNotFoundError:  # somebody else has removed it, so the lock was worth nothing
+        return False
+    try:
         return not _try_lock(second)
+    finally:
+        os.close(second)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -27,7 +27,7 @@ def copy_files(
 ) -> tuple[FileEntry, ...]:
     """Write files below a directory.
 
-    :param files: what to copy; their hashes and sizes are not relied on.
+    :param files: what to copy; their hashes are not relied on, and a file larger than told is cut soon after its size.
     :param directories: empty directories to make.
     :param read: opens a file by its path for reading and yields a descriptor.
     :param target: an empty directory.
@@ -66,7 +66,7 @@ def _copy(
     with read(file.path) as source:
         sink = os.open(target / file.path, flags, 0o755 if file.executable else 0o644)
         try:
-            while count := os.readv(source, [buffer]):
+            while size <= file.size and (count := os.readv(source, [buffer])):  # a growing file might never end
                 cancel.check()
                 block = buffer[:count]
                 total.update(block)

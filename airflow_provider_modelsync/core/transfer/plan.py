@@ -6,11 +6,20 @@ the bytes move; a new kind of way is one class here and one branch each in ``upl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from airflow_provider_modelsync.core.archive.digest import FileEntry
+from airflow_provider_modelsync.core.archive.layout import TarLayout
+from airflow_provider_modelsync.core.errors import Retryable
+from airflow_provider_modelsync.core.flow import Flow
 from airflow_provider_modelsync.core.models import ModelRef, ModelVersion
+from airflow_provider_modelsync.core.transfer.checkpoint import OpenUpload, UploadMemory
+
+_MIB = 1 << 20
+_PART_MIB = 16  # larger parts move no faster, and more is sent again when one fails
+_MAX_PARTS = 10_000  # that S3 takes for one object
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +46,91 @@ class FromDirectory:
     directories: tuple[str, ...]
 
 
-UploadWay = IntoDirectory
-DownloadWay = FromDirectory
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a request of size goes.
+
+    :param url: absolute; may hold a signature, so it is not shown.
+    :param headers: credentials and what else this very URL needs.
+    :param presigned: whether a storage answers, rather than the registry itself.
+    """
+
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    presigned: bool = False
+
+
+class UploadGone(Retryable):
+    """A storage does not know an upload any more: it has to be begun again."""
+
+
+# Asked anew for each try: what was signed may have expired.
+AskAddress = Callable[[], Flow[Address]]
+
+
+@dataclass(frozen=True, slots=True)
+class PutArchive:
+    """Push: the model goes up as one tar in one request.
+
+    :param layout: the tar.
+    :param address: where to.
+    :param is_proxy: the registry itself takes the bytes, rather than a storage behind it.
+    """
+
+    layout: TarLayout
+    address: AskAddress
+    is_proxy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PutParts:
+    """Push: the model goes up as one tar in many requests at a time.
+
+    :param layout: the tar.
+    :param upload: what was begun.
+    :param address: where a part, counted from 1, goes to.
+    :param memory: the parts that are done.
+    """
+
+    layout: TarLayout
+    upload: OpenUpload
+    address: Callable[[int], Flow[Address]]
+    memory: UploadMemory
+
+    @property
+    def count(self) -> int:
+        """How many parts there are."""
+        return -(-self.layout.size // self.upload.part_size)
+
+    def span(self, number: int) -> tuple[int, int]:
+        """Return a part's offset in the archive and its length in bytes."""
+        start = (number - 1) * self.upload.part_size
+        return start, min(self.upload.part_size, self.layout.size - start)
+
+
+def choose_part_size(size: int, wanted_mib: int | None = None) -> int:
+    """Return the size of the parts in bytes that an upload of ``size`` bytes is cut into.
+
+    :param wanted_mib: what the connection wants; it is enlarged when the storage would not take that many parts.
+    """
+    smallest = -(-size // _MAX_PARTS)
+    return max(wanted_mib or _PART_MIB, -(-smallest // _MIB)) * _MIB
+
+
+@dataclass(frozen=True, slots=True)
+class GetArchive:
+    """Pull: the model comes down as one tar, by ranges where these are honoured.
+
+    :param address: where from.
+    :param is_proxy: the registry itself passes the bytes on, from the first to the last.
+    """
+
+    address: AskAddress
+    is_proxy: bool = False
+
+
+UploadWay = IntoDirectory | PutArchive | PutParts
+DownloadWay = FromDirectory | GetArchive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +153,11 @@ class DownloadPlan:
 
     :param version: the exact version.
     :param way: how the bytes move.
+    :param generated: files that the push added because the system demands them: left out again, once checked.
+    :param check: looks at the directory that was filled and the files in it; raises when they are not the version's.
     """
 
     version: ModelVersion
     way: DownloadWay
+    generated: frozenset[str] = frozenset()
+    check: Callable[[Path, Sequence[FileEntry]], None] | None = None

@@ -17,7 +17,7 @@ class Report:
     """How far a transfer is.
 
     :param done: bytes moved.
-    :param total: bytes to move.
+    :param total: bytes to move; 0 when that is not known.
     :param seconds: since the start.
     """
 
@@ -26,15 +26,15 @@ class Report:
     seconds: float
 
     def __str__(self) -> str:
-        percent = 100 * self.done // self.total if self.total else 100
         rate = self.done / self.seconds if self.seconds > 0 else 0
-        return f"{readable(self.done)} of {readable(self.total)} ({percent} %), {readable(rate)}/s"
+        share = f" of {readable(self.total)} ({100 * self.done // self.total} %)" if self.total else ""
+        return f"{readable(self.done)}{share}, {readable(rate)}/s"
 
 
 class Progress:
     """Adds up bytes from many threads and reports at most every 10 s or 10 %.
 
-    :param total: bytes to move.
+    :param total: bytes to move; 0 when that is not known.
     :param emit: called with a :class:`Report`, from whichever thread added the bytes.
     :param clock: seconds, monotonic.
     """
@@ -70,6 +70,8 @@ class Progress:
 
     def _is_due(self) -> bool:
         waited = self._clock() - self._last_time
+        if not self.total:
+            return waited >= _EVERY_SECONDS
         stepped = self.done - self._last_done >= _EVERY_SHARE * self.total
         return self.done < self.total and (waited >= _EVERY_SECONDS or (stepped and waited >= _AT_LEAST_SECONDS))
 

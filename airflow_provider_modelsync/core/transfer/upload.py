@@ -4,35 +4,102 @@ from __future__ import annotations
 
 from airflow_provider_modelsync.core.archive.digest import SourceTree
 from airflow_provider_modelsync.core.archive.names import show
-from airflow_provider_modelsync.core.errors import SourceChanged
+from airflow_provider_modelsync.core.cancel import CancelToken
+from airflow_provider_modelsync.core.errors import RegistryUnavailable, SourceChanged, VersionConflict
+from airflow_provider_modelsync.core.flow import SyncDriver
 from airflow_provider_modelsync.core.models import TransferStats
+from airflow_provider_modelsync.core.parallel import for_each
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.local import copy_files
-from airflow_provider_modelsync.core.transfer.plan import IntoDirectory, UploadWay
+from airflow_provider_modelsync.core.transfer.mover import Mover, with_retries
+from airflow_provider_modelsync.core.transfer.plan import IntoDirectory, PutArchive, PutParts, UploadGone, UploadWay
 
 
-def upload(way: UploadWay, source: SourceTree, control: Control) -> TransferStats:
+def upload(way: UploadWay, source: SourceTree, control: Control, driver: SyncDriver, mover: Mover) -> TransferStats:
     """Move a model's bytes into its registry.
 
     :param way: where to and how.
     :param source: the hashed model.
     :param control: how to cancel, what to tell.
+    :param driver: asks the registry for addresses.
+    :param mover: sends bodies.
     :raises SourceChanged: when what was sent is not what was hashed.
     """
-    progress = control.progress(source.size_bytes)
     match way:
-        case IntoDirectory(directory):
-            written = copy_files(
-                source.files,
-                source.directories,
-                source.open,
-                directory,
-                workers=control.workers,
-                cancel=control.cancel,
+        case IntoDirectory():
+            _write_files(way, source, control)
+            return TransferStats(sent_bytes=source.size_bytes)
+        case PutArchive():
+            _put_archive(way, control, driver, mover)
+            return TransferStats(sent_bytes=way.layout.size)
+        case PutParts():
+            return _put_parts(way, control, driver, mover)
+
+
+def _write_files(way: IntoDirectory, source: SourceTree, control: Control) -> None:
+    progress = control.progress(source.size_bytes)
+    written = copy_files(
+        source.files,
+        source.directories,
+        source.open,
+        way.directory,
+        workers=control.workers,
+        cancel=control.cancel,
+        on_bytes=progress.add,
+    )
+    for want, got in zip(source.files, written, strict=True):
+        if want != got:
+            raise SourceChanged(f"{show(want.path)} changed while the model was being pushed")
+    progress.finish()
+
+
+def _put_archive(way: PutArchive, control: Control, driver: SyncDriver, mover: Mover) -> None:
+    progress = control.progress(way.layout.size)
+
+    def put() -> None:
+        address = driver.run(way.address())
+        answer = mover.put(address.url, way.layout.reader, way.layout.size, address.headers, on_bytes=progress.add)
+        if address.presigned:
+            answer.raise_for_store("uploading the model")
+        else:  # what was registered a moment ago is not there any more
+            answer.raise_for_status("uploading the model", not_found=VersionConflict)
+
+    # Each try asks for its own address, so there is nothing to refresh when a signature has expired.
+    with_retries(put, cancel=control.cancel, refresh=lambda: None)
+    progress.finish()
+
+
+def _put_parts(way: PutParts, control: Control, driver: SyncDriver, mover: Mover) -> TransferStats:
+    layout, memory = way.layout, way.memory
+    numbers = range(1, way.count + 1)
+    resumed = sum(way.span(number)[1] for number in numbers if number in memory.parts)
+    progress = control.progress(layout.size)
+    progress.add(resumed)
+
+    def put_part(number: int, cancel: CancelToken) -> None:
+        start, length = way.span(number)
+
+        def put() -> str:
+            address = driver.run(way.address(number))
+            answer = mover.put(
+                address.url,
+                lambda: layout.reader(start, length),
+                length,
+                address.headers,
+                cancel=cancel,
                 on_bytes=progress.add,
             )
-            for want, got in zip(source.files, written, strict=True):
-                if want != got:
-                    raise SourceChanged(f"{show(want.path)} changed while the model was being pushed")
+            answer.raise_for_store(f"uploading part {number}", not_found=UploadGone)
+            etag = answer.headers.get("ETag")
+            if not etag:
+                raise RegistryUnavailable(f"uploading part {number}: the storage gave no ETag")
+            return etag
+
+        # Each try asks for its own address, so there is nothing to refresh when a signature has expired.
+        memory.add(number, with_retries(put, cancel=cancel, refresh=lambda: None))
+
+    missing = [number for number in numbers if number not in memory.parts]
+    for_each(put_part, missing, workers=control.workers, cancel=control.cancel)
+    memory.flush()  # a try that is killed from here on leaves all of them to the next
     progress.finish()
-    return TransferStats(sent_bytes=progress.done)
+    return TransferStats(sent_bytes=layout.size - resumed, resumed_bytes=resumed)
