@@ -2,15 +2,20 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VENDOR_BENTOCLOUD := .venv-vendors/bentocloud
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format lock wheel clean
+.PHONY: demo test test-vendors check format lock wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
 
 test: $(READY)
-	$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not vendor" --cov --cov-report=term $(PYTEST_ARGS)
+
+# The stand-in servers are as good as the vendors' own clients find them.
+test-vendors: $(READY) $(VENDOR_BENTOCLOUD)/.ready
+	$(BIN)/python -m pytest -m vendor tests/vendors $(PYTEST_ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -29,13 +34,19 @@ wheel: $(READY)
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist .
 
 clean:
-	rm -rf $(VENV) .demo dist
+	rm -rf $(VENV) .venv-vendors .demo dist
 
 # One environment for everything, exactly as locked. uv is only the faster installer.
 $(READY): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.txt
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements/dev.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+# Vendors' clients cannot share an environment with Airflow.
+$(VENDOR_BENTOCLOUD)/.ready: requirements/vendor-bentocloud.txt | $(READY)
+	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes requirements/vendor-bentocloud.txt
 	touch $@

@@ -12,7 +12,29 @@ def _field(label: str, kind: str, description: str, **schema: Any) -> dict[str, 
     return {"label": label, "description": description, "schema": {"type": [kind, "null"], **schema}}
 
 
-_WORKERS = _field("Threads", "integer", "How many threads move bytes; 4 when empty.", minimum=1, maximum=64)
+_WORKERS = {
+    "max_workers": _field("Threads", "integer", "How many threads move bytes; 4 when empty.", minimum=1, maximum=64),
+}
+
+# What every registry that is reached by HTTP understands besides.
+_HTTP = {
+    "verify_tls": {
+        "label": "Verify TLS",
+        "description": "Check the server's certificate.",
+        "schema": {"type": ["boolean", "null"], "default": True},
+    },
+    "ca_bundle": _field("CA bundle", "string", "File of CA certificates to trust instead of the system's."),
+    "client_cert": _field("Client certificate", "string", "PEM file, for servers that ask for one."),
+    "client_key": _field("Client key", "string", "PEM file, when the certificate's does not hold the key."),
+    "proxy": _field("Proxy", "string", "Proxy URL; wins over the environment."),
+    "timeout_seconds": _field(
+        "Timeout", "number", "Seconds that one API call may take, all its tries included; 60 when empty.", minimum=1
+    ),
+    **_WORKERS,
+    "presigned_hosts": _field(
+        "Presigned hosts", "string", "Hosts that presigned URLs may name although they are not public https."
+    ),
+}
 
 _CONNECTION_TYPES: list[dict[str, Any]] = [
     {
@@ -24,7 +46,22 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
             "relabeling": {"host": "Root"},
             "placeholders": {"host": "file:///srv/models"},
         },
-        "conn-fields": {"max_workers": _WORKERS},
+        "conn-fields": _WORKERS,
+    },
+    {
+        "connection-type": "bentocloud",
+        "hook-class-name": f"{_PACKAGE}.hooks.bentocloud.BentoCloudHook",
+        "hook-name": "BentoCloud",
+        "ui-field-behaviour": {
+            "hidden-fields": ["schema", "login"],
+            "relabeling": {"host": "Base URL", "password": "API token"},
+            "placeholders": {"host": "https://cloud.bentoml.com"},
+        },
+        "conn-fields": {
+            "organization": _field("Organisation", "string", "Whose models; the token's own organisation when empty."),
+            "cluster": _field("Cluster", "string", "Where deployments run; the organisation's first when empty."),
+            **_HTTP,
+        },
     },
 ]
 
@@ -41,8 +78,9 @@ def get_provider_info() -> dict[str, Any]:
         "description": "Moves machine-learning models between Apache Airflow and model registries.",
         "integrations": [{"integration-name": "modelsync", "tags": ["software"]}],
         "connection-types": _CONNECTION_TYPES,
-        "hooks": _modules("hooks", "registry", "modelstore"),
-        "operators": _modules("operators", "transfer", "catalog"),
+        "hooks": _modules("hooks", "registry", "modelstore", "bentocloud"),
+        "operators": _modules("operators", "transfer", "catalog", "deployment"),
         "sensors": _modules("sensors", "model"),
-        "triggers": _modules("triggers", "model"),
+        "triggers": _modules("triggers", "base", "model", "deployment"),
+        "extra-links": [f"{_PACKAGE}.links.RegistryConsoleLink"],
     }

@@ -6,16 +6,18 @@ Operators, sensors and triggers use this class only; what system is behind it th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from airflow.sdk import BaseHook
+from airflow.sdk.exceptions import AirflowException
 
 from airflow_provider_modelsync.core import sync
 from airflow_provider_modelsync.core.cancel import CancelToken
+from airflow_provider_modelsync.core.drive import async_driver_for, driver_for
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError
-from airflow_provider_modelsync.core.flow import AsyncDriver, Flow, SyncDriver
-from airflow_provider_modelsync.core.models import ModelVersion, PulledModel, Query
+from airflow_provider_modelsync.core.flow import Flow, SyncDriver
+from airflow_provider_modelsync.core.models import Deployment, ModelVersion, PulledModel, Query
 from airflow_provider_modelsync.core.registries.base import Registry
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.control import Control
@@ -41,7 +43,10 @@ def settings_from_connection(connection: Connection, settings_type: type[Registr
     :raises InvalidInput: naming every field at fault.
     """
     standard = {field: getattr(connection, field) for field in _STANDARD_FIELDS}
-    return settings_type.read(connection.conn_id, {**connection.extra_dejson, **standard})
+    extras = connection.extra_dejson or {}
+    if not isinstance(extras, dict):
+        raise InvalidInput("the extras are not a JSON object", argument="extra", connection=connection.conn_id)
+    return settings_type.read(connection.conn_id, {**extras, **standard})
 
 
 class RegistryHook(BaseHook):
@@ -62,6 +67,7 @@ class RegistryHook(BaseHook):
         super().__init__(**kwargs)
         self.registry_conn_id = registry_conn_id or self.default_conn_name
         self.cancel_token = CancelToken()
+        self.is_last_try = False  # then nothing is left behind for a next one
         self._registry: Registry | None = None
 
     def get_conn(self) -> Registry:
@@ -89,13 +95,15 @@ class RegistryHook(BaseHook):
         :param make_flow: called with the registry.
         :param model: named in errors.
         """
-        with self._named(model):
-            return self._driver().run(make_flow(self.get_conn()))
+        with self._named(model), self._session() as (registry, driver):
+            return driver.run(make_flow(registry))
 
     async def arun(self, make_flow: Callable[[Registry], Flow[T]], *, model: str | None = None) -> T:
         """Run a flow of the registry on the event loop. Parameters as for :meth:`run`."""
         with self._named(model):
-            return await AsyncDriver().run(make_flow(await self.aget_conn()))
+            registry = await self.aget_conn()
+            async with async_driver_for(registry) as driver:
+                return await driver.run(make_flow(registry))
 
     def push(
         self,
@@ -122,11 +130,10 @@ class RegistryHook(BaseHook):
         :raises InvalidInput: for a source, name or argument that is refused before any byte is sent.
         :raises NotSupported: for what the system cannot do or keep.
         """
-        with self._named(model):
-            registry = self.get_conn()
+        with self._named(model), self._session() as (registry, driver):
             return sync.push(
                 registry,
-                self._driver(),
+                driver,
                 source,
                 registry.parse(model),
                 self._control(registry, f"pushing {model}", checkpoint),
@@ -160,11 +167,10 @@ class RegistryHook(BaseHook):
         :raises TargetExists: when the target holds something else.
         :raises DigestMismatch: when the stored bytes are not those that were pushed.
         """
-        with self._named(model):
-            registry = self.get_conn()
+        with self._named(model), self._session() as (registry, driver):
             return sync.pull(
                 registry,
-                self._driver(),
+                driver,
                 registry.parse(model),
                 target,
                 self._control(registry, f"pulling {model}", checkpoint),
@@ -201,6 +207,28 @@ class RegistryHook(BaseHook):
         """Merge labels into a version's; a ``None`` value removes one."""
         return self.run(lambda registry: registry.set_labels(registry.parse(model), labels), model=model)
 
+    def deploy(self, deployment: str | None, model: str, *, config: Mapping[str, Any] | None = None) -> Deployment:
+        """Have a model served; return once the request is accepted. What runs exactly so already is left alone.
+
+        :param deployment: its name.
+        :param model: ``name`` or ``name:latest`` for the newest ready version, ``name:version`` for an exact one.
+        :param config: what the system understands.
+        :raises InvalidInput: for a name or a configuration that is refused before anything is sent.
+        :raises NotSupported: where the system does not deploy.
+        """
+        return self.run(lambda registry: registry.deploy(deployment, registry.parse(model), config or {}), model=model)
+
+    def deployment(self, name: str) -> Deployment:
+        """Return a deployment as it is now.
+
+        :raises ModelNotFound: when there is none.
+        """
+        return self.run(lambda registry: registry.deployment(name))
+
+    def undeploy(self, name: str) -> Deployment:
+        """Ask for a deployment's end; return once that is accepted. One that has ended already is fine."""
+        return self.run(lambda registry: registry.undeploy(name))
+
     def test_connection(self) -> tuple[bool, str]:
         """Make one cheap authenticated request and say who and where, or what is wrong."""
         try:
@@ -213,8 +241,11 @@ class RegistryHook(BaseHook):
             settings = settings_from_connection(connection, self.registry_type.settings_type)
             return self.registry_type(settings)
 
-    def _driver(self) -> SyncDriver:
-        return SyncDriver(cancel=self.cancel_token)
+    @contextmanager
+    def _session(self) -> Iterator[tuple[Registry, SyncDriver]]:
+        registry = self.get_conn()
+        with driver_for(registry, self.cancel_token) as driver:
+            yield registry, driver
 
     def _control(self, registry: Registry, doing: str, checkpoint: CheckpointStore | None) -> Control:
         return Control(
@@ -222,6 +253,7 @@ class RegistryHook(BaseHook):
             cancel=self.cancel_token,
             on_progress=lambda report: self.log.info("%s: %s", doing, report),
             checkpoint=checkpoint,
+            is_last_try=self.is_last_try,
         )
 
     @contextmanager
@@ -240,18 +272,20 @@ def get_registry_hook(registry_conn_id: str) -> RegistryHook:
     :param registry_conn_id: the connection's id.
     :raises InvalidInput: when the connection is of no registry's type.
     """
-    return _checked(BaseHook.get_hook(registry_conn_id), registry_conn_id)
+    return _hook_of(BaseHook.get_connection(registry_conn_id))
 
 
 async def aget_registry_hook(registry_conn_id: str) -> RegistryHook:
     """Return the hook for a connection; for the event loop."""
-    return _checked(await BaseHook.aget_hook(registry_conn_id), registry_conn_id)
+    return _hook_of(await BaseHook.aget_connection(registry_conn_id))
 
 
-def _checked(hook: BaseHook, conn_id: str) -> RegistryHook:
-    if isinstance(hook, RegistryHook):
-        return hook
-    kind = getattr(hook, "conn_type", type(hook).__name__)
+def _hook_of(connection: Connection) -> RegistryHook:
+    with suppress(AirflowException):  # no installed provider knows the type
+        if isinstance(hook := connection.get_hook(), RegistryHook):
+            return hook
     raise InvalidInput(
-        f"the connection's type {kind!r} is no model registry", argument="registry_conn_id", connection=conn_id
+        f"the connection's type {connection.conn_type!r} is no model registry",
+        argument="registry_conn_id",
+        connection=connection.conn_id,
     )

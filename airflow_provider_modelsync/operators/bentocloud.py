@@ -1,0 +1,60 @@
+"""Operators for what only BentoCloud has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_modelsync.core.errors import InvalidInput
+from airflow_provider_modelsync.core.models import TransferStats
+from airflow_provider_modelsync.hooks.bentocloud import BentoCloudHook
+from airflow_provider_modelsync.operators.base import RegistryOperator, TaskCheckpoint, translated
+from airflow_provider_modelsync.operators.storage import Location, local_source
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+    from pydantic import JsonValue
+
+
+class PushBentoOperator(RegistryOperator):
+    """Push a built bento, so that it can be deployed.
+
+    The models that it was built with must be in BentoCloud already; push them with ``PushModelOperator``. Safe to
+    repeat: a bento that is there with the same bytes is not sent again.
+
+    :param registry_conn_id: the BentoCloud connection (templated).
+    :param source: the directory of the built bento, with its ``bento.yaml``, which names it: a local path, or an object
+        storage URL, which is copied to this machine first (templated).
+    :param force: replace a bento that holds other bytes.
+    :return: the bento's version as a dictionary, with ``skipped`` and ``resumed_bytes``.
+    """
+
+    template_fields: Sequence[str] = ("registry_conn_id", "source")
+    ui_color = "#d5e8d4"
+
+    def __init__(
+        self,
+        *,
+        source: Location,
+        force: bool = False,
+        registry_conn_id: str = BentoCloudHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(registry_conn_id=registry_conn_id, **kwargs)
+        self.source = source
+        self.force = force
+
+    def execute(self, context: Context) -> dict[str, JsonValue]:
+        with translated():
+            hook = self.get_hook(context)
+            if not isinstance(hook, BentoCloudHook):
+                raise InvalidInput(
+                    f"bentos are pushed to BentoCloud, not to a connection of type {hook.conn_type!r}",
+                    argument="registry_conn_id",
+                    connection=self.registry_conn_id,
+                )
+            with local_source(self.source, self._cancel_token) as source:
+                version = hook.push_bento(source, force=self.force, checkpoint=TaskCheckpoint.of(context))
+            self.emit(context, version)
+            transfer = version.transfer or TransferStats()
+            return version.to_xcom(skipped=transfer.skipped, resumed_bytes=transfer.resumed_bytes)
