@@ -86,10 +86,15 @@ class RegistryOperator(BaseOperator):
         # Made here, not in execute: a kill may come before execute has begun.
         self._cancel_token = CancelToken()
 
-    def get_hook(self) -> RegistryHook:
-        """Return the connection's hook, which ends its work when this task is killed."""
+    def get_hook(self, context: Context | None = None) -> RegistryHook:
+        """Return the connection's hook, which ends its work when this task is killed.
+
+        :param context: tells whether another try may resume a transfer.
+        """
         hook = get_registry_hook(self.registry_conn_id)
         hook.cancel_token = self._cancel_token
+        if context is not None:
+            hook.is_last_try = _is_last_try(context)
         return hook
 
     def on_kill(self) -> None:
@@ -101,3 +106,9 @@ class RegistryOperator(BaseOperator):
         for outlet in self.outlets:
             if isinstance(outlet, Asset):
                 context["outlet_events"][outlet].extra.update(version.to_event())
+
+
+def _is_last_try(context: Context) -> bool:
+    instance: Any = context.get("ti")
+    tries, allowed = getattr(instance, "try_number", None), getattr(instance, "max_tries", None)
+    return isinstance(tries, int) and isinstance(allowed, int) and tries > allowed

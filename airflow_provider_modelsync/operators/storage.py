@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_modelsync.core.archive import names
-from airflow_provider_modelsync.core.archive.digest import BLOCK, FileEntry, read_tree
+from airflow_provider_modelsync.core.archive.digest import BLOCK, read_tree
 from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavailable, TargetExists
 
@@ -34,11 +33,14 @@ def resolve(location: Location, argument: str) -> Path | ObjectStoragePath:
             raise InvalidInput("it is empty", argument=argument)
         if "://" not in text:
             return Path(text)
-        try:
-            location = ObjectStoragePath(text)
-        except ValueError as error:
-            raise InvalidInput(f"{text!r} is no storage location: {error}", argument=argument) from None
-    return Path(location.path) if location.protocol in ("file", "local", "") else location
+    try:
+        remote = ObjectStoragePath(location)
+        if remote.protocol in ("file", "local", ""):
+            return Path(remote.path)
+        remote.fs  # noqa: B018  # only here does Airflow say that no provider brings the scheme
+    except ValueError as error:
+        raise InvalidInput(f"{str(location)!r} is no storage location: {error}", argument=argument) from error
+    return remote
 
 
 @contextmanager
@@ -72,8 +74,8 @@ def upload_directory(directory: Path, target: ObjectStoragePath, *, force: bool,
     """
     wanted = {file.path: file for file in read_tree(directory, cancel=cancel).files}
     there = set(_files_below(target))
-    done = {path for path in there & wanted.keys() if _matches(target / path, wanted[path], cancel)}
-    if strange := there - done:
+    ours = {path for path in there & wanted.keys() if _is_beginning(target / path, directory / path, cancel)}
+    if strange := there - ours:
         if not force:
             raise TargetExists(
                 f"{target} holds {names.show(min(strange))}, which is not of this model; "
@@ -81,12 +83,23 @@ def upload_directory(directory: Path, target: ObjectStoragePath, *, force: bool,
                 argument="target",
             )
         for path in strange:
-            (target / path).unlink()
-    for path in sorted(wanted.keys() - done):
+            (target / path if path else target).unlink()
+    for path, file in wanted.items():
         remote = target / path
-        remote.parent.mkdir(parents=True, exist_ok=True)
-        with (directory / path).open("rb") as reader, _open(remote, "wb") as writer:
+        if path not in ours or remote.stat().st_size != file.size:
+            remote.parent.mkdir(parents=True, exist_ok=True)
+            _upload(directory / path, remote, cancel)
+
+
+def _upload(file: Path, remote: ObjectStoragePath, cancel: CancelToken) -> None:
+    try:
+        with file.open("rb") as reader, _open(remote, "wb") as writer:
             _copy(reader, writer, cancel)
+    except BaseException:
+        # Closing a file publishes what was written of it, also when it is closed by an error.
+        with suppress(Exception):
+            remote.unlink()
+        raise
 
 
 def _files_below(root: ObjectStoragePath) -> list[str]:
@@ -101,15 +114,14 @@ def _files_below(root: ObjectStoragePath) -> list[str]:
     return found
 
 
-def _matches(path: ObjectStoragePath, want: FileEntry, cancel: CancelToken) -> bool:
-    if path.stat().st_size != want.size:
-        return False
-    total = hashlib.sha256()
-    with _open(path, "rb") as reader:
-        while block := reader.read(BLOCK):
+def _is_beginning(remote: ObjectStoragePath, file: Path, cancel: CancelToken) -> bool:
+    """Whether a stored file holds a local one, or as much of it as a killed try could write."""
+    with _open(remote, "rb") as there, file.open("rb") as here:
+        while block := there.read(BLOCK):
             cancel.check()
-            total.update(block)
-    return total.hexdigest() == want.sha256
+            if block != here.read(len(block)):
+                return False
+    return True
 
 
 def _copy(reader: IO[bytes], writer: IO[bytes], cancel: CancelToken) -> None:

@@ -16,7 +16,8 @@ from airflow_provider_modelsync.core.models import ModelVersion, PulledModel, Qu
 from airflow_provider_modelsync.core.wait import find_version
 from airflow_provider_modelsync.operators.base import RegistryOperator, TaskCheckpoint, translated
 from airflow_provider_modelsync.operators.storage import Location, local_source, resolve, upload_directory
-from airflow_provider_modelsync.triggers.model import DEFAULT_POLL_INTERVAL, ModelVersionTrigger, outcome_of
+from airflow_provider_modelsync.triggers.base import DEFAULT_POLL_INTERVAL, outcome_of
+from airflow_provider_modelsync.triggers.model import ModelVersionTrigger
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -77,7 +78,7 @@ class PushModelOperator(RegistryOperator):
     def execute(self, context: Context) -> dict[str, JsonValue]:
         with translated():
             with local_source(self.source, self._cancel_token) as source:
-                version = self.get_hook().push(
+                version = self.get_hook(context).push(
                     source,
                     self.model,
                     labels=self.labels,
@@ -116,7 +117,11 @@ class PushModelOperator(RegistryOperator):
             )
         hook = self.get_hook()
         while True:
-            found = hook.run(lambda registry: find_version(registry, version.ref, Query()), model=version.ref)
+            try:
+                found = hook.run(lambda registry: find_version(registry, version.ref, Query()), model=version.ref)
+            except RegistryUnavailable as error:
+                self.log.warning("%s; the wait goes on", error)
+                found = None
             if found is not None:
                 return found
             if time.time() >= deadline:
@@ -184,7 +189,7 @@ class PullModelOperator(RegistryOperator):
             return pulled.version.to_xcom(path=str(target), skipped=transfer.skipped)
 
     def _pull(self, context: Context, target: Path) -> PulledModel:
-        return self.get_hook().pull(
+        return self.get_hook(context).pull(
             self.model,
             target,
             labels=self.labels,

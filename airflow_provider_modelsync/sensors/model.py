@@ -8,14 +8,15 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue, conf
-from airflow.sdk.exceptions import AirflowSensorTimeout
+from airflow.sdk.exceptions import AirflowException, AirflowSensorTimeout, AirflowSkipException
 
 from airflow_provider_modelsync.core.errors import Retryable
 from airflow_provider_modelsync.core.models import ModelVersion, Query
 from airflow_provider_modelsync.core.wait import READY, find_version
 from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
 from airflow_provider_modelsync.operators.base import DEFAULT_CONN_ID, translated
-from airflow_provider_modelsync.triggers.model import ModelVersionTrigger, outcome_of
+from airflow_provider_modelsync.triggers.base import outcome_of
+from airflow_provider_modelsync.triggers.model import ModelVersionTrigger
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -64,7 +65,13 @@ class ModelVersionSensor(BaseSensorOperator):
         if not self.deferrable:
             return super().execute(context)
         # Looking once first spares a deferral, and keeps the trigger from firing at once.
-        if found := self._look():
+        try:
+            found = self._look()
+        except AirflowException as error:  # as Airflow does for the sensors that poke
+            if self.soft_fail or self.never_fail:
+                raise AirflowSkipException(f"skipped, as soft_fail or never_fail is set: {error}") from error
+            raise
+        if found:
             return found.to_xcom()
         timeout = float(self.timeout)
         self.defer(

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
-import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from airflow.triggers.base import BaseTrigger, TriggerEvent
-
-from airflow_provider_modelsync.core.errors import Permanent, RegistryUnavailable, Retryable
-from airflow_provider_modelsync.core.models import ModelVersion, Query
+from airflow_provider_modelsync.core.models import Query
 from airflow_provider_modelsync.core.wait import READY, find_version
-from airflow_provider_modelsync.hooks.registry import RegistryHook, aget_registry_hook
-
-DEFAULT_POLL_INTERVAL = 10.0  # seconds
-# A trigger that fires within moments of its task's deferral can overtake the scheduler, which then fails the task.
-MIN_POLL_INTERVAL = 5.0  # seconds
+from airflow_provider_modelsync.hooks.registry import RegistryHook
+from airflow_provider_modelsync.triggers.base import DEFAULT_POLL_INTERVAL, MIN_POLL_INTERVAL, WaitTrigger
 
 
-class ModelVersionTrigger(BaseTrigger):
+class ModelVersionTrigger(WaitTrigger):
     """Fires once when a version is ready, has failed, or the deadline has passed.
 
     Passing faults of the registry never end the wait; they are logged when they begin.
@@ -44,83 +35,27 @@ class ModelVersionTrigger(BaseTrigger):
         state: str = READY,
         poll_interval: float = DEFAULT_POLL_INTERVAL,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
-        self.registry_conn_id = registry_conn_id
+        super().__init__(registry_conn_id, deadline, max(poll_interval, MIN_POLL_INTERVAL))
         self.model = model
-        self.deadline = deadline
         self.labels = labels
         self.newer_than = newer_than
         self.state = state
-        self.poll_interval = max(poll_interval, MIN_POLL_INTERVAL)
 
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        return f"{type(self).__module__}.{type(self).__qualname__}", {
-            "registry_conn_id": self.registry_conn_id,
+    def arguments(self) -> dict[str, Any]:
+        return {
             "model": self.model,
-            "deadline": self.deadline,
             "labels": dict(self.labels) if self.labels else None,
             "newer_than": self.newer_than,
             "state": self.state,
-            "poll_interval": self.poll_interval,
         }
 
-    async def run(self) -> AsyncIterator[TriggerEvent]:
-        hook: RegistryHook | None = None
-        trouble: str | None = None
-        while True:
-            last = time.time() + self.poll_interval >= self.deadline
-            await asyncio.sleep(self._pause())
-            try:
-                hook = hook or await aget_registry_hook(self.registry_conn_id)
-                if version := await self._look(hook):
-                    yield TriggerEvent({"status": "success", "ref": version.ref, "message": f"{version.ref} is there"})
-                    return
-                trouble = None
-            except Retryable as error:
-                if trouble is None:
-                    self.log.warning("%s; the wait goes on", error)
-                trouble = str(error)
-            except Exception as error:
-                yield TriggerEvent(_failure(error))
-                return
-            if last:
-                message = trouble or f"{self.model} was not there when the time was over"
-                yield TriggerEvent({"status": "timeout", "message": message})
-                return
-
-    def _pause(self) -> float:
-        # Jitter, so that many waiters do not ask all at once; never beyond the deadline.
-        interval = self.poll_interval * random.uniform(1.0, 1.1)  # noqa: S311
-        return max(0.0, min(interval, self.deadline - time.time()))
-
-    async def _look(self, hook: RegistryHook) -> ModelVersion | None:
+    async def look(self, hook: RegistryHook) -> dict[str, Any] | None:
         query = Query.parse(None, self.labels)
-        return await hook.arun(
+        version = await hook.arun(
             lambda registry: find_version(registry, self.model, query, newer_than=self.newer_than, state=self.state),
             model=self.model,
         )
+        return {"ref": version.ref, "message": f"{version.ref} is there"} if version else None
 
-
-def _failure(error: Exception) -> dict[str, Any]:
-    return {
-        "status": "failed",
-        "message": f"{type(error).__name__}: {error}",
-        "permanent": isinstance(error, Permanent),
-    }
-
-
-def outcome_of(event: Mapping[str, Any] | None) -> str:
-    """Read a trigger's event.
-
-    :return: the exact reference of the version that was waited for.
-    :raises Permanent: when the wait has failed for good.
-    :raises RegistryUnavailable: when it has timed out, failed otherwise, or the event makes no sense.
-    """
-    match event:
-        case {"status": "success", "ref": str(ref)}:
-            return ref
-        case {"status": "failed", "message": str(message), "permanent": True}:
-            raise Permanent(message)
-        case {"status": "failed" | "timeout", "message": str(message)}:
-            raise RegistryUnavailable(message)
-    raise RegistryUnavailable(f"the trigger sent something that is no outcome: {event!r:.200}")
+    async def give_up(self, hook: RegistryHook | None) -> str:
+        return f"{self.model} was not there when the time was over"

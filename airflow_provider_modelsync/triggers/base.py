@@ -1,0 +1,110 @@
+"""What all triggers of this provider share: looking again and again, until one event ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_provider_modelsync.core.errors import Permanent, RegistryUnavailable, Retryable
+from airflow_provider_modelsync.hooks.registry import RegistryHook, aget_registry_hook
+
+DEFAULT_POLL_INTERVAL = 10.0  # seconds
+# A trigger that fires within moments of its task's deferral can overtake the scheduler, which then fails the task.
+MIN_POLL_INTERVAL = 5.0  # seconds
+
+
+class WaitTrigger(BaseTrigger):
+    """Base of the triggers that wait for a registry: fires once, when it is there, has failed, or time is over.
+
+    Passing faults of the registry never end the wait; they are logged when they begin.
+
+    :param registry_conn_id: the registry's connection.
+    :param deadline: when to give up, in seconds since the epoch.
+    :param poll_interval: seconds between two looks, the first one included.
+    """
+
+    def __init__(self, registry_conn_id: str, deadline: float, poll_interval: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
+        self.registry_conn_id = registry_conn_id
+        self.deadline = deadline
+        self.poll_interval = poll_interval
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return f"{type(self).__module__}.{type(self).__qualname__}", {
+            "registry_conn_id": self.registry_conn_id,
+            "deadline": self.deadline,
+            "poll_interval": self.poll_interval,
+            **self.arguments(),
+        }
+
+    @abstractmethod
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments that are not common to all triggers, as JSON values without secrets."""
+
+    @abstractmethod
+    async def look(self, hook: RegistryHook) -> dict[str, Any] | None:
+        """Return what the event of success says besides, or ``None`` when it is too early."""
+
+    @abstractmethod
+    async def give_up(self, hook: RegistryHook | None) -> str:
+        """Return what to say when the time is over."""
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        hook: RegistryHook | None = None
+        trouble: str | None = None
+        while True:
+            last = time.time() + self.poll_interval >= self.deadline
+            await asyncio.sleep(self._pause())
+            try:
+                hook = hook or await aget_registry_hook(self.registry_conn_id)
+                if found := await self.look(hook):
+                    yield TriggerEvent({"status": "success", **found})
+                    return
+                trouble = None
+            except Retryable as error:
+                if trouble is None:
+                    self.log.warning("%s; the wait goes on", error)
+                trouble = str(error)
+            except Exception as error:
+                yield TriggerEvent(_failure(error))
+                return
+            if last:
+                message = await self.give_up(hook)
+                yield TriggerEvent({"status": "timeout", "message": f"{message}: {trouble}" if trouble else message})
+                return
+
+    def _pause(self) -> float:
+        # Jitter, so that many waiters do not ask all at once; never beyond the deadline.
+        interval = self.poll_interval * random.uniform(1.0, 1.1)  # noqa: S311
+        return max(0.0, min(interval, self.deadline - time.time()))
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    return {
+        "status": "failed",
+        "message": f"{type(error).__name__}: {error}",
+        "permanent": isinstance(error, Permanent),
+    }
+
+
+def outcome_of(event: Mapping[str, Any] | None) -> str:
+    """Read a trigger's event.
+
+    :return: the exact reference of what was waited for.
+    :raises Permanent: when the wait has failed for good.
+    :raises RegistryUnavailable: when it has timed out, failed otherwise, or the event makes no sense.
+    """
+    match event:
+        case {"status": "success", "ref": str(ref)}:
+            return ref
+        case {"status": "failed", "message": str(message), "permanent": True}:
+            raise Permanent(message)
+        case {"status": "failed" | "timeout", "message": str(message)}:
+            raise RegistryUnavailable(message)
+    raise RegistryUnavailable(f"the trigger sent something that is no outcome: {event!r:.200}")

@@ -1,0 +1,234 @@
+"""Sources and targets in object storage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk import ObjectStoragePath
+from airflow.sdk.exceptions import AirflowFailException
+from fsspec.implementations.memory import MemoryFileSystem
+
+from airflow_provider_modelsync.core.archive.digest import digest_directory
+from airflow_provider_modelsync.core.cancel import CancelToken
+from airflow_provider_modelsync.core.errors import Cancelled, InvalidInput, TargetExists
+from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
+from airflow_provider_modelsync.operators.storage import local_source, resolve, upload_directory
+from airflow_provider_modelsync.operators.transfer import PullModelOperator, PushModelOperator
+
+BUCKET = "memory://bucket/models"
+
+
+@pytest.fixture
+def storage() -> Iterator[MemoryFileSystem]:
+    """An empty object storage."""
+    yield MemoryFileSystem()
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture
+def hook(modelstore: Path) -> ModelStoreHook:
+    return ModelStoreHook("modelsync_default")
+
+
+def stored(directory: Path) -> dict[str, bytes]:
+    """What a copy of a directory looks like in the storage."""
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {f"/bucket/models/digits/{path.relative_to(directory)}": path.read_bytes() for path in files}
+
+
+def content(storage: MemoryFileSystem) -> dict[str, bytes]:
+    """Everything that the storage holds."""
+    return {path: storage.cat_file(path) for path in storage.find("/")}
+
+
+def upload(directory: Path, *, force: bool = False, cancel: CancelToken | None = None) -> None:
+    """Copy a directory to the storage."""
+    target = ObjectStoragePath(f"{BUCKET}/digits")
+    upload_directory(directory, target, force=force, cancel=cancel or CancelToken())
+
+
+@pytest.mark.parametrize("local", ["/srv/models", "file:///srv/models", "local:///srv/models", Path("/srv/models")])
+def test_local_locations_are_paths(local: str | Path) -> None:
+    assert resolve(local, "source") == Path("/srv/models")
+    assert resolve(ObjectStoragePath("file:///srv/models"), "source") == Path("/srv/models")
+
+
+def test_remote_locations_stay_remote(storage: MemoryFileSystem) -> None:
+    assert resolve(f"{BUCKET}/digits", "source") == ObjectStoragePath(f"{BUCKET}/digits")
+
+
+def test_a_storage_connection_in_the_location_is_kept(storage: MemoryFileSystem) -> None:
+    for location in ("memory://lake@bucket/digits", ObjectStoragePath("memory://bucket/digits", conn_id="lake")):
+        remote = resolve(location, "source")
+        assert isinstance(remote, ObjectStoragePath)
+        assert remote.conn_id == "lake"
+
+
+# Nobody knows the first scheme; the second one's provider is not installed.
+@pytest.mark.parametrize("location", ["", "nonsense://bucket/digits", "gs://bucket/digits"])
+def test_a_location_that_cannot_be_used_is_refused(location: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        resolve(location, "target")
+    assert refused.value.argument == "target"
+
+
+def test_a_local_source_is_read_in_place(source: Path) -> None:
+    with local_source(source, CancelToken()) as path:
+        assert path == source
+
+
+def test_a_remote_directory_is_pushed(
+    hook: ModelStoreHook, storage: MemoryFileSystem, source: Path, context: Any
+) -> None:
+    upload(source)
+    pushed = PushModelOperator(task_id="push", model="digits", source=f"{BUCKET}/digits").execute(context)
+
+    assert pushed["digest"] == digest_directory(source)
+    assert pushed["digest"] == hook.get("digits").digest
+
+
+def test_a_remote_file_is_pushed_under_its_own_name(
+    hook: ModelStoreHook, storage: MemoryFileSystem, source: Path, context: Any
+) -> None:
+    upload(source)
+    location = ObjectStoragePath(f"{BUCKET}/digits/weights.bin")
+    pushed = PushModelOperator(task_id="push", model="digits", source=location).execute(context)
+
+    assert pushed["digest"] == digest_directory(source / "weights.bin")
+
+
+def test_the_copy_of_a_remote_source_is_removed(storage: MemoryFileSystem, source: Path) -> None:
+    upload(source)
+    with local_source(f"{BUCKET}/digits", CancelToken()) as path:
+        assert digest_directory(path) == digest_directory(source)
+    assert not path.exists()
+
+
+def test_a_missing_remote_source_is_permanent(hook: ModelStoreHook, storage: MemoryFileSystem, context: Any) -> None:
+    with pytest.raises(AirflowFailException, match=r"memory:.*absent.*does not exist"):
+        PushModelOperator(task_id="push", model="digits", source="memory://bucket/absent").execute(context)
+
+
+@pytest.mark.parametrize("name", [".modelsync/x.json", "a/../../b", "back\\slash"])
+def test_a_remote_name_that_no_model_may_hold_is_refused(storage: MemoryFileSystem, name: str) -> None:
+    storage.store[f"/bucket/models/digits/{name}"] = storage.open("/scratch", "wb")
+
+    with pytest.raises(InvalidInput), local_source(f"{BUCKET}/digits", CancelToken()):
+        pass
+
+
+def test_reading_a_remote_source_can_be_cancelled(storage: MemoryFileSystem, source: Path) -> None:
+    upload(source)
+    cancel = CancelToken()
+    cancel.cancel()
+
+    with pytest.raises(Cancelled), local_source(f"{BUCKET}/digits", cancel):
+        pass
+
+
+def test_a_model_is_pulled_into_the_storage(
+    hook: ModelStoreHook, storage: MemoryFileSystem, source: Path, context: Any
+) -> None:
+    hook.push(source, "digits:v1")
+    pulled = PullModelOperator(task_id="pull", model="digits", target=f"{BUCKET}/digits").execute(context)
+
+    assert content(storage) == stored(source)
+    assert pulled["path"] == "memory://bucket/models/digits"
+
+
+def test_pulling_again_into_the_storage_changes_nothing(
+    hook: ModelStoreHook, storage: MemoryFileSystem, source: Path, context: Any
+) -> None:
+    hook.push(source, "digits:v1")
+    operator = PullModelOperator(task_id="pull", model="digits", target=f"{BUCKET}/digits")
+    operator.execute(context)
+    before = {path: storage.modified(path) for path in content(storage)}
+    operator.execute(context)
+
+    assert {path: storage.modified(path) for path in content(storage)} == before
+
+
+@pytest.mark.parametrize("left", [0, 100, 10_240], ids=["empty", "truncated", "whole"])
+def test_a_half_finished_upload_is_completed(storage: MemoryFileSystem, source: Path, left: int) -> None:
+    (path, whole), *_ = [item for item in stored(source).items() if item[0].endswith("weights.bin")]
+    storage.pipe_file(path, whole[:left])
+
+    upload(source)
+
+    assert content(storage) == stored(source)
+
+
+@pytest.mark.parametrize("path", ["notes.txt", "weights.bin"], ids=["another name", "a name of the model's"])
+def test_files_of_others_are_never_touched(storage: MemoryFileSystem, source: Path, path: str) -> None:
+    storage.pipe_file(f"/bucket/models/digits/{path}", b"somebody's")
+
+    with pytest.raises(TargetExists, match=path):
+        upload(source)
+    assert content(storage) == {f"/bucket/models/digits/{path}": b"somebody's"}
+
+
+def test_force_replaces_the_files_of_others(storage: MemoryFileSystem, source: Path) -> None:
+    storage.pipe({"/bucket/models/digits/notes.txt": b"old", "/bucket/models/digits/weights.bin": b"old"})
+    storage.pipe_file("/bucket/models/letters/notes.txt", b"a neighbour's")
+
+    upload(source, force=True)
+
+    assert content(storage) == stored(source) | {"/bucket/models/letters/notes.txt": b"a neighbour's"}
+
+
+def test_force_replaces_a_file_in_the_targets_place(storage: MemoryFileSystem, source: Path) -> None:
+    storage.pipe_file("/bucket/models/digits", b"a file")
+
+    with pytest.raises(TargetExists):
+        upload(source)
+    upload(source, force=True)
+
+    assert content(storage) == stored(source)
+
+
+def test_a_foreign_file_in_the_target_is_permanent(
+    hook: ModelStoreHook, storage: MemoryFileSystem, source: Path, context: Any
+) -> None:
+    hook.push(source, "digits:v1")
+    storage.pipe_file("/bucket/models/digits/notes.txt", b"somebody's")
+
+    with pytest.raises(AirflowFailException, match=r"notes\.txt"):
+        PullModelOperator(task_id="pull", model="digits", target=f"{BUCKET}/digits").execute(context)
+
+
+class _CancelledAtLook(CancelToken):
+    """A token that is cancelled when it is looked at for the nth time."""
+
+    def __init__(self, look: int) -> None:
+        super().__init__()
+        self._left = look
+
+    def check(self) -> None:
+        self._left -= 1
+        if self._left <= 0:
+            self.cancel()
+        super().check()
+
+
+def test_a_cancelled_upload_leaves_no_cut_file(storage: MemoryFileSystem, tmp_path: Path) -> None:
+    model = tmp_path / "wide"
+    model.mkdir()
+    (model / "weights.bin").write_bytes(os.urandom(3 << 20))
+    whole = stored(model)
+    reached = False
+    for look in range(1, 100):
+        try:
+            upload(model, cancel=_CancelledAtLook(look))
+        except Cancelled:
+            reached = True
+            assert content(storage) == {}
+        else:
+            break
+
+    assert reached
+    assert content(storage) == whole

@@ -1,0 +1,285 @@
+"""The trigger behind deferred deployments: one event, and what a killed task has taken back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk import BaseHook, Connection
+from airflow.sdk.module_loading import import_string
+from airflow.sdk.serde import deserialize, serialize
+
+from airflow_provider_modelsync.core.errors import Permanent
+from airflow_provider_modelsync.core.registries import bentocloud_deployments
+from airflow_provider_modelsync.triggers import deployment as triggers
+from airflow_provider_modelsync.triggers.base import outcome_of
+from airflow_provider_modelsync.triggers.deployment import DeploymentTrigger
+from tests.conftest import Connect
+from tests.standins.bentocloud import BentoCloudStandIn, Delay, Respond
+from tests.support.cloud import CANARY, CONNECTION, bodies, changes, newest, running_cloud
+
+KILL_LIMIT = 4.0
+
+
+@pytest.fixture(autouse=True)
+def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triggers, "MIN_POLL_INTERVAL", 0.01)
+    monkeypatch.setattr(bentocloud_deployments, "_PAUSES", (0.0, 0.0))
+
+
+@pytest.fixture
+def server(tmp_path: Path, connect: Connect) -> Iterator[BentoCloudStandIn]:
+    """A server where ``demo`` runs ``svc:1``."""
+    with running_cloud(tmp_path / "cloud") as server:
+        connect(CONNECTION, conn_type="bentocloud", host=server.url, password=server.token)
+        server.seed_deployment("demo", "svc:1", envs=[{"name": "A", "value": CANARY}])
+        yield server
+
+
+@pytest.fixture
+def updated(server: BentoCloudStandIn) -> dict[str, Any]:
+    """What a task started that has updated ``demo`` to ``svc:2``: an endless roll-out."""
+    old = newest(server)
+    server.script_deployment("demo", ["deploying"])
+    server._roll_out(server.deployments["demo"], {"bento": "svc:2"})
+    return {
+        "deployment": "demo",
+        "model": "fraud:v1",
+        "undo": "restore",
+        "replaced": old,
+        "revision": newest(server),
+    }
+
+
+@pytest.fixture
+def created(updated: dict[str, Any]) -> dict[str, Any]:
+    """What a task started that has created ``demo``."""
+    return {**updated, "undo": "terminate", "replaced": None}
+
+
+def trigger(**arguments: Any) -> DeploymentTrigger:
+    """Return a trigger that looks often."""
+    defaults = {"registry_conn_id": CONNECTION, "deployment": "demo", "deadline": time.time() + 60}
+    return DeploymentTrigger(**{**defaults, "poll_interval": 0.01, **arguments})
+
+
+async def events_of(waiting: DeploymentTrigger) -> list[dict[str, Any]]:
+    """Run a trigger to its end and return all that it fired."""
+    return [event.payload async for event in waiting.run()]
+
+
+async def test_fires_once_when_its_revision_is_ready(server: BentoCloudStandIn) -> None:
+    server.script_deployment("demo", ["deploying", "running"], stale=3)
+    server._roll_out(server.deployments["demo"], {"bento": "svc:2"})
+
+    (event,) = await events_of(trigger(revision=newest(server)))
+
+    assert (event["status"], outcome_of(event), event["revision"]) == ("success", "demo", newest(server))
+    assert server.count("GET", "/demo$") == 5
+
+
+async def test_a_running_revision_that_is_not_awaited_never_ends_the_wait(server: BentoCloudStandIn) -> None:
+    (event,) = await events_of(trigger(revision="not-yet-there", deadline=time.time() + 0.3))
+
+    assert event["status"] == "timeout"
+    assert server.count("GET", "/demo$") > 2
+
+
+async def test_fires_once_when_the_deployment_is_gone(server: BentoCloudStandIn) -> None:
+    server.deployments["demo"].scripted.extend(["terminating", "terminating", "terminated"])
+
+    (event,) = await events_of(trigger(goal="gone"))
+
+    assert (event["status"], event["ref"]) == ("success", "demo")
+
+
+async def test_a_failure_ends_the_wait_with_its_reason(server: BentoCloudStandIn) -> None:
+    server.deployments["demo"].status = "image-build-failed"
+    server.explain("demo", "image-build-failed", "no such package")
+
+    (event,) = await events_of(trigger())
+
+    assert event["status"] == "failed"
+    with pytest.raises(Permanent, match=r"DeploymentFailed: .*no such package"):
+        outcome_of(event)
+    assert changes(server) == []
+
+
+async def test_passing_faults_do_not_end_the_wait(server: BentoCloudStandIn) -> None:
+    server.deployments["demo"].scripted.extend(["deploying", "deploying", "running"])
+    server.fault("GET", "/demo$", Respond(501), nth=2)
+
+    (event,) = await events_of(trigger())
+
+    assert event["status"] == "success"
+
+
+async def test_the_first_look_comes_after_a_whole_interval(server: BentoCloudStandIn) -> None:
+    waiting = asyncio.create_task(events_of(trigger(poll_interval=1.0)))
+    await asyncio.sleep(0.1)
+
+    assert server.requests == []
+    assert (await waiting)[0]["status"] == "success"
+
+
+def test_no_interval_is_shorter_than_the_scheduler_bears(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+
+    assert trigger(poll_interval=0).poll_interval >= 5.0
+    assert trigger(poll_interval=60).poll_interval == 60
+
+
+class TestAtTheDeadline:
+    async def test_what_was_created_is_terminated(self, server: BentoCloudStandIn, created: dict[str, Any]) -> None:
+        (event,) = await events_of(trigger(deadline=0.0, started=created))
+
+        assert event["status"] == "timeout"
+        assert "demo was not ready" in event["message"]
+        assert "being terminated" in event["message"]
+        assert changes(server) == [("POST", "/demo/terminate")]
+
+    async def test_what_was_replaced_is_put_back(self, server: BentoCloudStandIn, updated: dict[str, Any]) -> None:
+        for _ in range(2):  # a trigger may run twice
+            await events_of(trigger(deadline=0.0, revision=updated["revision"], started=updated))
+
+        assert changes(server) == [("PUT", "/demo")]
+        assert bodies(server)[-1].body["bento"] == "svc:1"
+
+    async def test_an_undeploy_goes_on_ending(self, server: BentoCloudStandIn) -> None:
+        server.deployments["demo"].status = "terminating"
+
+        (event,) = await events_of(trigger(deadline=0.0, goal="gone"))
+
+        assert event["status"] == "timeout"
+        assert changes(server) == []
+
+
+class TestOnKill:
+    async def test_what_was_created_is_terminated(self, server: BentoCloudStandIn, created: dict[str, Any]) -> None:
+        killed_at = time.monotonic()
+        for _ in range(2):
+            await trigger(started=created).on_kill()
+
+        assert time.monotonic() - killed_at < KILL_LIMIT
+        assert changes(server) == [("POST", "/demo/terminate")]
+
+    async def test_what_was_replaced_is_put_back_as_it_was(
+        self, server: BentoCloudStandIn, updated: dict[str, Any]
+    ) -> None:
+        await trigger(started=updated).on_kill()
+
+        assert changes(server) == [("PUT", "/demo")]
+        assert bodies(server)[-1].body == {"bento": "svc:1", "envs": [{"name": "A", "value": CANARY}]}
+
+    async def test_what_did_not_work_before_is_left(self, server: BentoCloudStandIn, updated: dict[str, Any]) -> None:
+        await trigger(started={**updated, "undo": "leave"}).on_kill()
+
+        assert changes(server) == []
+
+    async def test_what_others_have_rolled_out_since_is_left(
+        self, server: BentoCloudStandIn, created: dict[str, Any], updated: dict[str, Any]
+    ) -> None:
+        server._roll_out(server.deployments["demo"], {"bento": "svc:1"})
+
+        for started in (created, updated):
+            await trigger(started=started).on_kill()
+
+        assert changes(server) == []
+
+    async def test_a_task_that_started_nothing_touches_nothing(self, server: BentoCloudStandIn) -> None:
+        await trigger().on_kill()
+
+        assert server.requests == []
+
+    async def test_other_deployments_are_left_alone(self, server: BentoCloudStandIn, created: dict[str, Any]) -> None:
+        server.seed_deployment("other", "svc:1")
+        await trigger(started=created).on_kill()
+
+        assert server.deployments["other"].status == "running"
+        assert {path for _, path in changes(server)} == {"/demo/terminate"}
+
+    async def test_a_server_that_hangs_is_not_waited_for_long(
+        self, server: BentoCloudStandIn, created: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(triggers, "_UNDO_SECONDS", 0.2)
+        server.fault("*", "/demo", Delay(1.5), times=None)
+        killed_at = time.monotonic()
+
+        await trigger(started=created).on_kill()
+
+        assert time.monotonic() - killed_at < KILL_LIMIT
+
+    @pytest.mark.parametrize("started", [{"deployment": "demo"}, {"undo": "odd"}], ids=str)
+    async def test_nonsense_is_survived(self, server: BentoCloudStandIn, started: dict[str, Any]) -> None:
+        await trigger(started=started).on_kill()
+
+        assert changes(server) == []
+
+
+async def test_a_triggerer_that_stops_changes_nothing(server: BentoCloudStandIn, created: dict[str, Any]) -> None:
+    before = trigger(started=created)
+    abandoned = asyncio.create_task(events_of(before))
+    await asyncio.sleep(0.1)
+    abandoned.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await abandoned
+    await before.cleanup()
+    server.deployments["demo"].status = "running"
+
+    (event,) = await events_of(DeploymentTrigger(**before.serialize()[1]))
+
+    assert event["status"] == "success"
+    assert changes(server) == []
+
+
+def test_a_stored_trigger_is_rebuilt_equal(created: dict[str, Any]) -> None:
+    before = trigger(revision="0123", started=created, goal="ready", poll_interval=7.5)
+    path, arguments = before.serialize()
+
+    again = import_string(path)(**deserialize(serialize(arguments)))
+
+    assert type(again) is DeploymentTrigger
+    assert again.serialize() == (path, arguments)
+    assert set(arguments) == {name for name in DeploymentTrigger.__init__.__annotations__ if name != "return"}
+
+
+def test_the_stored_trigger_holds_no_secret(server: BentoCloudStandIn, updated: dict[str, Any]) -> None:
+    stored = json.dumps(trigger(started=updated).serialize())
+
+    assert server.token not in stored
+    assert CANARY not in stored
+
+
+async def test_events_and_logs_are_plain_and_hold_no_secret(
+    server: BentoCloudStandIn, updated: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    events = []
+    server.deployments["demo"].scripted.clear()
+    for status in ("running", "failed", "deploying"):
+        server.deployments["demo"].status = status
+        events += await events_of(trigger(deadline=0.0, started=updated))
+
+    assert [event["status"] for event in events] == ["success", "failed", "timeout"]
+    assert json.loads(json.dumps(events)) == events
+    assert CANARY not in json.dumps(events) + caplog.text
+
+
+async def test_the_connection_is_looked_up_without_blocking(
+    server: BentoCloudStandIn, created: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the event loop was blocked by a connection lookup")
+
+    for owner, name in ((Connection, "get"), (BaseHook, "get_connection")):
+        monkeypatch.setattr(owner, name, refuse)
+
+    await trigger(started=created).on_kill()
+
+    assert changes(server) == [("POST", "/demo/terminate")]
