@@ -40,8 +40,10 @@ def environment(home: Path, dags: Path, connections: Mapping[str, Mapping[str, A
     :param dags: the directory of its DAG files.
     :param connections: connection id → connection as a dictionary.
     """
+    # Each task is a new process: without byte code on disk every one of them would compile Airflow again.
+    unwanted = ("AIRFLOW", "PYTHONDONTWRITEBYTECODE")
     return {
-        **{key: value for key, value in os.environ.items() if not key.startswith("AIRFLOW")},
+        **{key: value for key, value in os.environ.items() if not key.startswith(unwanted)},
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
@@ -105,6 +107,11 @@ class LocalAirflow:
         """Return the JSON of a GET below ``/api/v2``."""
         return self._client.get(f"/api/v2{path}", params=params).raise_for_status().json()
 
+    def connection_types(self) -> dict[str, dict[str, Any]]:
+        """Return what the user interface's connection form knows, by connection type."""
+        found = self._client.get("/ui/connections/hook_meta").raise_for_status().json()
+        return {one["connection_type"]: one for one in found}
+
     def post(self, path: str, body: Any) -> Any:
         """Return the JSON of a POST below ``/api/v2``."""
         return self._client.post(f"/api/v2{path}", json=body).raise_for_status().json()
@@ -121,6 +128,17 @@ class LocalAirflow:
                 return state
         raise AssertionError
 
+    def wait_for_task(self, dag_id: str, run_id: str, task_id: str, state: str, seconds: float = 60) -> None:
+        """Wait until a task is in a state."""
+        for _ in _until(seconds, f"{dag_id} {run_id} {task_id} to be {state}"):
+            if self.tasks(dag_id, run_id)[task_id]["state"] == state:
+                break
+
+    def clear(self, dag_id: str, run_id: str, task_id: str) -> None:
+        """Have a finished task run again, and no other."""
+        body = {"dry_run": False, "only_failed": False, "dag_run_id": run_id, "task_ids": [task_id]}
+        self.post(f"/dags/{dag_id}/clearTaskInstances", body)
+
     def tasks(self, dag_id: str, run_id: str) -> dict[str, dict[str, Any]]:
         """Return a run's task instances by task id."""
         found = self.get(f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances")["task_instances"]
@@ -130,6 +148,11 @@ class LocalAirflow:
         """Return what a task left."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}"
         return self.get(path, deserialize=True)["value"]
+
+    def command(self, *arguments: str) -> str:
+        """Run an ``airflow`` command in this environment and return what it prints."""
+        run = subprocess.run((*AIRFLOW, *arguments), env=self.env, check=True, capture_output=True, text=True)
+        return run.stdout
 
     def log(self, dag_id: str, run_id: str, task_id: str) -> str:
         """Return a task's log as text, all tries."""

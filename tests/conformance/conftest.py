@@ -1,0 +1,64 @@
+"""Runs every test against every registry that has the capabilities which the test is marked to need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_modelsync.core.registries.base import Capability
+from tests.conformance.bench import Bench
+from tests.conformance.registries import PROVIDERS, RegistryUnderTest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(*capabilities): only for registries that have them")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "missing" in metafunc.fixturenames:
+        cases = [
+            pytest.param(name, capability, id=f"{name}-{capability.name.lower()}")
+            for name, provider in PROVIDERS.items()
+            for capability in Capability
+            if capability not in provider.registry_type.capabilities
+        ]
+        metafunc.parametrize(("provider", "missing"), cases, indirect=["provider"])
+    elif "provider" in metafunc.fixturenames:
+        needed = {needed for mark in metafunc.definition.iter_markers("needs") for needed in mark.args}
+        names = [name for name, known in PROVIDERS.items() if needed <= known.registry_type.capabilities]
+        metafunc.parametrize("provider", names, indirect=True)
+
+
+@pytest.fixture
+def provider(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RegistryUnderTest]:
+    """The registry under test, fresh and empty."""
+    system = tmp_path / "system"
+    system.mkdir()
+    with PROVIDERS[request.param].open(system) as under_test:
+        yield under_test
+
+
+@pytest.fixture
+def bench(provider: RegistryUnderTest, tmp_path: Path) -> Bench:
+    """A worker that uses it."""
+    return _bench(provider, tmp_path / "worker")
+
+
+@pytest.fixture
+def other_bench(provider: RegistryUnderTest, tmp_path: Path) -> Bench:
+    """Another worker that uses the same system."""
+    return _bench(provider, tmp_path / "other-worker")
+
+
+def _bench(under_test: RegistryUnderTest, scratch: Path) -> Bench:
+    scratch.mkdir()
+    return Bench(under_test, scratch)
+
+
+@pytest.fixture(params=["sync", "async"])
+def run(request: pytest.FixtureRequest, bench: Bench) -> Any:
+    """Runs a flow, by one driver and by the other."""
+    return bench.run if request.param == "sync" else bench.run_async

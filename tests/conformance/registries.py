@@ -1,0 +1,116 @@
+"""The registries that the conformance tests are run against. A new one is a provider and an entry in ``PROVIDERS``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from airflow_provider_modelsync.core.cancel import CancelToken
+from airflow_provider_modelsync.core.drive import async_driver_for, driver_for
+from airflow_provider_modelsync.core.flow import AsyncDriver, SyncDriver
+from airflow_provider_modelsync.core.models import ModelVersion
+from airflow_provider_modelsync.core.registries.base import Registry
+from airflow_provider_modelsync.core.registries.bentocloud import BentoCloud, BentoCloudSettings
+from airflow_provider_modelsync.core.registries.modelstore import ModelStore
+from airflow_provider_modelsync.core.settings import RegistrySettings
+from tests.standins.bentocloud import BentoCloudStandIn
+
+DriverFactory = Callable[[Registry, CancelToken | None], AbstractContextManager[SyncDriver]]
+AsyncDriverFactory = Callable[[Registry], AbstractAsyncContextManager[AsyncDriver]]
+Publish = Callable[[str, str | None, Path], ModelVersion]
+
+
+def write_source(directory: Path, text: str) -> Path:
+    """Write a small model that differs with the text."""
+    (directory / "tokenizer").mkdir(parents=True)
+    (directory / "weights.bin").write_bytes(text.encode() * 1000)
+    (directory / "tokenizer" / "vocab größe.txt").write_text(text)
+    (directory / "empty").touch()
+    return directory
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistryUnderTest:
+    """One registry with all that the tests need to know of its system.
+
+    :param connect: returns a registry as another worker would make it: with nothing shared but the system behind.
+    :param names: three good names, in no other use.
+    :param versions: three good versions; not needed where the version cannot be chosen.
+    :param bad_names: names that break the system's grammar.
+    :param bad_versions: versions that break it.
+    :param trace: what the system has stored or been asked; bad input must leave it as it is.
+    :param driver: runs flows in the calling thread.
+    :param async_driver: runs flows on the event loop.
+    :param make_source: writes a model that the system takes; another text, another model.
+    :param push_options: what every push to this system must say.
+    :param publish: brings a ready version into being; only for systems that cannot be pushed to.
+    :param settle: lets the system finish what it does by itself after a push.
+    """
+
+    connect: Callable[[], Registry]
+    names: tuple[str, str, str]
+    versions: tuple[str, ...] = ()
+    bad_names: tuple[str, ...]
+    bad_versions: tuple[str, ...] = ()
+    trace: Callable[[], Any]
+    driver: DriverFactory = driver_for
+    async_driver: AsyncDriverFactory = async_driver_for
+    make_source: Callable[[Path, str], Path] = write_source
+    push_options: Mapping[str, Any] = field(default_factory=dict)
+    publish: Publish | None = None
+    settle: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Provider:
+    """How to get a registry to test.
+
+    :param registry_type: known before anything runs, so that tests are chosen by its capabilities.
+    :param open: yields the registry; its argument is an empty directory.
+    """
+
+    registry_type: type[Registry]
+    open: Callable[[Path], AbstractContextManager[RegistryUnderTest]]
+
+
+@contextmanager
+def _modelstore(scratch: Path) -> Iterator[RegistryUnderTest]:
+    root = scratch / "store"
+    yield RegistryUnderTest(
+        connect=lambda: ModelStore(RegistrySettings(conn_id="modelsync_default", host=root.as_uri())),
+        names=("fraud", "fraud-2.x", "C_a.r-d"),
+        versions=("v1", "2026.07.01", "x" * 128),
+        bad_names=("", ".hidden", "a/b", "..", "a b", "a\n", "größe", "a%2fb", "x" * 129),
+        bad_versions=(".hidden", "a/b", "..", "a b", "a\n", "größe", "x" * 129),
+        trace=lambda: sorted(path.as_posix() for path in scratch.rglob("*")),
+    )
+
+
+def _bentocloud(strategy: str | None) -> Callable[[Path], AbstractContextManager[RegistryUnderTest]]:
+    """Return how to open BentoCloud where bytes go the way that a transmission strategy stands for."""
+
+    @contextmanager
+    def open_stand_in(scratch: Path) -> Iterator[RegistryUnderTest]:
+        with BentoCloudStandIn(scratch, transmission_strategy=strategy) as server:
+            fields = {"host": server.url, "password": server.token}
+            yield RegistryUnderTest(
+                connect=lambda: BentoCloud(BentoCloudSettings.read("bentocloud_default", fields)),
+                names=("fraud", "fraud-2.x", "c_a.r-d"),
+                versions=("v1", "2026.07.01", "x" * 63),
+                bad_names=("", "Fraud", ".hidden", "a/b", "..", "a b", "a\n", "größe", "a%2fb", "a-", "x" * 64),
+                bad_versions=("V1", ".hidden", "a/b", "..", "a b", "a\n", "größe", "a-", "x" * 64),
+                trace=server.count,
+            )
+
+    return open_stand_in
+
+
+PROVIDERS = {
+    "modelstore": Provider(ModelStore, _modelstore),
+    "bentocloud-proxy": Provider(BentoCloud, _bentocloud("proxy")),
+    "bentocloud-presigned": Provider(BentoCloud, _bentocloud(None)),
+    "bentocloud-parts": Provider(BentoCloud, _bentocloud("presigned_url")),
+}

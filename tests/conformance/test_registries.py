@@ -1,0 +1,462 @@
+"""What every registry promises, whatever system is behind it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_modelsync.core.archive.digest import digest_directory
+from airflow_provider_modelsync.core.errors import (
+    Cancelled,
+    InvalidInput,
+    ModelNotFound,
+    NotSupported,
+    VersionConflict,
+)
+from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Query
+from airflow_provider_modelsync.core.registries.base import Capability
+from airflow_provider_modelsync.core.sync import version_of
+from airflow_provider_modelsync.core.transfer.control import Control
+from tests.conformance.bench import Bench, needs
+from tests.core.stores import CancelAfter, hidden, snapshot
+
+PUSH, PULL, FORCE = Capability.PUSH, Capability.PULL, Capability.FORCE
+CHOOSE_VERSION, DELETE = Capability.CHOOSE_VERSION, Capability.DELETE
+LABELS, METADATA = Capability.LABELS, Capability.METADATA
+
+Run = Callable[..., Any]
+
+
+# Push
+
+
+@needs(PUSH)
+def test_a_pushed_model_is_ready_and_has_the_digest_of_its_source(bench: Bench) -> None:
+    source = bench.source("one")
+    pushed = bench.push(source, bench.model())
+    bench.under_test.settle()
+    found = bench.get(pushed.ref)
+    assert found.ready
+    assert (found.registry, found.name) == (bench.registry.conn_type, bench.name)
+    assert found.digest == pushed.digest == digest_directory(source)
+
+
+@needs(PUSH)
+def test_a_push_tells_that_it_moved_bytes(bench: Bench) -> None:
+    stats = bench.push(bench.source("one"), bench.model()).transfer
+    assert stats is not None
+    assert not stats.skipped
+    assert stats.sent_bytes > 0
+
+
+@needs(PUSH, CHOOSE_VERSION)
+def test_a_version_may_be_chosen(bench: Bench) -> None:
+    for number, version in enumerate(bench.under_test.versions):
+        assert bench.push(bench.source("one"), bench.model(number)).version == version
+
+
+@needs(PUSH, CHOOSE_VERSION)
+def test_a_version_left_out_is_derived_from_the_digest(bench: Bench) -> None:
+    source = bench.source("one")
+    assert bench.push(source, bench.name).version == version_of(digest_directory(source))
+
+
+@needs(PUSH)
+def test_pushing_the_same_bytes_again_is_skipped_and_makes_no_second_version(bench: Bench, other_bench: Bench) -> None:
+    first = bench.publish("one", bench.model())
+    again = other_bench.push(other_bench.source("one"), bench.model())
+    assert again.transfer is not None
+    assert again.transfer.skipped
+    assert again.ref == first.ref
+    assert bench.ready_versions(bench.name) == [first.version]
+
+
+@needs(PUSH, CHOOSE_VERSION)
+def test_other_bytes_under_the_same_version_conflict_and_change_nothing(bench: Bench) -> None:
+    first = bench.publish("one", bench.model())
+    other = bench.source("two")
+    with pytest.raises(VersionConflict) as caught:
+        bench.push(other, bench.model())
+    assert str(first.digest) in str(caught.value)
+    assert digest_directory(other) in str(caught.value)
+    assert bench.get(first.ref) == first
+
+
+@needs(PUSH, CHOOSE_VERSION, FORCE)
+def test_force_replaces_a_version(bench: Bench) -> None:
+    bench.publish("one", bench.model())
+    other = bench.source("two")
+    bench.push(other, bench.model(), force=True)
+    bench.under_test.settle()
+    assert bench.get(bench.model()).digest == digest_directory(other)
+    assert len(bench.ready_versions(bench.name)) == 1
+
+
+@needs(PUSH)
+def test_an_unusable_source_is_refused_before_anything_is_sent(bench: Bench) -> None:
+    source = bench.source("one")
+    (source / "link").symlink_to("weights.bin")
+    before = bench.under_test.trace()
+    with pytest.raises(InvalidInput, match="'link'"):
+        bench.push(source, bench.model())
+    assert bench.under_test.trace() == before
+
+
+# Pull
+
+
+@needs(PULL)
+def test_a_pulled_tree_equals_the_published_one(bench: Bench) -> None:
+    published = bench.publish("one", bench.model())
+    target = bench.target()
+    pulled = bench.pull(published.ref, target)
+    assert snapshot(target) == snapshot(bench.source("one"))
+    assert (pulled.path, pulled.version.ref) == (target, published.ref)
+    assert hidden(target.parent) == []
+
+
+@needs(PULL)
+def test_a_target_that_holds_exactly_the_model_is_left_alone(bench: Bench) -> None:
+    published, target = bench.publish("one", bench.model()), bench.target()
+    stats = [bench.pull(published.ref, target).version.transfer for _ in range(2)]
+    assert [stat.skipped for stat in stats if stat] == [False, True]
+
+
+@needs(PULL)
+def test_force_replaces_what_a_target_holds(bench: Bench) -> None:
+    published, target = bench.publish("one", bench.model()), bench.source("two")
+    bench.pull(published.ref, target, force=True)
+    assert snapshot(target) == snapshot(bench.source("one"))
+
+
+@needs(PULL)
+def test_without_a_version_the_newest_is_pulled(bench: Bench) -> None:
+    for number, text in enumerate(("one", "two")):
+        newest = bench.publish(text, bench.model(number))
+    target = bench.target()
+    assert bench.pull(bench.name, target).version.ref == newest.ref
+    assert snapshot(target) == snapshot(bench.source("two"))
+
+
+@needs(PULL)
+def test_what_is_not_there_cannot_be_pulled_and_leaves_no_target(bench: Bench) -> None:
+    target = bench.target()
+    with pytest.raises(ModelNotFound):
+        bench.pull(bench.name, target)
+    assert not target.exists()
+
+
+# Reading, by both drivers
+
+
+def test_latest_is_the_newest_ready_version(bench: Bench, run: Run) -> None:
+    published = [bench.publish(text, bench.model(number)) for number, text in enumerate(("one", "two", "three"))]
+    for model in (bench.name, f"{bench.name}:latest"):
+        assert run(lambda registry, model=model: registry.get(registry.parse(model))).ref == published[-1].ref
+
+
+def test_an_exact_version_is_read(bench: Bench, run: Run) -> None:
+    first = bench.publish("one", bench.model(0))
+    bench.publish("two", bench.model(1))
+    assert run(lambda registry: registry.get(registry.parse(first.ref))) == first
+
+
+def test_versions_are_listed_newest_first(bench: Bench, run: Run) -> None:
+    published = [bench.publish(text, bench.model(number)) for number, text in enumerate(("one", "two", "three"))]
+    listed = run(lambda registry: registry.list_versions(bench.name, Query()))
+    assert [version.ref for version in listed] == [version.ref for version in reversed(published)]
+    assert [version.digest for version in listed] == [version.digest for version in reversed(published)]
+
+
+def test_models_are_listed_by_their_newest_version_newest_first(bench: Bench, run: Run) -> None:
+    names = bench.under_test.names
+    published = [bench.publish(name, bench.model(0, name)) for name in (names[1], names[0], names[2])]
+    listed = run(lambda registry: registry.list_models(Query()))
+    assert [version.ref for version in listed] == [version.ref for version in reversed(published)]
+
+
+def test_models_are_chosen_by_words_of_their_name(bench: Bench, run: Run) -> None:
+    for name in bench.under_test.names:
+        bench.publish(name, bench.model(0, name))
+    wanted = bench.under_test.names[2]
+    listed = run(lambda registry: registry.list_models(Query.parse(wanted)))
+    assert [version.name for version in listed] == [name for name in bench.under_test.names if wanted in name]
+
+
+def test_a_model_that_is_not_there_is_not_found(bench: Bench, run: Run) -> None:
+    with pytest.raises(ModelNotFound, match=bench.name):
+        run(lambda registry: registry.get(registry.parse(bench.name)))
+    assert run(lambda registry: registry.list_versions(bench.name, Query())) == []
+    assert run(lambda registry: registry.list_models(Query())) == []
+
+
+def test_a_version_that_is_not_there_is_not_found(bench: Bench, run: Run) -> None:
+    published = bench.publish("one", bench.model())
+    absent = bench.under_test.versions[1] if bench.under_test.versions else published.version[::-1]
+    with pytest.raises(ModelNotFound):
+        run(lambda registry: registry.get(ModelRef(name=bench.name, version=absent)))
+
+
+def test_the_connection_test_says_who_and_where(bench: Bench, run: Run) -> None:
+    assert run(lambda registry: registry.test())
+
+
+# Labels and metadata
+
+
+@needs(PUSH, LABELS)
+def test_labels_are_kept(bench: Bench) -> None:
+    published = bench.publish("one", bench.model(), labels={"stage": "prod", "team": "risk"})
+    assert published.labels == {"stage": "prod", "team": "risk"}
+
+
+@needs(PUSH, LABELS)
+def test_labels_choose_among_versions(bench: Bench, run: Run) -> None:
+    labelled = bench.publish("one", bench.model(0), labels={"stage": "prod"})
+    bench.publish("two", bench.model(1), labels={"stage": "dev"})
+    query = Query.parse("label:stage=prod")
+    assert run(lambda registry: registry.get(registry.parse(bench.name), query)).ref == labelled.ref
+    for flow in (lambda r: r.list_versions(bench.name, query), lambda r: r.list_models(query)):
+        assert [version.ref for version in run(flow)] == [labelled.ref]
+    with pytest.raises(ModelNotFound):
+        run(lambda registry: registry.get(registry.parse(bench.name), Query.parse("label:stage=test")))
+
+
+@needs(PUSH, LABELS)
+def test_labels_are_merged_and_none_removes(bench: Bench) -> None:
+    published = bench.publish("one", bench.model(), labels={"stage": "dev", "team": "risk"})
+    change = {"stage": "prod", "team": None, "more": "x"}
+    changed = bench.run(lambda registry: registry.set_labels(registry.parse(published.ref), change))
+    assert changed.labels == {"stage": "prod", "more": "x"}
+    found = bench.get(published.ref)
+    assert (found.labels, found.digest) == (changed.labels, published.digest)
+
+
+@needs(LABELS)
+def test_labels_of_what_is_not_there_cannot_change(bench: Bench) -> None:
+    with pytest.raises(ModelNotFound):
+        bench.run(lambda registry: registry.set_labels(registry.parse(bench.name), {"stage": "prod"}))
+
+
+@needs(PUSH, METADATA)
+def test_metadata_comes_back_as_it_was(bench: Bench) -> None:
+    metadata = {"auc": 0.93, "größe": [1, None, True, {"nested": "x"}]}
+    assert bench.publish("one", bench.model(), metadata=metadata).metadata == metadata
+
+
+# Deleting
+
+
+@needs(DELETE)
+def test_a_deleted_version_is_gone_and_others_stay(bench: Bench) -> None:
+    first, second = bench.publish("one", bench.model(0)), bench.publish("two", bench.model(1))
+    assert bench.run(lambda registry: registry.delete(registry.parse(second.ref))) is True
+    assert bench.ready_versions(bench.name) == [first.version]
+    assert bench.get(bench.name).ref == first.ref
+    with pytest.raises(ModelNotFound):
+        bench.get(second.ref)
+
+
+@needs(DELETE)
+def test_deleting_what_is_gone_is_no_error(bench: Bench) -> None:
+    published = bench.publish("one", bench.model())
+    bench.run(lambda registry: registry.delete(registry.parse(published.ref)))
+    assert bench.run(lambda registry: registry.delete(registry.parse(published.ref))) is False
+
+
+@needs(PUSH, DELETE)
+def test_a_deleted_version_may_be_pushed_again(bench: Bench) -> None:
+    published = bench.publish("one", bench.model())
+    bench.run(lambda registry: registry.delete(registry.parse(published.ref)))
+    assert bench.publish("one", bench.model()).digest == published.digest
+
+
+# What a registry lacks
+
+PART_OF_PUSH = {CHOOSE_VERSION, FORCE, LABELS, METADATA}
+
+
+def _use(bench: Bench, capability: Capability) -> None:
+    """Ask for what needs a capability."""
+    source = Path("/absent")  # refused before it would be looked at
+    ref = ModelRef(name=bench.name, version="v1")
+    match capability:
+        case Capability.PUSH:
+            bench.push(source, bench.name)
+        case Capability.CHOOSE_VERSION:
+            bench.push(source, f"{bench.name}:v1")
+        case Capability.FORCE:
+            bench.push(source, bench.model(), force=True)
+        case Capability.LABELS:
+            with pytest.raises(NotSupported):
+                bench.run(lambda registry: registry.set_labels(ref, {"stage": "prod"}))
+            bench.push(source, bench.model(), labels={"stage": "prod"})
+        case Capability.METADATA:
+            bench.push(source, bench.model(), metadata={"auc": 0.9})
+        case Capability.PULL:
+            bench.pull(bench.name, bench.target())
+        case Capability.DELETE:
+            bench.run(lambda registry: registry.delete(ref))
+        case Capability.DEPLOY:
+            for ask in (lambda r: r.deployment("d"), lambda r: r.undeploy("d")):
+                with pytest.raises(NotSupported):
+                    bench.run(ask)
+            bench.run(lambda registry: registry.deploy("d", ref, {}))
+        case Capability.PREDICT:
+            bench.registry.require(capability)
+
+
+def test_what_is_missing_is_refused_with_the_system_and_the_nearest_thing(bench: Bench, missing: Capability) -> None:
+    before = bench.under_test.trace()
+    with pytest.raises(NotSupported) as caught:
+        _use(bench, missing)
+    told = str(missing if bench.offers(PUSH) or missing not in PART_OF_PUSH else PUSH)
+    assert str(caught.value).startswith(f"{bench.registry.title} does not offer to {told}")
+    assert bench.under_test.trace() == before
+
+
+def test_the_nearest_thing_to_what_is_missing_is_known(bench: Bench, missing: Capability) -> None:
+    hint = bench.registry.instead.get(missing)
+    assert hint
+    assert hint in str(bench.registry.not_supported(missing))
+
+
+# Names
+
+
+def test_good_names_are_taken(bench: Bench) -> None:
+    for name in bench.under_test.names:
+        assert bench.publish(name, bench.model(0, name)).name == name
+
+
+def test_bad_names_are_refused_before_anything_is_written_or_sent(bench: Bench, run: Run) -> None:
+    before = bench.under_test.trace()
+    assert bench.under_test.bad_names
+    for bad in bench.under_test.bad_names:
+        for verb in (bench.registry.check, lambda ref: bench.registry.parse(ref.name)):
+            with pytest.raises(InvalidInput):
+                verb(ModelRef(name=bad))
+        with pytest.raises(InvalidInput):
+            run(lambda registry, bad=bad: registry.get(registry.parse(bad)))
+    assert bench.under_test.trace() == before
+
+
+@needs(PUSH)
+def test_a_push_under_a_bad_name_is_refused_before_anything_is_written_or_sent(bench: Bench) -> None:
+    source, before = bench.source("one"), bench.under_test.trace()
+    for bad in bench.under_test.bad_names:
+        with pytest.raises(InvalidInput):
+            bench.push(source, bad)
+    assert bench.under_test.trace() == before
+
+
+@needs(PUSH, CHOOSE_VERSION)
+def test_a_push_under_a_bad_version_is_refused_before_anything_is_written_or_sent(bench: Bench) -> None:
+    source, before = bench.source("one"), bench.under_test.trace()
+    assert bench.under_test.bad_versions
+    for bad in bench.under_test.bad_versions:
+        with pytest.raises(InvalidInput):
+            bench.push(source, f"{bench.name}:{bad}")
+    assert bench.under_test.trace() == before
+
+
+def test_latest_is_never_a_version(bench: Bench) -> None:
+    with pytest.raises(InvalidInput):
+        bench.registry.check(ModelRef(name=bench.name, version="latest"))
+
+
+# Cancelling
+
+
+def _cancelled_ever_later(work: Callable[[Control], Any], check: Callable[[], None]) -> int:
+    """Do work again and again, cancelled after ever more looks at the token, until it ends by itself.
+
+    :param check: called after each cancellation.
+    :return: how often it was cancelled.
+    """
+    looks = cancelled = 0
+    while True:
+        try:
+            work(Control(cancel=CancelAfter(looks), workers=2))
+        except Cancelled:
+            check()
+        else:
+            return cancelled
+        cancelled += 1
+        looks += 1 + looks // 8  # every look at first, then ever fewer of them
+
+
+@needs(PUSH)
+def test_a_cancelled_push_leaves_no_ready_version_unless_it_was_whole_and_the_next_one_succeeds(bench: Bench) -> None:
+    source, model = bench.source("one"), bench.model()
+    left: list[int] = []
+
+    def check() -> None:
+        ready = bench.ready_versions(bench.name)
+        left.append(len(ready))
+        for version in ready:  # the cancellation came after the request that published it
+            assert bench.get(f"{bench.name}:{version}").digest == digest_directory(source)
+
+    _cancelled_ever_later(lambda control: bench.push(source, model, control=control), check)
+    assert left.count(0) > 3
+    assert set(left) <= {0, 1}
+    bench.under_test.settle()
+    assert bench.get(bench.name).digest == digest_directory(source)
+    assert len(bench.ready_versions(bench.name)) == 1
+
+
+@needs(PULL)
+def test_a_cancelled_pull_leaves_no_target_and_the_next_one_succeeds(bench: Bench) -> None:
+    published, target = bench.publish("one", bench.model()), bench.target()
+
+    def check() -> None:
+        assert not target.exists()
+
+    assert _cancelled_ever_later(lambda control: bench.pull(published.ref, target, control=control), check) > 3
+    assert snapshot(target) == snapshot(bench.source("one"))
+
+
+# Two workers at once
+
+
+def _at_once(*works: Callable[[], ModelVersion]) -> list[ModelVersion | Exception]:
+    start = threading.Barrier(len(works))
+    results: list[ModelVersion | Exception | None] = [None] * len(works)
+
+    def run(number: int) -> None:
+        start.wait()
+        try:
+            results[number] = works[number]()
+        except Exception as error:
+            results[number] = error
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(works))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [result for result in results if result is not None]
+
+
+@needs(PUSH)
+def test_two_workers_pushing_the_same_bytes_both_succeed_with_them(bench: Bench, other_bench: Bench) -> None:
+    source, model = bench.source("one"), bench.model()
+    results = _at_once(lambda: bench.push(source, model), lambda: other_bench.push(source, model))
+    bench.under_test.settle()
+    assert [getattr(result, "digest", result) for result in results] == [digest_directory(source)] * 2
+    if bench.offers(CHOOSE_VERSION):
+        assert len(bench.ready_versions(bench.name)) == 1
+
+
+@needs(PUSH, CHOOSE_VERSION)
+def test_two_workers_pushing_other_bytes_under_one_version_end_in_one_of_them(bench: Bench, other_bench: Bench) -> None:
+    sources, model = [bench.source("one"), bench.source("two")], bench.model()
+    results = _at_once(lambda: bench.push(sources[0], model), lambda: other_bench.push(sources[1], model))
+    bench.under_test.settle()
+    assert {type(result) for result in results} == {ModelVersion, VersionConflict}
+    winner = sources[0] if isinstance(results[0], ModelVersion) else sources[1]
+    assert bench.get(model).digest == digest_directory(winner)

@@ -1,0 +1,127 @@
+"""Processes forked from the test's own: they start in milliseconds, and may be killed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+Work = Callable[[], Any]
+
+
+def at_once(*works: Work) -> list[Any]:
+    """Run functions in processes of their own that all start at the same moment.
+
+    :return: what each returned, or the exception that it raised.
+    """
+    go, start = os.pipe()
+    children = []
+    for work in works:
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(start)
+            os.read(go, 1)  # returns once the parent has closed its end
+            _report(work, write)
+        os.close(write)
+        children.append((pid, read))
+    os.close(go)
+    os.close(start)
+    results = []
+    for pid, read in children:
+        with os.fdopen(read, "rb") as pipe:
+            results.append(pickle.loads(pipe.read()))
+        os.waitpid(pid, 0)
+    return results
+
+
+@contextmanager
+def running(work: Work) -> Iterator[int]:
+    """Run a function in a process, yield its id, and kill it at the end."""
+    pid = os.fork()
+    if pid == 0:
+        _report(work, os.open(os.devnull, os.O_WRONLY))
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def killed_at(step: int, work: Work) -> bool:
+    """Run a function in a process that kills itself just before its n-th change of the file system.
+
+    Changes are whatever makes, renames, links or removes a name, opens a file for writing, writes to it (once before,
+    once in the middle) or makes it durable. Making durable itself is left out: a killed process loses no written byte.
+
+    :return: whether it came that far; ``False`` means that the work was done before.
+    """
+    pid = os.fork()
+    if pid == 0:
+        _kill_before(step)
+        try:
+            work()
+        except BaseException as error:
+            print(f"the child failed: {error!r}", file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        return True
+    assert os.WEXITSTATUS(status) == 0, "the work failed by itself"
+    return False
+
+
+def _report(work: Work, write: int) -> NoReturn:
+    try:
+        result = work()
+    except BaseException as error:
+        result = error
+    try:
+        content = pickle.dumps(result)
+    except Exception:
+        content = pickle.dumps(RuntimeError(repr(result)))
+    with os.fdopen(write, "wb") as pipe:
+        pipe.write(content)
+    os._exit(0)
+
+
+_NAME_CHANGES = {"os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "os.utime"}
+
+
+def _kill_before(step: int) -> None:
+    from airflow_provider_modelsync.core.transfer import durable
+
+    left = step
+
+    def change() -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in _NAME_CHANGES or (event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR)):
+            change()
+
+    real_write = os.write
+
+    def write(descriptor: int, data: Any) -> int:
+        change()
+        half = real_write(descriptor, data[: len(data) // 2]) if len(data) > 1 else 0
+        change()
+        return half + real_write(descriptor, data[half:])
+
+    def sync(descriptor: int) -> int:
+        change()
+        return 0
+
+    os.write = write
+    os.fsync = sync  # type: ignore[assignment]
+    durable._syncfs = sync
+    sys.addaudithook(audit)

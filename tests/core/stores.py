@@ -1,0 +1,128 @@
+"""Models on disk and model stores, as the tests of the core use them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from airflow_provider_modelsync.core import sync
+from airflow_provider_modelsync.core.cancel import CancelToken
+from airflow_provider_modelsync.core.flow import Flow, SyncDriver
+from airflow_provider_modelsync.core.models import ModelVersion, PulledModel, Query
+from airflow_provider_modelsync.core.registries.modelstore import ModelStore
+from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.transfer.control import Control
+
+T = TypeVar("T")
+
+# path → kind, content of files, whether the owner may execute them
+Snapshot = dict[str, tuple[str, bytes, bool]]
+
+
+def write_tree(
+    root: Path, files: Mapping[str, bytes], *, executable: Iterable[str] = (), directories: Iterable[str] = ()
+) -> Path:
+    """Write a model."""
+    root.mkdir(parents=True, exist_ok=True)
+    for path, content in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(content)
+    for path in executable:
+        (root / path).chmod(0o755)
+    for path in directories:
+        (root / path).mkdir(parents=True)
+    return root
+
+
+def snapshot(root: Path) -> Snapshot:
+    """Return everything below a directory."""
+    found: Snapshot = {}
+    for directory, names, files in os.walk(root):
+        for name in (*names, *files):
+            path = Path(directory, name)
+            key = path.relative_to(root).as_posix()
+            if path.is_symlink() or not (path.is_dir() or path.is_file()):
+                found[key] = "other", b"", False
+            elif path.is_dir():
+                found[key] = "directory", b"", False
+            else:
+                found[key] = "file", path.read_bytes(), bool(path.stat().st_mode & 0o100)
+    return found
+
+
+def hidden(directory: Path) -> list[str]:
+    """Return the hidden names in a directory: where writers work before they publish."""
+    return sorted(path.name for path in directory.iterdir() if path.name.startswith(".")) if directory.is_dir() else []
+
+
+class CancelAfter(CancelToken):
+    """A token that is cancelled when it has been looked at a number of times.
+
+    :param looks: how many looks find it still alive.
+    """
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self._looks = looks
+
+    @property
+    def cancelled(self) -> bool:
+        self._looks -= 1
+        return self._looks < 0
+
+
+@dataclass(frozen=True)
+class Store:
+    """A model store on local disk with its verbs run in place.
+
+    :param root: its root, absent or not.
+    """
+
+    root: Path
+
+    @cached_property
+    def registry(self) -> ModelStore:
+        return ModelStore(RegistrySettings(conn_id="store", host=self.root.as_uri()))
+
+    def run(self, flow: Flow[T]) -> T:
+        return SyncDriver().run(flow)
+
+    def push(self, source: Path, model: str, *, control: Control | None = None, **options: Any) -> ModelVersion:
+        control = control or Control()
+        driver = SyncDriver(cancel=control.cancel)
+        return sync.push(self.registry, driver, source, self.registry.parse(model), control, **options)
+
+    def pull(
+        self, model: str, target: Path, *, control: Control | None = None, query: str | None = None, **options: Any
+    ) -> PulledModel:
+        control = control or Control()
+        driver = SyncDriver(cancel=control.cancel)
+        chosen = Query.parse(query)
+        return sync.pull(self.registry, driver, self.registry.parse(model), target, control, query=chosen, **options)
+
+    def get(self, model: str, query: str | None = None) -> ModelVersion:
+        return self.run(self.registry.get(self.registry.parse(model), Query.parse(query)))
+
+    def list_versions(self, name: str, query: str | None = None) -> list[ModelVersion]:
+        return self.run(self.registry.list_versions(name, Query.parse(query)))
+
+    def list_models(self, query: str | None = None) -> list[ModelVersion]:
+        return self.run(self.registry.list_models(Query.parse(query)))
+
+    def delete(self, model: str) -> bool:
+        return self.run(self.registry.delete(self.registry.parse(model)))
+
+    def set_labels(self, model: str, labels: Mapping[str, str | None]) -> ModelVersion:
+        return self.run(self.registry.set_labels(self.registry.parse(model), labels))
+
+    def meta(self, name: str, file: str = "") -> Path:
+        """Where the store keeps its records of a model."""
+        return self.root / name / ".modelsync" / file
+
+    def records(self, name: str) -> list[str]:
+        """The names of those records."""
+        return sorted(path.name for path in self.meta(name).iterdir())

@@ -1,0 +1,143 @@
+"""The layers of the package: who may import whom, and what an import costs."""
+
+from __future__ import annotations
+
+import ast
+import json
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+import airflow_provider_modelsync
+
+PACKAGE = "airflow_provider_modelsync"
+ROOT = Path(next(iter(airflow_provider_modelsync.__path__)))
+
+# From the top down. A module belongs where its longest prefix stands, and may import from its own layer and below.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("sensors", "operators"),
+    ("assets", "links", "lineage"),
+    ("triggers",),
+    ("hooks",),
+    ("core.sync", "core.wait", "core.drive"),
+    ("core.registries",),
+    ("core.transfer",),
+    ("core",),  # archive, http, flow, parallel, cancel, settings and what they need
+    ("core.models", "core.errors"),
+)
+DATA = ("", "provider_info")  # hold facts, import nothing of the package, and may be imported by all
+# Sensors and operators share what turns errors into Airflow's, and nothing else.
+SIDEWAYS = {("sensors", "operators"): {"operators.base"}, ("operators", "sensors"): set()}
+
+
+def _modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+MODULES = dict(_modules())
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Return the full names of what a module imports anywhere in it, for types alone, too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            module = node.module or ""
+            for alias in node.names:
+                submodule = f"{module}.{alias.name}".removeprefix(f"{PACKAGE}.")
+                yield f"{module}.{alias.name}" if submodule in MODULES else module
+
+
+def _inner_imports(name: str) -> set[str]:
+    inner = {found for found in _imports(MODULES[name]) if found == PACKAGE or found.startswith(f"{PACKAGE}.")}
+    return {found.removeprefix(PACKAGE).removeprefix(".") for found in inner}
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Return a module's layer, the highest being 0, and the prefix that put it there."""
+    fits = [
+        (len(prefix), layer, prefix)
+        for layer, prefixes in enumerate(LAYERS)
+        for prefix in prefixes
+        if name == prefix or name.startswith(f"{prefix}.")
+    ]
+    assert fits, f"{name} has no layer: give it one in LAYERS"
+    _, layer, prefix = max(fits)
+    return layer, prefix
+
+
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - set(DATA)))
+def test_arrows_run_one_way(name: str) -> None:
+    layer, prefix = _place(name)
+    for imported in sorted(_inner_imports(name) - set(DATA)):
+        below, other = _place(imported)
+        assert below >= layer, f"{name} imports {imported}, which lies above it"
+        if (allowed := SIDEWAYS.get((prefix, other))) is not None:
+            assert imported in allowed, f"{name} imports {imported} from beside it"
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_data_modules_import_nothing_of_the_package_but_its_version(name: str) -> None:
+    assert _inner_imports(name) <= {""}
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if f"{name}.".startswith("core.")))
+def test_the_core_names_no_airflow(name: str) -> None:
+    assert not [found for found in _imports(MODULES[name]) if found.partition(".")[0] == "airflow"]
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {name: {found for found in _inner_imports(name) if found in MODULES and found} for name in MODULES}
+    while leaves := [name for name, imported in graph.items() if not imported & graph.keys() - {name}]:
+        for name in leaves:
+            del graph[name]
+    assert not graph, f"each of these imports another: {sorted(graph)}"
+
+
+def _added(before: str, after: str) -> set[str]:
+    """Return the modules that a fresh process loads for some statements, after others."""
+    script = f"""
+import json, sys
+{before}
+loaded = set(sys.modules)
+{after}
+print(json.dumps(sorted(set(sys.modules) - loaded)))
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return set(json.loads(result.stdout.splitlines()[-1]))
+
+
+def _import_all(names: Iterable[str]) -> str:
+    return "\n".join(f"import {name}" for name in names)
+
+
+def test_importing_the_whole_core_loads_no_airflow() -> None:
+    core = [module.name for module in pkgutil.walk_packages([str(ROOT / "core")], f"{PACKAGE}.core.")]
+    loaded = _added("", _import_all(core))
+    assert set(core) <= loaded
+    assert not {name for name in loaded if name.partition(".")[0] == "airflow"}
+
+
+HEAVY = {"boto3", "botocore", "s3transfer", "urllib3", "websockets", "numpy", "requests"}
+# What the public modules use of Airflow: only what they load beyond it is theirs.
+AIRFLOW = """
+from airflow.sdk import Asset, BaseHook, BaseOperator, BaseSensorOperator, ObjectStoragePath, PokeReturnValue, conf
+import airflow.sdk.exceptions, airflow.triggers.base
+"""
+
+
+def test_importing_the_public_modules_loads_nothing_heavy_that_airflow_does_not_load_itself() -> None:
+    parts = ("hooks", "operators", "sensors", "triggers")
+    public = {f"{PACKAGE}.{name}" for name in MODULES if name.partition(".")[0] in parts}
+    loaded = _added(AIRFLOW, _import_all(sorted(public)))
+    assert public <= loaded
+    assert not {name for name in loaded if name.partition(".")[0] in HEAVY}

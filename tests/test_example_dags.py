@@ -1,0 +1,59 @@
+"""The example DAGs: parsed often and everywhere, so their files must be light and need no connection."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "example_dags").glob("*.py"))
+HEAVY = {"boto3", "botocore", "numpy", "onnx", "onnxruntime", "pandas", "scipy", "skl2onnx", "sklearn", "torch"}
+# Undefined in runs that an asset or the API has triggered, where templating then fails the task.
+DATE_WORDS = re.compile(r"\b(ds|ds_nodash|ts|ts_nodash|logical_date|execution_date|data_interval_\w+)\b")
+
+each_example = pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+
+
+def test_there_are_examples() -> None:
+    assert EXAMPLES
+
+
+@each_example
+def test_it_parses_lightly_and_without_any_connection(example: Path) -> None:
+    script = (
+        "import json, runpy, sys\n"
+        "from airflow.sdk import DAG\n"
+        "names = runpy.run_path(sys.argv[1])\n"
+        "from airflow.dag_processing.dagbag import DagBag\n"
+        "bag = DagBag(sys.argv[1], load_op_links=False)\n"
+        "print(json.dumps({'errors': bag.import_errors, 'dags': {d.dag_id: len(d.tasks) for d in bag.dags.values()},"
+        " 'modules': sorted(sys.modules)}))\n"
+    )
+    env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_CONN_")}
+    run = subprocess.run((sys.executable, "-c", script, str(example)), env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    told = json.loads(run.stdout.splitlines()[-1])
+
+    assert told["errors"] == {}
+    assert told["dags"]
+    assert all(told["dags"].values())
+    assert HEAVY.isdisjoint(told["modules"])
+
+
+@each_example
+def test_it_uses_no_template_word_that_may_be_undefined(example: Path) -> None:
+    texts = [node.value for node in ast.walk(ast.parse(example.read_text())) if isinstance(node, ast.Constant)]
+    templates = [text for text in texts if isinstance(text, str) and "{{" in text]
+
+    assert [text for text in templates if DATE_WORDS.search(text)] == []
+
+
+@each_example
+def test_it_explains_itself(example: Path) -> None:
+    assert ast.get_docstring(ast.parse(example.read_text()))

@@ -1,0 +1,176 @@
+"""What Airflow is told about the provider, held against Airflow's own schemas and against the code."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import pkgutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from pkgutil import resolve_name
+from types import ModuleType, UnionType
+from typing import Any, get_args
+
+import airflow
+import jsonschema
+import pytest
+from airflow.sdk import BaseHook, BaseOperator, BaseSensorOperator
+from airflow.triggers.base import BaseTrigger
+from pydantic import SecretStr
+
+import airflow_provider_modelsync
+from airflow_provider_modelsync.hooks.registry import RegistryHook
+from airflow_provider_modelsync.provider_info import get_provider_info
+
+INFO = get_provider_info()
+CONNECTION_TYPES: list[dict[str, Any]] = INFO["connection-types"]
+KINDS: dict[str, type] = {
+    "hooks": BaseHook,
+    "operators": BaseOperator,
+    "sensors": BaseSensorOperator,
+    "triggers": BaseTrigger,
+}
+each_type = pytest.mark.parametrize("declared", CONNECTION_TYPES, ids=lambda declared: declared["connection-type"])
+
+
+def schema(name: str) -> dict[str, Any]:
+    """Return a schema that is part of Airflow."""
+    (found,) = (path for root in airflow.__path__ if (path := Path(root) / name).exists())
+    return json.loads(found.read_text())
+
+
+def modules_of(package: str) -> list[ModuleType]:
+    """Import the modules of one of this provider's packages."""
+    parent = import_module(f"{airflow_provider_modelsync.__name__}.{package}")
+    return [import_module(f"{parent.__name__}.{module.name}") for module in pkgutil.iter_modules(parent.__path__)]
+
+
+def offers(module: ModuleType, kind: type) -> bool:
+    """Whether a module defines a class that users put into DAGs, or build upon."""
+    return any(
+        issubclass(found, kind) and found.__module__ == module.__name__ and _is_whole(found)
+        for _, found in inspect.getmembers(module, inspect.isclass)
+    )
+
+
+def _is_whole(found: type) -> bool:
+    return not issubclass(found, BaseOperator) or any(name in vars(found) for name in ("execute", "poke"))
+
+
+def test_it_follows_airflows_schema() -> None:
+    jsonschema.validate(INFO, schema("provider_info.schema.json"))
+
+
+def test_the_connection_forms_follow_airflows_schema() -> None:
+    jsonschema.validate(CONNECTION_TYPES, schema("provider.yaml.schema.json")["properties"]["connection-types"])
+
+
+def test_it_holds_no_key_that_airflow_does_not_know() -> None:
+    assert set(INFO) <= set(schema("provider_info.schema.json")["properties"])
+
+
+def test_it_names_the_distribution() -> None:
+    assert INFO["package-name"] == "airflow-provider-modelsync"
+
+
+@pytest.mark.parametrize("section", KINDS)
+def test_it_lists_the_modules_that_have_something_to_offer(section: str) -> None:
+    listed = {module for entry in INFO[section] for module in entry["python-modules"]}
+
+    assert listed == {module.__name__ for module in modules_of(section) if offers(module, KINDS[section])}
+
+
+@pytest.mark.parametrize("section", KINDS)
+def test_every_listed_module_belongs_to_a_declared_integration(section: str) -> None:
+    integrations = {integration["integration-name"] for integration in INFO["integrations"]}
+
+    assert {entry["integration-name"] for entry in INFO[section]} <= integrations
+
+
+def test_every_hook_class_has_a_connection_type() -> None:
+    classes = {
+        f"{found.__module__}.{found.__qualname__}"
+        for module in modules_of("hooks")
+        for _, found in inspect.getmembers(module, inspect.isclass)
+        if issubclass(found, RegistryHook) and hasattr(found, "conn_type")
+    }
+    assert {declared["hook-class-name"] for declared in CONNECTION_TYPES} == classes
+
+
+@each_type
+def test_the_hook_agrees_with_its_connection_type(declared: dict[str, Any]) -> None:
+    hook = resolve_name(declared["hook-class-name"])
+
+    assert issubclass(hook, RegistryHook)
+    assert (hook.conn_type, hook.hook_name) == (declared["connection-type"], declared["hook-name"])
+    assert hook.registry_type.conn_type == declared["connection-type"]
+    assert hook.conn_name_attr == "registry_conn_id"
+    assert hook.default_conn_name == f"{hook.conn_type}_default"
+
+
+@each_type
+def test_the_form_is_declared_in_one_place_only(declared: dict[str, Any]) -> None:
+    hook = resolve_name(declared["hook-class-name"])
+
+    for method in ("get_connection_form_widgets", "get_ui_field_behaviour"):
+        assert getattr(hook, method).__func__ is getattr(BaseHook, method).__func__
+
+
+@each_type
+def test_connection_types_and_fields_have_names_that_the_form_can_split(declared: dict[str, Any]) -> None:
+    assert not [name for name in (declared["connection-type"], *declared["conn-fields"]) if "__" in name]
+
+
+@each_type
+def test_every_form_field_is_read_by_the_registry(declared: dict[str, Any]) -> None:
+    settings = resolve_name(declared["hook-class-name"]).registry_type.settings_type
+
+    assert set(declared["conn-fields"]) <= set(settings.model_fields)
+
+
+@each_type
+def test_every_form_field_may_be_left_empty(declared: dict[str, Any]) -> None:
+    for name, field in declared["conn-fields"].items():
+        assert "null" in field["schema"]["type"], name
+
+
+@each_type
+def test_every_secret_is_masked_by_its_name(declared: dict[str, Any]) -> None:
+    from airflow.sdk._shared.secrets_masker import should_hide_value_for_key
+
+    settings = resolve_name(declared["hook-class-name"]).registry_type.settings_type
+    secret = {name for name, field in settings.model_fields.items() if _is_secret(field.annotation)}
+    entered_hidden = {
+        name for name, field in declared["conn-fields"].items() if field["schema"].get("format") == "password"
+    }
+
+    assert "password" in secret
+    assert [name for name in secret | entered_hidden if not should_hide_value_for_key(name)] == []
+    assert (secret & set(declared["conn-fields"])) - {"proxy"} <= entered_hidden
+
+
+def _is_secret(annotation: Any) -> bool:
+    kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    return SecretStr in kinds
+
+
+def test_reading_it_imports_nothing_but_the_standard_library() -> None:
+    script = (
+        "import sys; before = set(sys.modules)\n"
+        "from airflow_provider_modelsync.provider_info import get_provider_info\n"
+        "get_provider_info()\n"
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names)\n"
+    )
+    run = subprocess.run((sys.executable, "-c", script), capture_output=True, text=True, check=True)
+
+    assert run.stdout.split() == ["airflow_provider_modelsync"]
+
+
+def test_airflow_finds_it_by_its_entry_point() -> None:
+    from importlib.metadata import distribution
+
+    points = distribution("airflow-provider-modelsync").entry_points.select(group="apache_airflow_provider")
+
+    assert [point.load() for point in points] == [get_provider_info]
