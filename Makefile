@@ -11,7 +11,7 @@ demo: $(READY)
 	$(BIN)/python scripts/demo.py
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not vendor" --cov --cov-report=term $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not vendor" -n auto --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
 
 # The stand-in servers are as good as the vendors' own clients find them.
 test-vendors: $(READY) $(VENDOR_BENTOCLOUD)/.ready

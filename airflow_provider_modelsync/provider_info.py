@@ -31,6 +31,9 @@ _HTTP = {
         "Timeout", "number", "Seconds that one API call may take, all its tries included; 60 when empty.", minimum=1
     ),
     **_WORKERS,
+    "part_size_mib": _field(
+        "Part size", "integer", "MiB in each part of an upload in parts; 16 when empty.", minimum=5, maximum=5120
+    ),
     "presigned_hosts": _field(
         "Presigned hosts", "string", "Hosts that presigned URLs may name although they are not public https."
     ),
@@ -79,7 +82,7 @@ def get_provider_info() -> dict[str, Any]:
         "integrations": [{"integration-name": "modelsync", "tags": ["software"]}],
         "connection-types": _CONNECTION_TYPES,
         "hooks": _modules("hooks", "registry", "modelstore", "bentocloud"),
-        "operators": _modules("operators", "transfer", "catalog", "deployment"),
+        "operators": _modules("operators", "transfer", "catalog", "deployment", "bentocloud"),
         "sensors": _modules("sensors", "model"),
         "triggers": _modules("triggers", "base", "model", "deployment"),
         "extra-links": [f"{_PACKAGE}.links.RegistryConsoleLink"],

@@ -74,7 +74,7 @@ def run(airflow: LocalAirflow, number: str) -> str | None:
 
 def by_hand(directory: Path) -> str:
     """Return the digest of a directory as a shell computes it."""
-    command = "LC_ALL=C; find . -type f -printf '%P\\0' | sort -z | xargs -0 sha256sum | sha256sum"
+    command = "export LC_ALL=C; find . -type f -print0 | sort -z | xargs -0 sha256sum | sed 's|  [.]/|  |' | sha256sum"
     line = subprocess.run(command, shell=True, cwd=directory, check=True, capture_output=True, text=True).stdout
     return f"sha256:{line.split()[0]}"
 

@@ -271,3 +271,11 @@ class Query(_Value):
         return self.matches_name(version.name) and all(
             key in version.labels and value in (None, version.labels[key]) for key, value in self.labels.items()
         )
+
+
+def require_json(argument: str, value: Mapping[str, Any]) -> None:
+    """Raise :class:`InvalidInput` for what would not come back from JSON as it was, or not go in."""
+    try:
+        json.dumps(dict(value), allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{argument} cannot be kept as JSON: {error}", argument=argument) from None

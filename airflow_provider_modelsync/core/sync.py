@@ -7,8 +7,9 @@ import hashlib
 import logging
 import os
 import secrets
+import stat
 from collections.abc import Callable, Container, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,20 @@ from airflow_provider_modelsync.core.errors import (
     InvalidInput,
     ModelNotFound,
     Permanent,
+    RegistryUnavailable,
+    SourceChanged,
     TargetExists,
     from_os_error,
 )
 from airflow_provider_modelsync.core.flow import SyncDriver
-from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, PulledModel, Query, TransferStats
+from airflow_provider_modelsync.core.models import (
+    ModelRef,
+    ModelVersion,
+    PulledModel,
+    Query,
+    TransferStats,
+    require_json,
+)
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
 from airflow_provider_modelsync.core.transfer import checkpoint, durable, ranges
 from airflow_provider_modelsync.core.transfer.control import Control
@@ -39,6 +49,8 @@ from airflow_provider_modelsync.core.transfer.upload import upload
 log = logging.getLogger("modelsync")
 
 Fetch = Callable[[Path], Pulled]
+
+_NAME_BYTES = 150  # of a target's name in the hidden names beside it
 
 _LABELS = TypeAdapter(dict[str, str])
 _METADATA = TypeAdapter(dict[str, JsonValue], config=ConfigDict(allow_inf_nan=False))
@@ -90,7 +102,7 @@ def push(
         )
         if plan.existing is not None:
             log.info("%s is already there with the same digest %s: nothing is sent", plan.existing.ref, tree.digest)
-            return plan.existing.model_copy(update={"transfer": TransferStats(skipped=True)})
+            return _moved(plan.existing, TransferStats(skipped=True))
         log.info("pushing %s: %s in %d files", plan.ref, readable(tree.size_bytes), len(tree.files))
         return _carry_out(registry, driver, plan, tree, control, memory, passing)
 
@@ -130,7 +142,7 @@ def _carry_out(
             _abort(registry, driver, plan, error)
         raise
     log.info("pushed %s with digest %s", version.ref, tree.digest)
-    return version.model_copy(update={"transfer": stats})
+    return _moved(version, stats)
 
 
 def version_of(digest: str) -> str:
@@ -169,12 +181,12 @@ def pull(
     version = driver.run(registry.get(ref, query))
     if not version.ready:
         raise ModelNotFound(f"{version.ref} cannot be pulled: its status is {version.status}")
-    if _holds(place, version, control, force=force):
-        log.info("%s already holds %s: nothing is pulled", place, version.ref)
-        return PulledModel(path=place, version=version.model_copy(update={"transfer": TransferStats(skipped=True)}))
-    plan = driver.run(registry.plan_pull(version))
-    log.info("pulling %s into %s", version.ref, place)
     try:
+        if _holds(place, version, control, force=force):
+            log.info("%s already holds %s: nothing is pulled", place, version.ref)
+            return PulledModel(path=place, version=_moved(version, TransferStats(skipped=True)))
+        plan = driver.run(registry.plan_pull(version))
+        log.info("pulling %s into %s", version.ref, place)
         with closing(_mover(registry, control)) as mover:
             stats = _fill(
                 place,
@@ -184,10 +196,18 @@ def pull(
                 force=force,
                 verify=verify,
             )
+    except DigestMismatch:
+        if driver.run(registry.read_version(version.name, version.version)).digest != version.digest:
+            raise RegistryUnavailable(f"{version.ref} was replaced while it was being pulled") from None
+        raise
     except OSError as error:
         raise from_os_error(error, f"writing {place}", argument="target") from error
     log.info("pulled %s into %s", version.ref, place)
-    return PulledModel(path=place, version=version.model_copy(update={"transfer": stats}))
+    return PulledModel(path=place, version=_moved(version, stats))
+
+
+def _moved(version: ModelVersion, stats: TransferStats) -> ModelVersion:
+    return version.model_copy(update={"transfer": stats})
 
 
 def _check_push(
@@ -215,6 +235,7 @@ def _check_push(
             fault = error.errors(include_input=False)[0]
             where = ".".join(map(str, fault["loc"]))
             raise InvalidInput(f"{where}: {fault['msg']}", argument=argument) from None
+        require_json(argument, value or {})
 
 
 def _read_source(source: str | os.PathLike[str], control: Control, leave_out: Container[str]) -> SourceTree:
@@ -247,15 +268,19 @@ def _abort(registry: Registry, driver: SyncDriver, plan: UploadPlan, error: Base
 
 def _holds(place: Path, version: ModelVersion, control: Control, *, force: bool) -> bool:
     """Whether the target holds the version already; raise when it holds something else that must stay."""
-    if not os.path.lexists(place):
-        return False
-    if place.is_symlink() or not place.is_dir():
-        raise TargetExists(f"{place} is not a directory", argument="target")
-    if not any(place.iterdir()):
-        return False
     try:
+        if not stat.S_ISDIR(place.lstat().st_mode):
+            raise TargetExists(f"{place} is not a directory", argument="target")
+        if not any(place.iterdir()):
+            return False
         same = version.digest is not None and read_tree(place, cancel=control.cancel).digest == version.digest
+    except FileNotFoundError:
+        return False
     except InvalidInput:  # holds something that no model may hold
+        same = False
+    except SourceChanged:  # another pull is replacing it
+        if not force:
+            raise
         same = False
     if not same and not force:
         raise TargetExists(
@@ -277,7 +302,7 @@ def _fill(
         is_over = isinstance(error, (Permanent, DiskFull)) or control.is_last_try
         return not is_over and ranges.holds_pieces(staging)
 
-    with durable.staging(place.parent / f".{place.name}.{key[:12]}", keep=keep) as staging:
+    with durable.staging(_beside(place, key[:12]), keep=keep) as staging:
         durable.require_space(place.parent, version.size_bytes or 0, argument="target")
         pulled = _fetch_verified(plan, staging, fetch, verify=verify)
         durable.sync_file_system(staging)
@@ -309,16 +334,28 @@ def _fetch_verified(plan: DownloadPlan, staging: Path, fetch: Fetch, *, verify: 
 
 def _move_in(staging: Path, place: Path, version: ModelVersion, control: Control, *, force: bool) -> None:
     """Rename the verified copy into place; whoever comes second to the same target checks what the first left."""
-    if _rename_unless_taken(staging, place) or _holds(place, version, control, force=force):
-        return
-    old = place.with_name(f".{place.name}.{secrets.token_hex(6)}")
-    place.rename(old)
+    replaced: list[Path] = []
     try:
-        staging.rename(place)
-    except OSError:
-        old.rename(place)
+        while not _rename_unless_taken(staging, place):
+            if _holds(place, version, control, force=force):
+                return
+            old = _beside(place, secrets.token_hex(6))
+            with suppress(FileNotFoundError):  # another pull was faster
+                os.utime(place)  # or the old copy would count as abandoned long ago
+                place.rename(old)
+                replaced.append(old)
+    except BaseException:
+        if replaced and not os.path.lexists(place):
+            replaced.pop().rename(place)
         raise
-    durable.remove_tree(old)
+    finally:
+        for old in replaced:
+            durable.remove_tree(old)
+
+
+def _beside(place: Path, key: str) -> Path:
+    """Return a hidden name in the same directory; long names are cut, as some digits may still be added."""
+    return place.with_name(f".{os.fsdecode(os.fsencode(place.name)[:_NAME_BYTES])}.{key}")
 
 
 def _rename_unless_taken(staging: Path, place: Path) -> bool:

@@ -1037,6 +1037,7 @@ def test_an_excerpt_is_short_and_printable() -> None:
 
 def test_no_secret_gets_into_logs_or_errors(caller: Caller, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="httpx")  # Airflow silences it
     to_mask = {"proxy": None, "timeout_seconds": 5}
     with FaultServer(
         [answer(503)], [answer(302, headers={"Location": f"/x?X-Amz-Signature={TOKEN}"})], [answer(500, TOKEN.encode())]

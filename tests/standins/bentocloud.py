@@ -1,4 +1,4 @@
-"""A stand-in for the models, bentos and deployments of BentoCloud and Yatai, and for the S3-like store behind its presigned URLs.
+"""A stand-in for the API of BentoCloud and Yatai, and for the S3-like store behind its presigned URLs.
 
     with BentoCloudStandIn(tmp_path, transmission_strategy="presigned_url") as server:
         server.fault("PUT", r"\\.tar\\.gz$", Respond(503), part=2)
@@ -1281,23 +1281,34 @@ class BentoCloudStandIn:
         found = [bento for bento in self.bentos.values() if tag in bento.models]
         return sorted(found, key=lambda bento: bento.build_at, reverse=True)
 
-    def _bento_repository(self, bento: Bento) -> Repository:
-        return self.bento_repositories[bento.name]
-
     def _bento_json(self, bento: Bento) -> Json:
-        return self._model_json(self._bento_repository(bento), bento)
+        """A bento where something else is shown with it."""
+        return {
+            **self._resource("bento", bento.uid, bento.version, bento.build_at, bento.build_at),
+            "description": bento.description,
+            "version": bento.version,
+            "image_build_status": "success",
+            "upload_status": bento.upload_status,
+            "upload_finished_reason": bento.upload_finished_reason,
+            "presigned_upload_url": "",
+            "presigned_download_url": "",
+            "manifest": bento.manifest or None,
+        }
 
     def _bento_with_repository(self, bento: Bento) -> Json:
-        return self._with_repository(self._bento_repository(bento), bento)
+        repository = self._resource("bento_repository", bento.uid[::-1], bento.name, bento.build_at, bento.build_at)
+        return {**self._bento_json(bento), "repository": {**repository, "description": "", "latest_bento": None}}
 
-    def _bento(self, call: Call) -> Bento:
-        _, bento = self._model(call)
+    def _bento(self, call: Call) -> tuple[Repository, Bento]:
+        repository, bento = self._model(call)
         assert isinstance(bento, Bento)
-        return bento
+        return repository, bento
 
     def list_bentos(self, call: Call) -> Answer:
         search = call.request.query.get("search", "")
-        bentos = [(self._bento_repository(bento), bento) for bento in self.bentos.values() if search in bento.name]
+        bentos = [
+            (self.bento_repositories[bento.name], bento) for bento in self.bentos.values() if search in bento.name
+        ]
         found = self._select(call, bentos, call.request.query.get("q", ""))
         return self._page(call, found, lambda pair: self._with_repository(*pair))
 
@@ -1305,13 +1316,13 @@ class BentoCloudStandIn:
         repository, version, fields = self._created(call)
         bento = Bento(version, **fields, name=repository.name)
         self.bentos[bento.tag] = bento
-        return _json(200, self._bento_json(bento))
+        return _json(200, self._model_json(repository, bento))
 
     def get_bento(self, call: Call) -> Answer:
-        return _json(200, self._bento_with_repository(self._bento(call)))
+        return _json(200, self._with_repository(*self._bento(call)))
 
     def update_bento(self, call: Call) -> Answer:
-        bento = self._bento(call)
+        repository, bento = self._bento(call)
         if call.json.get("description") is not None:
             bento.description = call.json["description"]
         if call.json.get("manifest") is not None:
@@ -1319,7 +1330,7 @@ class BentoCloudStandIn:
         if call.json.get("labels") is not None:
             bento.labels = _labels(call.json["labels"])
         bento.updated_at = datetime.now(UTC)
-        return _json(200, self._bento_json(bento))
+        return _json(200, self._model_json(repository, bento))
 
     def list_bentos_of_model(self, call: Call) -> Answer:
         self._model(call)

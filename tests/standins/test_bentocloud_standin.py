@@ -187,7 +187,8 @@ class Replay:
         model = answer.json()
         if recorded["upload_id"]:
             self.ours[recorded["upload_id"]] = model["upload_id"]
-        key = "/".join(("models", "acme", *exchange["path"].split("/")[4:7:2])) + ".tar.gz"
+        segments = exchange["path"].split("/")
+        key = "/".join((segments[5], "acme", *segments[4:7:2])) + ".tar.gz"
         number = exchange.get("request_body", {}).get("part_number")
         if model["presigned_upload_url"]:
             self.urls["PUT", key, number and str(number)] = model["presigned_upload_url"]

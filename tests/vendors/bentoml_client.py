@@ -77,6 +77,49 @@ def push_huggingface(model_id: str, endpoint: str) -> str:
     return str(model.to_info().tag)
 
 
+def build_bento(service: str, directory: str, version: str, labels: dict[str, str]) -> str:
+    """Build a bento of a directory; its directory in the local store."""
+    import bentoml
+
+    # Without this the client asks the package index for the newest versions.
+    python = {"lock_packages": False}
+    bento = bentoml.build(service, build_ctx=directory, version=version, labels=labels, python=python)
+    return str(bento.path)
+
+
+def push_bento(tag: str, force: bool = False) -> None:
+    import bentoml
+
+    bentoml.push(tag, force=force)
+
+
+def pull_bento(tag: str) -> dict[str, Any]:
+    from bentoml.cloud import BentoCloudClient
+
+    bento = BentoCloudClient().bento.pull(tag, with_models=True)
+    return {"path": str(bento.path), "labels": bento.info.labels, "description": bento.doc}
+
+
+def remote_bentos() -> list[str]:
+    from bentoml.cloud import BentoCloudClient
+
+    return [f"{bento.repository.name}:{bento.version}" for bento in BentoCloudClient().bento.list().items]
+
+
+def remote_bento(name: str, version: str | None = None) -> dict[str, Any]:
+    from bentoml.cloud import BentoCloudClient
+
+    bento = BentoCloudClient().bento.get(name, version)
+    return {
+        "version": bento.version,
+        "upload_status": bento.upload_status,
+        "labels": {label.key: label.value for label in bento.labels},
+        "description": bento.description,
+        "models": bento.manifest.models,
+        "services": [service.name for service in bento.manifest.services],
+    }
+
+
 def cli(*arguments: str) -> None:
     """`bentoml ARGUMENTS...`"""
     from bentoml_cli.cli import cli as command
@@ -92,7 +135,22 @@ def version() -> str:
 
 COMMANDS = {
     function.__name__: function
-    for function in (create, push, pull, remote_list, remote_get, local_list, push_huggingface, cli, version)
+    for function in (
+        create,
+        push,
+        pull,
+        remote_list,
+        remote_get,
+        local_list,
+        push_huggingface,
+        build_bento,
+        push_bento,
+        pull_bento,
+        remote_bentos,
+        remote_bento,
+        cli,
+        version,
+    )
 }
 
 

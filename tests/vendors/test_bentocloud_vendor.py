@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.core.registries.cloud import Cloud
+from tests.core.registries.cloud import BentoStore, Cloud
 from tests.standins.bentocloud import BentoCloudStandIn, Request, Respond
 
 pytestmark = pytest.mark.vendor
@@ -24,6 +25,20 @@ pytestmark = pytest.mark.vendor
 ROOT = Path(__file__).parents[2]
 INTERPRETER = "MODELSYNC_VENDOR_BENTOCLOUD"
 MIB = 1024 * 1024
+SERVICE = """
+from __future__ import annotations
+
+import bentoml
+
+
+@bentoml.service(envs=[{"name": "STAGE", "value": "dev"}], resources={"cpu": "1"})
+class Tiny:
+    model = bentoml.models.BentoModel("tiny:v1")
+
+    @bentoml.api
+    def length(self, text: str) -> int:
+        return len(text)
+"""
 
 
 class VendorError(Exception):
@@ -45,7 +60,8 @@ class VendorClient:
         arguments = [json.dumps(command) for command in commands]
         done = subprocess.run(
             [str(self.python), script, self.server.url, self.token, str(self.home), *arguments],
-            env={"PATH": os.defpath, "HOME": str(self.home), "NO_PROXY": "*"},
+            # Builds look for uv, which lies beside this interpreter.
+            env={"PATH": f"{Path(sys.executable).parent}:{os.defpath}", "HOME": str(self.home), "NO_PROXY": "*"},
             capture_output=True,
             text=True,
             timeout=120,
@@ -59,6 +75,17 @@ class VendorClient:
     def push(self, tag: str, source: Path, *, labels: dict[str, str] | None = None, **metadata: Any) -> None:
         """Make a model of a directory and push it."""
         self.run(("create", tag, str(source), labels or {}, metadata), ("push", tag))
+
+    def build(self, model: Path, *bentos: str) -> list[Path]:
+        """Push a model as ``tiny:v1`` and build bentos with it, from one project; their directories."""
+        project = self.home.parent / "project"
+        project.mkdir(exist_ok=True)
+        (project / "service.py").write_text(SERVICE)
+        (project / "README.md").write_text("# Größe\n")
+        self.push("tiny:v1", model)
+        labels = {"stage": "dev"}
+        built = self.run(*(("build_bento", "service:Tiny", str(project), version, labels) for version in bentos))
+        return [Path(directory) for directory in built]
 
     def pull(self, tag: str) -> Path:
         """Pull a model; the directory in the local store."""
@@ -344,6 +371,118 @@ def test_what_the_client_pushed_goes_through_us_and_back(
     server.repositories.clear()
     pushed = Cloud(server).push(tmp_path / "pulled", "tiny:v1")
     assert (pushed.labels, digests(elsewhere.pull("tiny:v1"))) == ({"stage": "dev"}, digests(source))
+
+
+# ---- bentos -----------------------------------------------------------------------------------------------------
+
+every_way = pytest.mark.parametrize("strategy", ["proxy", None, "presigned_url"], ids=["proxy", "presigned", "parts"])
+
+
+def files_of(server: BentoCloudStandIn, version: str) -> dict[str, bytes]:
+    """The files in the archive of a bento."""
+    with tarfile.open(server.stored("tiny", version, "bento").path, mode="r:") as tar:
+        members = [member for member in tar if member.isfile()]
+        return {member.name.removeprefix("./"): tar.extractfile(member).read() for member in members}  # type: ignore[union-attr]
+
+
+def bento_calls(server: BentoCloudStandIn) -> list[str]:
+    """The requests about bentos in short."""
+    api = [f"{r.method} {r.path.rsplit('/', 1)[1]}" for r in server.requests if "/bento" in r.path]
+    return [call for call in api if not call.startswith("GET")]
+
+
+def manifest_of(server: BentoCloudStandIn, version: str) -> dict[str, Any]:
+    """What the record says that may not differ from push to push."""
+    facts = server.bentos[f"tiny:{version}"].manifest
+    return {key: value for key, value in facts.items() if key != "size_bytes"}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "sent"),
+    [
+        ("proxy", ["PATCH start_upload", "PUT upload"]),
+        (None, ["PATCH presign_upload_url", "PATCH start_upload", "PUT b1.tar.gz", "PATCH finish_upload"]),
+        (
+            "presigned_url",
+            [
+                "PATCH start_upload",
+                "PATCH start_multipart_upload",
+                "PATCH presign_multipart_upload_url",
+                "PUT b1.tar.gz",
+                "PATCH complete_multipart_upload",
+                "PATCH finish_upload",
+            ],
+        ),
+    ],
+)
+def test_the_client_pushes_lists_and_pulls_a_bento(
+    server: BentoCloudStandIn,
+    vendor: VendorClient,
+    elsewhere: VendorClient,
+    source: Path,
+    strategy: str | None,
+    sent: list[str],
+) -> None:
+    server.transmission_strategy = strategy
+    (built,) = vendor.build(source, "b1")
+    vendor.run(("push_bento", "tiny:b1"), ("push_bento", "tiny:b1"))
+    assert bento_calls(server) == ["POST bento_repositories", "POST bentos", *sent]
+    listed, shown, newest, pulled = elsewhere.run(
+        ("remote_bentos",), ("remote_bento", "tiny", "b1"), ("remote_bento", "tiny"), ("pull_bento", "tiny:b1")
+    )
+    assert listed == ["tiny:b1"]
+    assert (shown["upload_status"], shown["models"], shown["labels"]) == ("success", ["tiny:v1"], {"stage": "dev"})
+    assert newest == shown
+    assert digests(Path(pulled["path"])) == digests(built)
+    assert (elsewhere.home / "models" / "tiny" / "v1" / "weights.bin").exists()
+    if strategy != "proxy":
+        assert_no_credential(server.find(path=r"\.tar\.gz$"))
+
+
+def test_the_client_updates_a_bento_with_force(server: BentoCloudStandIn, vendor: VendorClient, source: Path) -> None:
+    vendor.build(source, "b1")
+    vendor.run(("push_bento", "tiny:b1"), ("push_bento", "tiny:b1", True))
+    (update,) = server.find("PATCH", "/bentos/b1$")
+    assert set(update.body) == {"description", "manifest", "labels"}
+    assert server.count("PUT", "/bentos/") == 2
+
+
+@every_way
+def test_we_push_a_bento_as_the_client_does(
+    server: BentoCloudStandIn, vendor: VendorClient, elsewhere: VendorClient, source: Path, strategy: str | None
+) -> None:
+    server.transmission_strategy = strategy
+    (built,) = vendor.build(source, "b1")
+    vendor.run(("push_bento", "tiny:b1"))
+    manifest, files = manifest_of(server, "b1"), files_of(server, "b1")
+    theirs = server.bentos.pop("tiny:b1")
+    # What a bento of the client's holds besides when its models were put into it.
+    (built / "models" / "tiny").mkdir(parents=True)
+    (built / "models" / "tiny" / "weights.bin").write_bytes(b"weights")
+
+    pushed = BentoStore(server).push(built)
+
+    ours = server.bentos["tiny:b1"]
+    assert pushed.ready
+    assert (manifest_of(server, "b1"), files_of(server, "b1")) == (manifest, files)
+    assert (ours.description, ours.build_at) == (theirs.description, theirs.build_at)
+    assert [label for label in ours.labels if label["key"] != "modelsync-digest"] == theirs.labels
+    assert ours.manifest["size_bytes"] == sum(len(content) for content in files.values())
+    listed, shown, pulled = elsewhere.run(("remote_bentos",), ("remote_bento", "tiny", "b1"), ("pull_bento", "tiny:b1"))
+    assert listed == ["tiny:b1"]
+    assert (shown["upload_status"], shown["models"], shown["services"]) == ("success", ["tiny:v1"], ["Tiny"])
+    assert pulled["description"] == "# Größe\n"
+    assert {name: Path(pulled["path"], name).read_bytes() for name in files} == files
+
+
+def test_the_client_takes_a_bento_of_ours_for_pushed(
+    server: BentoCloudStandIn, vendor: VendorClient, source: Path
+) -> None:
+    (built,) = vendor.build(source, "b1")
+    BentoStore(server).push(built)
+    server.requests.clear()
+    vendor.run(("push_bento", "tiny:b1"))
+    assert bento_calls(server) == []
 
 
 # ---- references to Hugging Face ---------------------------------------------------------------------------------

@@ -88,7 +88,11 @@ class SourceTree:
         """
         descriptor = _open(self.root, path)
         try:
-            yield descriptor
+            try:
+                yield descriptor
+            except OSError:  # as from a pipe that has taken the file's place
+                _require_unchanged(descriptor, path, self.stamps[path])
+                raise
             # Once is enough: whatever was read from this descriptor before, a change would show in its stamp now.
             _require_unchanged(descriptor, path, self.stamps[path])
         finally:

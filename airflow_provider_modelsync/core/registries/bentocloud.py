@@ -322,6 +322,10 @@ class BentoCloud(Registry):
                     f"{tag} exists with {known}, the source has {draft.digest}; "
                     "push under another version, or with force to replace it"
                 )
+            if not is_ready:  # its writer may be alive, and what that has finished by now is not to be lost
+                again = yield from self._record(tag)
+                if again is None or again.uid != record.uid or again.status is not record.status:
+                    continue
             yield from self._delete(tag)
         raise RegistryUnavailable(f"the record of {tag} keeps changing; another push is at work")
 

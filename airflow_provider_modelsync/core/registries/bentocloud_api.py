@@ -87,9 +87,12 @@ class Calls:
         refuse(response, doing)
         return read_json(response, shape, doing)
 
-    def answer(self, method: str, path: str, **more: Any) -> Flow[httpx.Response]:
-        """Make a call and return whatever the answer is. Parameters as of :meth:`~...http.ApiClient.request`."""
-        return (yield from send(self._api.request(method, path, **more)))
+    def answer(self, method: str, path: str, *, may_repeat: bool = False, **more: Any) -> Flow[httpx.Response]:
+        """Make a call and return whatever the answer is. Parameters as of :meth:`~...http.ApiClient.request`.
+
+        :param may_repeat: whether it may be carried out twice; not even a PUT is, unless it is said.
+        """
+        return (yield from send(self._api.request(method, path, may_repeat=may_repeat, **more)))
 
 
 def is_unknown_route(response: httpx.Response) -> bool:

@@ -11,9 +11,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
-from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_serializer,
+    field_validator,
+)
 
 from airflow_provider_modelsync.core.archive.digest import SourceTree
 from airflow_provider_modelsync.core.archive.layout import TarLayout
@@ -22,8 +31,8 @@ from airflow_provider_modelsync.core.flow import Flow, call
 from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, VersionStatus
 from airflow_provider_modelsync.core.registries.base import Capability
 from airflow_provider_modelsync.core.registries.bentocloud import ROUNDS, BentoCloud
-from airflow_provider_modelsync.core.registries.bentocloud_api import BUILD_AT, Time, pairs
-from airflow_provider_modelsync.core.registries.bentocloud_model import read_yaml
+from airflow_provider_modelsync.core.registries.bentocloud_api import BUILD_AT, Object, Text, Time, null_as, pairs
+from airflow_provider_modelsync.core.registries.bentocloud_model import _json_of, read_yaml
 from airflow_provider_modelsync.core.registries.bentocloud_upload import (
     ABORT_SECONDS,
     Tag,
@@ -44,14 +53,54 @@ _DIGEST_DIGITS = 60
 
 
 class _Model(BaseModel):
+    """A model that a bento was built with. Travels with all its fields, as the vendor's client sends them."""
+
+    model_config = ConfigDict(extra="allow")
+
     tag: str
-    registry: str | None = None
+    module: str | None = None
+    creation_time: Time = None
+    alias: str | None = None
+    registry: Annotated[str, null_as("bentoml")] = "bentoml"
+    metadata: dict[str, Any] | None = None
+
+    @field_serializer("creation_time")
+    def _time(self, value: datetime | None) -> str:
+        return _as_time(value)
+
+
+class _Dependency(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    service: str | None = None
+    deployment: str | None = None
+    cluster: str | None = None
+    url: str | None = None
 
 
 class _Service(BaseModel):
     model_config = ConfigDict(extra="allow")
 
-    models: list[_Model] | None = None
+    name: str
+    service: Text = ""
+    models: Annotated[list[_Model], null_as([])] = []
+    dependencies: Annotated[
+        list[
+            Annotated[
+                _Dependency, BeforeValidator(lambda value: {"service": value} if isinstance(value, str) else value)
+            ]
+        ],
+        null_as([]),
+    ] = []
+    config: Object = {}
+
+
+class _Env(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    value: Text = ""
+    stage: Annotated[str, null_as("all")] = "all"
 
 
 class _BentoYaml(BaseModel):
@@ -59,22 +108,30 @@ class _BentoYaml(BaseModel):
 
     name: str
     version: str
-    service: str = ""
-    entry_service: str = ""
-    bentoml_version: str = ""
+    service: Text = ""
+    entry_service: Text = ""
+    bentoml_version: Text = ""
     creation_time: Time = None
-    labels: dict[str, str] | None = None
-    models: list[_Model] | None = None
-    services: list[_Service] | None = None
-    envs: list[dict[str, Any]] | None = None
-    schema_: dict[str, Any] | None = None
+    labels: Annotated[dict[str, str], null_as({})] = {}
+    models: Annotated[list[_Model], null_as([])] = []
+    services: Annotated[list[_Service], null_as([])] = []
+    envs: Annotated[list[_Env], null_as([])] = []
+    routes: Object = Field(default={}, alias="schema")
     image: dict[str, Any] | None = None
-    spec: int | None = None
+    spec: Annotated[int, null_as(1)] = 1
+    runners: Annotated[list[Any], null_as([])] = []
+
+    @field_validator("runners")
+    @classmethod
+    def _has_none(cls, value: list[Any]) -> list[Any]:
+        if value:
+            raise ValueError("bentos with runners are of an older kind; build it of a class with @bentoml.service")
+        return value
 
     @property
     def all_models(self) -> dict[str, _Model]:
         """The models that it was built with, by tag."""
-        found = [*(self.models or []), *(model for service in self.services or [] for model in service.models or [])]
+        found = [*self.models, *(model for service in self.services for model in service.models)]
         return {model.tag: model for model in found}
 
 
@@ -104,14 +161,14 @@ class _Bento:
             "apis": {},
             "models": list(facts.all_models),
             "runners": [],
-            "services": [service.model_dump(mode="json") for service in facts.services or []],
-            "envs": facts.envs or [],
-            "schema": facts.schema_ or {},
+            "services": [service.model_dump(mode="json") for service in facts.services],
+            "envs": [env.model_dump(mode="json") for env in facts.envs],
+            "schema": facts.routes,
             "dev": False,
             "image": facts.image,
-            "spec": facts.spec or 1,
+            "spec": facts.spec,
         }
-        labels = {**(facts.labels or {}), _DIGEST_LABEL: self.digest}
+        labels = {**facts.labels, _DIGEST_LABEL: self.digest}
         return {"description": self.description, "manifest": manifest, "labels": pairs(labels)}
 
 
@@ -138,6 +195,8 @@ class Bentos(BentoCloud):
         memory: UploadMemory,
     ) -> Flow[UploadPlan]:
         bento = yield from call(_read_bento, source)
+        if str(bento.tag) != str(ref):
+            raise InvalidInput(f"its {_BENTO_YAML} says {bento.tag}; push it as that", argument="source")
         layout = yield from call(TarLayout.from_tree, source)
         yield from self._require_models(bento)
         yield from self._uploads.ensure_repository(bento.tag)
@@ -146,14 +205,14 @@ class Bentos(BentoCloud):
             return UploadPlan(ref=ref, way=None, existing=self._bento_version(record, bento.tag))
         with still_there(bento.tag):
             way = yield from self._uploads.way_up(bento.tag, record, layout, memory)
-        return TagPlan(ref=ref, way=way, tag=bento.tag)
+        return _BentoPlan(ref=ref, way=way, tag=bento.tag, digest=bento.digest)
 
     def finish_push(self, plan: UploadPlan) -> Flow[ModelVersion]:
-        plan = cast(TagPlan, plan)
+        plan = cast(_BentoPlan, plan)
+        if not plan.is_proxy:
+            yield from self._own_bento(plan)  # what others registered meanwhile is not ours to publish
         yield from self._uploads.finish(plan)
-        record = yield from self._bento(plan.tag)
-        if record is None:
-            raise replaced(plan.tag)
+        record = yield from self._own_bento(plan)
         if record.status is VersionStatus.FAILED:
             raise VersionFailed(
                 f"{self.title} gave {plan.tag} up: {record.upload_finished_reason or 'no reason given'}"
@@ -161,14 +220,19 @@ class Bentos(BentoCloud):
         return self._bento_version(record, plan.tag)
 
     def abort_push(self, plan: UploadPlan, error: BaseException) -> Flow[None]:
-        if not isinstance(error, (VersionConflict, VersionFailed)):
-            reason = f"{type(error).__name__}: {error}"[:500]
-            yield from self._uploads.report(cast(TagPlan, plan).tag, "failed", reason, seconds=ABORT_SECONDS)
+        plan = cast(_BentoPlan, plan)
+        if isinstance(error, (VersionConflict, VersionFailed)):  # the record is somebody else's, or has failed already
+            return
+        record = yield from self._bento(plan.tag, seconds=ABORT_SECONDS)
+        if record is None or not _holds(record, plan.digest) or record.status is VersionStatus.READY:
+            return  # another push has replaced it, or has brought it to its end
+        reason = f"{type(error).__name__}: {error}"[:500]
+        yield from self._uploads.report(plan.tag, "failed", reason, seconds=ABORT_SECONDS)
 
     def _require_models(self, bento: _Bento) -> Flow[None]:
         """Raise unless the models that a bento was built with are there; it could not be deployed without."""
         for tag, model in bento.facts.all_models.items():
-            if model.registry in (None, "", "bentoml"):
+            if model.registry == "bentoml":
                 ref = self.parse(tag)
                 record = yield from self._record(Tag.of(ref))
                 if record is None or record.status is not VersionStatus.READY:
@@ -183,8 +247,7 @@ class Bentos(BentoCloud):
         for _ in range(ROUNDS):
             record = yield from self._bento(bento.tag)
             if record is None:
-                made = bento.facts.creation_time or datetime.now(UTC)
-                build_at = made.astimezone(UTC).strftime(BUILD_AT)
+                build_at = _as_time(bento.facts.creation_time)
                 body = {**bento.body(), "version": bento.tag.version, "build_at": build_at}
                 record = yield from self._calls.create(
                     bento.tag.versions, UploadRecord, f"registering {bento.tag}", body
@@ -192,9 +255,8 @@ class Bentos(BentoCloud):
                 if record is not None:
                     return record, False
                 continue  # another push was faster: look what it made
-            digests = {label.value for label in record.labels if label.key == _DIGEST_LABEL}
             if record.status is VersionStatus.READY:
-                if bento.digest in digests:
+                if _holds(record, bento.digest):
                     return record, True
                 if not force:
                     raise VersionConflict(
@@ -207,8 +269,15 @@ class Bentos(BentoCloud):
                 return updated, False
         raise RegistryUnavailable(f"the record of {bento.tag} keeps changing; another push is at work")
 
-    def _bento(self, tag: Tag) -> Flow[UploadRecord | None]:
-        return self._calls.find("GET", tag.path, UploadRecord, f"reading {tag}")
+    def _own_bento(self, plan: _BentoPlan) -> Flow[UploadRecord]:
+        """Return the record of a push; raise when another push has taken it over."""
+        record = yield from self._bento(plan.tag)
+        if record is None or not _holds(record, plan.digest):
+            raise replaced(plan.tag)
+        return record
+
+    def _bento(self, tag: Tag, *, seconds: float | None = None) -> Flow[UploadRecord | None]:
+        return self._calls.find("GET", tag.path, UploadRecord, f"reading {tag}", seconds=seconds)
 
     def _bento_version(self, record: UploadRecord, tag: Tag) -> ModelVersion:
         return ModelVersion(
@@ -220,6 +289,11 @@ class Bentos(BentoCloud):
             created_at=record.created_at or record.build_at,
             uri=f"{self.base_url}{tag.path}",
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _BentoPlan(TagPlan):
+    digest: str
 
 
 def bento_ref(source: str | os.PathLike[str]) -> ModelRef:
@@ -239,6 +313,8 @@ def bento_ref(source: str | os.PathLike[str]) -> ModelRef:
 
 
 def _read_bento(source: SourceTree) -> _Bento:
+    if all(file.path != _BENTO_YAML for file in source.files):
+        raise InvalidInput(f"it is no built bento: it holds no {_BENTO_YAML}", argument="source")
     with source.open(_BENTO_YAML) as descriptor:
         facts = _facts_of(read_yaml(descriptor, _BENTO_YAML))
     description = ""
@@ -250,11 +326,19 @@ def _read_bento(source: SourceTree) -> _Bento:
 
 def _facts_of(document: Mapping[str, Any]) -> _BentoYaml:
     try:
-        return _FACTS.validate_python({**document, "schema_": document.get("schema")})
+        return _BentoYaml.model_validate_json(_json_of(document))
     except ValidationError as error:
         fault = error.errors(include_input=False)[0]
         where = ".".join(map(str, fault["loc"]))
         raise InvalidInput(f"its {_BENTO_YAML} is not usable: {where}: {fault['msg']}", argument="source") from None
+    except (TypeError, ValueError, RecursionError):
+        raise InvalidInput(f"its {_BENTO_YAML} holds what JSON cannot", argument="source") from None
 
 
-_FACTS = TypeAdapter(_BentoYaml)
+def _holds(record: UploadRecord, digest: str) -> bool:
+    """Whether a record was made for these bytes."""
+    return any(label.key == _DIGEST_LABEL and label.value == digest for label in record.labels)
+
+
+def _as_time(value: datetime | None) -> str:
+    return (value or datetime.now(UTC)).astimezone(UTC).strftime(BUILD_AT)

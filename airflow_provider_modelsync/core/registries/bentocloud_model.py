@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 OURS = "modelsync"  # our key in the metadata of a record
 MODEL_YAML = "model.yaml"
-YAML_LIMIT = 1 << 20  # bytes of such a file that we read
+YAML_LIMIT = 128 << 10  # bytes of such a file that we read: reading them takes seconds
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _SIZE = re.compile(r"[0-9]{1,18}")
@@ -263,7 +263,7 @@ def read_yaml(descriptor: int, name: str) -> dict[str, Any]:
 
     :param descriptor: the open file.
     :param name: what it is called, for messages.
-    :raises InvalidInput: when it is no mapping, or larger than 1 MiB.
+    :raises InvalidInput: when it is no mapping, or larger than 128 KiB.
     """
     import yaml
 
@@ -278,7 +278,7 @@ def mapping_in(text: bytes, loader: type[yaml.SafeLoader | yaml.BaseLoader], nam
     except (yaml.YAMLError, ValueError, RecursionError):  # a ValueError is an impossible date, or no UTF-8
         document = None
     if not isinstance(document, dict):
-        raise InvalidInput(f"its {name} is no YAML mapping of at most 1 MiB", argument="source")
+        raise InvalidInput(f"its {name} is no YAML mapping of at most 128 KiB", argument="source")
     return document
 
 

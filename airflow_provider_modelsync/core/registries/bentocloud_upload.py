@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
+import httpx
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from airflow_provider_modelsync.core.archive.layout import TarLayout
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelNotFound, RegistryUnavailable, VersionConflict
 from airflow_provider_modelsync.core.flow import Flow, send
-from airflow_provider_modelsync.core.http import ApiClient
+from airflow_provider_modelsync.core.http import USER_AGENT, ApiClient
 from airflow_provider_modelsync.core.models import ModelRef, VersionStatus
 from airflow_provider_modelsync.core.registries.bentocloud_api import (
     Calls,
@@ -242,7 +243,8 @@ class Uploads:
         if not record.presigned_download_url:
             return None
         url = self._api.check_server_url(record.presigned_download_url)
-        response = yield from send(self._api.request("GET", url, headers={"Range": "bytes=0-0"}))
+        # Not by the API client: it would add the token where storage and API are one server.
+        response = yield from send(httpx.Request("GET", url, headers={"Range": "bytes=0-0", "User-Agent": USER_AGENT}))
         _, slash, size = response.headers.get("Content-Range", "").partition("/")
         return int(size) if response.status_code == 206 and slash and size.isdigit() else None
 

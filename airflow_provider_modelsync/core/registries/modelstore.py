@@ -12,7 +12,6 @@ A version's ``created_at`` is the time of its manifest in the store, so one list
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
@@ -37,7 +36,7 @@ from airflow_provider_modelsync.core.errors import (
     from_os_error,
 )
 from airflow_provider_modelsync.core.flow import Flow, call
-from airflow_provider_modelsync.core.models import LATEST, ModelRef, ModelVersion, Query, VersionStatus
+from airflow_provider_modelsync.core.models import LATEST, ModelRef, ModelVersion, Query, VersionStatus, require_json
 from airflow_provider_modelsync.core.redact import show_url
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
 from airflow_provider_modelsync.core.settings import RegistrySettings
@@ -136,7 +135,7 @@ class ModelStore(Registry):
         return call(self._delete, ref.name, _exact(ref))
 
     def set_labels(self, ref: ModelRef, labels: Mapping[str, str | None]) -> Flow[ModelVersion]:
-        _check_storable("labels", labels)
+        require_json("labels", labels)
         if not all(value is None or isinstance(value, str) for value in labels.values()):
             raise InvalidInput("a label's value is a string, or None to remove it", argument="labels")
         version = yield from self.get(ref)
@@ -155,8 +154,6 @@ class ModelStore(Registry):
     ) -> Flow[UploadPlan]:
         if options:
             raise InvalidInput(f"{self.title} takes no options, not {sorted(options)}", argument="options")
-        _check_storable("metadata", metadata)
-        _check_storable("labels", labels)
         manifest = Manifest(
             name=ref.name,
             version=_exact(ref),
@@ -426,14 +423,6 @@ def _exact(ref: ModelRef) -> str:
     if ref.version is None:
         raise InvalidInput(f"{ref.name!r} needs an exact version here, as in '{ref.name}:v1'", argument="model")
     return ref.version
-
-
-def _check_storable(argument: str, value: Mapping[str, Any]) -> None:
-    """Raise :class:`InvalidInput` for what would not come back from JSON as it was, or not go in."""
-    try:
-        json.dumps(dict(value), allow_nan=False, ensure_ascii=False).encode()
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"{argument} cannot be kept as JSON: {error}", argument=argument) from None
 
 
 def _read(path: Path) -> tuple[bytes, datetime] | None:

@@ -68,7 +68,7 @@ def _read_files(way: FromDirectory, target: Path, control: Control) -> Pulled:
 def _get_archive(way: GetArchive, ref: str, target: Path, control: Control, driver: SyncDriver, mover: Mover) -> Pulled:
     source = RangedObject(way.address, driver, mover)
 
-    def begin() -> Pulled | bytes:
+    def begin() -> Pulled | memoryview:
         """Return the first bytes when the rest can be had by ranges, else all of it."""
         if not way.is_proxy:
             with source.open(0, PROBE) as answer:

@@ -37,6 +37,7 @@ LARGE = 8 << 20  # bytes from which on a member is fetched in pieces
 PIECE = 16 << 20  # bytes of one such request
 _WINDOW = 16 << 20  # bytes of one request on the walk, at most
 
+_NOTHING = memoryview(b"")
 _JOURNAL = "journal"
 _NOTE = re.compile(r"(-?)(\d{1,18}) (\d{1,18})")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
@@ -122,10 +123,10 @@ class RangedObject:
         refuse(answer, self.address)
         raise RegistryUnavailable(f"the storage answered {answer.status} to a range")
 
-    def read(self, start: int, end: int, cancel: CancelToken) -> bytes:
+    def read(self, start: int, end: int, cancel: CancelToken) -> memoryview:
         """Return a range as a whole, trying again as often as anything."""
 
-        def once() -> bytes:
+        def once() -> memoryview:
             with self.open(start, end, cancel) as answer:
                 self.check(answer, start, end)
                 return read_all(answer, end - start)
@@ -155,14 +156,13 @@ def refuse(answer: Download, address: Address) -> None:
     )
 
 
-def read_all(answer: Download, length: int) -> bytes:
+def read_all(answer: Download, length: int) -> memoryview:
     """Return the bytes of an answer that has so many."""
-    content = bytearray(length)
-    view, done = memoryview(content), 0
+    view, done = memoryview(bytearray(length)), 0
     while done < length and (count := answer.readinto(view[done:])):
         done += count
     _require(done, length)
-    return bytes(content)
+    return view
 
 
 def _require(received: int, wanted: int) -> None:
@@ -170,7 +170,7 @@ def _require(received: int, wanted: int) -> None:
         raise RegistryUnavailable(f"the storage sent {received} instead of {wanted} bytes")
 
 
-def pull_ranges(source: RangedObject, first: bytes, target: Path, ref: str, control: Control) -> Pulled:
+def pull_ranges(source: RangedObject, first: memoryview, target: Path, ref: str, control: Control) -> Pulled:
     """Unpack an archive that can be read by ranges.
 
     :param source: the archive; its first answer was accepted.
@@ -260,11 +260,11 @@ def _pwrite(descriptor: int, block: memoryview, offset: int) -> None:
 class _Walk:
     """The archive as the reader of archives wants it, except that it can jump over content."""
 
-    def __init__(self, source: RangedObject, first: bytes, cancel: CancelToken, progress: Progress) -> None:
+    def __init__(self, source: RangedObject, first: memoryview, cancel: CancelToken, progress: Progress) -> None:
         self._source = source
         self._cancel = cancel
         self._progress = progress
-        self._buffer = memoryview(first)
+        self._buffer = first
         self._position = len(first)  # of what comes after the buffer
         self._window = PROBE
 
@@ -275,7 +275,8 @@ class _Walk:
             end = min(self._position + self._window, self._source.size)
             if end <= self._position:  # a jump may lead beyond the end of an archive that was cut
                 return b""
-            self._buffer = memoryview(self._source.read(self._position, end, self._cancel))
+            self._buffer = _NOTHING  # before the next one is made: both are large
+            self._buffer = self._source.read(self._position, end, self._cancel)
             self._position = end
         taken, self._buffer = self._buffer[:size], self._buffer[size:]
         self._progress.add(len(taken))

@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -324,13 +325,25 @@ def test_a_mount_point_cannot_be_put_in_place(tmp_path: Path, monkeypatch: pytes
         extract_archive(io.BytesIO(tar(GOOD)), tmp_path / "target")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
-def test_a_read_only_parent_is_found_before_anything_is_read(tmp_path: Path) -> None:
-    (tmp_path / "shut").mkdir(mode=0o555)
-    archive = io.BytesIO(tar(GOOD))
-    with pytest.raises(InvalidInput):
-        extract_archive(archive, tmp_path / "shut" / "target")
-    assert archive.tell() == 0
+def test_a_read_only_parent_is_found_before_anything_is_read() -> None:
+    # Not below tmp_path, which only its owner may enter.
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o555)
+        child = os.fork()
+        if child == 0:  # as somebody else, since nothing is forbidden to root
+            found = False
+            try:
+                if os.geteuid() == 0:
+                    os.setuid(65534)
+                archive = io.BytesIO(tar(GOOD))
+                try:
+                    extract_archive(archive, Path(place) / "target")
+                except InvalidInput:
+                    found = archive.tell() == 0
+            finally:
+                os._exit(0 if found else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert os.listdir(place) == []
 
 
 def test_a_target_that_is_filled_meanwhile_wins(tmp_path: Path) -> None:
@@ -481,3 +494,115 @@ def test_memory_does_not_grow_with_the_archive() -> None:
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
+
+
+# --- content that comes another way ----------------------------------------------------------------------------------
+
+
+class Skipping(Pipe):
+    """A reader that can jump, as one over ranges can; it counts what it was made to give."""
+
+    def __init__(self, data: bytes, most: Callable[[], int] = lambda: 4096) -> None:
+        super().__init__(data, most)
+        self.given = 0
+
+    def read(self, size: int) -> bytes:
+        block = super().read(size)
+        self.given += len(block)
+        return block
+
+    def skip(self, count: int) -> None:
+        assert count > 0
+        self._data.seek(count, os.SEEK_CUR)
+
+
+class Aside:
+    """Takes the files from some size on, and notes all that it was asked for."""
+
+    def __init__(self, smallest: int = 0) -> None:
+        self.smallest = smallest
+        self.asked: list[tuple[str, int, bool, int]] = []
+
+    def __call__(self, path: str, size: int, executable: bool, offset: int) -> bool:
+        self.asked.append((path, size, executable, offset))
+        return size >= self.smallest
+
+
+LARGE_FILES = {f"d/{number}": random.Random(number).randbytes(50_000 + number) for number in range(4)}
+MIXED = tar(
+    file("small", b"small"),
+    *(file(name, content, mode=0o755 if name == "d/1" else 0o644) for name, content in LARGE_FILES.items()),
+    file("empty", b""),
+    folder("void/"),
+    file("last", b"last"),
+)
+
+
+def test_content_that_is_put_aside_is_told_where_it_lies_and_jumped_over() -> None:
+    stream, sink, aside = Skipping(MIXED), Recorder(), Aside(1000)
+    unpack(stream, sink, put_aside=aside)
+    assert [(path, size, executable) for path, size, executable, _ in aside.asked] == [
+        ("small", 5, False),
+        *((name, len(content), name == "d/1") for name, content in LARGE_FILES.items()),
+        ("empty", 0, False),
+        ("last", 4, False),
+    ]
+    for path, size, _, offset in aside.asked:
+        content = {"small": b"small", "empty": b"", "last": b"last", **LARGE_FILES}[path]
+        assert MIXED[offset : offset + size] == content
+    assert dict(sink.events) == {
+        "small": (b"small", 5, False),
+        "d": None,
+        "empty": (b"", 0, False),
+        "void": None,
+        "last": (b"last", 4, False),
+    }
+    assert stream.given < len(MIXED) - sum(map(len, LARGE_FILES.values())) + 4 * 4096
+
+
+def test_what_is_put_aside_does_not_depend_on_how_the_bytes_arrive() -> None:
+    wanted = Aside(1000)
+    unpack(Skipping(MIXED), Recorder(), put_aside=wanted)
+    for most in (1, 511, 512, 513, 50_000, 1 << 20):
+        sink, aside = Recorder(), Aside(1000)
+        unpack(Skipping(MIXED, lambda most=most: most), sink, put_aside=aside)  # type: ignore[misc]
+        assert aside.asked == wanted.asked
+        assert dict(sink.events)["last"] == (b"last", 4, False)
+
+
+def test_everything_may_be_put_aside() -> None:
+    sink, aside = Recorder(), Aside()
+    unpack(Skipping(MIXED), sink, put_aside=aside)
+    assert dict(sink.events) == {"d": None, "void": None}
+    assert len(aside.asked) == len(LARGE_FILES) + 3
+
+
+@pytest.mark.parametrize("stream", [Skipping(squeezed(MIXED)), Pipe(MIXED), Pipe(squeezed(MIXED))])
+def test_nothing_is_put_aside_where_nothing_can_be_jumped_over(stream: Pipe) -> None:
+    sink, aside = Recorder(), Aside()
+    unpack(stream, sink, put_aside=aside)
+    assert aside.asked == []
+    assert dict(sink.events)["d/3"] == (LARGE_FILES["d/3"], len(LARGE_FILES["d/3"]), False)
+
+
+@pytest.mark.parametrize("case", named(HOSTILE))
+def test_a_hostile_archive_is_refused_whatever_is_put_aside(case: Case, tmp_path: Path) -> None:
+    assert case.verdict is not None
+    with pytest.raises(case.verdict):
+        unpack(Skipping(case.build(str(tmp_path))), Recorder(), limits=case.limits, put_aside=Aside())
+
+
+def test_an_archive_cut_anywhere_is_corrupt_whatever_is_put_aside() -> None:
+    data = tar(file("a", bytes(3000)), file("b", b"b" * 700), file("c", b""))
+    cuts = [*range(0, len(data), 100), *range(511, len(data), 512), *range(512, len(data), 512)]
+    for cut in cuts:
+        for smallest in (0, 1000):
+            with pytest.raises(CorruptArchive):
+                unpack(Skipping(data[:cut]), Recorder(), put_aside=Aside(smallest))
+
+
+def test_content_that_is_put_aside_counts_for_the_limit() -> None:
+    total = sum(map(len, LARGE_FILES.values())) + len(b"small" + b"last")
+    unpack(Skipping(MIXED), Recorder(), limits=Limits(max_bytes=total), put_aside=Aside())
+    with pytest.raises(UnsafeArchive, match="more than"):
+        unpack(Skipping(MIXED), Recorder(), limits=Limits(max_bytes=total - 1), put_aside=Aside())

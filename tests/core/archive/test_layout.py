@@ -399,3 +399,60 @@ def test_many_small_files_are_read_without_leaving_descriptors_open(tmp_path: Pa
     assert time.monotonic() - start < 8
     assert len(os.listdir("/proc/self/fd")) == before
     assert all(whole[n * 1024 + 512 : n * 1024 + 516] == b"%04d" % n for n in range(2000))
+
+
+# --- which archive it is ---------------------------------------------------------------------------------------------
+
+
+def test_a_copy_elsewhere_has_the_same_fingerprint(source: Path, layout: TarLayout, tmp_path: Path) -> None:
+    copy = build(tmp_path / "copy")
+    for number, path in enumerate(copy.rglob("*")):
+        os.utime(path, ns=(number, number))
+        if os.geteuid() == 0:
+            os.chown(path, 12345, 54321)
+    other = TarLayout.of(copy)
+    assert other.fingerprint == layout.fingerprint
+    assert other.read(0, other.size) == layout.read(0, layout.size)
+    assert len(bytes.fromhex(other.fingerprint)) == 32
+
+
+def test_a_fingerprint_knows_generated_files_by_their_content(layout: TarLayout) -> None:
+    tree = layout.tree
+    fingerprints = [
+        TarLayout.from_tree(tree, generated=generated).fingerprint
+        for generated in ({}, {"model.yaml": b"a"}, {"model.yaml": b"b"}, {"model.yml": b"a"}, {"m": b"", "n": b"a"})
+    ]
+    assert len(set(fingerprints)) == len(fingerprints)
+    assert TarLayout.from_tree(tree, generated={"model.yaml": b"a"}).fingerprint == fingerprints[1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: (root / "model.bin").write_bytes(FILES["model.bin"][:-1] + b"!"),
+        lambda root: (root / "model.bin").write_bytes(FILES["model.bin"] + b"\0"),
+        lambda root: (root / "a.txt").rename(root / "b.txt"),
+        lambda root: (root / "a.txt").unlink(),
+        lambda root: (root / "more").write_bytes(b""),
+        lambda root: (root / "a.txt").chmod(0o755),
+        lambda root: (root / "run.sh").chmod(0o644),
+        lambda root: (root / "void" / "another").mkdir(),
+        lambda root: (root / "void" / "inner").rmdir(),
+    ],
+    ids=["content", "size", "name", "fewer", "more", "executable", "not executable", "directory", "no directory"],
+)
+def test_another_archive_has_another_fingerprint(
+    layout: TarLayout, tmp_path: Path, change: Callable[[Path], object]
+) -> None:
+    root = build(tmp_path / "other")
+    change(root)
+    other = TarLayout.of(root)
+    assert other.read(0, other.size) != layout.read(0, layout.size)
+    assert other.fingerprint != layout.fingerprint
+
+
+def test_bits_that_no_archive_holds_are_not_in_the_fingerprint(layout: TarLayout, tmp_path: Path) -> None:
+    root = build(tmp_path / "other")
+    (root / "a.txt").chmod(0o640)
+    (root / "void").chmod(0o700)
+    assert TarLayout.of(root).fingerprint == layout.fingerprint

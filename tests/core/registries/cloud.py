@@ -15,6 +15,7 @@ from airflow_provider_modelsync.core.drive import driver_for
 from airflow_provider_modelsync.core.flow import Flow
 from airflow_provider_modelsync.core.models import ModelVersion, PulledModel, Query
 from airflow_provider_modelsync.core.registries.bentocloud import BentoCloud, BentoCloudSettings
+from airflow_provider_modelsync.core.registries.bentocloud_bentos import Bentos
 from airflow_provider_modelsync.core.transfer.control import Control
 from tests.standins.bentocloud import BentoCloudStandIn, Model, Request
 
@@ -89,6 +90,21 @@ class Cloud:
     def record(self) -> Model:
         """What the server keeps of ``digits:v1``."""
         return self.server.model("digits", "v1")
+
+
+@dataclass(frozen=True)
+class BentoStore(Cloud):
+    """The bentos of one stand-in."""
+
+    @cached_property
+    def registry(self) -> BentoCloud:
+        fields = {"host": self.server.url, "password": self.server.token, **self.fields}
+        return Bentos(BentoCloudSettings.read("cloud", fields))
+
+    def push(
+        self, source: Path, model: str = "tiny:b1", *, control: Control | None = None, **more: Any
+    ) -> ModelVersion:
+        return super().push(source, model, control=control, **more)
 
 
 def presigned(server: BentoCloudStandIn) -> list[Request]:

@@ -29,7 +29,7 @@ from airflow_provider_modelsync.core.errors import (
     VersionFailed,
 )
 from airflow_provider_modelsync.core.models import ModelReference, ModelVersion, VersionStatus
-from airflow_provider_modelsync.core.registries import bentocloud
+from airflow_provider_modelsync.core.registries import bentocloud, bentocloud_model
 from airflow_provider_modelsync.core.registries.bentocloud import BentoCloud, BentoCloudSettings
 from tests.core.registries.cloud import (
     DOWNLOAD,
@@ -541,7 +541,7 @@ class TestPush:
     def test_of_more_files_than_a_pull_takes_is_refused_before_any_request(
         self, server: BentoCloudStandIn, cloud: Cloud, source: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(bentocloud, "Limits", lambda: Limits(max_members=3))  # the source makes 4: model.yaml
+        monkeypatch.setattr(bentocloud_model, "Limits", lambda: Limits(max_members=3))  # the source makes 4: model.yaml
 
         with pytest.raises(InvalidInput, match="more than 3 files and directories") as refused:
             cloud.push(source)
@@ -634,7 +634,7 @@ class TestModelYaml:
             (b"name: digits\nversion: v1\nwhen: 2026-99-99\n", "no YAML mapping"),
             (b"name: digits\nversion: v1\nx: !!python/object/apply:os.abort []\n", "no YAML mapping"),
             (b"name: digits\nversion: v1\n" + b"x: [" * 2000, "no YAML mapping"),
-            (b"#" * ((1 << 20) + 1), "at most 1 MiB"),
+            (b"#" * ((128 << 10) + 1), "at most 128 KiB"),
             (b"\xff\xfe\xfa", "no YAML mapping"),
             (b"name: digits\nversion: v1\nmetadata: {acc: .nan}\n", "what JSON cannot"),
             (b"name: digits\nversion: v1\nmetadata: {a: &a [*a]}\n", "no YAML mapping"),

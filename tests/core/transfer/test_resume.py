@@ -8,8 +8,10 @@ import random
 import shutil
 import signal
 import sys
+import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +26,7 @@ from airflow_provider_modelsync.core.transfer.control import Control
 from tests.core.processes import at_once, killed_at
 from tests.core.registries.cloud import OBJECT, Cloud, archive_of
 from tests.core.stores import hidden, snapshot, write_tree
-from tests.core.transfer.test_multipart import COMPLETE, START, HookedStore, Memory
+from tests.core.transfer.test_multipart import COMPLETE, START, HookedStore, Memory, store_of
 from tests.standins.bentocloud import Answer, BentoCloudStandIn, Request, Reset, Respond, StoreError
 
 KIB = 1 << 10
@@ -46,7 +48,7 @@ class KillingServer(BentoCloudStandIn):
         store = HookedStore(root, minimum_part_size=PART)
         store.after = self._served
         self.store = store
-        self._victim: tuple[int, int, Moment] | None = None
+        self._victim: tuple[int, int, Moment, str] | None = None
 
     def arrived(self, request: Request) -> None:
         super().arrived(request)
@@ -59,8 +61,11 @@ class KillingServer(BentoCloudStandIn):
         finally:  # a refusal is an answer, too
             self._is_due("served")
 
-    def kills(self, work: Callable[[], Any], step: int, moment: Moment) -> bool:
-        """Run a function in a process that is killed at its n-th request; return whether it came that far."""
+    def kills(self, work: Callable[[], Any], step: int, moment: Moment, *, path: str = "") -> bool:
+        """Run a function in a process that is killed at its n-th request; return whether it came that far.
+
+        :param path: count the requests only whose paths end so.
+        """
         self.requests.clear()
         ready, go = os.pipe()
         pid = os.fork()
@@ -73,7 +78,7 @@ class KillingServer(BentoCloudStandIn):
                 print(f"the child failed: {error!r}", file=sys.stderr, flush=True)
                 os._exit(1)
             os._exit(0)
-        self._victim = pid, step, moment
+        self._victim = pid, step, moment, path
         os.close(ready)
         os.close(go)
         _, status = os.waitpid(pid, 0)
@@ -85,11 +90,15 @@ class KillingServer(BentoCloudStandIn):
         self._is_due("served")
         return answer
 
-    def _is_due(self, moment: Moment) -> bool:
+    def _is_due(self, now: Moment) -> bool:
         with self.lock:
-            if not self._victim or self._victim[1:] != (len(self.requests), moment):
+            if not self._victim:
                 return False
-            os.kill(self._victim[0], signal.SIGKILL)
+            pid, step, moment, path = self._victim
+            if moment != now or sum(request.path.endswith(path) for request in self.requests) < step:
+                return False
+            self._victim = None
+            os.kill(pid, signal.SIGKILL)
             return True
 
 
@@ -186,63 +195,70 @@ def test_a_push_killed_at_any_request_is_finished_by_another_worker(
 ) -> None:
     cloud = Cloud(sink)
     seen = Counter[str]()
+
+    def push(directory: Path, step: int) -> Any:
+        control = one_worker(FileStore(tmp_path / f"checkpoint-{step}"))
+        return cloud.push(directory, f"digits:v{step}", control=control).transfer
+
     for step in count(1):
-        model, store = f"digits:v{step}", FileStore(tmp_path / f"checkpoint-{step}")
-
-        def push(source: Path, model: str = model, store: FileStore = store) -> Any:
-            return cloud.push(source, model, control=one_worker(store)).transfer
-
-        if not sink.kills(lambda push=push: push(source), step, moment):  # type: ignore[misc]
+        if not sink.kills(partial(push, source, step), step, moment):
             break
         *before, last = sink.requests
+        seen[last.path.rpartition("/")[2]] += 1
         answered = [request.part for request in before if request.part]
         assert answered == list(range(1, len(answered) + 1))
-        completed = sink.count("PATCH", COMPLETE)
-        begun = [request for request in before if request.path.endswith("/start_multipart_upload")]
-        seen[last.path.rpartition("/")[2]] += 1
-
+        has_begun = any(request.path.endswith("/start_multipart_upload") for request in before)
         sink.requests.clear()
-        (transfer,) = at_once(lambda push=push: push(copied))  # type: ignore[misc]
+
+        (transfer,) = at_once(partial(push, copied, step))
         assert not isinstance(transfer, BaseException)
         # What was answered before is not sent again, and the same upload goes on.
         assert parts_sent(sink) == list(range(len(answered) + 1, PARTS + 1))
-        assert sink.count("PATCH", START) == (0 if begun or completed else 1)
-        sizes = [min(PART, sink.stored("digits", f"v{step}").size - PART * number) for number in range(PARTS)]
+        assert sink.count("PATCH", START) == (0 if has_begun else 1)
         if not transfer.skipped:
-            assert transfer.resumed_bytes == sum(sizes[: len(answered)])
-            assert transfer.sent_bytes == sum(sizes[len(answered) :])
+            assert transfer.resumed_bytes == min(PART * len(answered), sink.stored("digits", f"v{step}").size)
         # Put together only as a whole, and only once.
         for request in sink.find("PATCH", COMPLETE):
             assert [part["part_number"] for part in request.body["parts"]] == list(range(1, PARTS + 1))
-        assert completed + sink.count("PATCH", COMPLETE) >= 1
-        assert not store.keys()
-        assert [version.version for version in cloud.list_versions("digits") if version.version == f"v{step}"]
+        assert store_of(sink).completed.count(sink.key("digits", f"v{step}")) == 1
         assert sink.model("digits", f"v{step}").upload_status == "success"
-        cloud.pull(tmp_path / f"target-{step}", model)
-        assert snapshot(tmp_path / f"target-{step}") == snapshot(source)
-        shutil.rmtree(tmp_path / f"target-{step}")
+        assert not FileStore(tmp_path / f"checkpoint-{step}").keys()
+        cloud.pull(tmp_path / "target", f"digits:v{step}")
+        assert snapshot(tmp_path / "target") == snapshot(source)
+        shutil.rmtree(tmp_path / "target")
+
+    versions = cloud.list_versions("digits")
+    assert sorted(version.version for version in versions) == sorted(f"v{number}" for number in range(1, step + 1))
+    assert all(version.ready for version in versions)
     # Each kind of request was one to be killed at.
-    assert sum(count for name, count in seen.items() if name.endswith(".tar.gz")) == PARTS
+    assert sum(number for name, number in seen.items() if name.endswith(".tar.gz")) == PARTS
     assert seen["presign_multipart_upload_url"] == PARTS
     for name in ("start_upload", "start_multipart_upload", "complete_multipart_upload", "finish_upload"):
         assert seen[name] == 1
-    assert len(cloud.list_versions("digits")) == step
-    assert all(version.ready for version in cloud.list_versions("digits"))
 
 
+@pytest.mark.parametrize(
+    ("call", "moment"),
+    [("complete_multipart_upload", "arrived"), ("complete_multipart_upload", "served"), ("finish_upload", "arrived")],
+)
 def test_a_push_killed_while_the_parts_are_put_together_sends_none_again(
-    sink: KillingServer, source: Path, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sink: KillingServer,
+    source: Path,
+    copied: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    moment: Moment,
 ) -> None:
     """Although parts are written down only now and then, all of them are before they are put together."""
     monkeypatch.setattr(checkpoint, "FLUSH_SECONDS", 1000.0)
     cloud, store = Cloud(sink), FileStore(tmp_path / "checkpoint")
-    report = 4 + 2 + 2 * PARTS + 2  # the record, the beginning, the parts, the end
-    assert sink.kills(lambda: cloud.push(source, control=one_worker(store)), report, "arrived")
-    assert sink.requests[-1].path.endswith("/finish_upload")
+    assert sink.kills(lambda: cloud.push(source, control=one_worker(store)), 1, moment, path="/" + call)
     sink.requests.clear()
     (version,) = at_once(lambda: cloud.push(copied, control=one_worker(store)))
     assert version.ready
     assert parts_sent(sink) == []
+    assert sink.count("PATCH", START) == 0
 
 
 def test_a_push_with_many_workers_sends_only_what_is_missing(
@@ -253,7 +269,7 @@ def test_a_push_with_many_workers_sends_only_what_is_missing(
     def push(source: Path) -> Any:
         return cloud.push(source, control=Control(workers=PARTS, checkpoint=store))
 
-    assert sink.kills(lambda: push(source), 4 + 2 + 2 * PARTS, "served")
+    assert sink.kills(lambda: push(source), PARTS, "served", path=".tar.gz")
     known = store.get("upload.v1.parts.0") or {}
     assert isinstance(known, dict)
     sink.requests.clear()
@@ -307,6 +323,11 @@ def test_a_checkpoint_of_other_modes_is_discarded(begun: tuple[Cloud, Memory], s
 
 
 def test_a_checkpoint_of_another_record_is_discarded(begun: tuple[Cloud, Memory], source: Path, target: Path) -> None:
+    begun[0].record.uid = "another"  # of the very same archive
+    assert finish(begun, source, target) == ALL
+
+
+def test_a_checkpoint_of_a_deleted_record_is_discarded(begun: tuple[Cloud, Memory], source: Path, target: Path) -> None:
     assert begun[0].delete()
     assert finish(begun, source, target) == ALL
 
@@ -411,8 +432,6 @@ def origin(request: pytest.FixtureRequest, tmp_path: Path, model: Path) -> Itera
 
 def yaml_of(server: BentoCloudStandIn) -> bytes:
     """The file that the other client has added."""
-    import tarfile
-
     with tarfile.open(server.stored("digits", "v1").path) as archive:
         content = archive.extractfile("./model.yaml")
         assert content is not None
@@ -462,12 +481,12 @@ def test_a_pull_killed_at_any_request_fetches_only_the_missing_pieces(
     resumed = []
     for step in count(1):
         target = tmp_path / f"{step}" / "target"
-        if not origin.kills(lambda target=target: pull(origin, target), step, moment):  # type: ignore[misc]
+        if not origin.kills(partial(pull, origin, target), step, moment):
             break
         assert not target.exists()
         finished = [span for span in ranges_asked(origin)[:-1] if span in pieces]
         origin.requests.clear()
-        (transfer,) = at_once(lambda target=target: pull(origin, target))  # type: ignore[misc]
+        (transfer,) = at_once(partial(pull, origin, target))
         assert not isinstance(transfer, BaseException)
         again = [span for span in ranges_asked(origin) if span in pieces]
         assert again == pieces[len(finished) :]
@@ -486,8 +505,8 @@ def test_a_pull_with_many_threads_fetches_only_the_missing_pieces(
     origin: KillingServer, model: Path, target: Path
 ) -> None:
     pieces = pieces_of(origin, model)
-    every = 1 + 1 + 3 + PIECES  # reading the record, presigning, walking, pieces
-    assert origin.kills(lambda: pull(origin, target, workers=4), every, "arrived")
+    walk = 3
+    assert origin.kills(lambda: pull(origin, target, workers=4), walk + PIECES, "arrived", path=".tar.gz")
     origin.requests.clear()
     (transfer,) = at_once(lambda: pull(origin, target, workers=4))
     require_pulled(target, model)
@@ -529,7 +548,7 @@ def test_a_pull_killed_at_any_change_of_the_disk_leaves_no_half_target(
             write_tree(target, {"old": old})
         before = snapshot(target) if old is not None else {}
         origin.requests.clear()
-        if not killed_at(step, Slow(lambda target=target: pull(origin, target))):  # type: ignore[misc]
+        if not killed_at(step, Slow(partial(pull, origin, target))):
             break
         now = snapshot(target)
         assert now in (before, {}, whole)
@@ -553,20 +572,16 @@ def test_a_pull_killed_at_any_change_of_the_disk_leaves_no_half_target(
 def fail_at(server: BentoCloudStandIn, model: Path, piece: int) -> None:
     """Refuse a piece, counted from 0, for now."""
     refused = pieces_of(server, model)[piece]
-    store = server.store
-    assert isinstance(store, HookedStore)
 
     def before(request: Request) -> None:
         if request.headers.get("range") == f"bytes={refused[0]}-{refused[1] - 1}":
             raise StoreError(503, "SlowDown", "not now")
 
-    store.before = before
+    store_of(server).before = before
 
 
 def fail_no_more(server: BentoCloudStandIn) -> None:
-    store = server.store
-    assert isinstance(store, HookedStore)
-    store.before = lambda request: None
+    store_of(server).before = lambda request: None
     server.requests.clear()
 
 

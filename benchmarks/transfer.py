@@ -1,0 +1,403 @@
+"""Push and pull of whole models against the temp-file way and curl, in one run: `make bench-transfer`.
+
+The server is nginx (WebDAV PUT, byte ranges) with its data on tmpfs. Rivals run in turn, each as a process of its own,
+so that processor time, memory and disk writes are the kernel's figures of that process. The temp-file way is what
+clients of model registries do: tar to a temporary file, 100 MiB parts with ten threads; down to a temporary file,
+extract to a temporary directory, copy to the store. Only ratios within one run mean anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import ssl
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+MIB = 1 << 20
+PART = 16 * MIB
+RIVAL_PART = 100 * MIB
+TARGETS = {  # performance that is promised: (wall, processor) as shares of the rival's, and disk per payload byte
+    ("one-2g", "push"): (0.9, 0.8, 0.01),
+    ("one-2g", "pull"): (0.35, 0.5, 1.02),
+    ("mixed-1g", "push"): (0.65, 0.75, 0.01),
+    ("many-20k", "push"): (0.3, None, 0.01),
+    ("many-20k", "pull"): (0.5, None, 1.1),
+    ("engine-1g", "push"): (None, 1.2, None),
+    ("engine-1g", "pull"): (None, 1.4, None),
+}
+
+
+# --- workloads -------------------------------------------------------------------------------------------------------
+
+
+def make_workload(name: str, root: Path) -> None:
+    """Write a workload's files, always the same bytes for one name."""
+    sizes: dict[str, int] = {}
+    if name in ("one-2g", "engine-1g"):
+        sizes["model.bin"] = (2048 if name == "one-2g" else 1024) * MIB
+    elif name == "mixed-1g":
+        sizes |= {"shards/a.bin": 512 * MIB, "shards/b.bin": 256 * MIB}
+        sizes |= {f"layers/{index}.bin": 32 * MIB for index in range(6)}
+        sizes |= {f"blocks/{index}.bin": MIB for index in range(48)}
+        long = "/".join(["configuration-of-the-tokenizer"] * 5)
+        sizes |= {f"{long}/{index:04}.json": 2000 for index in range(1600)}
+    else:
+        sizes |= {f"{directory:03}/{index:03}": 10 << 10 for directory in range(200) for index in range(100)}
+    source = random.Random(name)
+    block = source.randbytes(8 * MIB)
+    for path, size in sizes.items():
+        file = root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("wb") as writer:
+            while size:
+                start = source.randrange(len(block) // 2)
+                size -= writer.write(block[start : start + min(size, len(block) // 2)])
+
+
+# --- the server ------------------------------------------------------------------------------------------------------
+
+_NGINX = """
+daemon off; user root; worker_processes 1; pid {home}/pid; error_log {home}/error.log;
+events {{ worker_connections 256; }}
+http {{
+  access_log {home}/access.log; client_body_temp_path {home}/body; client_max_body_size 0; sendfile on;
+  server {{
+    listen 127.0.0.1:{http}; listen 127.0.0.1:{https} ssl;
+    ssl_certificate {home}/cert.pem; ssl_certificate_key {home}/key.pem;
+    location / {{ root {home}/data; dav_methods PUT; create_full_put_path on; add_header X-Part "yes" always; }}
+    location /parts/ {{ root {home}/data; dav_methods PUT; create_full_put_path on; add_header ETag '"part"' always; }}
+  }}
+}}
+"""
+
+
+class Server:
+    """A running nginx: its URLs, certificate and data."""
+
+    def __init__(self, home: Path, http: int, https: int) -> None:
+        self.home = home
+        self.data = home / "data"
+        self.certificate = home / "cert.pem"
+        self.urls = {"http": f"http://127.0.0.1:{http}", "https": f"https://127.0.0.1:{https}"}
+
+    def requests(self) -> int:
+        """Return how many requests were served so far."""
+        return len((self.home / "access.log").read_text().splitlines())
+
+
+@contextmanager
+def nginx() -> Iterator[Server]:
+    """Run nginx on free ports with its data on tmpfs."""
+    if shutil.which("nginx") is None:
+        sys.exit("nginx is needed: apt-get install nginx-light")
+    with tempfile.TemporaryDirectory(prefix="modelsync-bench-", dir="/dev/shm") as scratch:
+        home = Path(scratch)
+        for name in ("data", "body"):
+            (home / name).mkdir()
+        subprocess.run(
+            ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1",
+             "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(home / "key.pem"),
+             "-out", str(home / "cert.pem")),
+            check=True, capture_output=True,
+        )  # fmt: skip
+        http, https = _free_port(), _free_port()
+        (home / "nginx.conf").write_text(_NGINX.format(home=home, http=http, https=https))
+        process = subprocess.Popen(("nginx", "-e", str(home / "error.log"), "-c", str(home / "nginx.conf")))
+        try:
+            while socket.socket().connect_ex(("127.0.0.1", http)):
+                time.sleep(0.05)
+            yield Server(home, http, https)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(10)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# --- the rivals, each run in a process of its own ---------------------------------------------------------------------
+
+
+def ours_push(url: str, certificate: Path, source: Path, scratch: Path) -> Callable[[], None]:
+    """Hash the source and send it in parts, straight from its files."""
+    from airflow_provider_modelsync.core.archive.digest import read_tree
+
+    return lambda: engine_push(url, certificate, source, scratch, tree=read_tree(source))()
+
+
+def engine_push(url: str, certificate: Path, source: Path, scratch: Path, tree: Any = None) -> Callable[[], None]:
+    """Send a source that is hashed already."""
+    from airflow_provider_modelsync.core.archive.digest import read_tree
+    from airflow_provider_modelsync.core.archive.layout import TarLayout
+    from airflow_provider_modelsync.core.flow import SyncDriver
+    from airflow_provider_modelsync.core.transfer.checkpoint import OpenUpload, UploadMemory
+    from airflow_provider_modelsync.core.transfer.control import Control
+    from airflow_provider_modelsync.core.transfer.mover import Mover
+    from airflow_provider_modelsync.core.transfer.plan import Address, PutParts
+    from airflow_provider_modelsync.core.transfer.upload import upload
+
+    def ask(number: int) -> Any:
+        return Address(f"{url}/parts/{number:05}", presigned=True)
+        yield
+
+    tree = tree or read_tree(source)
+
+    def run() -> None:
+        way = PutParts(TarLayout.from_tree(tree), OpenUpload("bench", PART), ask, UploadMemory(None))
+        with closing(Mover(_settings(url, certificate))) as mover:
+            upload(way, tree, Control(), SyncDriver(), mover)
+
+    return run
+
+
+def ours_pull(url: str, certificate: Path, target: Path, scratch: Path) -> Callable[[], None]:
+    """Read the archive by ranges into a staging directory, hash what is written, rename."""
+    from airflow_provider_modelsync.core.archive.digest import digest_of
+    from airflow_provider_modelsync.core.flow import SyncDriver
+    from airflow_provider_modelsync.core.transfer import durable
+    from airflow_provider_modelsync.core.transfer.control import Control
+    from airflow_provider_modelsync.core.transfer.download import download
+    from airflow_provider_modelsync.core.transfer.mover import Mover
+    from airflow_provider_modelsync.core.transfer.plan import Address, GetArchive
+
+    def ask() -> Any:
+        return Address(f"{url}/object", presigned=True)
+        yield
+
+    def run() -> None:
+        with durable.staging(target.parent / f".{target.name}.{'0' * 12}") as staging:
+            with closing(Mover(_settings(url, certificate))) as mover:
+                pulled = download(GetArchive(ask), "bench:1", staging, Control(), SyncDriver(), mover)
+            digest_of(pulled.files)
+            staging.rename(target)
+
+    return run
+
+
+def engine_pull(url: str, certificate: Path, target: Path, scratch: Path) -> Callable[[], None]:
+    """Receive the archive by ranges into one file, and look at nothing."""
+    from airflow_provider_modelsync.core.cancel import CancelToken
+    from airflow_provider_modelsync.core.parallel import for_each
+    from airflow_provider_modelsync.core.transfer.mover import Mover
+
+    def run() -> None:
+        target.mkdir()
+        descriptor = os.open(target / "model.bin", os.O_WRONLY | os.O_CREAT)
+        with closing(Mover(_settings(url, certificate))) as mover:
+
+            def fetch(start: int, cancel: CancelToken) -> None:
+                with mover.get(
+                    f"{url}/object", {"Range": f"bytes={start}-{start + PART - 1}"}, cancel=cancel
+                ) as answer:
+                    for block in answer.blocks():
+                        start += os.pwrite(descriptor, block, start)
+
+            for_each(fetch, range(0, 1024 * MIB, PART), workers=4, cancel=CancelToken())
+
+    return run
+
+
+def _settings(url: str, certificate: Path) -> Any:
+    from airflow_provider_modelsync.core.settings import RegistrySettings
+
+    return RegistrySettings.read("bench", {"host": url, "ca_bundle": str(certificate)})
+
+
+def rival_push(url: str, certificate: Path, source: Path, scratch: Path) -> None:
+    """Tar to a temporary file, then 100 MiB parts with ten threads, a client each."""
+    import httpx
+
+    context = ssl.create_default_context(cafile=str(certificate))
+    archive = scratch / "push.tar"
+    with tarfile.open(archive, "w:") as tar:
+        tar.add(source, arcname="./")
+    size = archive.stat().st_size
+
+    def blocks(start: int) -> Iterator[bytes]:
+        with archive.open("rb") as reader:
+            reader.seek(start)
+            rest = RIVAL_PART
+            while rest and (block := reader.read(min(64 << 10, rest))):
+                rest -= len(block)
+                yield block
+
+    def put(start: int) -> None:
+        length = str(min(RIVAL_PART, size - start))
+        answer = httpx.put(
+            f"{url}/parts/{start // RIVAL_PART:05}",
+            content=blocks(start), headers={"Content-Length": length}, verify=context, timeout=600,
+        )  # fmt: skip
+        answer.raise_for_status()
+
+    with ThreadPoolExecutor(10) as pool:
+        list(pool.map(put, range(0, size, RIVAL_PART)))
+    archive.unlink()
+
+
+def rival_pull(url: str, certificate: Path, target: Path, scratch: Path) -> None:
+    """Down to a temporary file in small blocks, extract to a temporary directory, copy to the store."""
+    import httpx
+
+    context = ssl.create_default_context(cafile=str(certificate))
+    archive, unpacked = scratch / "pull.tar", scratch / "unpacked"
+    with httpx.stream("GET", f"{url}/object", verify=context, timeout=600) as answer, archive.open("wb") as writer:
+        for block in answer.iter_bytes(1024):
+            writer.write(block)
+    with tarfile.open(archive) as tar:
+        tar.extractall(unpacked, filter="data")
+    shutil.copytree(unpacked, target)
+
+
+def curl_push(url: str, certificate: Path, source: Path, scratch: Path) -> None:
+    """Send one file."""
+    command = ("curl", "-sf", "--cacert", str(certificate), "-T", str(source / "model.bin"), f"{url}/object-by-curl")
+    subprocess.run(command, check=True)
+
+
+def curl_pull(url: str, certificate: Path, target: Path, scratch: Path) -> None:
+    """Receive the archive into one file."""
+    target.mkdir()
+    command = ("curl", "-sf", "--cacert", str(certificate), "-o", str(target / "model.bin"), f"{url}/object")
+    subprocess.run(command, check=True)
+
+
+ACTIONS: dict[str, Callable[[str, Path, Path, Path], Callable[[], None]]] = {
+    "ours_push": ours_push,
+    "ours_pull": ours_pull,
+    "engine_push": engine_push,
+    "engine_pull": engine_pull,
+    **{
+        action.__name__: lambda *arguments, action=action: lambda: action(*arguments)
+        for action in (rival_push, rival_pull, curl_push, curl_pull)
+    },
+}
+
+
+def child(action: str, url: str, certificate: str, place: str, scratch: str) -> None:
+    """Run one action and print what it cost this process."""
+    import httpx  # imports do not count
+
+    import airflow_provider_modelsync.core.transfer.download
+    import airflow_provider_modelsync.core.transfer.upload  # noqa: F401
+
+    del httpx
+    run = ACTIONS[action](url, Path(certificate), Path(place), Path(scratch))
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    written = _io("write_bytes")
+    started = time.perf_counter()
+    run()
+    wall = time.perf_counter() - started
+    after, after_children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = sum(
+        getattr(late, field) - getattr(early, field)
+        for late, early in ((after, own), (after_children, children))
+        for field in ("ru_utime", "ru_stime")
+    )
+    growth = (after.ru_maxrss - own.ru_maxrss) / 1024
+    figures = {"wall": wall, "cpu": cpu, "disk": _io("write_bytes") - written, "memory_mib": growth}
+    print(json.dumps(figures))
+
+
+def _io(field: str) -> int:
+    lines = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(lines[field])
+
+
+# --- the runs --------------------------------------------------------------------------------------------------------
+
+
+def measure(action: str, url: str, server: Server, place: Path, scratch: Path) -> dict[str, float]:
+    """Run one action in a process of its own and return its figures."""
+    before = server.requests()
+    command = (sys.executable, __file__, "--child", action, url, str(server.certificate), str(place), str(scratch))
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    figures: dict[str, float] = json.loads(done.stdout)
+    return {**figures, "requests": server.requests() - before}
+
+
+def compare(workload: str, server: Server, disk: Path, pairs: int) -> list[list[str]]:
+    """Run a workload both ways in alternating pairs and return the table's rows."""
+    source = disk / workload
+    make_workload(workload, source)
+    payload = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
+    subprocess.run(("tar", "-C", str(source), "-cf", str(server.data / "object"), "."), check=True)
+    url = server.urls["http" if workload == "many-20k" else "https"]
+    us, rival = ("engine", "curl") if workload == "engine-1g" else ("ours", "rival")
+    rows = []
+    for verb in ("push", "pull"):
+        runs: dict[str, list[dict[str, float]]] = {us: [], rival: []}
+        for pair in range(pairs):
+            for who in (us, rival):
+                scratch = Path(tempfile.mkdtemp(dir=disk))
+                place = source if verb == "push" else scratch / "target"
+                runs[who].append(measure(f"{who}_{verb}", url, server, place, scratch))
+                shutil.rmtree(server.data / "parts", ignore_errors=True)
+            print(f"  {workload} {verb}: pair {pair + 1} of {pairs}", file=sys.stderr, flush=True)
+        rows.append(_row(workload, verb, payload, runs[us], runs[rival]))
+    return rows
+
+
+def _row(
+    workload: str, verb: str, payload: int, ours: list[dict[str, float]], rival: list[dict[str, float]]
+) -> list[str]:
+    def median(runs: list[dict[str, float]], field: str) -> float:
+        return statistics.median(run[field] for run in runs)
+
+    wall, cpu = (
+        statistics.median(one[field] / other[field] for one, other in zip(ours, rival, strict=True))
+        for field in ("wall", "cpu")
+    )
+    disk = median(ours, "disk") / payload
+    limits = TARGETS.get((workload, verb), (None, None, None))
+    kept = all(limit is None or value <= limit for value, limit in zip((wall, cpu, disk), limits, strict=True))
+    shown = [
+        f"{value:.2f}" + (f" (≤ {limit})" if limit is not None else "")
+        for value, limit in zip((wall, cpu, disk), limits, strict=True)
+    ]
+    gib = payload / (1 << 30)
+    return [
+        f"`{workload}` {verb}", *shown, f"{median(rival, 'disk') / payload:.2f}", f"{median(ours, 'cpu') / gib:.2f}",
+        f"{median(ours, 'memory_mib'):.0f}", f"{median(ours, 'requests'):.0f}", "yes" if kept else "**no**",
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Run the workloads that were asked for and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--disk", type=Path, default=Path(tempfile.gettempdir()), help="where sources and targets lie")
+    parser.add_argument("workloads", nargs="*", default=["one-2g", "mixed-1g", "many-20k", "engine-1g"])
+    arguments = parser.parse_args()
+    head = ["workload", "wall", "CPU", "disk", "rival's disk", "CPU-s/GiB", "memory MiB", "requests", "kept"]
+    rows = [head, ["---"] * len(head)]
+    with nginx() as server, tempfile.TemporaryDirectory(prefix="modelsync-bench-", dir=arguments.disk) as disk:
+        for workload in arguments.workloads:
+            rows += compare(workload, server, Path(disk), arguments.pairs)
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(*sys.argv[2:])
+    else:
+        main()
