@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 VENDOR_BENTOCLOUD := .venv-vendors/bentocloud
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-vendors check format lock wheel clean
+.PHONY: demo test test-vendors bench-transfer check format lock wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -16,6 +16,10 @@ test: $(READY)
 # The stand-in servers are as good as the vendors' own clients find them.
 test-vendors: $(READY) $(VENDOR_BENTOCLOUD)/.ready
 	$(BIN)/python -m pytest -m vendor tests/vendors $(PYTEST_ARGS)
+
+# Minutes long, and for a quiet machine. Needs nginx, curl and openssl.
+bench-transfer: $(READY)
+	$(BIN)/python benchmarks/transfer.py
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -32,7 +32,7 @@ from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Versi
 from airflow_provider_modelsync.core.registries.base import Capability
 from airflow_provider_modelsync.core.registries.bentocloud import ROUNDS, BentoCloud
 from airflow_provider_modelsync.core.registries.bentocloud_api import BUILD_AT, Object, Text, Time, null_as, pairs
-from airflow_provider_modelsync.core.registries.bentocloud_model import _json_of, read_yaml
+from airflow_provider_modelsync.core.registries.bentocloud_model import json_of, read_yaml
 from airflow_provider_modelsync.core.registries.bentocloud_upload import (
     ABORT_SECONDS,
     Tag,
@@ -326,7 +326,7 @@ def _read_bento(source: SourceTree) -> _Bento:
 
 def _facts_of(document: Mapping[str, Any]) -> _BentoYaml:
     try:
-        return _BentoYaml.model_validate_json(_json_of(document))
+        return _BentoYaml.model_validate_json(json_of(document))
     except ValidationError as error:
         fault = error.errors(include_input=False)[0]
         where = ".".join(map(str, fault["loc"]))

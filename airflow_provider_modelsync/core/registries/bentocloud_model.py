@@ -227,7 +227,7 @@ def _facts_in(text: bytes) -> dict[str, Any]:
     import yaml
 
     try:
-        facts: dict[str, Any] = json.loads(_json_of(mapping_in(text, yaml.SafeLoader)))
+        facts: dict[str, Any] = json.loads(json_of(mapping_in(text, yaml.SafeLoader)))
     except (TypeError, ValueError, RecursionError):
         raise InvalidInput(f"its {MODEL_YAML} holds what JSON cannot", argument="source") from None
     for key in ("labels", "metadata", "context", "options"):
@@ -236,7 +236,7 @@ def _facts_in(text: bytes) -> dict[str, Any]:
     return facts
 
 
-def _json_of(document: Mapping[Any, Any]) -> str:
+def json_of(document: Mapping[Any, Any]) -> str:
     """Write a mapping as JSON, unless it is much larger than its YAML was: aliases make much of little."""
     parts: list[str] = []
     size = 0
