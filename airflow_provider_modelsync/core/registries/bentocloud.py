@@ -24,7 +24,7 @@ from airflow_provider_modelsync.core.errors import (
     VersionConflict,
     VersionFailed,
 )
-from airflow_provider_modelsync.core.flow import Flow, Policy, call, send
+from airflow_provider_modelsync.core.flow import Flow, Policy, call, send, sleep
 from airflow_provider_modelsync.core.http import ApiClient, RequestPolicy
 from airflow_provider_modelsync.core.models import (
     LATEST,
@@ -80,6 +80,9 @@ _TAG_PART = re.compile(r"[a-z0-9](?:[-._a-z0-9]{0,61}[a-z0-9])?")
 _PAGE = 100
 _MAX_LISTED = 100_000
 ROUNDS = 3  # how often a record may change under our hands
+# How long, and how often, a push looks whether a record that is not its own is about to be finished.
+_LOOKS = 6
+_LOOK_SECONDS = 0.5
 _PLAIN_TERM = re.compile(r"[\w./=:-]+")
 
 
@@ -322,12 +325,22 @@ class BentoCloud(Registry):
                     f"{tag} exists with {known}, the source has {draft.digest}; "
                     "push under another version, or with force to replace it"
                 )
-            if not is_ready:  # its writer may be alive, and what that has finished by now is not to be lost
-                again = yield from self._record(tag)
-                if again is None or again.uid != record.uid or again.status is not record.status:
-                    continue
+            if not is_ready and (yield from self._comes_to_an_end(tag, record)):
+                continue
             yield from self._delete(tag)
         raise RegistryUnavailable(f"the record of {tag} keeps changing; another push is at work")
+
+    def _comes_to_an_end(self, tag: Tag, record: ModelRecord) -> Flow[bool]:
+        """Whether somebody else's unfinished record ends within moments: then its writer is alive, and may win."""
+        seen: ModelRecord | None = record
+        for _ in range(_LOOKS):
+            if seen is None or seen.uid != record.uid or seen.status is VersionStatus.READY:
+                return True
+            if seen.status is VersionStatus.FAILED:
+                return False
+            yield from sleep(_LOOK_SECONDS)
+            seen = yield from self._record(tag)
+        return seen is None or seen.uid != record.uid or seen.status is VersionStatus.READY
 
     def _delete(self, tag: Tag) -> Flow[bool]:
         doing = f"deleting {tag}"

@@ -5,7 +5,9 @@ The server decides whether it passes bytes on itself, or lets a storage take the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
@@ -42,6 +44,8 @@ from airflow_provider_modelsync.core.transfer.plan import (
 PROXY = "proxy"  # the strategy of a server that passes bytes on itself
 ABORT_SECONDS = 1.5  # for each of two calls: a killed task has little time to say goodbye
 _SINGLE_PUT_LIMIT = 5 << 30  # bytes that S3 takes in one request
+
+_MD5 = re.compile(r"[0-9a-f]{32}")
 
 _STATUS = {
     "pending": VersionStatus.PENDING,
@@ -194,20 +198,22 @@ class Uploads:
 
     def _parts(self, tag: Tag, record: UploadRecord, layout: TarLayout, memory: UploadMemory) -> Flow[UploadWay]:
         """Take up the upload that an earlier try began, or begin one."""
+        part_size = choose_part_size(layout.size, self._part_size_mib)
         identity: dict[str, JsonValue] = {
             "ref": str(tag),
             "record": record.uid,
             "layout": layout.fingerprint,
             "size": layout.size,
+            "part_size": part_size,
         }
         upload = memory.recall(identity)
-        if upload is None:
+        if upload is None or upload.part_size != part_size:
             doing = f"beginning the upload of {tag}"
             begun = yield from self._calls.need("PATCH", f"{tag.path}/start_multipart_upload", UploadRecord, doing)
             if not begun.upload_id:
                 raise RegistryUnavailable(f"{doing}: {self._title} gave no upload id")
-            upload = OpenUpload(begun.upload_id, choose_part_size(layout.size, self._part_size_mib))
-            memory.begin(identity, upload, parts=-(-layout.size // upload.part_size))
+            upload = OpenUpload(begun.upload_id, part_size)
+            memory.begin(identity, upload, parts=-(-layout.size // part_size))
         upload_id = upload.upload_id
 
         def ask(number: int) -> Flow[Address]:
@@ -231,22 +237,27 @@ class Uploads:
         response = yield from send(self._api.request("PATCH", path, json=body, may_repeat=True))
         if response.status_code == 200:
             return
-        if (yield from self._stored_size(tag)) == way.layout.size:
-            return
-        if any(code in response.text for code in ("NoSuchUpload", "InvalidPart")):
-            raise UploadGone(f"{doing}: the storage does not know the upload or a part of it any more")
+        if "NoSuchUpload" in response.text:
+            if (yield from self._holds(tag, way)):
+                return
+            raise UploadGone(f"{doing}: the storage does not know the upload any more")
+        if "InvalidPart" in response.text:
+            raise UploadGone(f"{doing}: the storage does not know a part of the upload any more")
         refuse(response, doing)
 
-    def _stored_size(self, tag: Tag) -> Flow[int | None]:
-        """Return how many bytes the storage holds for a version, or ``None`` when it does not say."""
+    def _holds(self, tag: Tag, way: PutParts) -> Flow[bool]:
+        """Whether the storage holds the object that the parts make."""
         record = yield from self.presigned(tag, "download", UploadRecord)
         if not record.presigned_download_url:
-            return None
+            return False
         url = self._api.check_server_url(record.presigned_download_url)
         # Not by the API client: it would add the token where storage and API are one server.
         response = yield from send(httpx.Request("GET", url, headers={"Range": "bytes=0-0", "User-Agent": USER_AGENT}))
-        _, slash, size = response.headers.get("Content-Range", "").partition("/")
-        return int(size) if response.status_code == 206 and slash and size.isdigit() else None
+        _, _, size = response.headers.get("Content-Range", "").partition("/")
+        if response.status_code != 206 or size != str(way.layout.size):
+            return False
+        expected = _etag_of([way.memory.parts[number] for number in range(1, way.count + 1)])
+        return expected is None or response.headers.get("ETag") == expected
 
     def proxy(self, tag: Tag, verb: str) -> AskAddress:
         """The server passes the bytes on itself."""
@@ -296,6 +307,15 @@ class Uploads:
         yield from self._calls.need(
             "PATCH", path, UploadRecord, f"reporting {tag} as {status}", json=body, seconds=seconds
         )
+
+
+def _etag_of(parts: Sequence[str]) -> str | None:
+    """Return the ETag that S3 gives an object made of parts, or ``None`` where the parts' are no MD5 sums."""
+    sums = [part.strip('"') for part in parts]
+    if not all(_MD5.fullmatch(part) for part in sums):
+        return None
+    total = hashlib.md5(b"".join(bytes.fromhex(part) for part in sums), usedforsecurity=False)
+    return f'"{total.hexdigest()}-{len(sums)}"'
 
 
 def replaced(tag: Tag) -> VersionConflict:

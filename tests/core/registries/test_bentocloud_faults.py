@@ -318,7 +318,8 @@ class TestPull:
         # Only the first has no length to tell by.
         with pytest.raises(CorruptArchive if way == "proxy" else RegistryUnavailable):
             cloud.pull(target)
-        assert server.count("GET", down) >= TRIES
+        # One fewer when a try meets the connection that the server is just closing.
+        assert server.count("GET", down) >= TRIES - 1
         assert_nothing_left(target)
 
     def test_is_cured_when_a_bit_was_flipped_once(
