@@ -237,16 +237,20 @@ class Uploads:
         response = yield from send(self._api.request("PATCH", path, json=body, may_repeat=True))
         if response.status_code == 200:
             return
-        if "NoSuchUpload" in response.text:
-            if (yield from self._holds(tag, way)):
-                return
+        is_gone = "NoSuchUpload" in response.text
+        if (is_gone or response.status_code >= 500) and (yield from self._holds(tag, way, or_one_as_large=is_gone)):
+            return
+        if is_gone:
             raise UploadGone(f"{doing}: the storage does not know the upload any more")
         if "InvalidPart" in response.text:
             raise UploadGone(f"{doing}: the storage does not know a part of the upload any more")
         refuse(response, doing)
 
-    def _holds(self, tag: Tag, way: PutParts) -> Flow[bool]:
-        """Whether the storage holds the object that the parts make."""
+    def _holds(self, tag: Tag, way: PutParts, *, or_one_as_large: bool) -> Flow[bool]:
+        """Whether the storage holds the object that the parts make.
+
+        :param or_one_as_large: what to say of one of the same size, when ETags tell nothing.
+        """
         record = yield from self.presigned(tag, "download", UploadRecord)
         if not record.presigned_download_url:
             return False
@@ -257,7 +261,7 @@ class Uploads:
         if response.status_code != 206 or size != str(way.layout.size):
             return False
         expected = _etag_of([way.memory.parts[number] for number in range(1, way.count + 1)])
-        return expected is None or response.headers.get("ETag") == expected
+        return or_one_as_large if expected is None else response.headers.get("ETag") == expected
 
     def proxy(self, tag: Tag, verb: str) -> AskAddress:
         """The server passes the bytes on itself."""
