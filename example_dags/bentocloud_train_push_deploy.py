@@ -92,7 +92,9 @@ def build(model: str, work: str) -> str:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
     (project / "service.py").write_text(SERVICE.replace("<model>", model))
-    options = {"service": "service:Digits", "python": {"packages": ["onnxruntime", "numpy"]}}
+    # Locking would look all versions up at each build; pin them here instead when that matters.
+    packages = {"packages": ["onnxruntime", "numpy"], "lock_packages": False}
+    options = {"service": "service:Digits", "python": packages}
     (project / "bentofile.yaml").write_text(json.dumps(options))  # JSON is YAML
     hook = BentoCloudHook(CONNECTION)
     env = {
