@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -97,7 +98,7 @@ def test_a_directory_locked_by_another_process_is_not_taken_up(base: Path) -> No
     def hold() -> None:
         with durable.staging(base) as staging:
             write_tree(staging, {"alive": b""})
-            time.sleep(30)
+            signal.pause()  # until this process is killed
 
     with running(hold):
         _wait_for(lambda: (base / "alive").exists())
