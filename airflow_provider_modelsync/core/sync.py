@@ -41,7 +41,7 @@ from airflow_provider_modelsync.core.transfer import checkpoint, durable, ranges
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.download import download
 from airflow_provider_modelsync.core.transfer.mover import Mover
-from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, PutParts, UploadGone, UploadPlan
+from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, PushRequest, UploadGone, UploadPlan
 from airflow_provider_modelsync.core.transfer.progress import readable
 from airflow_provider_modelsync.core.transfer.ranges import Pulled
 from airflow_provider_modelsync.core.transfer.upload import upload
@@ -91,13 +91,15 @@ def push(
     def attempt(passing: tuple[type[BaseException], ...] = ()) -> ModelVersion:
         plan = driver.run(
             registry.plan_push(
-                exact,
-                tree,
-                labels=labels or {},
-                metadata=metadata or {},
-                force=force,
-                options=options or {},
-                memory=memory,
+                PushRequest(
+                    ref=exact,
+                    source=tree,
+                    labels=labels or {},
+                    metadata=metadata or {},
+                    force=force,
+                    options=options or {},
+                    memory=memory,
+                )
             )
         )
         if plan.existing is not None:
@@ -136,7 +138,7 @@ def _carry_out(
         raise
     except BaseException as error:
         memory.flush()
-        is_resumable = isinstance(plan.way, PutParts) and memory.is_kept and not control.is_last_try
+        is_resumable = plan.way is not None and plan.way.is_resumable and not control.is_last_try
         if isinstance(error, (Permanent, UploadGone)) or not is_resumable:
             memory.forget()
             _abort(registry, driver, plan, error)

@@ -476,16 +476,16 @@ def test_a_bit_flipped_once_on_the_way_is_cured_by_reading_again(
     store: Store, model: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.push(model, "fraud:v1")
-    readv, flipped = os.readv, []
+    preadv, flipped = os.preadv, []
 
-    def flip_once(descriptor: int, buffers: list[memoryview]) -> int:
-        count = readv(descriptor, buffers)
+    def flip_once(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        count = preadv(descriptor, buffers, offset)
         if count and not flipped:
             buffers[0][0] ^= 1
             flipped.append(True)
         return count
 
-    monkeypatch.setattr(os, "readv", flip_once)
+    monkeypatch.setattr(os, "preadv", flip_once)
     store.pull("fraud", target)
     assert flipped
     assert snapshot(target) == snapshot(model)

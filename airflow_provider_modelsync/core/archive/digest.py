@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,8 +56,49 @@ class Stamp:
         return cls(facts.st_size, facts.st_mtime_ns, facts.st_ino)
 
 
+class Source(ABC):
+    """A model to be pushed, wherever its bytes are. Safe to use from many threads.
+
+    :ivar files: all files, sorted by the UTF-8 bytes of their paths, with their hashes.
+    :ivar directories: the empty directories, sorted likewise.
+    """
+
+    __slots__ = ()
+
+    files: tuple[FileEntry, ...]
+    directories: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """The model's digest, ``sha256:<hex>``."""
+        return digest_of(self.files)
+
+    @property
+    def size_bytes(self) -> int:
+        """Sum of the files' sizes in bytes."""
+        return sum(file.size for file in self.files)
+
+    @abstractmethod
+    def read_into(self, path: str, offset: int, view: memoryview) -> int:
+        """Fill a buffer with a file's bytes from an offset on, and return its length.
+
+        :raises SourceChanged: when the file does not have so many bytes, or is not as it was when it was hashed.
+        """
+
+    def head(self, path: str, limit: int) -> bytes:
+        """Return a file's first bytes, all of it when it has at most ``limit``."""
+        size = next(file.size for file in self.files if file.path == path)
+        view = memoryview(bytearray(min(size, limit)))
+        self.read_into(path, 0, view)
+        return bytes(view)
+
+    @abstractmethod
+    def confirm(self) -> None:
+        """Raise unless the bytes that were read are those that were hashed; called before a push is published."""
+
+
 @dataclass(frozen=True, slots=True)
-class SourceTree:
+class SourceTree(Source):
     """A model on local disk, hashed.
 
     :param root: the directory that ``files`` and ``directories`` are relative to.
@@ -70,15 +112,23 @@ class SourceTree:
     directories: tuple[str, ...]
     stamps: dict[str, Stamp]
 
-    @property
-    def digest(self) -> str:
-        """The model's digest, ``sha256:<hex>``."""
-        return digest_of(self.files)
+    def read_into(self, path: str, offset: int, view: memoryview) -> int:
+        done = 0
+        try:
+            with self.open(path) as descriptor:
+                while done < len(view):
+                    count = os.preadv(descriptor, [view[done:]], offset + done)
+                    if count == 0:
+                        break  # it became shorter; what is compared at the end says so, too
+                    done += count
+        except OSError as error:
+            raise from_os_error(error, f"reading {names.show(path)}", argument="source") from error
+        if done < len(view):
+            raise SourceChanged(f"{names.show(path)} ended early while the model was being read")
+        return done
 
-    @property
-    def size_bytes(self) -> int:
-        """Sum of the files' sizes in bytes."""
-        return sum(file.size for file in self.files)
+    def confirm(self) -> None:
+        """Nothing is left to do: every read has looked at the file's stamp."""
 
     @contextmanager
     def open(self, path: str) -> Iterator[int]:

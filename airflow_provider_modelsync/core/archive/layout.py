@@ -17,8 +17,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from airflow_provider_modelsync.core.archive import names
-from airflow_provider_modelsync.core.archive.digest import SourceTree, read_tree
-from airflow_provider_modelsync.core.errors import InvalidInput, SourceChanged, from_os_error
+from airflow_provider_modelsync.core.archive.digest import Source, read_tree
+from airflow_provider_modelsync.core.errors import InvalidInput
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -59,7 +59,7 @@ class TarLayout:
     :ivar size: length of the archive in bytes.
     """
 
-    def __init__(self, tree: SourceTree, generated: Mapping[str, bytes]) -> None:
+    def __init__(self, tree: Source, generated: Mapping[str, bytes]) -> None:
         self.tree = tree
         self._generated = dict(generated)
         self._headers: list[bytes | None] = []
@@ -81,7 +81,7 @@ class TarLayout:
         return cls.from_tree(read_tree(directory))
 
     @classmethod
-    def from_tree(cls, tree: SourceTree, *, generated: Mapping[str, bytes] | None = None) -> TarLayout:
+    def from_tree(cls, tree: Source, *, generated: Mapping[str, bytes] | None = None) -> TarLayout:
         """Lay out a model that was hashed before.
 
         :param tree: the model.
@@ -146,26 +146,11 @@ class TarLayout:
         if offset < content_end:
             if member.kind == "generated":
                 return _copy(self._generated[member.name], offset - member.offset, view)
-            return self._pread(member.name, offset - member.offset, view[: content_end - offset])
+            return self.tree.read_into(member.name, offset - member.offset, view[: content_end - offset])
         end = self._starts[index + 1] if index + 1 < len(self._starts) else self.size
         view = view[: end - offset]
         view[:] = bytes(len(view))
         return len(view)
-
-    def _pread(self, path: str, offset: int, view: memoryview) -> int:
-        done = 0
-        try:
-            with self.tree.open(path) as descriptor:
-                while done < len(view):
-                    count = os.preadv(descriptor, [view[done:]], offset + done)
-                    if count == 0:
-                        break  # it became shorter; what is compared at the end says so, too
-                    done += count
-        except OSError as error:
-            raise from_os_error(error, f"reading {names.show(path)}", argument="source") from error
-        if done < len(view):
-            raise SourceChanged(f"{names.show(path)} ended early while the model was being read")
-        return done
 
 
 class LayoutReader(io.RawIOBase):
@@ -215,11 +200,11 @@ class LayoutReader(io.RawIOBase):
         return data
 
 
-def _paths(tree: SourceTree) -> list[str]:
+def _paths(tree: Source) -> list[str]:
     return [file.path for file in tree.files]
 
 
-def _entries(tree: SourceTree, generated: Mapping[str, bytes]) -> list[tuple[str, Kind, int, bool]]:
+def _entries(tree: Source, generated: Mapping[str, bytes]) -> list[tuple[str, Kind, int, bool]]:
     """Return name, kind, size and executable of all members in their order."""
     directories = {*tree.directories, *_parents([*_paths(tree), *generated, *tree.directories])}
     entries: list[tuple[str, Kind, int, bool]] = [

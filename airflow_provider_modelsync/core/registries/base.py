@@ -11,15 +11,11 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from pydantic import JsonValue
-
-from airflow_provider_modelsync.core.archive.digest import SourceTree
 from airflow_provider_modelsync.core.errors import ModelNotFound, NotSupported
 from airflow_provider_modelsync.core.flow import Flow, Policy, send_once
 from airflow_provider_modelsync.core.models import Deployment, ModelRef, ModelVersion, Query
 from airflow_provider_modelsync.core.settings import RegistrySettings
-from airflow_provider_modelsync.core.transfer.checkpoint import UploadMemory
-from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, UploadPlan
+from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, PushRequest, UploadPlan
 
 ANY = Query()
 
@@ -134,20 +130,10 @@ class Registry(ABC):
         """Merge labels into a version's, a ``None`` value removing one; return the version as it is then."""
         raise self.not_supported(Capability.LABELS)
 
-    def plan_push(
-        self,
-        ref: ModelRef,
-        source: SourceTree,
-        *,
-        labels: Mapping[str, str],
-        metadata: Mapping[str, JsonValue],
-        force: bool,
-        options: Mapping[str, Any],
-        memory: UploadMemory,
-    ) -> Flow[UploadPlan]:
+    def plan_push(self, request: PushRequest) -> Flow[UploadPlan]:
         """Register a version and say how its bytes go up.
 
-        :param memory: the multipart upload that an earlier try may have begun.
+        :param request: what to push.
         :raises VersionConflict: when the version holds other bytes and ``force`` is not set.
         :raises InvalidInput: for labels, metadata or options that the system cannot take.
         """

@@ -10,11 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, cast
+from typing import Annotated, Any, ClassVar, TypeVar, cast
 
-from pydantic import BaseModel, JsonValue
+from pydantic import BaseModel
 
-from airflow_provider_modelsync.core.archive.digest import SourceTree
 from airflow_provider_modelsync.core.archive.names import show
 from airflow_provider_modelsync.core.errors import (
     InvalidInput,
@@ -63,15 +62,12 @@ from airflow_provider_modelsync.core.registries.bentocloud_upload import (
     still_there,
 )
 from airflow_provider_modelsync.core.settings import RegistrySettings, base_url
-from airflow_provider_modelsync.core.transfer.checkpoint import UploadMemory
 from airflow_provider_modelsync.core.transfer.plan import (
     DownloadPlan,
     GetArchive,
+    PushRequest,
     UploadPlan,
 )
-
-if TYPE_CHECKING:
-    pass
 
 _T = TypeVar("_T")
 
@@ -230,30 +226,20 @@ class BentoCloud(Registry):
         record = yield from self._calls.need("PATCH", path, ModelRecord, f"labelling {version.ref}", json=body)
         return self._version_of(record, version.name)
 
-    def plan_push(
-        self,
-        ref: ModelRef,
-        source: SourceTree,
-        *,
-        labels: Mapping[str, str],
-        metadata: Mapping[str, JsonValue],
-        force: bool,
-        options: Mapping[str, Any],
-        memory: UploadMemory,
-    ) -> Flow[UploadPlan]:
-        tag = Tag.of(ref)
-        draft = yield from call(make_draft, tag, source, labels, metadata, options)
+    def plan_push(self, request: PushRequest) -> Flow[UploadPlan]:
+        tag = Tag.of(request.ref)
+        draft = yield from call(make_draft, tag, request)
         # Before anything is registered: this refuses what cannot be archived.
         layout = yield from call(draft.layout, draft.build_at)
         yield from self._uploads.ensure_repository(tag)
-        record, is_there = yield from self._settle(tag, draft, force)
+        record, is_there = yield from self._settle(tag, draft, request.force)
         if is_there:
-            return UploadPlan(ref=ref, way=None, existing=self._version_of(record, tag.name))
+            return UploadPlan(ref=request.ref, way=None, existing=self._version_of(record, tag.name))
         if record.build_at and record.build_at != draft.build_at:  # an earlier try's record
             layout = yield from call(draft.layout, record.build_at)
         with still_there(tag):
-            way = yield from self._uploads.way_up(tag, record, layout, memory)
-        return _ModelPlan(ref=ref, way=way, tag=tag, digest=source.digest)
+            way = yield from self._uploads.way_up(tag, record, layout, request.memory)
+        return _ModelPlan(ref=request.ref, way=way, tag=tag, digest=draft.digest)
 
     def finish_push(self, plan: UploadPlan) -> Flow[ModelVersion]:
         plan = cast(_ModelPlan, plan)

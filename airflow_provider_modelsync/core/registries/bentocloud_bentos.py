@@ -18,13 +18,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    JsonValue,
     ValidationError,
     field_serializer,
     field_validator,
 )
 
-from airflow_provider_modelsync.core.archive.digest import SourceTree
+from airflow_provider_modelsync.core.archive.digest import Source
 from airflow_provider_modelsync.core.archive.layout import TarLayout
 from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavailable, VersionConflict, VersionFailed
 from airflow_provider_modelsync.core.flow import Flow, call
@@ -32,7 +31,7 @@ from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Versi
 from airflow_provider_modelsync.core.registries.base import Capability
 from airflow_provider_modelsync.core.registries.bentocloud import ROUNDS, BentoCloud
 from airflow_provider_modelsync.core.registries.bentocloud_api import BUILD_AT, Object, Text, Time, null_as, pairs
-from airflow_provider_modelsync.core.registries.bentocloud_model import json_of, read_yaml
+from airflow_provider_modelsync.core.registries.bentocloud_model import YAML_LIMIT, json_of, read_yaml
 from airflow_provider_modelsync.core.registries.bentocloud_upload import (
     ABORT_SECONDS,
     Tag,
@@ -41,8 +40,7 @@ from airflow_provider_modelsync.core.registries.bentocloud_upload import (
     replaced,
     still_there,
 )
-from airflow_provider_modelsync.core.transfer.checkpoint import UploadMemory
-from airflow_provider_modelsync.core.transfer.plan import UploadPlan
+from airflow_provider_modelsync.core.transfer.plan import PushRequest, UploadPlan
 
 _BENTO_YAML = "bento.yaml"
 _README = "README.md"
@@ -140,7 +138,7 @@ class _Bento:
     """A built bento on disk, and the record to be made of it."""
 
     tag: Tag
-    source: SourceTree
+    source: Source
     facts: _BentoYaml
     description: str
 
@@ -183,29 +181,19 @@ class Bentos(BentoCloud):
     )
     leaves_out: ClassVar[frozenset[str]] = frozenset({"models"})  # they are pushed as models
 
-    def plan_push(
-        self,
-        ref: ModelRef,
-        source: SourceTree,
-        *,
-        labels: Mapping[str, str],
-        metadata: Mapping[str, JsonValue],
-        force: bool,
-        options: Mapping[str, Any],
-        memory: UploadMemory,
-    ) -> Flow[UploadPlan]:
-        bento = yield from call(_read_bento, source)
-        if str(bento.tag) != str(ref):
+    def plan_push(self, request: PushRequest) -> Flow[UploadPlan]:
+        bento = yield from call(_read_bento, request.source)
+        if str(bento.tag) != str(request.ref):
             raise InvalidInput(f"its {_BENTO_YAML} says {bento.tag}; push it as that", argument="source")
-        layout = yield from call(TarLayout.from_tree, source)
+        layout = yield from call(TarLayout.from_tree, request.source)
         yield from self._require_models(bento)
         yield from self._uploads.ensure_repository(bento.tag)
-        record, is_there = yield from self._settle_bento(bento, force)
+        record, is_there = yield from self._settle_bento(bento, request.force)
         if is_there:
-            return UploadPlan(ref=ref, way=None, existing=self._bento_version(record, bento.tag))
+            return UploadPlan(ref=request.ref, way=None, existing=self._bento_version(record, bento.tag))
         with still_there(bento.tag):
-            way = yield from self._uploads.way_up(bento.tag, record, layout, memory)
-        return _BentoPlan(ref=ref, way=way, tag=bento.tag, digest=bento.digest)
+            way = yield from self._uploads.way_up(bento.tag, record, layout, request.memory)
+        return _BentoPlan(ref=request.ref, way=way, tag=bento.tag, digest=bento.digest)
 
     def finish_push(self, plan: UploadPlan) -> Flow[ModelVersion]:
         plan = cast(_BentoPlan, plan)
@@ -304,7 +292,7 @@ def bento_ref(source: str | os.PathLike[str]) -> ModelRef:
     """
     try:
         with (Path(source) / _BENTO_YAML).open("rb") as file:
-            facts = _facts_of(read_yaml(file.fileno(), _BENTO_YAML))
+            facts = _facts_of(read_yaml(file.read(YAML_LIMIT + 1), _BENTO_YAML))
     except OSError as error:
         raise InvalidInput(
             f"it is no built bento: {_BENTO_YAML} cannot be read: {error.strerror}", argument="source"
@@ -312,15 +300,13 @@ def bento_ref(source: str | os.PathLike[str]) -> ModelRef:
     return ModelRef(name=facts.name, version=facts.version)
 
 
-def _read_bento(source: SourceTree) -> _Bento:
+def _read_bento(source: Source) -> _Bento:
     if all(file.path != _BENTO_YAML for file in source.files):
         raise InvalidInput(f"it is no built bento: it holds no {_BENTO_YAML}", argument="source")
-    with source.open(_BENTO_YAML) as descriptor:
-        facts = _facts_of(read_yaml(descriptor, _BENTO_YAML))
+    facts = _facts_of(read_yaml(source.head(_BENTO_YAML, YAML_LIMIT + 1), _BENTO_YAML))
     description = ""
     if any(file.path == _README and file.size <= _README_LIMIT for file in source.files):
-        with source.open(_README) as descriptor:
-            description = os.pread(descriptor, _README_LIMIT, 0).decode("utf-8", "replace")
+        description = source.head(_README, _README_LIMIT).decode("utf-8", "replace")
     return _Bento(Tag(facts.name, facts.version, "bento"), source, facts, description)
 
 

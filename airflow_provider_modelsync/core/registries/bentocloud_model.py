@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from airflow_provider_modelsync.core.archive.digest import FileEntry, SourceTree
+from airflow_provider_modelsync.core.archive.digest import FileEntry, Source
 from airflow_provider_modelsync.core.archive.extract import Limits
 from airflow_provider_modelsync.core.archive.layout import TarLayout
 from airflow_provider_modelsync.core.archive.names import show
@@ -26,6 +26,7 @@ from airflow_provider_modelsync.core.errors import CorruptArchive, InvalidInput,
 from airflow_provider_modelsync.core.models import ModelReference, VersionStatus
 from airflow_provider_modelsync.core.registries.bentocloud_api import BUILD_AT, CLIENT_VERSION, Object, null_as, pairs
 from airflow_provider_modelsync.core.registries.bentocloud_upload import Tag, UploadRecord
+from airflow_provider_modelsync.core.transfer.plan import PushRequest
 
 if TYPE_CHECKING:
     import yaml
@@ -115,7 +116,7 @@ class Draft:
     """The record to be made, and the files that go with it."""
 
     tag: Tag
-    source: SourceTree
+    source: Source
     labels: dict[str, str]
     metadata: dict[str, JsonValue]
     options: PushOptions
@@ -196,30 +197,24 @@ class Draft:
         return text.encode()
 
 
-def make_draft(
-    tag: Tag,
-    source: SourceTree,
-    labels: Mapping[str, str],
-    metadata: Mapping[str, JsonValue],
-    options: Mapping[str, Any],
-) -> Draft:
-    if OURS in metadata:
+def make_draft(tag: Tag, request: PushRequest) -> Draft:
+    source = request.source
+    if OURS in request.metadata:
         raise InvalidInput(f"the key {OURS!r} is ours", argument="metadata")
     try:
-        checked = PushOptions.model_validate(dict(options))
+        checked = PushOptions.model_validate(dict(request.options))
     except ValidationError as error:
         fault = error.errors(include_input=False)[0]
         raise InvalidInput(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}", argument="options") from None
     own = None
     if any(file.path == MODEL_YAML for file in source.files):
-        with source.open(MODEL_YAML) as descriptor:
-            text = os.pread(descriptor, YAML_LIMIT + 1, 0)
+        text = source.head(MODEL_YAML, YAML_LIMIT + 1)
         if (other := _other_tag(text, tag)) is not None:
             raise InvalidInput(f"its {MODEL_YAML} says {other}; push it as that", argument="source")
         own = _facts_in(text)
     own_labels = {str(key): str(value) for key, value in ((own or {}).get("labels") or {}).items()}
     # To the microsecond, as the server keeps it: a later try must lay out the same archive.
-    return Draft(tag, source, {**own_labels, **labels}, dict(metadata), checked, own, datetime.now(UTC))
+    return Draft(tag, source, {**own_labels, **request.labels}, dict(request.metadata), checked, own, datetime.now(UTC))
 
 
 def _facts_in(text: bytes) -> dict[str, Any]:
@@ -258,16 +253,16 @@ def _other_tag(text: bytes, tag: Tag) -> str | None:
     return None if named == str(tag) else show(named)
 
 
-def read_yaml(descriptor: int, name: str) -> dict[str, Any]:
+def read_yaml(text: bytes, name: str) -> dict[str, Any]:
     """Read a YAML file of a source into a mapping of plain values.
 
-    :param descriptor: the open file.
+    :param text: its bytes, or the first 128 KiB and one more.
     :param name: what it is called, for messages.
     :raises InvalidInput: when it is no mapping, or larger than 128 KiB.
     """
     import yaml
 
-    return mapping_in(os.pread(descriptor, YAML_LIMIT + 1, 0), yaml.SafeLoader, name)
+    return mapping_in(text, yaml.SafeLoader, name)
 
 
 def mapping_in(text: bytes, loader: type[yaml.SafeLoader | yaml.BaseLoader], name: str = MODEL_YAML) -> dict[Any, Any]:

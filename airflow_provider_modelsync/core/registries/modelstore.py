@@ -20,13 +20,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, cast
+from typing import ClassVar, Literal, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from airflow_provider_modelsync.core.archive import names
-from airflow_provider_modelsync.core.archive.digest import FileEntry, SourceTree, digest_of
+from airflow_provider_modelsync.core.archive.digest import FileEntry, digest_of
 from airflow_provider_modelsync.core.errors import (
     InvalidInput,
     ModelNotFound,
@@ -41,8 +41,13 @@ from airflow_provider_modelsync.core.redact import show_url
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer import durable
-from airflow_provider_modelsync.core.transfer.checkpoint import UploadMemory
-from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, FromDirectory, IntoDirectory, UploadPlan
+from airflow_provider_modelsync.core.transfer.plan import (
+    DownloadPlan,
+    FromDirectory,
+    IntoDirectory,
+    PushRequest,
+    UploadPlan,
+)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _MANIFEST, _CLAIM, _LABELS = ".json", ".claim", ".labels"
@@ -141,30 +146,20 @@ class ModelStore(Registry):
         version = yield from self.get(ref)
         return (yield from call(self._set_labels, version.name, version.version, labels))
 
-    def plan_push(
-        self,
-        ref: ModelRef,
-        source: SourceTree,
-        *,
-        labels: Mapping[str, str],
-        metadata: Mapping[str, JsonValue],
-        force: bool,
-        options: Mapping[str, Any],
-        memory: UploadMemory,
-    ) -> Flow[UploadPlan]:
-        if options:
-            raise InvalidInput(f"{self.title} takes no options, not {sorted(options)}", argument="options")
+    def plan_push(self, request: PushRequest) -> Flow[UploadPlan]:
+        if request.options:
+            raise InvalidInput(f"{self.title} takes no options, not {sorted(request.options)}", argument="options")
         manifest = Manifest(
-            name=ref.name,
-            version=_exact(ref),
-            digest=source.digest,
-            size_bytes=source.size_bytes,
-            labels=dict(labels),
-            metadata=dict(metadata),
-            directories=source.directories,
-            files=source.files,
+            name=request.ref.name,
+            version=_exact(request.ref),
+            digest=request.source.digest,
+            size_bytes=request.source.size_bytes,
+            labels=dict(request.labels),
+            metadata=dict(request.metadata),
+            directories=request.source.directories,
+            files=request.source.files,
         )
-        return call(self._plan_push, manifest, force)
+        return call(self._plan_push, manifest, request.force)
 
     def finish_push(self, plan: UploadPlan) -> Flow[ModelVersion]:
         return call(self._publish, cast(_PushPlan, plan))

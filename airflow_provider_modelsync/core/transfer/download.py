@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -55,7 +53,7 @@ def _read_files(way: FromDirectory, target: Path, control: Control) -> Pulled:
     written = copy_files(
         way.files,
         way.directories,
-        partial(_open_stored, way.directory),
+        partial(_read_stored, way.directory),
         target,
         workers=control.workers,
         cancel=control.cancel,
@@ -113,8 +111,7 @@ class _Reader:
         return bytes(buffer)
 
 
-@contextmanager
-def _open_stored(directory: Path, path: str) -> Iterator[int]:
+def _read_stored(directory: Path, path: str, offset: int, view: memoryview) -> int:
     try:
         descriptor = os.open(directory / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -123,6 +120,6 @@ def _open_stored(directory: Path, path: str) -> Iterator[int]:
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise RegistryUnavailable(f"the stored {show(path)} is no regular file")
-        yield descriptor
+        return os.preadv(descriptor, [view], offset)
     finally:
         os.close(descriptor)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +13,13 @@ from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import from_os_error
 from airflow_provider_modelsync.core.parallel import for_each
 
+ReadInto = Callable[[str, int, memoryview], int]
+
 
 def copy_files(
     files: Sequence[FileEntry],
     directories: Iterable[str],
-    read: Callable[[str], AbstractContextManager[int]],
+    read_into: ReadInto,
     target: Path,
     *,
     workers: int,
@@ -27,9 +28,10 @@ def copy_files(
 ) -> tuple[FileEntry, ...]:
     """Write files below a directory.
 
-    :param files: what to copy; their hashes are not relied on, and a file larger than told is cut soon after its size.
+    :param files: what to copy; their hashes are not relied on.
     :param directories: empty directories to make.
-    :param read: opens a file by its path for reading and yields a descriptor.
+    :param read_into: fills a buffer with the bytes of a file, by its path, from an offset on, and returns how many
+        there were.
     :param target: an empty directory.
     :param workers: threads.
     :param cancel: looked at once a block.
@@ -40,7 +42,7 @@ def copy_files(
     written: dict[str, FileEntry] = {}
 
     def copy_one(file: FileEntry, token: CancelToken) -> None:
-        size, sha256 = _copy(file, read, target, token, on_bytes)
+        size, sha256 = _copy(file, read_into, target, token, on_bytes)
         written[file.path] = replace(file, size=size, sha256=sha256)
 
     try:
@@ -54,26 +56,28 @@ def copy_files(
 
 def _copy(
     file: FileEntry,
-    read: Callable[[str], AbstractContextManager[int]],
+    read_into: ReadInto,
     target: Path,
     cancel: CancelToken,
     on_bytes: Callable[[int], None],
 ) -> tuple[int, str]:
     total = hashlib.sha256()
     size = 0
-    buffer = memoryview(bytearray(min(BLOCK, file.size + 1)))
+    buffer = memoryview(bytearray(min(BLOCK, file.size)))
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with read(file.path) as source:
-        sink = os.open(target / file.path, flags, 0o755 if file.executable else 0o644)
-        try:
-            while size <= file.size and (count := os.readv(source, [buffer])):  # a growing file might never end
-                cancel.check()
-                block = buffer[:count]
-                total.update(block)
-                while block:
-                    block = block[os.write(sink, block) :]
-                size += count
-                on_bytes(count)
-        finally:
-            os.close(sink)
+    sink = os.open(target / file.path, flags, 0o755 if file.executable else 0o644)
+    try:
+        while rest := file.size - size:
+            cancel.check()
+            count = read_into(file.path, size, buffer[:rest])
+            if not count:
+                break
+            block = buffer[:count]
+            total.update(block)
+            while block:
+                block = block[os.write(sink, block) :]
+            size += count
+            on_bytes(count)
+    finally:
+        os.close(sink)
     return size, total.hexdigest()

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar
 
-from airflow_provider_modelsync.core.archive.digest import FileEntry
+from pydantic import JsonValue
+
+from airflow_provider_modelsync.core.archive.digest import FileEntry, Source
 from airflow_provider_modelsync.core.archive.layout import TarLayout
 from airflow_provider_modelsync.core.errors import Retryable
 from airflow_provider_modelsync.core.flow import Flow
@@ -28,6 +31,8 @@ class IntoDirectory:
 
     :param directory: exists and is empty.
     """
+
+    is_resumable: ClassVar[bool] = False
 
     directory: Path
 
@@ -77,6 +82,8 @@ class PutArchive:
     :param is_proxy: the registry itself takes the bytes, rather than a storage behind it.
     """
 
+    is_resumable: ClassVar[bool] = False
+
     layout: TarLayout
     address: AskAddress
     is_proxy: bool = False
@@ -96,6 +103,11 @@ class PutParts:
     upload: OpenUpload
     address: Callable[[int], Flow[Address]]
     memory: UploadMemory
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether a later try can go on where this one ends."""
+        return self.memory.is_kept
 
     @property
     def count(self) -> int:
@@ -131,6 +143,28 @@ class GetArchive:
 
 UploadWay = IntoDirectory | PutArchive | PutParts
 DownloadWay = FromDirectory | GetArchive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushRequest:
+    """What is to be pushed.
+
+    :param ref: name and version.
+    :param source: the hashed model.
+    :param labels: kept beside the version.
+    :param metadata: kept beside the version.
+    :param force: replace a version that holds other bytes.
+    :param options: what only the registry understands.
+    :param memory: the multipart upload that an earlier try may have begun.
+    """
+
+    ref: ModelRef
+    source: Source
+    labels: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, JsonValue] = field(default_factory=dict)
+    force: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    memory: UploadMemory = field(default_factory=lambda: UploadMemory(None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

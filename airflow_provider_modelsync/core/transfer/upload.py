@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from airflow_provider_modelsync.core.archive.digest import SourceTree
+from airflow_provider_modelsync.core.archive.digest import Source
 from airflow_provider_modelsync.core.archive.names import show
 from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import RegistryUnavailable, SourceChanged, VersionConflict
@@ -15,7 +15,7 @@ from airflow_provider_modelsync.core.transfer.mover import Mover, with_retries
 from airflow_provider_modelsync.core.transfer.plan import IntoDirectory, PutArchive, PutParts, UploadGone, UploadWay
 
 
-def upload(way: UploadWay, source: SourceTree, control: Control, driver: SyncDriver, mover: Mover) -> TransferStats:
+def upload(way: UploadWay, source: Source, control: Control, driver: SyncDriver, mover: Mover) -> TransferStats:
     """Move a model's bytes into its registry.
 
     :param way: where to and how.
@@ -36,12 +36,12 @@ def upload(way: UploadWay, source: SourceTree, control: Control, driver: SyncDri
             return _put_parts(way, control, driver, mover)
 
 
-def _write_files(way: IntoDirectory, source: SourceTree, control: Control) -> None:
+def _write_files(way: IntoDirectory, source: Source, control: Control) -> None:
     progress = control.progress(source.size_bytes)
     written = copy_files(
         source.files,
         source.directories,
-        source.open,
+        source.read_into,
         way.directory,
         workers=control.workers,
         cancel=control.cancel,

@@ -22,8 +22,8 @@ from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError,
 from airflow_provider_modelsync.core.flow import SyncDriver
 from airflow_provider_modelsync.core.models import ModelVersion, Query
 from airflow_provider_modelsync.core.registries.bentocloud import BentoCloud, BentoCloudSettings
-from airflow_provider_modelsync.core.transfer.checkpoint import UploadMemory
 from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.transfer.plan import PushRequest
 from tests.core.registries.cloud import DOWNLOAD, FINISH, OBJECT, STRATEGIES, UPLOAD, Cloud, presigned
 from tests.core.stores import hidden, snapshot
 from tests.standins.bentocloud import Action, BentoCloudStandIn, Request, Respond, Rewrite, Truncate
@@ -432,13 +432,7 @@ def test_no_secret_is_in_a_plans_text(server: BentoCloudStandIn, source: Path, s
 
     up = cloud.run(
         lambda registry: registry.plan_push(
-            registry.parse("digits:v2"),
-            tree,
-            labels={},
-            metadata={},
-            force=False,
-            options={},
-            memory=UploadMemory(None),
+            PushRequest(ref=registry.parse("digits:v2"), source=tree),
         )
     )
     down = cloud.run(lambda registry: registry.plan_pull(version))

@@ -25,7 +25,7 @@ from airflow_provider_modelsync.core.models import ModelRef, ModelVersion
 from airflow_provider_modelsync.core.registries.modelstore import Manifest, ModelStore
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer import durable
-from airflow_provider_modelsync.core.transfer.checkpoint import UploadMemory
+from airflow_provider_modelsync.core.transfer.plan import PushRequest
 from tests.core.processes import at_once, running
 from tests.core.stores import Store, hidden, snapshot, write_tree
 
@@ -286,13 +286,7 @@ def test_two_pushes_of_the_same_bytes_share_no_staging_and_end_in_one_version(st
 def _plan(store: Store, source: Path, *, force: bool = False) -> Any:
     return store.run(
         store.registry.plan_push(
-            ModelRef.parse("fraud:v1"),
-            read_tree(source),
-            labels={},
-            metadata={},
-            force=force,
-            options={},
-            memory=UploadMemory(None),
+            PushRequest(ref=ModelRef.parse("fraud:v1"), source=read_tree(source), force=force),
         )
     )
 
