@@ -37,13 +37,13 @@ from airflow_provider_modelsync.core.models import (
     require_json,
 )
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
-from airflow_provider_modelsync.core.transfer import checkpoint, durable, ranges
+from airflow_provider_modelsync.core.transfer import checkpoint, durable
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.download import download
 from airflow_provider_modelsync.core.transfer.mover import Mover
+from airflow_provider_modelsync.core.transfer.pieces import Pulled, holds_pieces
 from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, PushRequest, UploadGone, UploadPlan
 from airflow_provider_modelsync.core.transfer.progress import readable
-from airflow_provider_modelsync.core.transfer.ranges import Pulled
 from airflow_provider_modelsync.core.transfer.upload import upload
 
 log = logging.getLogger("modelsync")
@@ -302,7 +302,7 @@ def _fill(
 
     def keep(staging: Path, error: BaseException) -> bool:
         is_over = isinstance(error, (Permanent, DiskFull)) or control.is_last_try
-        return not is_over and ranges.holds_pieces(staging)
+        return not is_over and holds_pieces(staging)
 
     with durable.staging(_beside(place, key[:12]), keep=keep) as staging:
         durable.require_space(place.parent, version.size_bytes or 0, argument="target")

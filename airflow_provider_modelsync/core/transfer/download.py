@@ -13,17 +13,13 @@ from airflow_provider_modelsync.core.errors import CorruptArchive, RegistryUnava
 from airflow_provider_modelsync.core.flow import SyncDriver
 from airflow_provider_modelsync.core.transfer import durable
 from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.transfer.files import get_files
 from airflow_provider_modelsync.core.transfer.local import copy_files
 from airflow_provider_modelsync.core.transfer.mover import PASSING, Download, Mover, with_retries
-from airflow_provider_modelsync.core.transfer.plan import DownloadWay, FromDirectory, GetArchive
-from airflow_provider_modelsync.core.transfer.ranges import (
-    PROBE,
-    Pulled,
-    RangedObject,
-    pull_ranges,
-    read_all,
-    refuse,
-)
+from airflow_provider_modelsync.core.transfer.pieces import Pulled
+from airflow_provider_modelsync.core.transfer.plan import DownloadWay, FromDirectory, GetArchive, GetFiles
+from airflow_provider_modelsync.core.transfer.ranges import PROBE, RangedObject, read_all, refuse
+from airflow_provider_modelsync.core.transfer.walk import pull_ranges
 
 # A range of something that has no strong tag, or a complaint that nothing has so many bytes: all of it, then.
 _RANGED = frozenset({206, 416})
@@ -45,6 +41,8 @@ def download(way: DownloadWay, ref: str, target: Path, control: Control, driver:
             return _read_files(way, target, control)
         case GetArchive():
             return _get_archive(way, ref, target, control, driver, mover)
+        case GetFiles():
+            return get_files(way, ref, target, control, driver, mover)
 
 
 def _read_files(way: FromDirectory, target: Path, control: Control) -> Pulled:

@@ -55,7 +55,7 @@ _BODY_REDIRECTS = frozenset({307, 308})  # the others let clients drop the body
 _XML_CODE = re.compile(r"<Code>\s*([A-Za-z0-9.]{1,100})\s*</Code>")
 _XML_MESSAGE = re.compile(r"<Message>\s*([^<]{1,1000})</Message>")
 _EXPIRED = frozenset({"ExpiredToken", "RequestExpired", "AuthorizationQueryParametersError", "TokenRefreshRequired"})
-_CUT = frozenset({"RequestTimeout", "IncompleteBody"})  # S3 answers 400 to these
+_CUT = frozenset({"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentChecksumMismatch"})  # 400 of S3
 
 _log = logging.getLogger("modelsync")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from pydantic import JsonValue
 
@@ -19,6 +19,7 @@ from airflow_provider_modelsync.core.errors import Retryable
 from airflow_provider_modelsync.core.flow import Flow
 from airflow_provider_modelsync.core.models import ModelRef, ModelVersion
 from airflow_provider_modelsync.core.transfer.checkpoint import OpenUpload, UploadMemory
+from airflow_provider_modelsync.core.transfer.mover import MovedResponse
 
 _MIB = 1 << 20
 _PART_MIB = 16  # larger parts move no faster, and more is sent again when one fails
@@ -141,8 +142,116 @@ class GetArchive:
     is_proxy: bool = False
 
 
-UploadWay = IntoDirectory | PutArchive | PutParts
-DownloadWay = FromDirectory | GetArchive
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An object, or a part of one, as a storage has it.
+
+    :param size: bytes.
+    :param etag: the storage's tag of the bytes.
+    :param crc32: base64 of their CRC-32, where the storage keeps it.
+    """
+
+    size: int
+    etag: str
+    crc32: str | None = None
+
+
+class ObjectWriter(Protocol):
+    """How a storage takes a model's files as objects, in the terms of S3.
+
+    :ivar part_size: bytes in every part but the last; no larger file goes up in one request.
+    """
+
+    part_size: int
+
+    def whole(self, file: FileEntry, crc32: str) -> Flow[Address]:
+        """Return where a file goes to in one request."""
+
+    def begin(self, file: FileEntry) -> Flow[str]:
+        """Begin an upload in parts and return its id."""
+
+    def part(self, file: FileEntry, upload_id: str, number: int, crc32: str) -> Flow[Address]:
+        """Return where a part, counted from 1, goes to."""
+
+    def complete(self, file: FileEntry, upload_id: str, parts: Mapping[int, Stored]) -> Flow[str]:
+        """Make the parts an object and return its tag."""
+
+    def copy(self, file: FileEntry) -> Flow[str | None]:
+        """Have the storage copy a file from another version; return its tag, ``None`` when that does not work out."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenObject:
+    """An upload in parts that an earlier try has begun.
+
+    :param upload_id: the storage's name for it.
+    :param parts: number → what is there.
+    """
+
+    upload_id: str
+    parts: Mapping[int, Stored]
+
+
+@dataclass(frozen=True, slots=True)
+class PutObjects:
+    """Push: every file becomes an object of its own, large ones in parts, many requests at a time.
+
+    :param source: the model.
+    :param writer: where to.
+    :param there: path → the object that an earlier try has left.
+    :param open: path → the upload that an earlier try has begun.
+    :param copies: paths of the files that the storage may copy from another version.
+    :param etags: filled in: path → the tag of what was stored.
+    """
+
+    is_resumable: ClassVar[bool] = True  # by looking at what is there
+
+    source: Source
+    writer: ObjectWriter
+    there: Mapping[str, Stored]
+    open: Mapping[str, OpenObject]
+    copies: frozenset[str]
+    etags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PutFiles:
+    """Push: every file goes up in one request of its own.
+
+    :param source: the model.
+    :param files: those of its files that are to be sent.
+    :param address: where a file goes to.
+    :param accept: looks at the answer that a file got, its status included; raises unless the file is stored.
+    :param method: ``PUT`` or ``POST``.
+    """
+
+    is_resumable: ClassVar[bool] = True  # by looking at what is there
+
+    source: Source
+    files: tuple[FileEntry, ...]
+    address: Callable[[FileEntry], Flow[Address]]
+    accept: Callable[[FileEntry, MovedResponse], None]
+    method: str = "POST"
+
+
+@dataclass(frozen=True, slots=True)
+class GetFiles:
+    """Pull: every file comes down in requests of its own, large ones by ranges where these are honoured.
+
+    :param files: which files, with what they should hash to.
+    :param directories: the empty directories to make.
+    :param address: where a file is.
+    :param etags: path → strong tag of the state that is wanted; empty where the storage gives none.
+    """
+
+    files: tuple[FileEntry, ...]
+    directories: tuple[str, ...]
+    address: Callable[[FileEntry], Flow[Address]]
+    etags: Mapping[str, str] = field(default_factory=dict)
+
+
+UploadWay = IntoDirectory | PutArchive | PutParts | PutFiles | PutObjects
+DownloadWay = FromDirectory | GetArchive | GetFiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

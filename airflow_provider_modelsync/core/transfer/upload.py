@@ -10,9 +10,19 @@ from airflow_provider_modelsync.core.flow import SyncDriver
 from airflow_provider_modelsync.core.models import TransferStats
 from airflow_provider_modelsync.core.parallel import for_each
 from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.transfer.files import put_files
 from airflow_provider_modelsync.core.transfer.local import copy_files
 from airflow_provider_modelsync.core.transfer.mover import Mover, with_retries
-from airflow_provider_modelsync.core.transfer.plan import IntoDirectory, PutArchive, PutParts, UploadGone, UploadWay
+from airflow_provider_modelsync.core.transfer.objects import put_objects
+from airflow_provider_modelsync.core.transfer.plan import (
+    IntoDirectory,
+    PutArchive,
+    PutFiles,
+    PutObjects,
+    PutParts,
+    UploadGone,
+    UploadWay,
+)
 
 
 def upload(way: UploadWay, source: Source, control: Control, driver: SyncDriver, mover: Mover) -> TransferStats:
@@ -34,6 +44,10 @@ def upload(way: UploadWay, source: Source, control: Control, driver: SyncDriver,
             return TransferStats(sent_bytes=way.layout.size)
         case PutParts():
             return _put_parts(way, control, driver, mover)
+        case PutFiles():
+            return put_files(way, control, driver, mover)
+        case PutObjects():
+            return put_objects(way, control, driver, mover)
 
 
 def _write_files(way: IntoDirectory, source: Source, control: Control) -> None:

@@ -29,7 +29,7 @@ from airflow_provider_modelsync.core.errors import (
 from airflow_provider_modelsync.core.http import Backoff
 from airflow_provider_modelsync.core.models import TransferStats
 from airflow_provider_modelsync.core.registries.base import Registry
-from airflow_provider_modelsync.core.transfer import ranges
+from airflow_provider_modelsync.core.transfer import pieces, ranges
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.mover import Mover
 from airflow_provider_modelsync.core.transfer.progress import Report
@@ -64,8 +64,8 @@ random_bytes = random.Random(3).randbytes
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of some hundred KiB are large, and tries follow each other at once."""
-    monkeypatch.setattr(ranges, "LARGE", LARGE)
-    monkeypatch.setattr(ranges, "PIECE", PIECE)
+    monkeypatch.setattr(pieces, "LARGE", LARGE)
+    monkeypatch.setattr(pieces, "PIECE", PIECE)
     monkeypatch.setattr(Backoff, "delay", lambda self, failures: 0.0)
 
 
@@ -196,7 +196,7 @@ def test_hardly_more_is_asked_for_than_there_is(
 def test_the_sizes_of_steps_are_as_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests here make them smaller; whoever changes them has measured anew."""
     monkeypatch.undo()
-    assert (ranges.PROBE, ranges.LARGE, ranges.PIECE) == (64 * KIB, 8 * MIB, 16 * MIB)
+    assert (ranges.PROBE, pieces.LARGE, pieces.PIECE) == (64 * KIB, 8 * MIB, 16 * MIB)
 
 
 def test_progress_ends_at_the_size_of_the_archive(pushed: BentoCloudStandIn, cloud: Cloud, target: Path) -> None:

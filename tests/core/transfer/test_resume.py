@@ -22,6 +22,7 @@ from pydantic import JsonValue
 from airflow_provider_modelsync.core.errors import ModelNotFound, RegistryUnavailable
 from airflow_provider_modelsync.core.http import Backoff
 from airflow_provider_modelsync.core.transfer import checkpoint, plan, ranges
+from airflow_provider_modelsync.core.transfer import pieces as pulling
 from airflow_provider_modelsync.core.transfer.control import Control
 from tests.core.processes import at_once, killed_at
 from tests.core.registries.cloud import OBJECT, Cloud, archive_of
@@ -138,8 +139,8 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts and large files have some KiB, every part is remembered at once, and tries follow each other at once."""
     use_parts_of(PART, monkeypatch)
     monkeypatch.setattr(checkpoint, "FLUSH_SECONDS", 0.0)
-    monkeypatch.setattr(ranges, "LARGE", LARGE)
-    monkeypatch.setattr(ranges, "PIECE", PIECE)
+    monkeypatch.setattr(pulling, "LARGE", LARGE)
+    monkeypatch.setattr(pulling, "PIECE", PIECE)
     monkeypatch.setattr(Backoff, "delay", lambda self, failures: 0.0)
 
 
@@ -683,7 +684,7 @@ def test_after_a_restart_of_the_machine_nothing_is_taken_up(
 ) -> None:
     """What was written before may have been lost."""
     spoil(left)
-    monkeypatch.setattr(ranges, "_boot_id", lambda: "another")
+    monkeypatch.setattr(pulling, "_boot_id", lambda: "another")
     pull(origin, target)
     require_pulled(target, model)
     assert fetched_again(origin, model) == PIECES

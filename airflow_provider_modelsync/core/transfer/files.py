@@ -1,0 +1,167 @@
+"""Models whose files move one by one, each in a request of its own or, when it is large, in several."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+from airflow_provider_modelsync.core.archive.digest import FileEntry, Source
+from airflow_provider_modelsync.core.archive.names import RESERVED_DIRECTORY
+from airflow_provider_modelsync.core.cancel import CancelToken
+from airflow_provider_modelsync.core.errors import from_os_error
+from airflow_provider_modelsync.core.flow import SyncDriver
+from airflow_provider_modelsync.core.models import TransferStats
+from airflow_provider_modelsync.core.parallel import for_each
+from airflow_provider_modelsync.core.transfer import durable, pieces
+from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.transfer.mover import Mover, with_retries
+from airflow_provider_modelsync.core.transfer.pieces import Journal, LargeFile, Pulled, fetch_pieces
+from airflow_provider_modelsync.core.transfer.plan import GetFiles, PutFiles
+from airflow_provider_modelsync.core.transfer.progress import Progress
+from airflow_provider_modelsync.core.transfer.ranges import RangedObject, refuse, require
+
+
+def put_files(way: PutFiles, control: Control, driver: SyncDriver, mover: Mover) -> TransferStats:
+    """Send files, each as it comes from the source."""
+    total = sum(file.size for file in way.files)
+    progress = control.progress(total)
+
+    def put_file(file: FileEntry, cancel: CancelToken) -> None:
+        def put() -> None:
+            address = driver.run(way.address(file))
+            answer = mover.put(
+                address.url,
+                partial(_Reader, way.source, file),
+                file.size,
+                address.headers,
+                method=way.method,
+                cancel=cancel,
+                on_bytes=progress.add,
+            )
+            way.accept(file, answer)
+
+        # Each try asks for its own address, so there is nothing to refresh when a signature has expired.
+        with_retries(put, cancel=cancel, refresh=lambda: None)
+
+    for_each(put_file, _largest_first(way.files), workers=control.workers, cancel=control.cancel)
+    progress.finish()
+    return TransferStats(sent_bytes=total, resumed_bytes=way.source.size_bytes - total)
+
+
+def get_files(way: GetFiles, ref: str, target: Path, control: Control, driver: SyncDriver, mover: Mover) -> Pulled:
+    """Fetch files: small ones whole, large ones in pieces of which an earlier try may have left some.
+
+    :param target: a directory that is empty, or as an earlier try of the same version has left it.
+    """
+    wanted = sorted((file.path, file.size, file.sha256, way.etags.get(file.path)) for file in way.files)
+    identity = {"ref": ref, "files": hashlib.sha256(json.dumps(wanted).encode()).hexdigest()}
+    progress = control.progress(sum(file.size for file in way.files))
+    large: list[LargeFile] = []
+    small: list[FileEntry] = []
+    with closing(Journal(target / RESERVED_DIRECTORY, identity)) as journal:
+        offset = 0
+        objects = {
+            file.path: RangedObject(
+                partial(way.address, file), driver, mover, etag=way.etags.get(file.path), size=file.size
+            )
+            for file in way.files
+        }
+        is_ranged = _honours_ranges(way, objects, control)
+        for file in way.files:
+            if is_ranged and file.size >= pieces.LARGE:
+                scratch = journal.directory / str(offset)
+                source = objects[file.path]
+                large.append(LargeFile(file.path, file.size, file.executable, offset, scratch, source, shift=offset))
+            else:
+                small.append(file)
+            offset += file.size
+        written: dict[str, FileEntry] = {}
+
+        def fetch(file: FileEntry, cancel: CancelToken) -> None:
+            written[file.path] = _fetch_whole(objects[file.path], file, target, cancel, progress)
+
+        try:
+            for directory in sorted({os.path.dirname(file.path) for file in way.files} | set(way.directories)):
+                (target / directory).mkdir(parents=True, exist_ok=True)
+            for_each(fetch, _largest_first(small), workers=control.workers, cancel=control.cancel)
+        except OSError as error:
+            raise from_os_error(error, f"writing below {target}") from error
+        resumed = fetch_pieces(large, journal, target, control, progress)
+    durable.remove_tree(journal.directory)
+    progress.finish()
+    files = (*(written[file.path] for file in small), *(file.entry() for file in large))
+    return Pulled(files, moved_bytes=progress.done - resumed, resumed_bytes=resumed)
+
+
+def _largest_first(files: Iterable[FileEntry]) -> list[FileEntry]:
+    return sorted(files, key=lambda file: -file.size)
+
+
+def _honours_ranges(way: GetFiles, objects: dict[str, RangedObject], control: Control) -> bool:
+    """Whether large files can come in pieces. A storage that tags its objects knows ranges, any other is asked."""
+    asked = next((file for file in _largest_first(way.files) if file.size >= pieces.LARGE), None)
+    if asked is None or asked.path in way.etags:
+        return asked is not None
+
+    def ask() -> bool:
+        source = objects[asked.path]
+        with source.open(0, 1) as answer:
+            refuse(answer, source.address)
+            return answer.status == 206
+
+    return with_retries(ask, cancel=control.cancel, refresh=lambda: None)
+
+
+def _fetch_whole(
+    source: RangedObject, file: FileEntry, target: Path, cancel: CancelToken, progress: Progress
+) -> FileEntry:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(target / file.path, flags, 0o755 if file.executable else 0o644)
+
+    def fetch() -> str:
+        total, size = hashlib.sha256(), 0
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        try:
+            with source.open(0, None, cancel) as answer:
+                source.check_whole(answer)
+                for block in answer.blocks():
+                    size += len(block)
+                    progress.add(len(block))
+                    if size > file.size:  # of an answer that does not say how long it is
+                        break
+                    total.update(block)
+                    while block:
+                        block = block[os.write(descriptor, block) :]
+            require(size, file.size)
+        except BaseException:
+            progress.add(-size)  # they do not count
+            raise
+        return total.hexdigest()
+
+    try:
+        sha256 = with_retries(fetch, cancel=cancel, refresh=lambda: None) if file.size else hashlib.sha256().hexdigest()
+    finally:
+        os.close(descriptor)
+    return FileEntry(file.path, file.size, sha256, file.executable)
+
+
+class _Reader:
+    """A file of a source as the body of a request."""
+
+    def __init__(self, source: Source, file: FileEntry) -> None:
+        self._source = source
+        self._file = file
+        self._position = 0
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        view = buffer[: self._file.size - self._position]
+        if view:
+            self._source.read_into(self._file.path, self._position, view)
+            self._position += len(view)
+        return len(view)

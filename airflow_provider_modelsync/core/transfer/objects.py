@@ -1,0 +1,201 @@
+"""Files that become objects of a storage which speaks S3: in parts, many at a time, each checked as it is stored.
+
+A part is read into memory once. So it can be compared with what an earlier try has left, sent again after a failure,
+and checked by the storage, whether it comes from a disk or from another registry.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import threading
+import zlib
+from collections.abc import Callable, Mapping
+
+from airflow_provider_modelsync.core.archive.digest import FileEntry
+from airflow_provider_modelsync.core.archive.names import show
+from airflow_provider_modelsync.core.cancel import CancelToken
+from airflow_provider_modelsync.core.errors import ModelSyncError, NotSupported, RegistryUnavailable
+from airflow_provider_modelsync.core.flow import Flow, SyncDriver
+from airflow_provider_modelsync.core.models import TransferStats
+from airflow_provider_modelsync.core.parallel import for_each
+from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.transfer.mover import Mover, with_retries
+from airflow_provider_modelsync.core.transfer.plan import Address, PutObjects, Stored, UploadGone
+
+_CRC32 = "x-amz-checksum-crc32"
+_MD5 = re.compile(r"[0-9a-f]{32}")
+
+
+def put_objects(way: PutObjects, control: Control, driver: SyncDriver, mover: Mover) -> TransferStats:
+    """Bring a model's files into a storage, as far as they are not there yet."""
+    return _Push(way, control, driver, mover).run()
+
+
+class _Push:
+    def __init__(self, way: PutObjects, control: Control, driver: SyncDriver, mover: Mover) -> None:
+        self._way = way
+        self._control = control
+        self._driver = driver
+        self._mover = mover
+        self._progress = control.progress(way.source.size_bytes)
+        self._lock = threading.Lock()
+        self._sent = self._resumed = 0
+
+    def run(self) -> TransferStats:
+        files = sorted(self._way.source.files, key=lambda file: -file.size)
+        for_each(self._find, files, workers=self._control.workers, cancel=self._control.cancel)
+        uploads = [_Upload(file, self._way) for file in files if file.path not in self._way.etags]
+        parts = [(upload, number) for upload in uploads for number in upload.numbers]
+        for_each(self._put_part, parts, workers=self._control.workers, cancel=self._control.cancel)
+        self._progress.finish()
+        return TransferStats(sent_bytes=self._sent, resumed_bytes=self._resumed)
+
+    def _find(self, file: FileEntry, cancel: CancelToken) -> None:
+        """Note a file that need not be sent: an earlier try has, or the storage has copied it."""
+        stored = self._way.there.get(file.path)
+        if stored is not None and self._is_stored(file, stored, cancel):
+            self._way.etags[file.path] = stored.etag
+            self._resume(file.size)
+        elif file.path in self._way.copies and (etag := self._driver.run(self._way.writer.copy(file))):
+            self._way.etags[file.path] = etag
+            self._progress.add(file.size)
+
+    def _is_stored(self, file: FileEntry, stored: Stored, cancel: CancelToken) -> bool:
+        numbers = _Upload(file, self._way).numbers
+        suffix = f"-{len(numbers)}" if file.size > self._way.writer.part_size else ""
+        if stored.size != file.size or stored.etag[32:] != suffix:
+            return False
+        digests = []
+        for number in numbers:
+            cancel.check()
+            digests.append(self._read(file, number).md5)
+        whole = hashlib.md5(b"".join(map(bytes.fromhex, digests)), usedforsecurity=False).hexdigest()
+        return stored.etag == (f"{whole}{suffix}" if suffix else digests[0])
+
+    def _put_part(self, item: tuple[_Upload, int], cancel: CancelToken) -> None:
+        upload, number = item
+        file, writer = upload.file, self._way.writer
+        part = self._read(file, number)
+        if upload.is_whole:
+            stored = self._send(part, lambda: writer.whole(file, part.crc32), f"uploading {show(file.path)}", cancel)
+            self._way.etags[file.path] = stored.etag
+            return
+        known = upload.known.get(number)
+        if known is not None and part.is_stored_as(known):
+            self._resume(known.size)
+            stored = known
+        else:
+            upload_id = upload.begun(self._driver)
+            stored = self._send(
+                part,
+                lambda: writer.part(file, upload_id, number, part.crc32),
+                f"uploading part {number} of {show(file.path)}",
+                cancel,
+                not_found=UploadGone,
+            )
+        if parts := upload.add(number, stored):
+            upload_id = upload.begun(self._driver)
+            self._way.etags[file.path] = self._driver.run(writer.complete(file, upload_id, parts))
+
+    def _read(self, file: FileEntry, number: int) -> _Part:
+        start = (number - 1) * self._way.writer.part_size
+        view = memoryview(bytearray(min(self._way.writer.part_size, file.size - start)))
+        if view:
+            self._way.source.read_into(file.path, start, view)
+        return _Part(view)
+
+    def _send(
+        self,
+        part: _Part,
+        ask: Callable[[], Flow[Address]],
+        doing: str,
+        cancel: CancelToken,
+        *,
+        not_found: type[ModelSyncError] = NotSupported,
+    ) -> Stored:
+        def put() -> Stored:
+            address = self._driver.run(ask())
+            answer = self._mover.put(
+                address.url, part.reader, part.size, address.headers, cancel=cancel, on_bytes=self._progress.add
+            )
+            answer.raise_for_store(doing, not_found=not_found)
+            return part.check(answer.headers, doing)
+
+        # Each try asks for its own address, so there is nothing to refresh when a signature has expired.
+        stored = with_retries(put, cancel=cancel, refresh=lambda: None)
+        with self._lock:
+            self._sent += part.size
+        return stored
+
+    def _resume(self, size: int) -> None:
+        with self._lock:
+            self._resumed += size
+        self._progress.add(size)
+
+
+class _Upload:
+    """One file on its way: in one request, or in parts that are put together by whoever brings the last one."""
+
+    def __init__(self, file: FileEntry, way: PutObjects) -> None:
+        self.file = file
+        self.is_whole = file.size <= way.writer.part_size
+        self.numbers = range(1, max(1, -(-file.size // way.writer.part_size)) + 1)
+        self._writer = way.writer
+        self._lock = threading.Lock()
+        opened = way.open.get(file.path)
+        self._id = opened.upload_id if opened else None
+        self.known: Mapping[int, Stored] = opened.parts if opened else {}
+        self._parts: dict[int, Stored] = {}
+
+    def begun(self, driver: SyncDriver) -> str:
+        """Return the upload's id, beginning it when nobody has."""
+        with self._lock:
+            if self._id is None:
+                self._id = driver.run(self._writer.begin(self.file))
+            return self._id
+
+    def add(self, number: int, stored: Stored) -> dict[int, Stored] | None:
+        """Note a part as stored; return all of them to whoever brings the last one."""
+        with self._lock:
+            self._parts[number] = stored
+            return self._parts if len(self._parts) == len(self.numbers) else None
+
+
+class _Part:
+    """Bytes in memory and what tells whether a storage holds them."""
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+        self.size = len(view)
+        self.crc32 = base64.b64encode(zlib.crc32(view).to_bytes(4)).decode()
+        self.md5 = hashlib.md5(view, usedforsecurity=False).hexdigest()
+
+    def is_stored_as(self, stored: Stored) -> bool:
+        return self.size == stored.size and (stored.etag == self.md5 or stored.crc32 == self.crc32)
+
+    def reader(self) -> _Reader:
+        return _Reader(self._view)
+
+    def check(self, headers: Mapping[str, str], doing: str) -> Stored:
+        """Return what a storage says that it has stored; raise when it is something else."""
+        etag = headers.get("ETag", "").strip('"')
+        if not etag:
+            raise RegistryUnavailable(f"{doing}: the storage gave no ETag")
+        crc32 = headers.get(_CRC32)
+        # A storage that checks the sum need not make its tag of the bytes, as when it encrypts them.
+        if crc32 != self.crc32 and _MD5.fullmatch(etag) and etag != self.md5:
+            raise RegistryUnavailable(f"{doing}: the storage has stored other bytes than were sent")
+        return Stored(self.size, etag, crc32)
+
+
+class _Reader:
+    def __init__(self, view: memoryview) -> None:
+        self._rest = view
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
