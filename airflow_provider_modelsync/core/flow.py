@@ -20,6 +20,7 @@ import httpx
 
 from airflow_provider_modelsync.core import exchange
 from airflow_provider_modelsync.core.cancel import CancelToken
+from airflow_provider_modelsync.core.parallel import interruptible
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -27,9 +28,14 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A step that blocks: run in place by the sync driver, in a thread by the async one."""
+    """A step that blocks: run in place by the sync driver, in a thread by the async one.
+
+    :param fn: what to call.
+    :param is_remote: it waits for another machine: the sync driver does not wait for it once it is cancelled.
+    """
 
     fn: Callable[[], Any]
+    is_remote: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,12 @@ Policy = Callable[[httpx.Request], Flow[httpx.Response]]
 def call(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Flow[T]:
     """Run a blocking function as a step and return what it returns."""
     result: T = yield Call(partial(fn, *args, **kwargs))
+    return result
+
+
+def call_remote(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Flow[T]:
+    """Run a function that waits for another machine as a step and return what it returns."""
+    result: T = yield Call(partial(fn, *args, **kwargs), is_remote=True)
     return result
 
 
@@ -124,6 +136,8 @@ class SyncDriver:
 
     def _perform(self, step: Step) -> Any:
         match step:
+            case Call(fn, is_remote=True):
+                return interruptible(fn, self._cancel)
             case Call(fn):
                 return fn()
             case Sleep(seconds):

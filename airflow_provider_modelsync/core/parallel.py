@@ -63,3 +63,14 @@ def for_each(
     cancel.check()
     if errors:
         raise errors[0]
+
+
+def interruptible(fn: Callable[[], T], cancel: CancelToken) -> T:
+    """Call a function that may hang in a system call; once cancelled, it is no longer waited for.
+
+    :param fn: the function.
+    :param cancel: its cancellation raises :class:`~.errors.Cancelled` here.
+    """
+    results: list[T] = []
+    for_each(lambda _, __: results.append(fn()), [None], workers=1, cancel=cancel)
+    return results[0]

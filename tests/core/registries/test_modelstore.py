@@ -22,7 +22,8 @@ from airflow_provider_modelsync.core.errors import (
     VersionConflict,
 )
 from airflow_provider_modelsync.core.models import ModelRef, ModelVersion
-from airflow_provider_modelsync.core.registries.modelstore import Manifest, ModelStore
+from airflow_provider_modelsync.core.registries.modelstore import ModelStore
+from airflow_provider_modelsync.core.registries.modelstore_store import Manifest
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer import durable
 from airflow_provider_modelsync.core.transfer.plan import PushRequest
