@@ -20,7 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "missing" in metafunc.fixturenames:
         cases = [
-            pytest.param(name, capability, id=f"{name}-{capability.name.lower()}")
+            pytest.param(name, capability, id=f"{name}-{capability.name.lower()}", marks=provider.marks)
             for name, provider in PROVIDERS.items()
             for capability in Capability
             if capability not in provider.registry_type.capabilities
@@ -28,7 +28,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(("provider", "missing"), cases, indirect=["provider"])
     elif "provider" in metafunc.fixturenames:
         needed = {needed for mark in metafunc.definition.iter_markers("needs") for needed in mark.args}
-        names = [name for name, known in PROVIDERS.items() if needed <= known.registry_type.capabilities]
+        names = [
+            pytest.param(name, marks=known.marks)
+            for name, known in PROVIDERS.items()
+            if needed <= known.registry_type.capabilities
+        ]
         metafunc.parametrize("provider", names, indirect=True)
 
 

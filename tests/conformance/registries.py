@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.drive import async_driver_for, driver_for
@@ -15,8 +18,13 @@ from airflow_provider_modelsync.core.models import ModelVersion
 from airflow_provider_modelsync.core.registries.base import Registry
 from airflow_provider_modelsync.core.registries.bentocloud import BentoCloud, BentoCloudSettings
 from airflow_provider_modelsync.core.registries.modelstore import ModelStore
+from airflow_provider_modelsync.core.registries.modelstore_bucket import BucketSettings
 from airflow_provider_modelsync.core.settings import RegistrySettings
+from tests.services.ceph_rgw import rgw
+from tests.services.moto_server import running_moto
+from tests.services.s3 import S3Service
 from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.s3 import S3StandIn
 
 DriverFactory = Callable[[Registry, CancelToken | None], AbstractContextManager[SyncDriver]]
 AsyncDriverFactory = Callable[[Registry], AbstractAsyncContextManager[AsyncDriver]]
@@ -70,10 +78,12 @@ class Provider:
 
     :param registry_type: known before anything runs, so that tests are chosen by its capabilities.
     :param open: yields the registry; its argument is an empty directory.
+    :param marks: of all tests with it.
     """
 
     registry_type: type[Registry]
     open: Callable[[Path], AbstractContextManager[RegistryUnderTest]]
+    marks: tuple[pytest.MarkDecorator, ...] = ()
 
 
 @contextmanager
@@ -87,6 +97,42 @@ def _modelstore(scratch: Path) -> Iterator[RegistryUnderTest]:
         bad_versions=(".hidden", "a/b", "..", "a b", "a\n", "größe", "x" * 129),
         trace=lambda: sorted(path.as_posix() for path in scratch.rglob("*")),
     )
+
+
+def _bucket(service: S3Service, bucket: str) -> RegistryUnderTest:
+    fields = {
+        "host": f"s3://{bucket}/models",
+        "endpoint_url": service.endpoint,
+        "login": service.access_key,
+        "password": service.secret_key,
+        "part_size_mib": 5,
+    }
+
+    def trace() -> list[str]:
+        return [entry["Key"] for entry in service.client().list_objects_v2(Bucket=bucket).get("Contents", ())]
+
+    return RegistryUnderTest(
+        connect=lambda: ModelStore(BucketSettings.read("modelsync_default", fields)),
+        names=("fraud", "fraud-2.x", "C_a.r-d"),
+        versions=("v1", "2026.07.01", "x" * 128),
+        bad_names=("", ".hidden", "a/b", "..", "a b", "a\n", "größe", "a%2fb", "x" * 129),
+        bad_versions=(".hidden", "a/b", "..", "a b", "a\n", "größe", "x" * 129),
+        trace=trace,
+        settle=lambda: time.sleep(1 - time.time() % 1),  # the order within a second is that of the versions' names
+    )
+
+
+@contextmanager
+def _moto(scratch: Path) -> Iterator[RegistryUnderTest]:
+    """What moto believes, the stand-in before it checks: signatures, checksums, a second completion."""
+    with running_moto() as moto, S3StandIn(moto) as s3:
+        yield _bucket(s3, s3.bucket)
+
+
+@contextmanager
+def _rgw(scratch: Path) -> Iterator[RegistryUnderTest]:
+    service = rgw()
+    yield _bucket(service, service.new_bucket())
 
 
 def _bentocloud(strategy: str | None) -> Callable[[Path], AbstractContextManager[RegistryUnderTest]]:
@@ -110,6 +156,8 @@ def _bentocloud(strategy: str | None) -> Callable[[Path], AbstractContextManager
 
 PROVIDERS = {
     "modelstore": Provider(ModelStore, _modelstore),
+    "modelstore-moto": Provider(ModelStore, _moto),
+    "modelstore-rgw": Provider(ModelStore, _rgw, (pytest.mark.s3,)),
     "bentocloud-proxy": Provider(BentoCloud, _bentocloud("proxy")),
     "bentocloud-presigned": Provider(BentoCloud, _bentocloud(None)),
     "bentocloud-parts": Provider(BentoCloud, _bentocloud("presigned_url")),
