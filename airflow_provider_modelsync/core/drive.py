@@ -1,4 +1,4 @@
-"""Drivers for a registry's flows, with the client and the request policy that the registry needs."""
+"""What carries a registry's wishes out: drivers for its flows, with its client and request policy, and the mover."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from airflow_provider_modelsync.core import network
 from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.flow import AsyncDriver, SyncDriver
 from airflow_provider_modelsync.core.registries.base import Registry
+from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.transfer.mover import Mover
 
 
 @contextmanager
@@ -33,3 +35,8 @@ async def async_driver_for(registry: Registry) -> AsyncIterator[AsyncDriver]:
         return
     async with network.async_client(registry.settings) as client:
         yield AsyncDriver(client, policy=registry.policy())
+
+
+def mover_for(registry: Registry, control: Control) -> Mover:
+    """Return what moves a registry's bodies of size; to be closed."""
+    return Mover(registry.settings, base_url=registry.base_url, cancel=control.cancel)

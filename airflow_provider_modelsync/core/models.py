@@ -132,6 +132,10 @@ class ModelVersion(_Value):
         """What versions are ordered by, oldest first; those without a time come first."""
         return self.created_at or datetime.min.replace(tzinfo=UTC), self.version
 
+    def moved(self, stats: TransferStats) -> ModelVersion:
+        """Return it with what a call has moved of it."""
+        return self.model_copy(update={"transfer": stats})
+
     def to_event(self) -> dict[str, JsonValue]:
         """Return what an asset event about this version carries."""
         return self.model_dump(mode="json", include={"registry", "name", "version", "digest", "created_at"})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from airflow_provider_modelsync.core import sync
 from airflow_provider_modelsync.core.drive import driver_for
+from airflow_provider_modelsync.core.push import push
 from airflow_provider_modelsync.core.registries.bentocloud import BentoCloud
 from airflow_provider_modelsync.core.registries.bentocloud_bentos import Bentos, bento_ref
 from airflow_provider_modelsync.hooks.registry import RegistryHook
@@ -45,4 +45,4 @@ class BentoCloudHook(RegistryHook):
         with self._named(str(ref)), driver_for(bentos, self.cancel_token) as driver:
             bentos.check(ref)
             control = self._control(bentos, f"pushing the bento {ref}", checkpoint)
-            return sync.push(bentos, driver, source, ref, control, force=force)
+            return push(bentos, driver, source, ref, control, force=force)

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowException
 
-from airflow_provider_modelsync.core import sync
 from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.drive import async_driver_for, driver_for
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError
 from airflow_provider_modelsync.core.flow import Flow, SyncDriver
 from airflow_provider_modelsync.core.models import Deployment, ModelVersion, PulledModel, Query
+from airflow_provider_modelsync.core.pull import pull
+from airflow_provider_modelsync.core.push import push
 from airflow_provider_modelsync.core.registries.base import Registry
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.control import Control
@@ -131,7 +132,7 @@ class RegistryHook(BaseHook):
         :raises NotSupported: for what the system cannot do or keep.
         """
         with self._named(model), self._session() as (registry, driver):
-            return sync.push(
+            return push(
                 registry,
                 driver,
                 source,
@@ -168,7 +169,7 @@ class RegistryHook(BaseHook):
         :raises DigestMismatch: when the stored bytes are not those that were pushed.
         """
         with self._named(model), self._session() as (registry, driver):
-            return sync.pull(
+            return pull(
                 registry,
                 driver,
                 registry.parse(model),

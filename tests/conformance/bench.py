@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from airflow_provider_modelsync.core import sync
 from airflow_provider_modelsync.core.flow import Flow
 from airflow_provider_modelsync.core.models import ModelVersion, PulledModel, Query
+from airflow_provider_modelsync.core.pull import pull
+from airflow_provider_modelsync.core.push import push
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
 from airflow_provider_modelsync.core.transfer.control import Control
 from tests.conformance.registries import RegistryUnderTest
@@ -65,7 +66,7 @@ class Bench:
         control = control or Control(workers=2)
         with self.under_test.driver(self.registry, control.cancel) as driver:
             options = {"options": self.under_test.push_options, **options}
-            return sync.push(self.registry, driver, source, self.registry.parse(model), control, **options)
+            return push(self.registry, driver, source, self.registry.parse(model), control, **options)
 
     def pull(
         self,
@@ -79,7 +80,7 @@ class Bench:
         control, query = control or Control(workers=2), query or Query()
         with self.under_test.driver(self.registry, control.cancel) as driver:
             ref = self.registry.parse(model)
-            return sync.pull(self.registry, driver, ref, target, control, query=query, **options)
+            return pull(self.registry, driver, ref, target, control, query=query, **options)
 
     def publish(self, text: str, model: str, **options: Any) -> ModelVersion:
         """Bring a ready version into being, and return it as the registry shows it."""

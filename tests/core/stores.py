@@ -9,10 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from airflow_provider_modelsync.core import sync
 from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.flow import Flow, SyncDriver
 from airflow_provider_modelsync.core.models import ModelVersion, PulledModel, Query
+from airflow_provider_modelsync.core.pull import pull
+from airflow_provider_modelsync.core.push import push
 from airflow_provider_modelsync.core.registries.modelstore import ModelStore
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.control import Control
@@ -94,7 +95,7 @@ class Store:
     def push(self, source: Path, model: str, *, control: Control | None = None, **options: Any) -> ModelVersion:
         control = control or Control()
         driver = SyncDriver(cancel=control.cancel)
-        return sync.push(self.registry, driver, source, self.registry.parse(model), control, **options)
+        return push(self.registry, driver, source, self.registry.parse(model), control, **options)
 
     def pull(
         self, model: str, target: Path, *, control: Control | None = None, query: str | None = None, **options: Any
@@ -102,7 +103,7 @@ class Store:
         control = control or Control()
         driver = SyncDriver(cancel=control.cancel)
         chosen = Query.parse(query)
-        return sync.pull(self.registry, driver, self.registry.parse(model), target, control, query=chosen, **options)
+        return pull(self.registry, driver, self.registry.parse(model), target, control, query=chosen, **options)
 
     def get(self, model: str, query: str | None = None) -> ModelVersion:
         return self.run(self.registry.get(self.registry.parse(model), Query.parse(query)))

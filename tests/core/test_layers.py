@@ -23,7 +23,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("assets", "links", "lineage"),
     ("triggers",),
     ("hooks",),
-    ("core.sync", "core.wait", "core.drive"),
+    ("core.sync",),
+    ("core.push", "core.pull", "core.wait"),
+    ("core.drive",),
     ("core.registries",),
     ("core.transfer",),
     ("core",),  # archive, http, flow, parallel, cancel, settings and what they need

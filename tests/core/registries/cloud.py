@@ -10,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from airflow_provider_modelsync.core import sync
 from airflow_provider_modelsync.core.drive import driver_for
 from airflow_provider_modelsync.core.flow import Flow
 from airflow_provider_modelsync.core.models import ModelVersion, PulledModel, Query
+from airflow_provider_modelsync.core.pull import pull
+from airflow_provider_modelsync.core.push import push
 from airflow_provider_modelsync.core.registries.bentocloud import BentoCloud, BentoCloudSettings
 from airflow_provider_modelsync.core.registries.bentocloud_bentos import Bentos
 from airflow_provider_modelsync.core.transfer.control import Control
@@ -52,7 +53,7 @@ class Cloud:
     ) -> ModelVersion:
         control = control or Control()
         with driver_for(self.registry, control.cancel) as driver:
-            return sync.push(self.registry, driver, source, self.registry.parse(model), control, **more)
+            return push(self.registry, driver, source, self.registry.parse(model), control, **more)
 
     def pull(
         self,
@@ -66,7 +67,7 @@ class Cloud:
         control = control or Control()
         chosen = Query.parse(query)
         with driver_for(self.registry, control.cancel) as driver:
-            return sync.pull(self.registry, driver, self.registry.parse(model), target, control, query=chosen, **more)
+            return pull(self.registry, driver, self.registry.parse(model), target, control, query=chosen, **more)
 
     def get(self, model: str, query: str | None = None) -> ModelVersion:
         return self.run(lambda registry: registry.get(registry.parse(model), Query.parse(query)))

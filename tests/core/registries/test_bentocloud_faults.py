@@ -522,7 +522,8 @@ SMALL = 256 * 1024  # for what Python itself may write, such as compiled modules
 MEASURED = """
 import json, sys
 from pathlib import Path
-from airflow_provider_modelsync.core import sync
+from airflow_provider_modelsync.core.pull import pull
+from airflow_provider_modelsync.core.push import push
 from airflow_provider_modelsync.core.drive import driver_for
 from airflow_provider_modelsync.core.models import Query
 from airflow_provider_modelsync.core.registries.bentocloud import BentoCloud, BentoCloudSettings
@@ -540,9 +541,9 @@ def run(name):
     ref = registry.parse(f"{name}:v1")
     with driver_for(registry) as driver:
         if verb == "push":
-            sync.push(registry, driver, Path(target) / name, ref, Control())
+            push(registry, driver, Path(target) / name, ref, Control())
         else:
-            sync.pull(registry, driver, ref, Path(target) / name, Control(), query=Query())
+            pull(registry, driver, ref, Path(target) / name, Control(), query=Query())
 
 run(warm_up)
 Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here

@@ -16,11 +16,12 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
-from airflow_provider_modelsync.core import sync
 from airflow_provider_modelsync.core.archive.digest import read_tree
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError, Unauthorized
 from airflow_provider_modelsync.core.flow import SyncDriver
 from airflow_provider_modelsync.core.models import ModelVersion, Query
+from airflow_provider_modelsync.core.pull import pull
+from airflow_provider_modelsync.core.push import push
 from airflow_provider_modelsync.core.registries.bentocloud import BentoCloud, BentoCloudSettings
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.plan import PushRequest
@@ -482,13 +483,13 @@ class PublicCloud:
 
     def push(self, source: Path) -> ModelVersion:
         pushed: ModelVersion = self._run(
-            lambda registry, driver: sync.push(registry, driver, source, registry.parse("digits:v1"), Control())
+            lambda registry, driver: push(registry, driver, source, registry.parse("digits:v1"), Control())
         )
         return pushed
 
     def pull(self, target: Path) -> None:
         self._run(
-            lambda registry, driver: sync.pull(
+            lambda registry, driver: pull(
                 registry, driver, registry.parse("digits:v1"), target, Control(), query=Query()
             )
         )

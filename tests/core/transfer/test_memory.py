@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_modelsync.core import sync
+from airflow_provider_modelsync.core import pull as pulling
 from airflow_provider_modelsync.core.archive.digest import FileEntry, SourceTree, Stamp
 from airflow_provider_modelsync.core.archive.layout import TarLayout
 from airflow_provider_modelsync.core.drive import driver_for
@@ -191,7 +191,7 @@ def pull(url: str, token: str, target: str) -> None:
     registry = BentoCloud(BentoCloudSettings.read("cloud", {"host": url, "password": token}))
     control = Control(workers=WORKERS)
     with driver_for(registry) as driver:
-        sync.pull(registry, driver, registry.parse("digits:v1"), target, control, query=Query.parse(None))
+        pulling.pull(registry, driver, registry.parse("digits:v1"), target, control, query=Query.parse(None))
 
 
 def measured_pull(server: BentoCloudStandIn, target: Path) -> dict[str, int]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_modelsync.core import sync
+from airflow_provider_modelsync.core import pull
 from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import (
     Cancelled,
@@ -530,7 +530,7 @@ def test_a_range_that_stands_still_is_asked_for_again_alone(
     def mover(registry: Registry, control: Control) -> Mover:
         return Mover(registry.settings, base_url=registry.base_url, cancel=control.cancel, pace=pace)
 
-    monkeypatch.setattr(sync, "_mover", mover)
+    monkeypatch.setattr(pull, "mover_for", mover)
     stalled = threading.Event()
 
     def before(request: Request) -> None:
