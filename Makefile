@@ -2,16 +2,30 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CEPH := radosgw ceph-mon ceph-osd ceph-common
 VENDOR_BENTOCLOUD := .venv-vendors/bentocloud
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-vendors bench-transfer check format lock wheel clean
+.PHONY: demo test test-s3 ceph test-vendors bench-transfer check format lock wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not vendor" -n auto --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not vendor and not s3" -n auto --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
+
+# The model store on a real S3, which is started for them.
+test-s3: $(READY) ceph
+	$(BIN)/python -m tests.services.ceph_rgw -- \
+		$(BIN)/python -m pytest -m s3 -n auto --dist loadfile $(PYTEST_ARGS)
+
+ceph: ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+ceph:
+	@for program in $(CEPH:ceph-common=ceph); do command -v $$program > /dev/null || missing=1; done; \
+	test -z "$$missing" && exit; \
+	command -v apt-get > /dev/null || { echo "Install Ceph's $(CEPH) first: there is no apt-get here to do it." >&2; exit 1; }; \
+	$(ROOT) apt-get update -qq && \
+	$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends $(CEPH)
 
 # The stand-in servers are as good as the vendors' own clients find them.
 test-vendors: $(READY) $(VENDOR_BENTOCLOUD)/.ready

@@ -1,0 +1,38 @@
+"""moto's S3 in threads of this process: quick to start, and it knows the conditional writes that Ceph lacks.
+
+It believes every signature and checksum; :mod:`tests.standins.s3` in front of it does not. All servers of one process
+share their buckets.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.services.s3 import S3Service
+
+
+@contextmanager
+def running_moto() -> Iterator[S3Service]:
+    """Run a server on a free port."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+    from werkzeug.serving import make_server
+
+    class Quiet(MotoRequestHandler):
+        """Logs nothing."""
+
+        def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+            pass
+
+    application = DomainDispatcherApplication(create_backend_app)
+    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
+    # moto's own ThreadedMotoServer takes half a second to stop.
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield S3Service(f"http://127.0.0.1:{server.server_port}", "AKIAMOTO", "moto-secret", checks_signatures=False)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

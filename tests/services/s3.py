@@ -1,0 +1,46 @@
+"""What a test needs to know of an S3 service, whoever runs it."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class S3Service:
+    """An S3 service that belongs to the tests.
+
+    :param checks_signatures: refuses what was signed with another key.
+    """
+
+    endpoint: str
+    access_key: str
+    secret_key: str = field(repr=False)
+    checks_signatures: bool
+
+    def client(self, **config: Any) -> Any:
+        """Return a plain boto3 client that tries everything once; ``config`` is botocore's."""
+        import boto3
+        from botocore.config import Config
+
+        options: dict[str, Any] = {
+            "proxies": {},
+            "retries": {"total_max_attempts": 1},
+            "s3": {"addressing_style": "path"},
+            "signature_version": "s3v4",  # without it, URLs are presigned the old way
+        }
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name="us-east-1",
+            config=Config(**options | config),
+        )
+
+    def new_bucket(self) -> str:
+        """Make a bucket that nobody else knows, and return its name."""
+        name = f"test-{secrets.token_hex(8)}"
+        self.client().create_bucket(Bucket=name)
+        return name
