@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -164,6 +164,75 @@ class PulledModel(_Value):
 
     path: Path | None
     version: ModelVersion
+
+
+class SyncedVersion(_Value):
+    """What became of one version in a sync.
+
+    :param source: its reference in the source, or the model's name.
+    :param outcome: what became of it.
+    :param target: its reference in the target.
+    :param digest: as far as it is known.
+    :param size_bytes: as far as it is known.
+    :param transfer: what was moved, when anything was looked at.
+    :param dropped: what the target has no room for.
+    :param note: why it was skipped or has failed, or that nothing vouches for its bytes.
+    :param is_permanent: whether another try is in vain.
+    """
+
+    source: str
+    outcome: Literal["copied", "skipped", "failed"]
+    target: str | None = None
+    digest: str | None = None
+    size_bytes: int | None = None
+    transfer: TransferStats | None = None
+    dropped: tuple[str, ...] = ()
+    note: str | None = None
+    is_permanent: bool = False
+
+    def __str__(self) -> str:
+        facts = [
+            f"as {self.target}" if self.target else "",
+            f"without its {', '.join(self.dropped)}" if self.dropped else "",
+        ]
+        told = " ".join([self.source, self.outcome, *filter(None, facts)])
+        return f"{told}: {self.note}" if self.note else told
+
+
+class SyncReport(_Value):
+    """What a sync did, or would do.
+
+    :param dry_run: nothing was copied.
+    :param versions: what became of each version.
+    """
+
+    dry_run: bool = False
+    versions: tuple[SyncedVersion, ...] = ()
+
+    def of(self, outcome: str) -> list[SyncedVersion]:
+        """Return the versions that something became of."""
+        return [version for version in self.versions if version.outcome == outcome]
+
+    def to_xcom(self) -> dict[str, JsonValue]:
+        """Return a plain dictionary of JSON values, at most 4 KiB of JSON: counts, and lists as far as they have room.
+
+        What is shortened first is what matters least; ``truncated`` is then true.
+        """
+        lists: dict[str, list[JsonValue]] = {
+            outcome: [
+                version.model_dump(mode="json", exclude_defaults=True, exclude={"outcome", "is_permanent"})
+                for version in self.of(outcome)
+            ]
+            for outcome in ("copied", "skipped", "failed")
+        }
+        counts = {outcome: len(entries) for outcome, entries in lists.items()}
+        xcom: dict[str, JsonValue] = {"dry_run": self.dry_run, "counts": dict(counts), **lists}
+        for outcome in ("skipped", "copied", "failed"):
+            while lists[outcome] and len(json.dumps(xcom).encode()) > XCOM_LIMIT - len(', "truncated": true'):
+                # By halves: a list may hold thousands.
+                lists[outcome] = xcom[outcome] = lists[outcome][: len(lists[outcome]) // 2]
+                xcom["truncated"] = True
+        return xcom
 
 
 class Deployment(_Value):

@@ -85,16 +85,21 @@ class Source(ABC):
         :raises SourceChanged: when the file does not have so many bytes, or is not as it was when it was hashed.
         """
 
+    def read(self, path: str, offset: int, length: int) -> memoryview:
+        """Return a range of a file in a buffer of its own, which nobody may change. Errors as of :meth:`read_into`."""
+        view = memoryview(bytearray(length))
+        if length:
+            self.read_into(path, offset, view)
+        return view
+
     def head(self, path: str, limit: int) -> bytes:
         """Return a file's first bytes, all of it when it has at most ``limit``."""
         size = next(file.size for file in self.files if file.path == path)
-        view = memoryview(bytearray(min(size, limit)))
-        self.read_into(path, 0, view)
-        return bytes(view)
+        return bytes(self.read(path, 0, min(size, limit)))
 
     @abstractmethod
-    def confirm(self) -> None:
-        """Raise unless the bytes that were read are those that were hashed; called before a push is published."""
+    def confirm(self, paths: Iterable[str]) -> None:
+        """Raise unless what was read of some files is what was hashed; called once all of it has been sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +132,7 @@ class SourceTree(Source):
             raise SourceChanged(f"{names.show(path)} ended early while the model was being read")
         return done
 
-    def confirm(self) -> None:
+    def confirm(self, paths: Iterable[str]) -> None:
         """Nothing is left to do: every read has looked at the file's stamp."""
 
     @contextmanager

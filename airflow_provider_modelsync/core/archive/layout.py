@@ -131,6 +131,10 @@ class TarLayout:
             done += self._fill(offset + done, view[done:])
         return done
 
+    def confirm(self) -> None:
+        """Raise unless what was read of the model is what was hashed; see :meth:`~.digest.Source.confirm`."""
+        self.tree.confirm(_paths(self.tree))
+
     def reader(self, offset: int = 0, length: int | None = None) -> LayoutReader:
         """Return a binary file over a range of the archive, by default from the offset to the end."""
         return LayoutReader(self, offset, self.size - offset if length is None else length)

@@ -126,7 +126,7 @@ class Bucket:
         :param etag: the tag that it must have now; ``None`` when it must not be there.
         :raises NotSupported: by storages that know no conditional writes.
         """
-        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": f'"{etag}"'}
+        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}  # Ceph knows no quoted one
         return self._ask(
             f"writing {key}",
             lambda: _tag(self.client.put_object(Bucket=self.name, Key=key, Body=content, **condition)),

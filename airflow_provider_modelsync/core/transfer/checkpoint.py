@@ -37,6 +37,27 @@ class CheckpointStore(Protocol):
         """Remove a key if it is there."""
 
 
+class Below:
+    """Part of a checkpoint store: the keys that begin with a prefix.
+
+    :param store: the whole.
+    :param prefix: what they begin with.
+    """
+
+    def __init__(self, store: CheckpointStore, prefix: str) -> None:
+        self._store = store
+        self._prefix = prefix
+
+    def get(self, key: str) -> JsonValue:
+        return self._store.get(self._prefix + key)
+
+    def set(self, key: str, value: JsonValue) -> None:
+        self._store.set(self._prefix + key, value)
+
+    def delete(self, key: str) -> None:
+        self._store.delete(self._prefix + key)
+
+
 def load_digests(store: CheckpointStore | None) -> dict[str, str]:
     """Return the file hashes that an earlier try left, keyed as :func:`~..archive.digest.memory_key` does."""
     stored = store.get(_DIGESTS) if store else None

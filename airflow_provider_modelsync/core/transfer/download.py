@@ -51,7 +51,7 @@ def _read_files(way: FromDirectory, target: Path, control: Control) -> Pulled:
     written = copy_files(
         way.files,
         way.directories,
-        partial(_read_stored, way.directory),
+        partial(read_stored, way.directory),
         target,
         workers=control.workers,
         cancel=control.cancel,
@@ -109,7 +109,8 @@ class _Reader:
         return bytes(buffer)
 
 
-def _read_stored(directory: Path, path: str, offset: int, view: memoryview) -> int:
+def read_stored(directory: Path, path: str, offset: int, view: memoryview) -> int:
+    """Fill a buffer from a file below a directory of a store; return how many bytes there were."""
     try:
         descriptor = os.open(directory / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:

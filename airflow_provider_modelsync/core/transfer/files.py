@@ -49,6 +49,7 @@ def put_files(way: PutFiles, control: Control, driver: SyncDriver, mover: Mover)
         with_retries(put, cancel=cancel, refresh=lambda: None)
 
     for_each(put_file, _largest_first(way.files), workers=control.workers, cancel=control.cancel)
+    way.source.confirm(file.path for file in way.files)
     progress.finish()
     return TransferStats(sent_bytes=total, resumed_bytes=way.source.size_bytes - total)
 

@@ -42,6 +42,7 @@ class _Push:
         self._progress = control.progress(way.source.size_bytes)
         self._lock = threading.Lock()
         self._sent = self._resumed = 0
+        self._copied: set[str] = set()
 
     def run(self) -> TransferStats:
         files = sorted(self._way.source.files, key=lambda file: -file.size)
@@ -49,6 +50,7 @@ class _Push:
         uploads = [_Upload(file, self._way) for file in files if file.path not in self._way.etags]
         parts = [(upload, number) for upload in uploads for number in upload.numbers]
         for_each(self._put_part, parts, workers=self._control.workers, cancel=self._control.cancel)
+        self._way.source.confirm(file.path for file in files if file.path not in self._copied)
         self._progress.finish()
         return TransferStats(sent_bytes=self._sent, resumed_bytes=self._resumed)
 
@@ -60,6 +62,7 @@ class _Push:
             self._resume(file.size)
         elif file.path in self._way.copies and (etag := self._driver.run(self._way.writer.copy(file))):
             self._way.etags[file.path] = etag
+            self._copied.add(file.path)
             self._progress.add(file.size)
 
     def _is_stored(self, file: FileEntry, stored: Stored, cancel: CancelToken) -> bool:
@@ -101,10 +104,8 @@ class _Push:
 
     def _read(self, file: FileEntry, number: int) -> _Part:
         start = (number - 1) * self._way.writer.part_size
-        view = memoryview(bytearray(min(self._way.writer.part_size, file.size - start)))
-        if view:
-            self._way.source.read_into(file.path, start, view)
-        return _Part(view)
+        length = min(self._way.writer.part_size, file.size - start)
+        return _Part(self._way.source.read(file.path, start, length))
 
     def _send(
         self,

@@ -80,6 +80,7 @@ def _put_archive(way: PutArchive, control: Control, driver: SyncDriver, mover: M
 
     # Each try asks for its own address, so there is nothing to refresh when a signature has expired.
     with_retries(put, cancel=control.cancel, refresh=lambda: None)
+    way.layout.confirm()
     progress.finish()
 
 
@@ -115,5 +116,6 @@ def _put_parts(way: PutParts, control: Control, driver: SyncDriver, mover: Mover
     missing = [number for number in numbers if number not in memory.parts]
     for_each(put_part, missing, workers=control.workers, cancel=control.cancel)
     memory.flush()  # a try that is killed from here on leaves all of them to the next
+    layout.confirm()
     progress.finish()
     return TransferStats(sent_bytes=layout.size - resumed, resumed_bytes=resumed)
