@@ -45,11 +45,19 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
         "hook-class-name": f"{_PACKAGE}.hooks.modelstore.ModelStoreHook",
         "hook-name": "Model Store",
         "ui-field-behaviour": {
-            "hidden-fields": ["schema", "port", "login", "password"],
-            "relabeling": {"host": "Root"},
-            "placeholders": {"host": "file:///srv/models"},
+            "hidden-fields": ["schema", "port"],
+            "relabeling": {"host": "Root", "login": "Access key id", "password": "Secret access key"},
+            "placeholders": {"host": "s3://bucket/prefix or file:///srv/models"},
         },
-        "conn-fields": _WORKERS,
+        "conn-fields": {
+            "endpoint_url": _field("Endpoint URL", "string", "Of storages other than AWS."),
+            "region_name": _field("Region", "string", "Where the bucket is; found out when empty."),
+            "session_token": _field("Session token", "string", "Of temporary credentials.", format="password"),
+            "aws_conn_id": _field(
+                "AWS connection", "string", "Id of an aws connection whose credentials are used instead of the keys."
+            ),
+            **_HTTP,
+        },
     },
     {
         "connection-type": "bentocloud",

@@ -69,6 +69,11 @@ class RegistrySettings(BaseModel):
     part_size_mib: int | None = Field(default=None, ge=5, le=5120)
     presigned_hosts: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
 
+    @property
+    def further_connections(self) -> tuple[str, ...]:
+        """Ids of the connections that this one relies on."""
+        return ()
+
     @classmethod
     def read(cls, conn_id: str, fields: Mapping[str, Any]) -> Self:
         """Check a connection's fields.

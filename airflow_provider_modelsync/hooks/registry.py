@@ -5,7 +5,7 @@ Operators, sensors and triggers use this class only; what system is behind it th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -16,11 +16,12 @@ from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.drive import async_driver_for, driver_for
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError
 from airflow_provider_modelsync.core.flow import Flow, SyncDriver
-from airflow_provider_modelsync.core.models import Deployment, ModelVersion, PulledModel, Query
+from airflow_provider_modelsync.core.models import Deployment, ModelVersion, PulledModel, Query, SyncReport
 from airflow_provider_modelsync.core.pull import pull
 from airflow_provider_modelsync.core.push import push
 from airflow_provider_modelsync.core.registries.base import Registry
 from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.sync import Selection, Side, sync
 from airflow_provider_modelsync.core.transfer.control import Control
 
 if TYPE_CHECKING:
@@ -77,14 +78,27 @@ class RegistryHook(BaseHook):
         :raises InvalidInput: when the connection's fields are not usable.
         """
         if self._registry is None:
-            self._registry = self._registry_for(self.get_connection(self.registry_conn_id))
+            settings = self._settings_in(self.get_connection(self.registry_conn_id))
+            self._registry = self._make(
+                settings, [self.get_connection(other) for other in settings.further_connections]
+            )
         return self._registry
 
     async def aget_conn(self) -> Registry:
         """Return the registry; for the event loop, where :meth:`get_conn` would block."""
         if self._registry is None:
-            self._registry = self._registry_for(await self.aget_connection(self.registry_conn_id))
+            settings = self._settings_in(await self.aget_connection(self.registry_conn_id))
+            others = [await self.aget_connection(other) for other in settings.further_connections]
+            self._registry = self._make(settings, others)
         return self._registry
+
+    def make_registry(self, settings: RegistrySettings, others: Sequence[Connection]) -> Registry:
+        """Return the registry of a connection.
+
+        :param settings: the connection.
+        :param others: the connections that it relies on.
+        """
+        return self.registry_type(settings)
 
     def cancel(self) -> None:
         """End whatever this hook is doing, within 4 s. Safe from signal handlers, any number of times."""
@@ -180,6 +194,38 @@ class RegistryHook(BaseHook):
                 verify=verify,
             )
 
+    def sync_to(
+        self,
+        target: RegistryHook,
+        selection: Selection,
+        *,
+        dry_run: bool = False,
+        checkpoint: CheckpointStore | None = None,
+    ) -> SyncReport:
+        """Bring versions of this registry into another.
+
+        :param target: the other registry's hook.
+        :param selection: which versions, and how they are pushed.
+        :param dry_run: only say what would be copied.
+        :param checkpoint: where tries remember what is done.
+        :return: what became of each version; a failing model does not stop the others and raises nothing.
+        :raises NotSupported: when this registry cannot be read or the other cannot be written.
+        """
+        with (
+            self._named(None),
+            self._session() as (source_registry, source_driver),
+            target._named(None),
+            target._session() as (target_registry, target_driver),
+        ):
+            control = target._control(target_registry, "syncing", checkpoint)
+            return sync(
+                Side(source_registry, source_driver),
+                Side(target_registry, target_driver),
+                selection,
+                control,
+                dry_run=dry_run,
+            )
+
     def get(self, model: str, *, labels: Mapping[str, str] | None = None, query: str | None = None) -> ModelVersion:
         """Return a model version.
 
@@ -237,10 +283,13 @@ class RegistryHook(BaseHook):
         except Exception as error:  # the form shows whatever comes back
             return False, str(error)
 
-    def _registry_for(self, connection: Connection) -> Registry:
+    def _settings_in(self, connection: Connection) -> RegistrySettings:
         with self._named(None):
-            settings = settings_from_connection(connection, self.registry_type.settings_type)
-            return self.registry_type(settings)
+            return settings_from_connection(connection, self.registry_type.settings_type)
+
+    def _make(self, settings: RegistrySettings, others: Sequence[Connection]) -> Registry:
+        with self._named(None):
+            return self.make_registry(settings, others)
 
     @contextmanager
     def _session(self) -> Iterator[tuple[Registry, SyncDriver]]:

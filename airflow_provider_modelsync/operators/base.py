@@ -74,24 +74,21 @@ class TaskCheckpoint:
             log.warning("the task's state store could not be %s, this try goes on without it: %s", done, error)
 
 
-class RegistryOperator(BaseOperator):
-    """Base of the operators that work on one registry.
+class ModelSyncOperator(BaseOperator):
+    """Base of all operators: hooks that end their work when the task is killed."""
 
-    :param registry_conn_id: the registry's connection (templated).
-    """
-
-    def __init__(self, *, registry_conn_id: str = DEFAULT_CONN_ID, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.registry_conn_id = registry_conn_id
         # Made here, not in execute: a kill may come before execute has begun.
         self._cancel_token = CancelToken()
 
-    def get_hook(self, context: Context | None = None) -> RegistryHook:
-        """Return the connection's hook, which ends its work when this task is killed.
+    def hook_for(self, registry_conn_id: str, context: Context | None = None) -> RegistryHook:
+        """Return a connection's hook, which ends its work when this task is killed.
 
+        :param registry_conn_id: the connection's id.
         :param context: tells whether another try may resume a transfer.
         """
-        hook = get_registry_hook(self.registry_conn_id)
+        hook = get_registry_hook(registry_conn_id)
         hook.cancel_token = self._cancel_token
         if context is not None:
             hook.is_last_try = _is_last_try(context)
@@ -106,6 +103,21 @@ class RegistryOperator(BaseOperator):
         for outlet in self.outlets:
             if isinstance(outlet, Asset):
                 context["outlet_events"][outlet].extra.update(version.to_event())
+
+
+class RegistryOperator(ModelSyncOperator):
+    """Base of the operators that work on one registry.
+
+    :param registry_conn_id: the registry's connection (templated).
+    """
+
+    def __init__(self, *, registry_conn_id: str = DEFAULT_CONN_ID, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.registry_conn_id = registry_conn_id
+
+    def get_hook(self, context: Context | None = None) -> RegistryHook:
+        """Return the connection's hook; see :meth:`hook_for`."""
+        return self.hook_for(self.registry_conn_id, context)
 
 
 def _is_last_try(context: Context) -> bool:

@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import conf
 
-from airflow_provider_modelsync.core.errors import RegistryUnavailable
+from airflow_provider_modelsync.core.errors import Permanent, RegistryUnavailable, Retryable
 from airflow_provider_modelsync.core.models import ModelVersion, PulledModel, Query, TransferStats
+from airflow_provider_modelsync.core.sync import Selection, Versions
 from airflow_provider_modelsync.core.wait import find_version
-from airflow_provider_modelsync.operators.base import RegistryOperator, TaskCheckpoint, translated
+from airflow_provider_modelsync.operators.base import (
+    ModelSyncOperator,
+    RegistryOperator,
+    TaskCheckpoint,
+    translated,
+)
 from airflow_provider_modelsync.operators.storage import Location, local_source, resolve, upload_directory
 from airflow_provider_modelsync.triggers.base import DEFAULT_POLL_INTERVAL, outcome_of
 from airflow_provider_modelsync.triggers.model import ModelVersionTrigger
@@ -198,6 +204,87 @@ class PullModelOperator(RegistryOperator):
             verify=self.verify,
             checkpoint=TaskCheckpoint.of(context),
         )
+
+
+class SyncModelsOperator(ModelSyncOperator):
+    """Bring versions of one registry into another, as far as they are not there yet.
+
+    A model's versions are copied oldest first. A failing model does not stop the others. Safe to repeat: what is there
+    is skipped, and a copy that was interrupted is continued.
+
+    :param source_conn_id: the connection to read from (templated).
+    :param target_conn_id: the connection to write to (templated).
+    :param models: names or globs of names (templated).
+    :param versions: of each model: ``"latest"``, ``"all"``, or so many of the newest (templated).
+    :param labels: that a version must have (templated).
+    :param options: glob of names → what only the target understands (templated).
+    :param rename: name → its name in the target (templated).
+    :param fail_on_error: fail the task, once everything else is copied, when a model has failed.
+    :param dry_run: copy nothing, say what would be copied.
+    :return: ``counts`` and lists of what was ``copied``, ``skipped`` and ``failed``.
+    """
+
+    template_fields: Sequence[str] = (
+        "source_conn_id",
+        "target_conn_id",
+        "models",
+        "versions",
+        "labels",
+        "options",
+        "rename",
+    )
+    template_fields_renderers: ClassVar[dict[str, str]] = {"labels": "json", "options": "json", "rename": "json"}
+    ui_color = "#ffe6cc"
+
+    def __init__(
+        self,
+        *,
+        source_conn_id: str,
+        target_conn_id: str,
+        models: Sequence[str] = ("*",),
+        versions: Versions | str = "latest",
+        labels: Mapping[str, str] | None = None,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        rename: Mapping[str, str] | None = None,
+        fail_on_error: bool = True,
+        dry_run: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.source_conn_id = source_conn_id
+        self.target_conn_id = target_conn_id
+        self.models = models
+        self.versions = versions
+        self.labels = labels
+        self.options = options
+        self.rename = rename
+        self.fail_on_error = fail_on_error
+        self._only_say = dry_run  # operators have a method of the argument's name
+
+    def execute(self, context: Context) -> dict[str, JsonValue]:
+        with translated():
+            report = self.hook_for(self.source_conn_id, context).sync_to(
+                self.hook_for(self.target_conn_id, context),
+                Selection(
+                    models=self.models,
+                    versions=_versions(self.versions),
+                    labels=self.labels or {},
+                    options=self.options or {},
+                    rename=self.rename or {},
+                ),
+                dry_run=self._only_say,
+                checkpoint=TaskCheckpoint.of(context),
+            )
+            failed = report.of("failed")
+            if failed and self.fail_on_error:
+                kind = Permanent if all(version.is_permanent for version in failed) else Retryable
+                raise kind(f"{len(failed)} of {len(report.versions)} failed: {'; '.join(map(str, failed))}")
+            return report.to_xcom()
+
+
+def _versions(versions: Versions | str) -> Any:
+    """Return what a template may have made a string."""
+    return int(versions) if isinstance(versions, str) and versions.isdecimal() else versions
 
 
 def _seconds(span: float | timedelta) -> float:

@@ -48,6 +48,10 @@ class BucketSettings(RegistrySettings):
     session_token: SecretStr | None = None
     aws_conn_id: str | None = None
 
+    @property
+    def further_connections(self) -> tuple[str, ...]:
+        return (self.aws_conn_id,) if self.aws_conn_id else ()
+
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
