@@ -78,7 +78,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert told["License-Expression"] == "Apache-2.0"
     assert "Framework :: Apache Airflow :: Provider" in told.get_all("Classifier", [])
     assert "Typing :: Typed" in told.get_all("Classifier", [])
-    (airflow,) = (one for one in told.get_all("Requires-Dist", []) if one.startswith("apache-airflow"))
+    (airflow,) = (one for one in told.get_all("Requires-Dist", []) if one.startswith("apache-airflow>"))
     assert airflow == "apache-airflow>=3.3"
 
 
