@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CEPH := radosgw ceph-mon ceph-osd ceph-common
-VENDOR_BENTOCLOUD := .venv-vendors/bentocloud
+# One environment for each vendor with a requirements/vendor-NAME.txt.
+VENDORS := $(patsubst requirements/vendor-%.txt,%,$(wildcard requirements/vendor-*.txt))
 READY := $(VENV)/.ready
 
 .PHONY: demo test test-s3 ceph test-vendors bench-transfer check format lock wheel clean
@@ -28,7 +29,7 @@ ceph:
 	$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends $(CEPH)
 
 # The stand-in servers are as good as the vendors' own clients find them.
-test-vendors: $(READY) $(VENDOR_BENTOCLOUD)/.ready
+test-vendors: $(READY) $(VENDORS:%=.venv-vendors/%/.ready)
 	$(BIN)/python -m pytest -m vendor tests/vendors $(PYTEST_ARGS)
 
 # Minutes long, and for a quiet machine. Needs nginx, curl and openssl.
@@ -64,7 +65,7 @@ $(READY): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
 	touch $@
 
 # Vendors' clients cannot share an environment with Airflow.
-$(VENDOR_BENTOCLOUD)/.ready: requirements/vendor-bentocloud.txt | $(READY)
+.venv-vendors/%/.ready: requirements/vendor-%.txt | $(READY)
 	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
-	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes requirements/vendor-bentocloud.txt
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes $<
 	touch $@

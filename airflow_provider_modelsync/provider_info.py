@@ -74,6 +74,37 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
             **_HTTP,
         },
     },
+    {
+        "connection-type": "wallaroo",
+        "hook-class-name": f"{_PACKAGE}.hooks.wallaroo.WallarooHook",
+        "hook-name": "Wallaroo",
+        "ui-field-behaviour": {
+            "hidden-fields": ["schema"],
+            "relabeling": {"host": "Base URL", "login": "User name", "password": "Password"},
+            "placeholders": {"host": "https://example.wallaroo.ai", "login": "jane@example.com"},
+        },
+        "conn-fields": {
+            "workspace": _field("Workspace", "string", "Its name or id; the user's own when empty."),
+            "create_workspace": _field("Create workspace", "boolean", "Make the workspace when there is none."),
+            "auth_url": _field("Authentication URL", "string", "Base URL of the Keycloak, where it has its own host."),
+            "realm": _field("Realm", "string", "Of the Keycloak; master when empty."),
+            "client_id": _field(
+                "Client id", "string", "OAuth client; api-client with a secret, else sdk-client when empty."
+            ),
+            "client_secret": _field("Client secret", "string", "Of a confidential client.", format="password"),
+            "grant_type": _field(
+                "Grant type",
+                "string",
+                "How to log in; what the filled fields allow when empty.",
+                enum=["password", "refresh_token", "token", None],
+            ),
+            "refresh_token": _field("Refresh token", "string", "An offline token.", format="password"),
+            "access_token": _field(
+                "Access token", "string", "A ready-made token; it is not renewed.", format="password"
+            ),
+            **{name: field for name, field in _HTTP.items() if name not in ("part_size_mib", "presigned_hosts")},
+        },
+    },
 ]
 
 
@@ -89,7 +120,7 @@ def get_provider_info() -> dict[str, Any]:
         "description": "Moves machine-learning models between Apache Airflow and model registries.",
         "integrations": [{"integration-name": "modelsync", "tags": ["software"]}],
         "connection-types": _CONNECTION_TYPES,
-        "hooks": _modules("hooks", "registry", "modelstore", "bentocloud"),
+        "hooks": _modules("hooks", "registry", "modelstore", "bentocloud", "wallaroo"),
         "operators": _modules("operators", "transfer", "catalog", "deployment", "bentocloud"),
         "sensors": _modules("sensors", "model"),
         "triggers": _modules("triggers", "base", "model", "deployment"),

@@ -227,7 +227,7 @@ def _words_in(body: str) -> str:
     except (ValueError, RecursionError):
         return body
     if isinstance(value, dict):
-        texts = [value[key] for key in ("error", "message", "error_description", "detail") if key in value]
+        texts = [value[key] for key in ("error", "message", "msg", "error_description", "detail") if key in value]
         return "; ".join(dict.fromkeys(text for text in texts if isinstance(text, str))) or body
     return body
 

@@ -46,6 +46,7 @@ _REPEATABLE = "modelsync_idempotent"
 _SECONDS = "modelsync_seconds"
 _SECRETS = "modelsync_secrets"
 _CREDENTIALS = "modelsync_credentials"  # whether it carries the connection's
+_SEALED = "modelsync_sealed"  # whether its body holds secrets
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -134,8 +135,10 @@ class ApiClient:
         :param headers: further headers; they win.
         :param seconds: how long the call may take, its tries included, instead of the connection's ``timeout_seconds``.
         :param may_repeat: whether the call may be carried out twice; by default as its method promises.
-        :param secrets: values in the body that no message may quote, besides the connection's.
+        :param secrets: values in the body that no message may quote, besides the connection's. Such a body is never
+            redirected to another origin.
         """
+        secrets = tuple(secrets)
         target = self._url(url if "://" in url else f"{self.base_url}/{url.lstrip('/')}")
         if params:
             target = target.copy_merge_params(params)
@@ -145,7 +148,11 @@ class ApiClient:
         for more in (self._headers if ours else {}, credentials, headers or {}):
             check_headers(more)
             merged.update(more)
-        extensions: dict[str, Any] = {_SECRETS: (*self._secrets, *secrets), _CREDENTIALS: bool(credentials)}
+        extensions: dict[str, Any] = {
+            _SECRETS: (*self._secrets, *secrets),
+            _CREDENTIALS: bool(credentials),
+            _SEALED: bool(secrets),
+        }
         if seconds is not None:
             extensions[_SECONDS] = seconds
         if may_repeat is not None:
@@ -301,6 +308,12 @@ class RequestPolicy:
         extensions = dict(request.extensions)
         if origin_of(target) != origin_of(request.url):
             extensions[_CREDENTIALS] = False
+            if content and request.extensions.get(_SEALED):
+                raise InvalidInput(
+                    f"{method} {shown} holds a secret and is not followed to {show_url(target, secrets)}; "
+                    "name that server in the connection",
+                    argument="host",
+                )
         return httpx.Request(method, target, headers=headers, content=content or None, extensions=extensions)
 
 

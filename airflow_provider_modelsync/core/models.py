@@ -279,6 +279,36 @@ class Deployment(_Value):
         return xcom
 
 
+class Predictions(_Value):
+    """Predictions that were made, as one file.
+
+    :param registry: the connection type.
+    :param deployment: what made them; ``None`` for the connection's own.
+    :param format: of the file: ``pandas-records`` (a JSON list of objects), ``arrow`` (IPC file), ``jsonl``.
+    :param size_bytes: of the file.
+    :param count: how many there are, where the format tells.
+    :param model: the reference that was served, where it is known.
+    :param path: the file.
+    :param content: what it would hold, when no file was asked for.
+    """
+
+    registry: str
+    deployment: str | None
+    format: str
+    size_bytes: int
+    count: int | None = None
+    model: str | None = None
+    path: Path | None = None
+    content: bytes | None = Field(default=None, repr=False)
+
+    def to_xcom(self, **more: JsonValue) -> dict[str, JsonValue]:
+        """Return a reference to them as a plain dictionary of JSON values: never the predictions themselves.
+
+        :param more: further entries, e.g. ``output``.
+        """
+        return {**self.model_dump(mode="json", exclude={"path", "content"}), **more}
+
+
 class Undo(StrEnum):
     """How a roll-out is taken back."""
 

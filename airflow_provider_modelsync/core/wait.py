@@ -52,7 +52,9 @@ def find_version(
     except ModelNotFound:
         return None
     if found.status is VersionStatus.FAILED:
-        raise VersionFailed(f"{found.ref} has failed in its registry", model=found.ref)
+        reason = yield from registry.failure_of(found)
+        said = f": {reason}" if reason else ""
+        raise VersionFailed(f"{found.ref} has failed in its registry{said}", model=found.ref)
     if not found.ready or not registry.has_reached(found, state):
         return None
     if newer_than and found.age_key <= (yield from _age_of(registry, ref.name, newer_than)):

@@ -16,7 +16,8 @@ from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.drive import async_driver_for, driver_for
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError
 from airflow_provider_modelsync.core.flow import Flow, SyncDriver
-from airflow_provider_modelsync.core.models import Deployment, ModelVersion, PulledModel, Query, SyncReport
+from airflow_provider_modelsync.core.models import Deployment, ModelVersion, Predictions, PulledModel, Query, SyncReport
+from airflow_provider_modelsync.core.predict import predict
 from airflow_provider_modelsync.core.pull import pull
 from airflow_provider_modelsync.core.push import push
 from airflow_provider_modelsync.core.registries.base import Registry
@@ -275,6 +276,29 @@ class RegistryHook(BaseHook):
     def undeploy(self, name: str) -> Deployment:
         """Ask for a deployment's end; return once that is accepted. One that has ended already is fine."""
         return self.run(lambda registry: registry.undeploy(name))
+
+    def predict(
+        self,
+        deployment: str | None,
+        inputs: Any,
+        *,
+        output: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> Predictions:
+        """Have a deployment make predictions.
+
+        :param deployment: its name; ``None`` for the connection's own, where it has one.
+        :param inputs: a file or a directory of this machine, or values, as the system takes them.
+        :param output: the file to write, complete or not at all; without it what was predicted is the result's
+            ``content``, for few predictions.
+        :param options: what the system understands.
+        :return: where they are, how many, and of what format.
+        :raises InvalidInput: for inputs or options that are refused before anything is sent.
+        :raises NotSupported: where the system runs no predictions.
+        """
+        with self._named(None), self._session() as (registry, driver):
+            control = self._control(registry, f"predicting with {deployment}", None)
+            return predict(registry, driver, deployment, inputs, control, output=output, options=options)
 
     def test_connection(self) -> tuple[bool, str]:
         """Make one cheap authenticated request and say who and where, or what is wrong."""

@@ -1,28 +1,32 @@
-"""Operators that have models served, and end that again."""
+"""Operators that have models served, have them predict, and end that again."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.sdk import BaseOperatorLink, conf
+from airflow.sdk import BaseOperatorLink, ObjectStoragePath, conf
 from airflow.sdk.exceptions import AirflowTaskTimeout
 from airflow.sdk.log import mask_secret
 from pydantic import ValidationError
 
-from airflow_provider_modelsync.core.errors import Cancelled, RegistryUnavailable, Retryable
-from airflow_provider_modelsync.core.models import Deployment, RollOut, Undo
+from airflow_provider_modelsync.core.errors import Cancelled, InvalidInput, RegistryUnavailable, Retryable
+from airflow_provider_modelsync.core.models import Deployment, Predictions, RollOut, Undo
 from airflow_provider_modelsync.core.wait import GOALS, GONE, READY, find_deployment, take_back
-from airflow_provider_modelsync.hooks.registry import get_registry_hook
+from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
 from airflow_provider_modelsync.links import RegistryConsoleLink, remember_link
 from airflow_provider_modelsync.operators.base import RegistryOperator, TaskCheckpoint, translated
+from airflow_provider_modelsync.operators.storage import Location, local_source, publish_file, resolve
 from airflow_provider_modelsync.triggers.base import DEFAULT_POLL_INTERVAL, outcome_of
 from airflow_provider_modelsync.triggers.deployment import DeploymentTrigger
 
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 _UNDO_SECONDS = 3.0  # a killed task has five seconds until the worker ends it
 _MEMORY = "deployment"
 _ENVIRONMENTS = frozenset({"env", "envs", "environment"})
+_ARGUMENTS = frozenset({"deployment", "inputs", "output"})  # of a prediction, so no options
 
 
 class _DeploymentOperator(RegistryOperator):
@@ -74,7 +79,7 @@ class _DeploymentOperator(RegistryOperator):
         """
         with translated():
             outcome_of(event)
-            deployment = self._look((event or {}).get("revision"))
+            deployment = self._look(self.get_hook(), (event or {}).get("revision"))
             if deployment is None:
                 raise RegistryUnavailable(f"{self.deployment} was {self.goal} a moment ago and is not any more")
             return self._finish(context, deployment, model)
@@ -84,8 +89,9 @@ class _DeploymentOperator(RegistryOperator):
     ) -> Deployment:
         timeout = self.timeout.total_seconds() if isinstance(self.timeout, timedelta) else float(self.timeout)
         deadline = time.time() + timeout
+        hook = self.get_hook()
         # Looking once first spares a deferral, and keeps the trigger from firing at once.
-        found = self._patiently(revision)
+        found = self._patiently(hook, revision)
         if found is None and self.deferrable:
             self.defer(
                 trigger=DeploymentTrigger(
@@ -106,20 +112,20 @@ class _DeploymentOperator(RegistryOperator):
                 self._take_back(started)
                 raise RegistryUnavailable(f"{self.deployment} was not {self.goal} after {timeout:.0f} s")
             self._cancel_token.sleep(min(self.poll_interval, max(0.0, deadline - time.time())))
-            found = self._patiently(revision)
+            found = self._patiently(hook, revision)
         return found
 
-    def _patiently(self, revision: str | None) -> Deployment | None:
+    def _patiently(self, hook: RegistryHook, revision: str | None) -> Deployment | None:
         try:
-            return self._look(revision)
+            return self._look(hook, revision)
         except Cancelled:
             raise
         except Retryable as error:
             self.log.warning("%s; the wait goes on", error)
             return None
 
-    def _look(self, revision: str | None) -> Deployment | None:
-        return self.get_hook().run(lambda registry: GOALS[self.goal](registry, self.deployment, revision))
+    def _look(self, hook: RegistryHook, revision: str | None) -> Deployment | None:
+        return hook.run(lambda registry: GOALS[self.goal](registry, self.deployment, revision))
 
     def _take_back(self, started: RollOut | None) -> None:
         if started is None:
@@ -267,6 +273,70 @@ class UndeployModelOperator(_DeploymentOperator):
             if self.wait_for_completion and not deployment.gone:
                 deployment = self._wait()
             return self._finish(context, deployment)
+
+
+class PredictOperator(RegistryOperator):
+    """Have a deployment make predictions, and write them to a file.
+
+    The output is absent, old, or new and complete at every moment. What is there already is replaced. Predictions never
+    go to XCom, only the reference to them does.
+
+    :param registry_conn_id: the registry's connection (templated).
+    :param deployment: its name (templated).
+    :param inputs: what to predict from, as the system takes it: a local path, an object storage URL, which is copied to
+        this machine first, or values (templated).
+    :param output: the file to write: a local path or an object storage URL (templated).
+    :param options: what the system understands (templated).
+    :param deferrable: wait in the triggerer where the system works on a request by itself; most answer at once.
+    :return: registry, deployment, model, output, format, count and size of the predictions, as a dictionary.
+    """
+
+    template_fields: Sequence[str] = ("registry_conn_id", "deployment", "inputs", "output_path", "options")
+    template_fields_renderers: ClassVar[dict[str, str]] = {"inputs": "json", "options": "json"}
+    ui_color = "#fff2cc"
+
+    def __init__(
+        self,
+        *,
+        inputs: Any,
+        output: Location,
+        deployment: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.deployment = deployment
+        self.inputs = inputs
+        self.output_path = output  # ``output`` is what Airflow calls a task's XCom
+        self.options = options
+        self.deferrable = deferrable
+
+    def execute(self, context: Context) -> dict[str, JsonValue]:
+        with translated():
+            if clash := sorted(_ARGUMENTS & (self.options or {}).keys()):
+                raise InvalidInput(f"{', '.join(clash)}: arguments of the task, not options", argument="options")
+            output = resolve(self.output_path, "output")
+            with self._local_inputs() as inputs:
+                if isinstance(output, Path):
+                    made = self._predict(context, inputs, output)
+                else:
+                    with tempfile.TemporaryDirectory(prefix="modelsync-") as scratch:
+                        written = Path(scratch) / "predictions"
+                        made = self._predict(context, inputs, written)
+                        publish_file(written, output, cancel=self._cancel_token)
+            return made.to_xcom(output=str(output))
+
+    @contextmanager
+    def _local_inputs(self) -> Iterator[Any]:
+        if isinstance(self.inputs, (str, os.PathLike, ObjectStoragePath)):
+            with local_source(self.inputs, self._cancel_token, "inputs") as inputs:
+                yield inputs
+        else:
+            yield self.inputs
+
+    def _predict(self, context: Context, inputs: Any, output: Path) -> Predictions:
+        return self.get_hook(context).predict(self.deployment, inputs, output=output, **(self.options or {}))
 
 
 class _Memory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -44,12 +45,12 @@ def resolve(location: Location, argument: str) -> Path | ObjectStoragePath:
 
 
 @contextmanager
-def local_source(location: Location, cancel: CancelToken) -> Iterator[Path]:
+def local_source(location: Location, cancel: CancelToken, argument: str = "source") -> Iterator[Path]:
     """Yield a source as a local path; a remote one is copied to a temporary directory once.
 
     :raises InvalidInput: when a remote source is missing or holds a name that no model may hold.
     """
-    source = resolve(location, "source")
+    source = resolve(location, argument)
     if isinstance(source, Path):
         yield source
         return
@@ -61,7 +62,7 @@ def local_source(location: Location, cancel: CancelToken) -> Iterator[Path]:
             with _open(source / path if path else source, "rb") as reader, local.open("xb") as writer:
                 _copy(reader, writer, cancel)
         if not copy.exists():
-            raise InvalidInput(f"{source} does not exist or holds no file", argument="source")
+            raise InvalidInput(f"{source} does not exist or holds no file", argument=argument)
         yield copy
 
 
@@ -89,6 +90,19 @@ def upload_directory(directory: Path, target: ObjectStoragePath, *, force: bool,
         if path not in ours or remote.stat().st_size != file.size:
             remote.parent.mkdir(parents=True, exist_ok=True)
             _upload(directory / path, remote, cancel)
+
+
+def publish_file(file: Path, remote: ObjectStoragePath, *, cancel: CancelToken) -> None:
+    """Copy a file to object storage, in place of whatever is there; it gets its name once it is complete."""
+    scratch = remote.parent / f".{remote.name}.{secrets.token_hex(6)}"
+    remote.parent.mkdir(parents=True, exist_ok=True)
+    _upload(file, scratch, cancel)
+    try:
+        remote.fs.mv(scratch.path, remote.path)
+    except BaseException:
+        with suppress(Exception):
+            scratch.unlink()
+        raise
 
 
 def _upload(file: Path, remote: ObjectStoragePath, cancel: CancelToken) -> None:

@@ -19,12 +19,14 @@ from airflow_provider_modelsync.core.registries.base import Registry
 from airflow_provider_modelsync.core.registries.bentocloud import BentoCloud, BentoCloudSettings
 from airflow_provider_modelsync.core.registries.modelstore import ModelStore
 from airflow_provider_modelsync.core.registries.modelstore_bucket import BucketSettings
+from airflow_provider_modelsync.core.registries.wallaroo import Wallaroo, WallarooSettings
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from tests.services.ceph_rgw import rgw
 from tests.services.moto_server import running_moto
 from tests.services.s3 import S3Service
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.s3 import S3StandIn
+from tests.standins.wallaroo import WallarooStandIn
 
 DriverFactory = Callable[[Registry, CancelToken | None], AbstractContextManager[SyncDriver]]
 AsyncDriverFactory = Callable[[Registry], AbstractAsyncContextManager[AsyncDriver]]
@@ -154,6 +156,36 @@ def _bentocloud(strategy: str | None) -> Callable[[Path], AbstractContextManager
     return open_stand_in
 
 
+def write_file(directory: Path, text: str) -> Path:
+    """Write a model of one file that differs with the text."""
+    directory.mkdir(parents=True)
+    (directory / "model.onnx").write_bytes(text.encode() * 1000)
+    return directory
+
+
+@contextmanager
+def _wallaroo(scratch: Path) -> Iterator[RegistryUnderTest]:
+    with WallarooStandIn(scratch) as server:
+        server.conversion = ["ready"]
+        fields = {
+            "host": server.url,
+            "login": server.username,
+            "password": server.password,
+            "client_secret": server.client_secret,
+            "workspace": "fraud-team",
+            "create_workspace": True,
+        }
+        yield RegistryUnderTest(
+            connect=lambda: Wallaroo(WallarooSettings.read("wallaroo_default", fields)),
+            names=("fraud", "fraud-2", "c-a-r-d"),
+            versions=tuple(f"00000000-0000-4000-8000-00000000000{digit}" for digit in "012"),
+            bad_names=("", "Fraud", "fraud_2", "a.b", "2fraud", "a/b", "..", "a b", "a\n", "größe", "a-", "x" * 64),
+            trace=server.count,
+            make_source=write_file,
+            push_options={"framework": "onnx"},
+        )
+
+
 PROVIDERS = {
     "modelstore": Provider(ModelStore, _modelstore),
     "modelstore-moto": Provider(ModelStore, _moto),
@@ -161,4 +193,5 @@ PROVIDERS = {
     "bentocloud-proxy": Provider(BentoCloud, _bentocloud("proxy")),
     "bentocloud-presigned": Provider(BentoCloud, _bentocloud(None)),
     "bentocloud-parts": Provider(BentoCloud, _bentocloud("presigned_url")),
+    "wallaroo": Provider(Wallaroo, _wallaroo),
 }

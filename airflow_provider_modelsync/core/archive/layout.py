@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.archive.digest import Source, read_tree
@@ -157,15 +157,24 @@ class TarLayout:
         return len(view)
 
 
+class Layout(Protocol):
+    """What is never written to disk, but any range of which can be had."""
+
+    @property
+    def size(self) -> int: ...
+
+    def readinto(self, offset: int, buffer: WriteableBuffer, /) -> int: ...
+
+
 class LayoutReader(io.RawIOBase):
-    """A binary file over a range of a :class:`TarLayout`; a request body that can be sent any number of times.
+    """A binary file over a range of a layout; a request body that can be sent any number of times.
 
     :param layout: the archive.
     :param offset: where the range starts.
     :param length: bytes; cut where the archive ends.
     """
 
-    def __init__(self, layout: TarLayout, offset: int, length: int) -> None:
+    def __init__(self, layout: Layout, offset: int, length: int) -> None:
         if offset < 0 or length < 0:
             raise ValueError("a range cannot be negative")
         self._layout = layout
@@ -199,9 +208,9 @@ class LayoutReader(io.RawIOBase):
         return count
 
     def readall(self) -> bytes:
-        data = self._layout.read(self._offset + self._position, self._length - self._position)
-        self._position += len(data)
-        return data
+        data = bytearray(max(0, self._length - self._position))
+        self.readinto(data)
+        return bytes(data)
 
 
 def _paths(tree: Source) -> list[str]:

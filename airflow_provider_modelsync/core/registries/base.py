@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 from airflow_provider_modelsync.core.errors import ModelNotFound, NotSupported
 from airflow_provider_modelsync.core.flow import Flow, Policy, send_once
-from airflow_provider_modelsync.core.models import Deployment, ModelRef, ModelVersion, Query
+from airflow_provider_modelsync.core.models import Deployment, ModelRef, ModelVersion, Predictions, Query
 from airflow_provider_modelsync.core.settings import RegistrySettings
-from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, PushRequest, UploadPlan
+from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, PredictRequest, PushRequest, UploadPlan
 
 ANY = Query()
 
@@ -122,6 +122,11 @@ class Registry(ABC):
     def list_versions(self, name: str, query: Query) -> Flow[list[ModelVersion]]:
         """Return the versions of a name that the query chooses, in any state, newest first; empty when none is."""
 
+    def failure_of(self, version: ModelVersion) -> Flow[str]:
+        """Return why a version has failed, in the system's words; empty where it does not say."""
+        return ""
+        yield
+
     def delete(self, ref: ModelRef) -> Flow[bool]:
         """Delete an exact version; return whether it was there."""
         raise self.not_supported(Capability.DELETE)
@@ -162,3 +167,11 @@ class Registry(ABC):
     def undeploy(self, name: str) -> Flow[Deployment]:
         """Ask for a deployment's end."""
         raise self.not_supported(Capability.DEPLOY)
+
+    def predict(self, request: PredictRequest) -> Flow[Predictions]:
+        """Have a deployment make predictions, and write them to the file that the request names.
+
+        :param request: what to predict from, and where to.
+        :raises InvalidInput: for inputs or options that the system cannot take, before anything is sent.
+        """
+        raise self.not_supported(Capability.PREDICT)

@@ -306,6 +306,38 @@ class Mover:
             url, headers = self._redirected(url, location, headers)
         raise self._too_many_redirects(url)
 
+    @contextlib.contextmanager
+    def exchange(
+        self,
+        url: str,
+        body: BodyFactory,
+        length: int,
+        headers: Mapping[str, str] | None = None,
+        *,
+        method: str = "POST",
+        pace: Pace | None = None,
+        cancel: CancelToken | None = None,
+    ) -> Iterator[Download]:
+        """Send a body once; the block receives the answer's bytes, of which there may be many, too.
+
+        Parameters and errors as for :meth:`put`, the answer as for :meth:`get`.
+        """
+        headers = dict(headers or {})
+        for _ in range(MAX_REDIRECTS + 1):
+            sent = _Sent(None)
+            with contextlib.closing(_blocks_of(body, length, sent)) as blocks:
+                sized = {**headers, "Content-Length": str(length)}
+                with self._exchange(method, url, sized, blocks, pace, cancel) as download:
+                    try:
+                        if download.status not in _BODY_REDIRECTS or "Location" not in download.headers:
+                            yield download
+                            return
+                        location = download.headers["Location"]
+                    finally:
+                        download.complete &= sent.count == length  # else the next request would count as the rest
+            url, headers = self._redirected(url, location, headers)
+        raise self._too_many_redirects(url)
+
     def _put_once(
         self,
         method: str,

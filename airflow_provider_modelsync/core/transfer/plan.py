@@ -19,7 +19,9 @@ from airflow_provider_modelsync.core.errors import Retryable
 from airflow_provider_modelsync.core.flow import Flow
 from airflow_provider_modelsync.core.models import ModelRef, ModelVersion
 from airflow_provider_modelsync.core.transfer.checkpoint import OpenUpload, UploadMemory
-from airflow_provider_modelsync.core.transfer.mover import MovedResponse
+from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.transfer.form import Form
+from airflow_provider_modelsync.core.transfer.mover import MovedResponse, Mover
 
 _MIB = 1 << 20
 _PART_MIB = 16  # larger parts move no faster, and more is sent again when one fails
@@ -119,6 +121,27 @@ class PutParts:
         """Return a part's offset in the archive and its length in bytes."""
         start = (number - 1) * self.upload.part_size
         return start, min(self.upload.part_size, self.layout.size - start)
+
+
+@dataclass(frozen=True, slots=True)
+class PostForm:
+    """Push: the model goes up as the large part of one form in one request.
+
+    :param form: the body.
+    :param address: where to; asked anew for each try.
+    :param answered: told the answer, whatever its status; raises what a refusal means.
+    :param is_there: whether the server has the model: an answer that was lost does not say. Asked before anything is
+        sent again.
+    :param answer_seconds: how long the server may think once it has the whole form.
+    """
+
+    is_resumable: ClassVar[bool] = False
+
+    form: Form
+    address: AskAddress
+    answered: Callable[[MovedResponse], None]
+    is_there: Callable[[], Flow[bool]]
+    answer_seconds: float = 60.0
 
 
 def choose_part_size(size: int, wanted_mib: int | None = None) -> int:
@@ -250,7 +273,7 @@ class GetFiles:
     etags: Mapping[str, str] = field(default_factory=dict)
 
 
-UploadWay = IntoDirectory | PutArchive | PutParts | PutFiles | PutObjects
+UploadWay = IntoDirectory | PutArchive | PutParts | PostForm | PutFiles | PutObjects
 DownloadWay = FromDirectory | GetArchive | GetFiles
 
 
@@ -304,3 +327,23 @@ class DownloadPlan:
     way: DownloadWay
     generated: frozenset[str] = frozenset()
     check: Callable[[Path, Sequence[FileEntry]], None] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictRequest:
+    """What is to be predicted. There is no plan for it: how often inputs and answers change places is the system's.
+
+    :param deployment: what is to predict; ``None`` for the connection's own.
+    :param inputs: a file or a directory of this machine as a :class:`~pathlib.Path`, or values.
+    :param target: the file to write. It counts once the flow has returned, and is gone after an error.
+    :param mover: sends and receives bodies of size, in :class:`~...flow.Call` steps.
+    :param control: how to cancel, what to tell.
+    :param options: what only the registry understands.
+    """
+
+    deployment: str | None
+    inputs: Any
+    target: Path
+    mover: Mover
+    control: Control
+    options: Mapping[str, Any] = field(default_factory=dict)

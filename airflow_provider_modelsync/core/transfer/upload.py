@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 from airflow_provider_modelsync.core.archive.digest import Source
 from airflow_provider_modelsync.core.archive.names import show
 from airflow_provider_modelsync.core.cancel import CancelToken
@@ -12,10 +14,12 @@ from airflow_provider_modelsync.core.parallel import for_each
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.files import put_files
 from airflow_provider_modelsync.core.transfer.local import copy_files
-from airflow_provider_modelsync.core.transfer.mover import Mover, with_retries
+from airflow_provider_modelsync.core.transfer.mover import MovedResponse, Mover, with_retries
 from airflow_provider_modelsync.core.transfer.objects import put_objects
 from airflow_provider_modelsync.core.transfer.plan import (
+    Address,
     IntoDirectory,
+    PostForm,
     PutArchive,
     PutFiles,
     PutObjects,
@@ -23,6 +27,7 @@ from airflow_provider_modelsync.core.transfer.plan import (
     UploadGone,
     UploadWay,
 )
+from airflow_provider_modelsync.core.transfer.watchdog import Pace
 
 
 def upload(way: UploadWay, source: Source, control: Control, driver: SyncDriver, mover: Mover) -> TransferStats:
@@ -48,6 +53,8 @@ def upload(way: UploadWay, source: Source, control: Control, driver: SyncDriver,
             return put_files(way, control, driver, mover)
         case PutObjects():
             return put_objects(way, control, driver, mover)
+        case PostForm():
+            return _post_form(way, control, driver, mover)
 
 
 def _write_files(way: IntoDirectory, source: Source, control: Control) -> None:
@@ -119,3 +126,27 @@ def _put_parts(way: PutParts, control: Control, driver: SyncDriver, mover: Mover
     layout.confirm()
     progress.finish()
     return TransferStats(sent_bytes=layout.size - resumed, resumed_bytes=resumed)
+
+
+def _post_form(way: PostForm, control: Control, driver: SyncDriver, mover: Mover) -> TransferStats:
+    form = way.form
+    progress = control.progress(form.size)
+    pace = Pace(answer_seconds=way.answer_seconds)
+    tries = count()
+
+    def send(address: Address) -> MovedResponse:
+        headers = {**address.headers, "Content-Type": form.content_type}
+        return mover.put(address.url, form.reader, form.size, headers, method="POST", pace=pace, on_bytes=progress.add)
+
+    def post() -> None:
+        if next(tries) and driver.run(way.is_there()):
+            return
+        address = driver.run(way.address())
+        answer = send(address)
+        if answer.status == 401 and (other := driver.run(way.address())) != address:
+            answer = send(other)
+        way.answered(answer)
+
+    with_retries(post, cancel=control.cancel)
+    progress.finish()
+    return TransferStats(sent_bytes=form.upload.size if form.upload else form.size)

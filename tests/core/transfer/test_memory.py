@@ -5,6 +5,7 @@ Each measured transfer has a fresh process of its own; its server is in the test
 
 from __future__ import annotations
 
+import base64
 import json
 import socketserver
 import subprocess
@@ -19,12 +20,14 @@ from typing import Any
 import pytest
 
 from airflow_provider_modelsync.core import pull as pulling
+from airflow_provider_modelsync.core import push as pushing
 from airflow_provider_modelsync.core.archive.digest import FileEntry, SourceTree, Stamp
 from airflow_provider_modelsync.core.archive.layout import TarLayout
 from airflow_provider_modelsync.core.drive import driver_for
 from airflow_provider_modelsync.core.flow import Flow, SyncDriver
 from airflow_provider_modelsync.core.models import Query
 from airflow_provider_modelsync.core.registries.bentocloud import BentoCloud, BentoCloudSettings
+from airflow_provider_modelsync.core.registries.wallaroo import Wallaroo, WallarooSettings
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.checkpoint import OpenUpload, UploadMemory
 from airflow_provider_modelsync.core.transfer.control import Control
@@ -32,6 +35,7 @@ from airflow_provider_modelsync.core.transfer.mover import Mover
 from airflow_provider_modelsync.core.transfer.plan import Address, PutParts, choose_part_size
 from airflow_provider_modelsync.core.transfer.upload import upload
 from tests.standins.bentocloud import BentoCloudStandIn, StoredObject
+from tests.standins.wallaroo import WallarooStandIn
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -163,6 +167,32 @@ def test_a_push_takes_no_more_memory_for_a_larger_model(tmp_path: Path) -> None:
     assert grown[2 * GIB] <= WORKERS * MIB + 20 * MIB
     assert grown[8 * GIB] <= 64 * MIB
     assert grown[8 * GIB] <= grown[2 * GIB] + 16 * MIB
+
+
+def push_form(fields: dict[str, str], path: str, framework: str) -> None:
+    registry = Wallaroo(WallarooSettings.read("wallaroo", fields))
+    schema = base64.b64encode(b"\xff" * 4 + bytes(60)).decode()
+    schemas = {} if framework == "onnx" else {"input_schema": schema, "output_schema": schema}
+    with driver_for(registry) as driver:
+        ref = registry.parse("digits")
+        pushing.push(registry, driver, path, ref, Control(), options={"framework": framework, **schemas})
+
+
+@pytest.mark.parametrize("framework", ["onnx", "custom"])
+def test_a_form_takes_no_more_memory_for_a_larger_model_be_it_a_file_or_a_zip(tmp_path: Path, framework: str) -> None:
+    grown = {}
+    for size in (MIB, 384 * MIB):
+        source = sparse(tmp_path / "weights.bin", size)
+        with WallarooStandIn(tmp_path / f"server-{size}", discard_bodies=True) as server:
+            server.add_workspace("digits-team")
+            fields = {"host": server.url, "login": server.username, "password": server.password}
+            found = in_process("push_form", fields, str(source), framework)
+            (stored,) = server.versions_of("digits")
+        assert stored.size >= size
+        assert (stored.size == size) == (framework == "onnx")
+        assert found["written"] < MIB  # no temporary copy
+        grown[size] = found["grown"]
+    assert grown[384 * MIB] <= grown[MIB] + 16 * MIB
 
 
 # --- pull ------------------------------------------------------------------------------------------------------------

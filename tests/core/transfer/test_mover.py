@@ -799,3 +799,36 @@ def test_no_signature_gets_into_logs_or_errors(mover: Mover, caplog: pytest.LogC
 def test_urllib3_is_loaded_only_when_bytes_move() -> None:
     code = "import sys, airflow_provider_modelsync.core.transfer.mover; sys.exit('urllib3' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_exchange_sends_a_body_and_receives_another(mover: Mover) -> None:
+    sent, wanted = os.urandom(2 * BLOCK + 5), os.urandom(3 * BLOCK + 1)
+    with FaultServer([ReadRest(), answer(200, wanted)]) as server:
+        with mover.exchange(server.url, lambda: io.BytesIO(sent), len(sent), {"X-Api-Key": TOKEN}) as download:
+            got = b"".join(map(bytes, download.blocks()))
+        (request,) = server.requests
+    assert got == wanted
+    assert (request.method, request.body_length, request.header("content-length")) == (
+        "POST",
+        len(sent),
+        str(len(sent)),
+    )
+
+
+def test_a_redirected_exchange_sends_the_body_again_and_no_credential(mover: Mover) -> None:
+    sent = os.urandom(BLOCK + 5)
+    with FaultServer([ReadRest(), answer(200, b"there")]) as there:
+        with FaultServer([ReadRest(), answer(307, headers={"Location": f"{there.url}/there"})]) as here:
+            body = lambda: io.BytesIO(sent)  # noqa: E731
+            with mover.exchange(here.url, body, len(sent), {"Authorization": f"Bearer {TOKEN}"}) as download:
+                got = b"".join(map(bytes, download.blocks()))
+        (request,) = there.requests
+    assert got == b"there"
+    assert request.body_length == len(sent)
+    assert request.header("authorization") is None
+
+
+def test_an_exchange_whose_body_is_short_is_not_sent_as_if_it_were_whole(mover: Mover) -> None:
+    with FaultServer([ReadRest(), answer(200, b"ok")]) as server, pytest.raises(SourceChanged):
+        with mover.exchange(server.url, lambda: io.BytesIO(b"short"), 10):
+            pass
