@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-VENDOR_BENTOCLOUD := .venv-vendors/bentocloud
+VENDORS := bentocloud pieces pieces-3
 READY := $(VENV)/.ready
 
 .PHONY: demo test test-vendors bench-transfer check format lock wheel clean
@@ -14,7 +14,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -m "not vendor" -n auto --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
 
 # The stand-in servers are as good as the vendors' own clients find them.
-test-vendors: $(READY) $(VENDOR_BENTOCLOUD)/.ready
+test-vendors: $(READY) $(VENDORS:%=.venv-vendors/%/.ready)
 	$(BIN)/python -m pytest -m vendor tests/vendors $(PYTEST_ARGS)
 
 # Minutes long, and for a quiet machine. Needs nginx, curl and openssl.
@@ -50,7 +50,7 @@ $(READY): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
 	touch $@
 
 # Vendors' clients cannot share an environment with Airflow.
-$(VENDOR_BENTOCLOUD)/.ready: requirements/vendor-bentocloud.txt | $(READY)
+.venv-vendors/%/.ready: requirements/vendor-%.txt | $(READY)
 	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
-	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes requirements/vendor-bentocloud.txt
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes $<
 	touch $@

@@ -27,10 +27,12 @@ from airflow_provider_modelsync.core.errors import (
     TargetExists,
     from_os_error,
 )
+from airflow_provider_modelsync.core.fetch import fetch as fetch_on_host
 from airflow_provider_modelsync.core.flow import SyncDriver
 from airflow_provider_modelsync.core.models import (
     ModelRef,
     ModelVersion,
+    Patience,
     PulledModel,
     Query,
     TransferStats,
@@ -156,28 +158,35 @@ def pull(
     registry: Registry,
     driver: SyncDriver,
     ref: ModelRef,
-    target: str | os.PathLike[str],
+    target: str | os.PathLike[str] | None,
     control: Control,
     *,
     query: Query,
     force: bool = False,
     verify: bool = True,
+    patience: Patience | None = None,
 ) -> PulledModel:
-    """Bring a model onto this machine.
+    """Bring a model onto this machine, or onto the system's own host where that is what it offers.
 
     The target is absent, old, or new and verified at every moment.
 
     :param registry: where from.
     :param driver: runs the registry's flows.
     :param ref: the model; without a version the newest ready one that ``query`` chooses.
-    :param target: a directory; filled when absent or empty, left alone when it holds exactly this model.
+    :param target: a directory; filled when absent or empty, left alone when it holds exactly this model. ``None``
+        stands for the system's own host.
     :param control: how to cancel, what to tell.
     :param query: chooses among ready versions.
     :param force: replace whatever the target holds, once the new copy is verified.
     :param verify: compare the pulled bytes with the version's digest.
+    :param patience: how long to wait for the system's own host.
+    :raises InvalidInput: when a target is needed and missing.
+    :raises NotSupported: when there is one, and the system gives out no models.
     :raises TargetExists: when the target holds something else.
     :raises DigestMismatch: when the stored bytes are not those pushed, seen twice.
     """
+    if target is None:
+        return fetch_on_host(registry, driver, ref, query=query, patience=patience or Patience())
     registry.require(Capability.PULL)
     place = Path(os.path.abspath(target))
     version = driver.run(registry.get(ref, query))

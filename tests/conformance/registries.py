@@ -11,12 +11,15 @@ from typing import Any
 from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.drive import async_driver_for, driver_for
 from airflow_provider_modelsync.core.flow import AsyncDriver, SyncDriver
-from airflow_provider_modelsync.core.models import ModelVersion
+from airflow_provider_modelsync.core.models import ModelVersion, VersionStatus
 from airflow_provider_modelsync.core.registries.base import Registry
 from airflow_provider_modelsync.core.registries.bentocloud import BentoCloud, BentoCloudSettings
 from airflow_provider_modelsync.core.registries.modelstore import ModelStore
+from airflow_provider_modelsync.core.registries.pieces import Pieces
+from airflow_provider_modelsync.core.registries.pieces_api import PiecesSettings
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.pieces import PiecesStandIn, model
 
 DriverFactory = Callable[[Registry, CancelToken | None], AbstractContextManager[SyncDriver]]
 AsyncDriverFactory = Callable[[Registry], AbstractAsyncContextManager[AsyncDriver]]
@@ -108,9 +111,32 @@ def _bentocloud(strategy: str | None) -> Callable[[Path], AbstractContextManager
     return open_stand_in
 
 
+@contextmanager
+def _pieces(scratch: Path) -> Iterator[RegistryUnderTest]:
+    with PiecesStandIn() as server:
+
+        def publish(name: str, version: str | None, source: Path) -> ModelVersion:
+            number = len(server.models)
+            created = {"value": f"2026-01-{number + 1:02}T00:00:00Z"}
+            record = model(name, unique=name, id=f"{number:032x}", version=f"0.1.{number + 2}", created=created)
+            server.models[record["id"]] = {**record, "custom": True}
+            return ModelVersion(
+                registry="pieces", name=name, version=version or record["version"], status=VersionStatus.READY
+            )
+
+        yield RegistryUnderTest(
+            connect=lambda: Pieces(PiecesSettings.read("pieces_default", {"host": server.url})),
+            names=("fraud", "fraud-2:q4", "Größe of C/a r"),
+            bad_names=("", " ", "a\n", "a:", ":a", "x" * 1025),
+            trace=lambda: len(server.requests),
+            publish=publish,
+        )
+
+
 PROVIDERS = {
     "modelstore": Provider(ModelStore, _modelstore),
     "bentocloud-proxy": Provider(BentoCloud, _bentocloud("proxy")),
     "bentocloud-presigned": Provider(BentoCloud, _bentocloud(None)),
     "bentocloud-parts": Provider(BentoCloud, _bentocloud("presigned_url")),
+    "pieces": Provider(Pieces, _pieces),
 }

@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("assets", "links", "lineage"),
     ("triggers",),
     ("hooks",),
-    ("core.sync", "core.wait", "core.drive"),
+    ("core.sync", "core.fetch", "core.wait", "core.drive"),
     ("core.registries",),
     ("core.transfer",),
     ("core",),  # archive, http, flow, parallel, cancel, settings and what they need
