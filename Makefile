@@ -47,7 +47,7 @@ format: $(READY)
 
 lock: $(READY)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-header --group dev --extra amazon --extra examples pyproject.toml --output-file requirements/dev.txt
+		--no-header --group dev --extra amazon --extra examples --extra pieces pyproject.toml --output-file requirements/dev.txt
 
 wheel: $(READY)
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist .

@@ -39,6 +39,9 @@ _HTTP = {
     ),
 }
 
+# Of no use where no model moves to or from the worker.
+_FOR_BYTES = {*_WORKERS, "part_size_mib", "presigned_hosts"}
+
 _CONNECTION_TYPES: list[dict[str, Any]] = [
     {
         "connection-type": "modelstore",
@@ -105,6 +108,20 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
             **{name: field for name, field in _HTTP.items() if name not in ("part_size_mib", "presigned_hosts")},
         },
     },
+    {
+        "connection-type": "pieces",
+        "hook-class-name": f"{_PACKAGE}.hooks.pieces.PiecesHook",
+        "hook-name": "Pieces OS",
+        "ui-field-behaviour": {
+            "hidden-fields": ["schema", "login", "password"],
+            "relabeling": {"host": "Base URL"},
+            "placeholders": {"host": "http://localhost", "port": "39300"},
+        },
+        "conn-fields": {
+            "application_id": _field("Application id", "string", "What this client is called there; may be empty."),
+            **{name: field for name, field in _HTTP.items() if name not in _FOR_BYTES},
+        },
+    },
 ]
 
 
@@ -120,9 +137,9 @@ def get_provider_info() -> dict[str, Any]:
         "description": "Moves machine-learning models between Apache Airflow and model registries.",
         "integrations": [{"integration-name": "modelsync", "tags": ["software"]}],
         "connection-types": _CONNECTION_TYPES,
-        "hooks": _modules("hooks", "registry", "modelstore", "bentocloud", "wallaroo"),
-        "operators": _modules("operators", "transfer", "catalog", "deployment", "bentocloud"),
+        "hooks": _modules("hooks", "registry", "modelstore", "bentocloud", "wallaroo", "pieces"),
+        "operators": _modules("operators", "transfer", "catalog", "deployment", "bentocloud", "pieces"),
         "sensors": _modules("sensors", "model"),
-        "triggers": _modules("triggers", "base", "model", "deployment"),
+        "triggers": _modules("triggers", "base", "model", "deployment", "fetch"),
         "extra-links": [f"{_PACKAGE}.links.RegistryConsoleLink"],
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 
 from airflow_provider_modelsync.core import network
 from airflow_provider_modelsync.core.cancel import CancelToken
@@ -24,7 +24,8 @@ def driver_for(registry: Registry, cancel: CancelToken | None = None) -> Iterato
         yield SyncDriver(cancel=cancel)
         return
     with network.client(registry.settings) as client:
-        yield SyncDriver(client, policy=registry.policy(), cancel=cancel)
+        with closing(SyncDriver(client, policy=registry.policy(), cancel=cancel)) as driver:
+            yield driver
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ itself, so the same code serves both drivers. Compose flows with ``yield from``:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -20,6 +20,7 @@ import httpx
 
 from airflow_provider_modelsync.core import exchange
 from airflow_provider_modelsync.core.cancel import CancelToken
+from airflow_provider_modelsync.core.loop import LoopThread
 from airflow_provider_modelsync.core.parallel import interruptible
 
 T = TypeVar("T")
@@ -36,6 +37,13 @@ class Call:
 
     fn: Callable[[], Any]
     is_remote: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Await:
+    """A step that only asynchronous code can do: the sync driver runs it on an event loop in a thread of its own."""
+
+    fn: Callable[[], Coroutine[Any, Any, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +68,7 @@ class Exchange:
     seconds: float | None = None
 
 
-Step = httpx.Request | Call | Sleep | Exchange
+Step = httpx.Request | Call | Await | Sleep | Exchange
 Flow = Generator[Step, Any, T]
 Policy = Callable[[httpx.Request], Flow[httpx.Response]]
 
@@ -74,6 +82,12 @@ def call(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Flow[T]:
 def call_remote(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Flow[T]:
     """Run a function that waits for another machine as a step and return what it returns."""
     result: T = yield Call(partial(fn, *args, **kwargs), is_remote=True)
+    return result
+
+
+def wait_for(fn: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> Flow[T]:
+    """Run a coroutine function as a step and return what it returns. All steps of one driver share an event loop."""
+    result: T = yield Await(partial(fn, *args, **kwargs))
     return result
 
 
@@ -112,6 +126,11 @@ class SyncDriver:
         self._client = client
         self._policy = policy
         self._cancel = cancel or CancelToken()
+        self._loop = LoopThread()
+
+    def close(self) -> None:
+        """End what steps have left running on the event loop."""
+        self._loop.close()
 
     def shielded(self) -> SyncDriver:
         """Return a driver that no cancellation reaches, for cleaning up after one."""
@@ -140,6 +159,8 @@ class SyncDriver:
                 return interruptible(fn, self._cancel)
             case Call(fn):
                 return fn()
+            case Await(fn):
+                return self._loop.run(fn(), self._cancel)
             case Sleep(seconds):
                 return self._cancel.sleep(seconds)
             case Exchange(request, seconds):
@@ -171,6 +192,8 @@ class AsyncDriver:
         match step:
             case Call(fn):
                 return await asyncio.to_thread(fn)
+            case Await(fn):
+                return await fn()
             case Sleep(seconds):
                 return await asyncio.sleep(seconds)
             case Exchange(request, seconds):

@@ -235,6 +235,32 @@ class SyncReport(_Value):
         return xcom
 
 
+class Patience(_Value):
+    """How a task waits for what a system does by itself.
+
+    :param seconds: when to give up.
+    :param poll_interval: seconds between two looks.
+    """
+
+    seconds: float = 6 * 3600.0
+    poll_interval: float = 5.0
+
+
+class Fetch(_Value):
+    """A model that a system has been asked to bring onto its own host.
+
+    :param ref: what the system knows exactly this model by.
+    :param name: what people call it.
+    :param ours: whether this task has asked for it: then a killed task takes that back.
+    :param version: the model, once it is there.
+    """
+
+    ref: str
+    name: str
+    ours: bool = False
+    version: ModelVersion | None = None
+
+
 class Deployment(_Value):
     """A served model.
 

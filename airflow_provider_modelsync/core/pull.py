@@ -25,10 +25,12 @@ from airflow_provider_modelsync.core.errors import (
     TargetExists,
     from_os_error,
 )
+from airflow_provider_modelsync.core.fetch import fetch
 from airflow_provider_modelsync.core.flow import SyncDriver
 from airflow_provider_modelsync.core.models import (
     ModelRef,
     ModelVersion,
+    Patience,
     PulledModel,
     Query,
     TransferStats,
@@ -42,7 +44,7 @@ from airflow_provider_modelsync.core.transfer.plan import DownloadPlan
 
 log = logging.getLogger("modelsync")
 
-Fetch = Callable[[Path], Pulled]
+_Download = Callable[[Path], Pulled]
 
 _NAME_BYTES = 150  # of a target's name in the hidden names beside it
 
@@ -51,28 +53,35 @@ def pull(
     registry: Registry,
     driver: SyncDriver,
     ref: ModelRef,
-    target: str | os.PathLike[str],
+    target: str | os.PathLike[str] | None,
     control: Control,
     *,
     query: Query,
     force: bool = False,
     verify: bool = True,
+    patience: Patience | None = None,
 ) -> PulledModel:
-    """Bring a model onto this machine.
+    """Bring a model onto this machine, or onto the system's own host where that is what it offers.
 
     The target is absent, old, or new and verified at every moment.
 
     :param registry: where from.
     :param driver: runs the registry's flows.
     :param ref: the model; without a version the newest ready one that ``query`` chooses.
-    :param target: a directory; filled when absent or empty, left alone when it holds exactly this model.
+    :param target: a directory; filled when absent or empty, left alone when it holds exactly this model. ``None``
+        stands for the system's own host.
     :param control: how to cancel, what to tell.
     :param query: chooses among ready versions.
     :param force: replace whatever the target holds, once the new copy is verified.
     :param verify: compare the pulled bytes with the version's digest.
+    :param patience: how long to wait for the system's own host.
+    :raises InvalidInput: when a target is needed and missing.
+    :raises NotSupported: when there is one, and the system gives out no models.
     :raises TargetExists: when the target holds something else.
     :raises DigestMismatch: when the stored bytes are not those pushed, seen twice.
     """
+    if target is None:
+        return fetch(registry, driver, ref, query=query, patience=patience or Patience())
     registry.require(Capability.PULL)
     place = Path(os.path.abspath(target))
     version = driver.run(registry.get(ref, query))
@@ -128,7 +137,7 @@ def _holds(place: Path, version: ModelVersion, control: Control, *, force: bool)
 
 
 def _fill(
-    place: Path, plan: DownloadPlan, control: Control, fetch: Fetch, *, force: bool, verify: bool
+    place: Path, plan: DownloadPlan, control: Control, download_into: _Download, *, force: bool, verify: bool
 ) -> TransferStats:
     version = plan.version
     # One name for one content, so that the next try finds what this one has left.
@@ -141,21 +150,21 @@ def _fill(
 
     with durable.staging(_beside(place, key[:12]), keep=keep) as staging:
         durable.require_space(place.parent, version.size_bytes or 0, argument="target")
-        pulled = _fetch_verified(plan, staging, fetch, verify=verify)
+        pulled = _fetch_verified(plan, staging, download_into, verify=verify)
         durable.sync_file_system(staging)
         _move_in(staging, place, version, control, force=force)
         durable.sync_directory(place.parent)
     return TransferStats(sent_bytes=pulled.moved_bytes, resumed_bytes=pulled.resumed_bytes)
 
 
-def _fetch_verified(plan: DownloadPlan, staging: Path, fetch: Fetch, *, verify: bool) -> Pulled:
+def _fetch_verified(plan: DownloadPlan, staging: Path, download_into: _Download, *, verify: bool) -> Pulled:
     want = plan.version.digest
     got = None
     for _ in range(2):  # a flipped bit on the way is cured by another look, one in the store is not
         if got is not None:
             log.warning("the bytes of %s do not match its digest %s: reading them again", plan.version.ref, want)
             durable.empty_directory(staging)
-        pulled = fetch(staging)
+        pulled = download_into(staging)
         if plan.check is not None:
             plan.check(staging, pulled.files)
         for path in plan.generated:

@@ -15,8 +15,18 @@ from airflow.sdk.exceptions import AirflowException
 from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.drive import async_driver_for, driver_for
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError
+from airflow_provider_modelsync.core.fetch import fetch, start_fetch
 from airflow_provider_modelsync.core.flow import Flow, SyncDriver
-from airflow_provider_modelsync.core.models import Deployment, ModelVersion, Predictions, PulledModel, Query, SyncReport
+from airflow_provider_modelsync.core.models import (
+    Deployment,
+    Fetch,
+    ModelVersion,
+    Patience,
+    Predictions,
+    PulledModel,
+    Query,
+    SyncReport,
+)
 from airflow_provider_modelsync.core.predict import predict
 from airflow_provider_modelsync.core.pull import pull
 from airflow_provider_modelsync.core.push import push
@@ -162,23 +172,26 @@ class RegistryHook(BaseHook):
     def pull(
         self,
         model: str,
-        target: str | os.PathLike[str],
+        target: str | os.PathLike[str] | None,
         *,
         labels: Mapping[str, str] | None = None,
         query: str | None = None,
         force: bool = False,
         verify: bool = True,
         checkpoint: CheckpointStore | None = None,
+        patience: Patience | None = None,
     ) -> PulledModel:
         """Pull a model.
 
         :param model: ``name`` or ``name:latest`` for the newest ready version, ``name:version`` for an exact one.
-        :param target: a directory; filled when absent or empty, left alone when it holds exactly this model.
+        :param target: a directory; filled when absent or empty, left alone when it holds exactly this model. ``None``
+            where the system keeps models on its own host: it is to have the model there.
         :param labels: choose among ready versions.
         :param query: chooses among ready versions: name substrings, ``label:k``, ``label:k=v``.
         :param force: replace whatever the target holds, once the new copy is verified.
         :param verify: compare the bytes with the version's digest.
         :param checkpoint: where tries remember what is done.
+        :param patience: how long to wait for the system's own host.
         :raises ModelNotFound: when no ready version is chosen.
         :raises TargetExists: when the target holds something else.
         :raises DigestMismatch: when the stored bytes are not those that were pushed.
@@ -193,6 +206,7 @@ class RegistryHook(BaseHook):
                 query=Query.parse(query, labels),
                 force=force,
                 verify=verify,
+                patience=patience,
             )
 
     def sync_to(
@@ -227,6 +241,14 @@ class RegistryHook(BaseHook):
                 dry_run=dry_run,
             )
 
+    def start_fetch(self, model: str, *, labels: Mapping[str, str] | None = None, query: str | None = None) -> Fetch:
+        """Begin a pull onto the system's own host, and do not wait for it. Parameters as for :meth:`pull`.
+
+        :raises InvalidInput: where models are pulled to a directory instead.
+        """
+        with self._named(model), self._session() as (registry, driver):
+            return start_fetch(registry, driver, registry.parse(model), query=Query.parse(query, labels))
+
     def get(self, model: str, *, labels: Mapping[str, str] | None = None, query: str | None = None) -> ModelVersion:
         """Return a model version.
 
@@ -258,13 +280,19 @@ class RegistryHook(BaseHook):
     def deploy(self, deployment: str | None, model: str, *, config: Mapping[str, Any] | None = None) -> Deployment:
         """Have a model served; return once the request is accepted. What runs exactly so already is left alone.
 
+        Where the system serves from its own host, the model is brought there first, and waited for.
+
         :param deployment: its name.
         :param model: ``name`` or ``name:latest`` for the newest ready version, ``name:version`` for an exact one.
         :param config: what the system understands.
         :raises InvalidInput: for a name or a configuration that is refused before anything is sent.
         :raises NotSupported: where the system does not deploy.
         """
-        return self.run(lambda registry: registry.deploy(deployment, registry.parse(model), config or {}), model=model)
+        with self._named(model), self._session() as (registry, driver):
+            ref, config = registry.parse(model), config or {}
+            if driver.run(registry.needs_fetch(deployment, ref, config)):
+                fetch(registry, driver, ref, query=Query(), patience=Patience())
+            return driver.run(registry.deploy(deployment, ref, config))
 
     def deployment(self, name: str) -> Deployment:
         """Return a deployment as it is now.

@@ -21,11 +21,12 @@ from airflow.sdk.log import mask_secret
 from pydantic import ValidationError
 
 from airflow_provider_modelsync.core.errors import Cancelled, InvalidInput, RegistryUnavailable, Retryable
-from airflow_provider_modelsync.core.models import Deployment, Predictions, RollOut, Undo
+from airflow_provider_modelsync.core.models import Deployment, Patience, Predictions, RollOut, Undo
 from airflow_provider_modelsync.core.wait import GOALS, GONE, READY, find_deployment, take_back
 from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
 from airflow_provider_modelsync.links import RegistryConsoleLink, remember_link
 from airflow_provider_modelsync.operators.base import RegistryOperator, TaskCheckpoint, translated
+from airflow_provider_modelsync.operators.fetch import fetch
 from airflow_provider_modelsync.operators.storage import Location, local_source, publish_file, resolve
 from airflow_provider_modelsync.triggers.base import DEFAULT_POLL_INTERVAL, outcome_of
 from airflow_provider_modelsync.triggers.deployment import DeploymentTrigger
@@ -56,7 +57,7 @@ class _DeploymentOperator(RegistryOperator):
     def __init__(
         self,
         *,
-        deployment: str,
+        deployment: str | None,
         wait_for_completion: bool = True,
         timeout: float | timedelta = 3600,
         poll_interval: float = DEFAULT_POLL_INTERVAL,
@@ -70,6 +71,16 @@ class _DeploymentOperator(RegistryOperator):
         self.poll_interval = poll_interval
         self.deferrable = deferrable
 
+    @property
+    def _name(self) -> str:
+        if self.deployment is None:
+            raise InvalidInput("a deployment must be named", argument="deployment")
+        return self.deployment
+
+    @property
+    def _seconds(self) -> float:
+        return self.timeout.total_seconds() if isinstance(self.timeout, timedelta) else float(self.timeout)
+
     def execute_complete(
         self, context: Context, event: Mapping[str, Any] | None, model: str | None = None
     ) -> dict[str, JsonValue]:
@@ -81,13 +92,13 @@ class _DeploymentOperator(RegistryOperator):
             outcome_of(event)
             deployment = self._look(self.get_hook(), (event or {}).get("revision"))
             if deployment is None:
-                raise RegistryUnavailable(f"{self.deployment} was {self.goal} a moment ago and is not any more")
+                raise RegistryUnavailable(f"{self._name} was {self.goal} a moment ago and is not any more")
             return self._finish(context, deployment, model)
 
     def _wait(
         self, revision: str | None = None, started: RollOut | None = None, *, model: str | None = None
     ) -> Deployment:
-        timeout = self.timeout.total_seconds() if isinstance(self.timeout, timedelta) else float(self.timeout)
+        timeout = self._seconds
         deadline = time.time() + timeout
         hook = self.get_hook()
         # Looking once first spares a deferral, and keeps the trigger from firing at once.
@@ -96,7 +107,7 @@ class _DeploymentOperator(RegistryOperator):
             self.defer(
                 trigger=DeploymentTrigger(
                     registry_conn_id=self.registry_conn_id,
-                    deployment=self.deployment,
+                    deployment=self._name,
                     deadline=deadline,
                     goal=self.goal,
                     revision=revision,
@@ -110,7 +121,7 @@ class _DeploymentOperator(RegistryOperator):
         while found is None:
             if time.time() >= deadline:
                 self._take_back(started)
-                raise RegistryUnavailable(f"{self.deployment} was not {self.goal} after {timeout:.0f} s")
+                raise RegistryUnavailable(f"{self._name} was not {self.goal} after {timeout:.0f} s")
             self._cancel_token.sleep(min(self.poll_interval, max(0.0, deadline - time.time())))
             found = self._patiently(hook, revision)
         return found
@@ -125,7 +136,7 @@ class _DeploymentOperator(RegistryOperator):
             return None
 
     def _look(self, hook: RegistryHook, revision: str | None) -> Deployment | None:
-        return hook.run(lambda registry: GOALS[self.goal](registry, self.deployment, revision))
+        return hook.run(lambda registry: GOALS[self.goal](registry, self._name, revision))
 
     def _take_back(self, started: RollOut | None) -> None:
         if started is None:
@@ -147,7 +158,8 @@ class _DeploymentOperator(RegistryOperator):
 class DeployModelOperator(_DeploymentOperator):
     """Have a model served, under a name that lasts.
 
-    Creates the deployment, or gives an existing one a new configuration. Safe to repeat: what runs exactly so already
+    Creates the deployment, or gives an existing one a new configuration. Where the system serves from its own host, the
+    model is brought there first, whatever ``wait_for_completion`` says. Safe to repeat: what runs exactly so already
     is left alone, and a retried task goes on with the roll-out that its last try has begun.
 
     A task that is killed, or runs out of time, takes back what it has started and nothing else: a deployment that it
@@ -155,7 +167,7 @@ class DeployModelOperator(_DeploymentOperator):
     left as it is, and the log says so. A roll-out that the system itself gives up is left for inspection.
 
     :param registry_conn_id: the registry's connection (templated).
-    :param deployment: its name (templated).
+    :param deployment: its name; left out where the deployment is the model itself (templated).
     :param model: ``name`` or ``name:latest`` for the newest ready version, ``name:version`` for an exact one
         (templated).
     :param config: what the system understands (templated). Values of environment variables are masked.
@@ -172,10 +184,16 @@ class DeployModelOperator(_DeploymentOperator):
     ui_color = "#d0e0e3"
     goal = READY
 
-    def __init__(self, *, model: str, config: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self, *, model: str, deployment: str | None = None, config: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(deployment=deployment, **kwargs)
         self.model = model
         self.config = config
+
+    @property
+    def _name(self) -> str:
+        return self.model if self.deployment is None else self.deployment
 
     def render_template_fields(self, context: Context, jinja_env: jinja2.Environment | None = None) -> None:
         super().render_template_fields(context, jinja_env)
@@ -184,31 +202,49 @@ class DeployModelOperator(_DeploymentOperator):
     def execute(self, context: Context) -> dict[str, JsonValue]:
         self._mask()  # Airflow renders a mapped task's fields by itself
         with translated():
-            memory = _Memory(TaskCheckpoint.of(context), self._asked())
-            with self._taking_back_when_killed() as started:
-                deployment = self._deploy(memory, started)
-                model = deployment.model
-                remember_link(context, deployment.page or deployment.url)
-                if self.wait_for_completion:
-                    begun = started[-1] if started else None
-                    # A deployment that was not there before has no older revision to be mistaken for it.
-                    is_new = begun is not None and begun.replaced is None
-                    deployment = self._wait(None if is_new else deployment.revision, begun, model=model)
-            return self._finish(context, deployment, model)
+            self._fetch(context)
+            return self._roll_out(context)
+
+    def execute_fetched(self, context: Context, event: Mapping[str, Any] | None) -> dict[str, JsonValue]:
+        """Take over from the trigger that waited for the model to be where it is served."""
+        self._mask()
+        with translated():
+            outcome_of(event)
+            return self._roll_out(context)
+
+    def _fetch(self, context: Context) -> None:
+        hook = self.get_hook(context)
+        config = self.config or {}
+        if hook.run(lambda registry: registry.needs_fetch(self.deployment, registry.parse(self.model), config)):
+            patience = Patience(seconds=self._seconds, poll_interval=self.poll_interval)
+            fetch(self, hook, self.model, patience, then="execute_fetched" if self.deferrable else None)
+
+    def _roll_out(self, context: Context) -> dict[str, JsonValue]:
+        memory = _Memory(TaskCheckpoint.of(context), self._asked())
+        with self._taking_back_when_killed() as started:
+            deployment = self._deploy(memory, started)
+            model = deployment.model
+            remember_link(context, deployment.page or deployment.url)
+            if self.wait_for_completion:
+                begun = started[-1] if started else None
+                # A deployment that was not there before has no older revision to be mistaken for it.
+                is_new = begun is not None and begun.replaced is None
+                deployment = self._wait(None if is_new else deployment.revision, begun, model=model)
+        return self._finish(context, deployment, model)
 
     def _deploy(self, memory: _Memory, started: list[RollOut]) -> Deployment:
         """Begin the roll-out, or find the one that is begun; append what this task has to answer for."""
         hook = self.get_hook()
-        before = hook.run(lambda registry: find_deployment(registry, self.deployment))
+        before = hook.run(lambda registry: find_deployment(registry, self._name))
         unfinished = memory.unfinished()
         ours = unfinished if unfinished and before and unfinished.revision == before.revision else None
-        if ours and before and not before.failed and memory.is_same:
+        if ours and before and not (before.failed or before.gone) and memory.is_same:
             self.log.info("going on with revision %s, which an earlier try has begun", before.revision)
             started.append(ours)
             return before.model_copy(update={"model": before.model or ours.model})
         if ours is None or (before and before.ready):
             ours = RollOut(
-                deployment=self.deployment,
+                deployment=self._name,
                 model=self.model,
                 undo=_undo(before),
                 replaced=before.revision if before else None,
@@ -269,7 +305,7 @@ class UndeployModelOperator(_DeploymentOperator):
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
         with translated():
-            deployment = self.get_hook().undeploy(self.deployment)
+            deployment = self.get_hook().undeploy(self._name)
             if self.wait_for_completion and not deployment.gone:
                 deployment = self._wait()
             return self._finish(context, deployment)

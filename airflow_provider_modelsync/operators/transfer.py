@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.sdk import conf
 
 from airflow_provider_modelsync.core.errors import Permanent, RegistryUnavailable, Retryable
-from airflow_provider_modelsync.core.models import ModelVersion, PulledModel, Query, TransferStats
+from airflow_provider_modelsync.core.models import ModelVersion, Patience, PulledModel, Query, TransferStats
 from airflow_provider_modelsync.core.sync import Selection, Versions
 from airflow_provider_modelsync.core.wait import find_version
 from airflow_provider_modelsync.operators.base import (
@@ -21,6 +21,7 @@ from airflow_provider_modelsync.operators.base import (
     TaskCheckpoint,
     translated,
 )
+from airflow_provider_modelsync.operators.fetch import fetch
 from airflow_provider_modelsync.operators.storage import Location, local_source, resolve, upload_directory
 from airflow_provider_modelsync.triggers.base import DEFAULT_POLL_INTERVAL, outcome_of
 from airflow_provider_modelsync.triggers.model import ModelVersionTrigger
@@ -149,10 +150,14 @@ class PullModelOperator(RegistryOperator):
     :param model: ``name`` or ``name:latest`` for the newest ready version, ``name:version`` for an exact one
         (templated).
     :param target: a directory: a local path, or an object storage URL, which is filled after the pull (templated).
+        Left out where the system keeps models on its own host: it is then to have the model there.
     :param labels: choose among ready versions (templated).
     :param query: chooses among ready versions: name substrings, ``label:k``, ``label:k=v`` (templated).
     :param force: replace whatever the target holds, once the new copy is verified.
     :param verify: compare the bytes with the version's digest.
+    :param timeout: how long to wait for the system's own host, in seconds or as a timedelta.
+    :param poll_interval: seconds between two looks while waiting for it.
+    :param deferrable: wait for it in the triggerer instead of a worker slot. Give such a task a retry.
     :return: the version as a dictionary, with ``path`` and ``skipped``.
     """
 
@@ -164,11 +169,13 @@ class PullModelOperator(RegistryOperator):
         self,
         *,
         model: str,
-        target: Location,
+        target: Location | None = None,
         labels: Mapping[str, str] | None = None,
         query: str | None = None,
         force: bool = False,
         verify: bool = True,
+        timeout: float | timedelta = 6 * 3600,
+        poll_interval: float = DEFAULT_POLL_INTERVAL,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
@@ -179,10 +186,14 @@ class PullModelOperator(RegistryOperator):
         self.query = query
         self.force = force
         self.verify = verify
+        self.timeout = timeout
+        self.poll_interval = poll_interval
         self.deferrable = deferrable
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
         with translated():
+            if self.target is None:
+                return self._finish(context, self._fetch(context))
             target = resolve(self.target, "target")
             if isinstance(target, Path):
                 pulled = self._pull(context, target)
@@ -190,9 +201,27 @@ class PullModelOperator(RegistryOperator):
                 with tempfile.TemporaryDirectory(prefix="modelsync-") as scratch:
                     pulled = self._pull(context, Path(scratch) / "model")
                     upload_directory(Path(scratch) / "model", target, force=self.force, cancel=self._cancel_token)
-            self.emit(context, pulled.version)
-            transfer = pulled.version.transfer or TransferStats()
-            return pulled.version.to_xcom(path=str(target), skipped=transfer.skipped)
+            return self._finish(context, pulled.version, str(target))
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any] | None) -> dict[str, JsonValue]:
+        """Take over from the trigger: read the version once more and return it."""
+        with translated():
+            return self._finish(context, self.get_hook().get(outcome_of(event)))
+
+    def _fetch(self, context: Context) -> ModelVersion:
+        return fetch(
+            self,
+            self.get_hook(context),
+            self.model,
+            Patience(seconds=_seconds(self.timeout), poll_interval=self.poll_interval),
+            labels=self.labels,
+            query=self.query,
+            then="execute_complete" if self.deferrable else None,
+        )
+
+    def _finish(self, context: Context, version: ModelVersion, path: str | None = None) -> dict[str, JsonValue]:
+        self.emit(context, version)
+        return version.to_xcom(path=path, skipped=(version.transfer or TransferStats()).skipped)
 
     def _pull(self, context: Context, target: Path) -> PulledModel:
         return self.get_hook(context).pull(

@@ -19,10 +19,8 @@ DEFAULT_POLL_INTERVAL = 10.0  # seconds
 MIN_POLL_INTERVAL = 5.0  # seconds
 
 
-class WaitTrigger(BaseTrigger):
-    """Base of the triggers that wait for a registry: fires once, when it is there, has failed, or time is over.
-
-    Passing faults of the registry never end the wait; they are logged when they begin.
+class RegistryTrigger(BaseTrigger):
+    """Base of the triggers that wait for a registry.
 
     :param registry_conn_id: the registry's connection.
     :param deadline: when to give up, in seconds since the epoch.
@@ -46,6 +44,19 @@ class WaitTrigger(BaseTrigger):
     @abstractmethod
     def arguments(self) -> dict[str, Any]:
         """Return the arguments that are not common to all triggers, as JSON values without secrets."""
+
+    def _pause(self) -> float:
+        # Jitter, so that many waiters do not ask all at once; never beyond the deadline.
+        interval = self.poll_interval * random.uniform(1.0, 1.1)  # noqa: S311
+        return max(0.0, min(interval, self.deadline - time.time()))
+
+
+class WaitTrigger(RegistryTrigger):
+    """Base of the triggers that look again and again: fires once, when it is there, has failed, or time is over.
+
+    Passing faults of the registry never end the wait; they are logged when they begin. Parameters as for
+    :class:`RegistryTrigger`.
+    """
 
     @abstractmethod
     async def look(self, hook: RegistryHook) -> dict[str, Any] | None:
@@ -72,20 +83,16 @@ class WaitTrigger(BaseTrigger):
                     self.log.warning("%s; the wait goes on", error)
                 trouble = str(error)
             except Exception as error:
-                yield TriggerEvent(_failure(error))
+                yield TriggerEvent(failure_of(error))
                 return
             if last:
                 message = await self.give_up(hook)
                 yield TriggerEvent({"status": "timeout", "message": f"{message}: {trouble}" if trouble else message})
                 return
 
-    def _pause(self) -> float:
-        # Jitter, so that many waiters do not ask all at once; never beyond the deadline.
-        interval = self.poll_interval * random.uniform(1.0, 1.1)  # noqa: S311
-        return max(0.0, min(interval, self.deadline - time.time()))
 
-
-def _failure(error: Exception) -> dict[str, Any]:
+def failure_of(error: Exception) -> dict[str, Any]:
+    """Return the event of a wait that has failed."""
     return {
         "status": "failed",
         "message": f"{type(error).__name__}: {error}",

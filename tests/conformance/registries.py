@@ -14,17 +14,20 @@ import pytest
 from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.drive import async_driver_for, driver_for
 from airflow_provider_modelsync.core.flow import AsyncDriver, SyncDriver
-from airflow_provider_modelsync.core.models import ModelVersion
+from airflow_provider_modelsync.core.models import ModelVersion, VersionStatus
 from airflow_provider_modelsync.core.registries.base import Registry
 from airflow_provider_modelsync.core.registries.bentocloud import BentoCloud, BentoCloudSettings
 from airflow_provider_modelsync.core.registries.modelstore import ModelStore
 from airflow_provider_modelsync.core.registries.modelstore_bucket import BucketSettings
+from airflow_provider_modelsync.core.registries.pieces import Pieces
+from airflow_provider_modelsync.core.registries.pieces_api import PiecesSettings
 from airflow_provider_modelsync.core.registries.wallaroo import Wallaroo, WallarooSettings
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from tests.services.ceph_rgw import rgw
 from tests.services.moto_server import running_moto
 from tests.services.s3 import S3Service
 from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.pieces import PiecesStandIn, model
 from tests.standins.s3 import S3StandIn
 from tests.standins.wallaroo import WallarooStandIn
 
@@ -186,6 +189,28 @@ def _wallaroo(scratch: Path) -> Iterator[RegistryUnderTest]:
         )
 
 
+@contextmanager
+def _pieces(scratch: Path) -> Iterator[RegistryUnderTest]:
+    with PiecesStandIn() as server:
+
+        def publish(name: str, version: str | None, source: Path) -> ModelVersion:
+            number = len(server.models)
+            created = {"value": f"2026-01-{number + 1:02}T00:00:00Z"}
+            record = model(name, unique=name, id=f"{number:032x}", version=f"0.1.{number + 2}", created=created)
+            server.models[record["id"]] = {**record, "custom": True}
+            return ModelVersion(
+                registry="pieces", name=name, version=version or record["version"], status=VersionStatus.READY
+            )
+
+        yield RegistryUnderTest(
+            connect=lambda: Pieces(PiecesSettings.read("pieces_default", {"host": server.url})),
+            names=("fraud", "fraud-2:q4", "Größe of C/a r"),
+            bad_names=("", " ", "a\n", "a:", ":a", "x" * 1025),
+            trace=lambda: len(server.requests),
+            publish=publish,
+        )
+
+
 PROVIDERS = {
     "modelstore": Provider(ModelStore, _modelstore),
     "modelstore-moto": Provider(ModelStore, _moto),
@@ -194,4 +219,5 @@ PROVIDERS = {
     "bentocloud-presigned": Provider(BentoCloud, _bentocloud(None)),
     "bentocloud-parts": Provider(BentoCloud, _bentocloud("presigned_url")),
     "wallaroo": Provider(Wallaroo, _wallaroo),
+    "pieces": Provider(Pieces, _pieces),
 }

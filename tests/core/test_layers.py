@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("triggers",),
     ("hooks",),
     ("core.sync",),
-    ("core.push", "core.pull", "core.predict", "core.wait"),
+    ("core.push", "core.pull", "core.fetch", "core.predict", "core.wait"),
     ("core.drive",),
     ("core.registries",),
     ("core.transfer",),

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_modelsync.core import sync
 from airflow_provider_modelsync.core.drive import driver_for
 from airflow_provider_modelsync.core.models import Deployment, ModelVersion, Query
+from airflow_provider_modelsync.core.push import push
 from airflow_provider_modelsync.core.registries.wallaroo import Wallaroo, WallarooSettings
 from airflow_provider_modelsync.core.transfer.control import Control
 from tests.standins.wallaroo import WallarooStandIn, run_onnx, total
@@ -132,7 +132,7 @@ class Ours:
     def push(self, source: Path, name: str, **options: Any) -> ModelVersion:
         with driver_for(self.registry) as driver:
             ref = self.registry.parse(name)
-            return sync.push(self.registry, driver, source, ref, Control(), options=options)
+            return push(self.registry, driver, source, ref, Control(), options=options)
 
     def list_versions(self, name: str) -> list[ModelVersion]:
         with driver_for(self.registry) as driver:

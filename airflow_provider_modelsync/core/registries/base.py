@@ -7,17 +7,27 @@ its methods that talk to the system are flows, run by workers and by the trigger
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from airflow_provider_modelsync.core.errors import ModelNotFound, NotSupported
+from airflow_provider_modelsync.core.errors import InvalidInput, ModelNotFound, NotSupported
 from airflow_provider_modelsync.core.flow import Flow, Policy, send_once
-from airflow_provider_modelsync.core.models import Deployment, ModelRef, ModelVersion, Predictions, Query
+from airflow_provider_modelsync.core.models import (
+    Deployment,
+    Fetch,
+    ModelRef,
+    ModelVersion,
+    Patience,
+    Predictions,
+    Query,
+)
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, PredictRequest, PushRequest, UploadPlan
 
 ANY = Query()
+
+Note = Callable[[Fetch], None]
 
 
 class Capability(StrEnum):
@@ -156,6 +166,35 @@ class Registry(ABC):
         """Say how a version's bytes come down."""
         raise self.not_supported(Capability.PULL)
 
+    def fetch(self, ref: ModelRef, query: Query, patience: Patience, note: Note) -> Flow[ModelVersion]:
+        """Have the system bring a model onto its own host, and wait until it is there.
+
+        :param note: as for :meth:`start_fetch`.
+        :raises InvalidInput: where models are pulled to a directory instead.
+        """
+        raise _no_target()
+
+    def start_fetch(self, ref: ModelRef, query: Query, note: Note) -> Flow[Fetch]:
+        """Ask the system to bring a model onto its own host, unless it does or did so already.
+
+        :param note: told what is about to be asked for: the answer may be lost.
+        :raises InvalidInput: where models are pulled to a directory instead.
+        """
+        raise _no_target()
+
+    def finish_fetch(self, fetch: Fetch, patience: Patience) -> Flow[ModelVersion]:
+        """Wait until a model is on the system's host; only look, and take back what is ours when the time is over."""
+        raise _no_target()
+
+    def cancel_fetch(self, ref: str) -> Flow[str]:
+        """End what was asked for, as far as it has not come to its end; return what was done in a sentence."""
+        raise _no_target()
+
+    def needs_fetch(self, deployment: str | None, ref: ModelRef, config: Mapping[str, Any]) -> Flow[bool]:
+        """Return whether a model has to be fetched before it can be deployed so. Parameters as for :meth:`deploy`."""
+        yield from ()
+        return False
+
     def deploy(self, deployment: str | None, ref: ModelRef, config: Mapping[str, Any]) -> Flow[Deployment]:
         """Ask for a model to be served; return once the request is accepted."""
         raise self.not_supported(Capability.DEPLOY)
@@ -175,3 +214,7 @@ class Registry(ABC):
         :raises InvalidInput: for inputs or options that the system cannot take, before anything is sent.
         """
         raise self.not_supported(Capability.PREDICT)
+
+
+def _no_target() -> InvalidInput:
+    return InvalidInput("a target directory is needed", argument="target")

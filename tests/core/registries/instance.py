@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from airflow_provider_modelsync.core import sync
 from airflow_provider_modelsync.core.drive import driver_for
 from airflow_provider_modelsync.core.flow import Flow
 from airflow_provider_modelsync.core.models import ModelVersion, Query
+from airflow_provider_modelsync.core.push import push
 from airflow_provider_modelsync.core.registries.wallaroo import Wallaroo, WallarooSettings
 from airflow_provider_modelsync.core.transfer.control import Control
 from tests.standins.wallaroo import ModelVersion as Stored
@@ -70,7 +70,7 @@ class Instance:
         control = control or Control()
         ref = self.registry.parse(model)
         with driver_for(self.registry, control.cancel) as driver:
-            return sync.push(self.registry, driver, source, ref, control, options=options, **more)
+            return push(self.registry, driver, source, ref, control, options=options, **more)
 
     def get(self, model: str = NAME, query: str | None = None) -> ModelVersion:
         return self.run(lambda registry: registry.get(registry.parse(model), Query.parse(query)))
