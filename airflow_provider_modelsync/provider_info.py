@@ -109,6 +109,27 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
         },
     },
     {
+        "connection-type": "supervisely",
+        "hook-class-name": f"{_PACKAGE}.hooks.supervisely.SuperviselyHook",
+        "hook-name": "Supervisely",
+        "ui-field-behaviour": {
+            "hidden-fields": ["schema", "login"],
+            "relabeling": {"host": "Server address", "password": "API token"},
+            "placeholders": {"host": "https://app.supervisely.com"},
+        },
+        "conn-fields": {
+            "team_id": _field("Team", "integer", "Whose Team Files; the workspace's team when empty.", minimum=1),
+            "workspace_id": _field("Workspace", "integer", "Where deployments run.", minimum=1),
+            "task_id": _field("Task", "integer", "The deployment that is meant where none is named.", minimum=1),
+            "session_token": _field(
+                "Session token", "string", "The same by its token, without the API.", format="password"
+            ),
+            "deployment_url": _field("Deployment URL", "string", "The same by an address that holds no token."),
+            "artifacts_root": _field("Experiments", "string", "Directory of Team Files; /experiments when empty."),
+            **_HTTP,
+        },
+    },
+    {
         "connection-type": "pieces",
         "hook-class-name": f"{_PACKAGE}.hooks.pieces.PiecesHook",
         "hook-name": "Pieces OS",
@@ -137,8 +158,8 @@ def get_provider_info() -> dict[str, Any]:
         "description": "Moves machine-learning models between Apache Airflow and model registries.",
         "integrations": [{"integration-name": "modelsync", "tags": ["software"]}],
         "connection-types": _CONNECTION_TYPES,
-        "hooks": _modules("hooks", "registry", "modelstore", "bentocloud", "wallaroo", "pieces"),
-        "operators": _modules("operators", "transfer", "catalog", "deployment", "bentocloud", "pieces"),
+        "hooks": _modules("hooks", "registry", "modelstore", "bentocloud", "wallaroo", "supervisely", "pieces"),
+        "operators": _modules("operators", "transfer", "catalog", "deployment", "bentocloud", "supervisely", "pieces"),
         "sensors": _modules("sensors", "model"),
         "triggers": _modules("triggers", "base", "model", "deployment", "fetch"),
         "extra-links": [f"{_PACKAGE}.links.RegistryConsoleLink"],

@@ -24,6 +24,7 @@ _BARE_QUERY = re.compile(r"\?[\w.~%-]+=[^\s\"'<>]*")  # libraries name targets w
 _PARAMETER = re.compile(
     r"(?i)\b(x-(?:amz|goog)-[a-z-]+|signature|sig|[a-z_]{0,20}token|client_secret|password|api_?key)=[^&\s\"'<>]+"
 )
+_APP_TOKEN = re.compile(r"(/net/)[^\s/?#\"'<>]+")  # of a Supervisely app, part of its address
 _TALKATIVE_LOGGERS = (
     "httpx",
     "httpcore.connection",
@@ -48,6 +49,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
         # Quoted forms come in upper and lower case hex; a match too many does no harm.
         text = re.sub("|".join(map(re.escape, longest_first)), _MASK, text, flags=re.IGNORECASE)
     text = _USERINFO.sub(rf"\g<1>{_MASK}@", text)
+    text = _APP_TOKEN.sub(rf"\g<1>{_MASK}", text)
     text = _URL_QUERY.sub(r"\g<1>?…", text)
     text = _BARE_QUERY.sub("?…", text)
     return _PARAMETER.sub(rf"\g<1>={_MASK}", text)

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from airflow_provider_modelsync.core.archive.digest import Source
 from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.drive import mover_for
 from airflow_provider_modelsync.core.errors import (
@@ -21,6 +21,7 @@ from airflow_provider_modelsync.core.errors import (
     InvalidInput,
     ModelNotFound,
     ModelSyncError,
+    NotSupported,
     Permanent,
     VersionConflict,
 )
@@ -204,29 +205,19 @@ class _Sync:
 
     def _copy(self, version: ModelVersion, ref: ModelRef, control: Control) -> tuple[ModelVersion, tuple[str, ...]]:
         """Push what a version holds; return the new version, and what the target has no room for."""
-        source, target = self._source, self._target
-        kept, dropped = _facts_for(target.registry, version)
-        bring = partial(
-            push,
-            target.registry,
-            target.driver,
-            ref=ref,
-            control=control,
-            options=self._selection.options_of(version.name),
-            **kept,
-        )
+        source = self._source
         plan = source.driver.run(source.registry.plan_pull(version))
         with closing(mover_for(source.registry, control)) as mover:
             stored = StoredModel.of(plan, control, source.driver, mover)
             if stored is not None:
-                return bring(source=stored), dropped
+                return self._push(stored, version, ref, control)
         # Files whose hashes are told only by reading them: one copy, which a later try finds again.
         staging = Path(tempfile.gettempdir()) / f"modelsync-{os.getuid()}-{_key(f'{version.ref} {version.digest}')}"
         is_over = control.is_last_try
         try:
             exact = ModelRef(name=version.name, version=version.version)
             pull(source.registry, source.driver, exact, staging, control, query=Query(), force=True)
-            pushed = bring(source=staging)
+            pushed = self._push(staging, version, ref, control)
             is_over = True
         except Permanent:
             is_over = True
@@ -234,7 +225,20 @@ class _Sync:
         finally:
             if is_over:
                 durable.remove_tree(staging)
-        return pushed, dropped
+        return pushed
+
+    def _push(
+        self, model: Source | Path, version: ModelVersion, ref: ModelRef, control: Control
+    ) -> tuple[ModelVersion, tuple[str, ...]]:
+        target, options = self._target, self._selection.options_of(version.name)
+        facts, dropped = _facts_for(target.registry, version)
+        while True:
+            try:
+                return push(target.registry, target.driver, model, ref, control, options=options, **facts), dropped
+            except NotSupported as error:  # a registry that keeps them, though not beside this model
+                if not facts.pop(error.argument or "", None):
+                    raise
+                dropped = (*dropped, str(error.argument))
 
     def _note(self, version: SyncedVersion) -> None:
         self._done.append(version)

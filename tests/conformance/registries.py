@@ -21,6 +21,7 @@ from airflow_provider_modelsync.core.registries.modelstore import ModelStore
 from airflow_provider_modelsync.core.registries.modelstore_bucket import BucketSettings
 from airflow_provider_modelsync.core.registries.pieces import Pieces
 from airflow_provider_modelsync.core.registries.pieces_api import PiecesSettings
+from airflow_provider_modelsync.core.registries.supervisely import Supervisely, SuperviselySettings
 from airflow_provider_modelsync.core.registries.wallaroo import Wallaroo, WallarooSettings
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from tests.services.ceph_rgw import rgw
@@ -29,6 +30,7 @@ from tests.services.s3 import S3Service
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.pieces import PiecesStandIn, model
 from tests.standins.s3 import S3StandIn
+from tests.standins.supervisely import SuperviselyStandIn
 from tests.standins.wallaroo import WallarooStandIn
 
 DriverFactory = Callable[[Registry, CancelToken | None], AbstractContextManager[SyncDriver]]
@@ -211,6 +213,20 @@ def _pieces(scratch: Path) -> Iterator[RegistryUnderTest]:
         )
 
 
+@contextmanager
+def _supervisely(scratch: Path) -> Iterator[RegistryUnderTest]:
+    with SuperviselyStandIn(scratch) as server:
+        fields = {"host": server.url, "password": server.token, "team_id": server.team_id}
+        yield RegistryUnderTest(
+            connect=lambda: Supervisely(SuperviselySettings.read("supervisely_default", fields)),
+            names=("533_Fraud", "533_Fraud v2", "größe & mehr"),
+            versions=("1_YOLO", "2 RT-DETR?#%2f", "x" * 255),
+            bad_names=("", "a/b", ".", "..", "a\n", "a\x00", "x" * 256, "ü" * 128),
+            bad_versions=("a/b", ".", "..", "a:b", "a\n", "x" * 256, "ü" * 128),
+            trace=lambda: len(server.requests),
+        )
+
+
 PROVIDERS = {
     "modelstore": Provider(ModelStore, _modelstore),
     "modelstore-moto": Provider(ModelStore, _moto),
@@ -219,5 +235,6 @@ PROVIDERS = {
     "bentocloud-presigned": Provider(BentoCloud, _bentocloud(None)),
     "bentocloud-parts": Provider(BentoCloud, _bentocloud("presigned_url")),
     "wallaroo": Provider(Wallaroo, _wallaroo),
+    "supervisely": Provider(Supervisely, _supervisely),
     "pieces": Provider(Pieces, _pieces),
 }

@@ -61,11 +61,13 @@ class Address:
     :param url: absolute; may hold a signature, so it is not shown.
     :param headers: credentials and what else this very URL needs.
     :param presigned: whether a storage answers, rather than the registry itself.
+    :param content: what to send in order to get bytes, by POST; without it they are had by GET.
     """
 
     url: str = field(repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     presigned: bool = False
+    content: bytes | None = None
 
 
 class UploadGone(Retryable):

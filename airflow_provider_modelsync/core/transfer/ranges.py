@@ -59,7 +59,8 @@ class RangedObject:
         if self.etag is not None:
             headers["If-Match"] = self.etag
         try:
-            with self._mover.get(address.url, headers, cancel=cancel) as answer:
+            method = "GET" if address.content is None else "POST"
+            with self._mover.get(address.url, headers, method=method, content=address.content, cancel=cancel) as answer:
                 yield answer
         except UrlExpired:
             with self._lock:

@@ -1,0 +1,200 @@
+"""Deploy, predict, freeze and undeploy on Supervisely as tasks."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from airflow_provider_modelsync.core.http import Backoff
+from airflow_provider_modelsync.operators.deployment import DeployModelOperator, PredictOperator, UndeployModelOperator
+from airflow_provider_modelsync.operators.supervisely import SuperviselyFreezeOperator
+from airflow_provider_modelsync.operators.transfer import PullModelOperator, PushModelOperator
+from tests.conftest import Connect
+from tests.core.stores import snapshot
+from tests.standins.supervisely import SuperviselyStandIn
+from tests.standins.supervisely_app import SuperviselyApp
+from tests.support.images import png
+
+CONNECTION = "supervisely_default"
+KILL_LIMIT = 4.0  # seconds from the signal to the end: Airflow sends SIGKILL after five
+
+
+@pytest.fixture
+def app() -> Iterator[SuperviselyApp]:
+    with SuperviselyApp(model=None, freezes=True) as app:
+        yield app
+
+
+@pytest.fixture
+def server(
+    tmp_path: Path, app: SuperviselyApp, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[SuperviselyStandIn]:
+    monkeypatch.setattr(Backoff, "delay", lambda self, failures: 0.0)
+    with SuperviselyStandIn(tmp_path / "server", app=app.url) as server:
+        extra = {"team_id": server.team_id, "workspace_id": server.workspace_id}
+        connect(CONNECTION, conn_type="supervisely", host=server.url, password=server.token, extra=extra)
+        yield server
+
+
+def deploy(**arguments: Any) -> DeployModelOperator:
+    known = {"task_id": "deploy", "registry_conn_id": CONNECTION, "deployment": "blobs", "poll_interval": 0.05}
+    pretrained = {"model": "TinyBlob:blob-tiny", "config": {"pretrained": True, "device": "cpu"}}
+    return DeployModelOperator(**{**known, **pretrained, **arguments})
+
+
+def freeze(**arguments: Any) -> SuperviselyFreezeOperator:
+    return SuperviselyFreezeOperator(**{"task_id": "freeze", "deployment": "blobs", **arguments})
+
+
+def folder(directory: Path, *numbers: int) -> Path:
+    directory.mkdir()
+    for number in numbers:
+        (directory / f"{number:02d}.png").write_bytes(png(80, 8, (0, 0, number, 3)))
+    return directory
+
+
+def test_a_folder_is_predicted_by_what_was_deployed_and_the_model_is_frozen(
+    server: SuperviselyStandIn, app: SuperviselyApp, context: dict[str, Any], tmp_path: Path
+) -> None:
+    deployed = deploy().execute(context)
+    assert (deployed["ready"], deployed["model"]) == (True, "blob-tiny")
+    output = tmp_path / "out" / "found.jsonl"
+    predicted = PredictOperator(
+        task_id="predict",
+        registry_conn_id=CONNECTION,
+        deployment="blobs",
+        inputs=str(folder(tmp_path / "in", 1, 2, 3)),
+        output=str(output),
+        options={"conf": 0.0},
+    ).execute(context)
+    assert (predicted["count"], predicted["format"], predicted["output"]) == (3, "jsonl", str(output))
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [line["name"] for line in lines] == ["01.png", "02.png", "03.png"]
+    frozen = freeze().execute(context)
+    assert frozen == {"deployment": "blobs", "frozen": True, "message": "Model is frozen."}
+    for result in (deployed, predicted, frozen):
+        assert server.tasks[20001].session_token not in json.dumps(result)
+
+
+def test_what_cannot_be_frozen_is_told_and_no_failure(
+    server: SuperviselyStandIn, app: SuperviselyApp, context: dict[str, Any]
+) -> None:
+    deploy().execute(context)
+    app.freezes = False
+    assert freeze().execute(context)["frozen"] is False
+
+
+def test_freezing_is_for_supervisely_and_for_what_is_there(
+    server: SuperviselyStandIn, modelstore: Path, context: dict[str, Any]
+) -> None:
+    with pytest.raises(AirflowFailException, match="'modelstore'"):
+        freeze(registry_conn_id="modelsync_default").execute(context)
+    with pytest.raises(AirflowFailException, match="no deployment 'blobs'"):
+        freeze().execute(context)
+
+
+def test_undeploying_waits_until_the_task_has_ended(server: SuperviselyStandIn, context: dict[str, Any]) -> None:
+    deploy().execute(context)
+    number = str(next(iter(server.tasks)))
+    done = UndeployModelOperator(
+        task_id="undeploy", registry_conn_id=CONNECTION, deployment=number, poll_interval=0.05
+    ).execute(context)
+    assert (done["gone"], done["status"]) == (True, "stopped")
+
+
+def test_a_slow_load_is_waited_for_by_the_task(
+    server: SuperviselyStandIn, app: SuperviselyApp, context: dict[str, Any]
+) -> None:
+    server.proxy_limit, app.load_seconds = 0.2, 0.6
+    deployed = deploy(model="TinyBlob:blob-slow").execute(context)
+    assert (deployed["ready"], deployed["model"]) == (True, "blob-slow")
+    assert app.count("POST", "deploy_from_api") == 1
+
+
+def test_a_task_out_of_time_ends_what_it_has_started(
+    server: SuperviselyStandIn, app: SuperviselyApp, context: dict[str, Any]
+) -> None:
+    server.proxy_limit, app.load_seconds = 0.2, 1.5
+    with pytest.raises(AirflowException, match="not ready after"):
+        deploy(model="TinyBlob:blob-slow", timeout=0.2).execute(context)
+    assert server.tasks[20001].status == "terminating"
+
+
+def test_a_load_that_fails_ends_the_task_for_good(server: SuperviselyStandIn, context: dict[str, Any]) -> None:
+    with pytest.raises(AirflowFailException, match="nothing is served"):
+        deploy(model="TinyBlob:blob-broken").execute(context)
+    assert server.tasks[20001].status == "terminating"
+
+
+def test_a_killed_deployment_is_taken_back_within_4_s(
+    server: SuperviselyStandIn, app: SuperviselyApp, context: dict[str, Any]
+) -> None:
+    app.load_seconds = 2.0
+    operator = deploy(model="TinyBlob:blob-slow")
+    killed: list[float] = []
+
+    def kill() -> None:
+        while not app.count("POST", "deploy_from_api"):
+            time.sleep(0.01)
+        killed.append(time.monotonic())
+        operator.on_kill()
+
+    threading.Thread(target=kill).start()
+    with pytest.raises(AirflowException):
+        operator.execute(context)
+    assert time.monotonic() - killed[0] < KILL_LIMIT
+    assert server.tasks[20001].status == "terminating"
+
+
+def test_a_killed_prediction_stops_the_request_within_4_s(
+    server: SuperviselyStandIn, app: SuperviselyApp, context: dict[str, Any], tmp_path: Path
+) -> None:
+    deploy().execute(context)
+    app.gate.clear()
+    operator = PredictOperator(
+        task_id="predict",
+        registry_conn_id=CONNECTION,
+        deployment="blobs",
+        inputs=str(folder(tmp_path / "in", 1)),
+        output=str(tmp_path / "found.jsonl"),
+    )
+    killed: list[float] = []
+
+    def kill() -> None:
+        while app.count("POST", "get_inference_progress") < 2:
+            time.sleep(0.01)
+        killed.append(time.monotonic())
+        operator.on_kill()
+
+    threading.Thread(target=kill).start()
+    with pytest.raises(AirflowException):
+        operator.execute(context)
+    assert time.monotonic() - killed[0] < KILL_LIMIT
+    assert app.count("POST", "stop_inference$") == 1
+    assert not (tmp_path / "found.jsonl").exists()
+
+
+def test_a_pushed_experiment_is_deployed_and_pulled(
+    server: SuperviselyStandIn, source: Path, context: dict[str, Any], tmp_path: Path
+) -> None:
+    (source / "checkpoints").mkdir()
+    (source / "checkpoints" / "best.pt").write_bytes(b"weights")
+    pushed = PushModelOperator(
+        task_id="push",
+        registry_conn_id=CONNECTION,
+        model="1_x",
+        source=str(source),
+        options={"framework_name": "TinyBlob", "model_name": "mine"},
+    ).execute(context)
+    deployed = deploy(model=pushed["ref"], config={"device": "cpu"}).execute(context)
+    assert deployed["model"] == pushed["ref"]
+    target = tmp_path / "pulled"
+    PullModelOperator(task_id="pull", registry_conn_id=CONNECTION, model="1_x", target=str(target)).execute(context)
+    assert snapshot(target) == snapshot(source)
