@@ -757,7 +757,9 @@ def test_a_tracked_video_has_track_ids_where_the_app_can_track(serving: httpx.Cl
 def test_without_a_model_only_some_routes_answer(serving: httpx.Client, app: SuperviselyApp) -> None:
     app.loaded = None
     codes = {
-        route: serving.post(f"/{route}", json={}).status_code for route in app.ROUTES if not route.startswith("inf")
+        route: serving.post(f"/{route}", json={}).status_code
+        for route in app.ROUTES
+        if not route.startswith(("inf", "sly"))  # the last ones shut it down
     }
     assert {route for route, code in codes.items() if route.startswith("get") and code == 200} == {
         "get_status",
