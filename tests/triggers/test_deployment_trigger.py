@@ -230,7 +230,7 @@ async def test_a_triggerer_that_stops_changes_nothing(server: BentoCloudStandIn,
     with pytest.raises(asyncio.CancelledError):
         await abandoned
     await before.cleanup()
-    server.deployments["demo"].status = "running"
+    server.script_deployment("demo", ["running"])  # a look that is under way cannot undo this
 
     (event,) = await events_of(DeploymentTrigger(**before.serialize()[1]))
 
