@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -230,7 +231,7 @@ async def test_a_triggerer_that_stops_changes_nothing(server: BentoCloudStandIn,
     with pytest.raises(asyncio.CancelledError):
         await abandoned
     await before.cleanup()
-    server.script_deployment("demo", ["running"])  # a look that is under way cannot undo this
+    server.deployments["demo"].scripted = deque(["running"])  # a look that is under way cannot undo this
 
     (event,) = await events_of(DeploymentTrigger(**before.serialize()[1]))
 
