@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -71,11 +72,14 @@ class _DeploymentOperator(RegistryOperator):
         self.poll_interval = poll_interval
         self.deferrable = deferrable
 
-    @property
+    @cached_property
     def _name(self) -> str:
-        if self.deployment is None:
-            raise InvalidInput("a deployment must be named", argument="deployment")
-        return self.deployment
+        return self.deployment or self.get_hook().get_conn().own_deployment(self._served)
+
+    @property
+    def _served(self) -> str | None:
+        """What is to be served, if anything is."""
+        return None
 
     @property
     def _seconds(self) -> float:
@@ -192,8 +196,8 @@ class DeployModelOperator(_DeploymentOperator):
         self.config = config
 
     @property
-    def _name(self) -> str:
-        return self.model if self.deployment is None else self.deployment
+    def _served(self) -> str:
+        return self.model
 
     def render_template_fields(self, context: Context, jinja_env: jinja2.Environment | None = None) -> None:
         super().render_template_fields(context, jinja_env)

@@ -91,15 +91,18 @@ def assert_plain(value: Any) -> None:
     assert len(json.dumps(value).encode()) <= XCOM_LIMIT
 
 
-def kill_soon(operator: DeployModelOperator | UndeployModelOperator, after: float = 0.3) -> list[float]:
-    """Have a task killed in a moment; the time of that is put into the list."""
+def kill_soon(server: BentoCloudStandIn, operator: DeployModelOperator | UndeployModelOperator) -> list[float]:
+    """Have a task killed once it waits for what it has changed; the time of that is put into the list."""
     killed_at: list[float] = []
+    changed, seen = len(changes(server)), operator._patiently
 
-    def kill() -> None:
-        killed_at.append(time.monotonic())
-        operator.on_kill()
+    def look(*arguments: Any) -> Any:
+        if len(changes(server)) > changed and not killed_at:
+            killed_at.append(time.monotonic())
+            threading.Timer(0.1, operator.on_kill).start()
+        return seen(*arguments)
 
-    threading.Timer(after, kill).start()
+    operator._patiently = look  # type: ignore[method-assign]
     return killed_at
 
 
@@ -345,7 +348,7 @@ class TestKilledOnTheWorker:
     def test_a_deploy_terminates_what_it_created(self, server: BentoCloudStandIn, context: Any) -> None:
         server.script_deployment("demo", ENDLESS)
         operator = deploy(poll_interval=60)
-        killed_at = kill_soon(operator)
+        killed_at = kill_soon(server, operator)
 
         with pytest.raises(AirflowException, match="told to stop") as stopped:
             operator.execute(context)
@@ -358,7 +361,7 @@ class TestKilledOnTheWorker:
         server.seed_deployment("demo", "svc:1", envs=[{"name": "A", "value": "old"}])
         server.script_deployment("demo", ENDLESS)
         operator = deploy(poll_interval=60, config=CONFIG)
-        kill_soon(operator)
+        kill_soon(server, operator)
 
         with pytest.raises(AirflowException, match="told to stop"):
             operator.execute(context)
@@ -372,7 +375,7 @@ class TestKilledOnTheWorker:
         server.seed_deployment("demo", "svc:1", status="failed")
         server.script_deployment("demo", ENDLESS)
         operator = deploy(poll_interval=60)
-        kill_soon(operator)
+        kill_soon(server, operator)
 
         with pytest.raises(AirflowException, match="told to stop"):
             operator.execute(context)
@@ -385,7 +388,7 @@ class TestKilledOnTheWorker:
     ) -> None:
         server.seed_deployment("demo", "svc:2", status="deploying")
         operator = deploy(poll_interval=60)
-        kill_soon(operator)
+        kill_soon(server, operator)
 
         with pytest.raises(AirflowException, match="told to stop"):
             operator.execute(context)
@@ -438,7 +441,7 @@ class TestKilledOnTheWorker:
         monkeypatch.setattr("airflow_provider_modelsync.operators.deployment._UNDO_SECONDS", 0.5)
         server.script_deployment("demo", ENDLESS)
         operator = deploy(poll_interval=60)
-        killed_at = kill_soon(operator)
+        killed_at = kill_soon(server, operator)
         server.fault("POST", "/terminate", Delay(1.5), times=None)
 
         with pytest.raises(AirflowException, match="told to stop"):
@@ -457,7 +460,7 @@ class TestKilledOnTheWorker:
         server.seed_deployment("demo", "svc:1")
         server.script_deployment("demo", ["terminating"])
         operator = undeploy(poll_interval=60)
-        kill_soon(operator)
+        kill_soon(server, operator)
 
         with pytest.raises(AirflowException, match="told to stop"):
             operator.execute(context)

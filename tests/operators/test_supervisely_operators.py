@@ -100,6 +100,27 @@ def test_freezing_is_for_supervisely_and_for_what_is_there(
         freeze().execute(context)
 
 
+def test_the_connection_s_own_task_is_meant_where_none_is_named(
+    server: SuperviselyStandIn, app: SuperviselyApp, context: dict[str, Any], connect: Connect
+) -> None:
+    deploy().execute(context)
+    (task,) = (task for task in server.tasks if server.tasks[task].name == "blobs")
+    extra = {"team_id": server.team_id, "workspace_id": server.workspace_id, "task_id": task}
+    connect("own", conn_type="supervisely", host=server.url, password=server.token, extra=extra)
+
+    left = deploy(registry_conn_id="own", deployment=None, model="TinyBlob:blob-small").execute(context)
+
+    assert (left["name"], left["ready"], app.loaded["model_name"]) == (str(task), True, "blob-small")
+    assert UndeployModelOperator(
+        task_id="undeploy", registry_conn_id="own", deployment=None, poll_interval=0.05
+    ).execute(context)["gone"]
+
+
+def test_a_deployment_must_be_named_where_the_connection_has_none(context: dict[str, Any], modelstore: Path) -> None:
+    with pytest.raises(AirflowFailException, match="must be named"):
+        UndeployModelOperator(task_id="undeploy", deployment=None).execute(context)
+
+
 def test_undeploying_waits_until_the_task_has_ended(server: SuperviselyStandIn, context: dict[str, Any]) -> None:
     deploy().execute(context)
     number = str(next(iter(server.tasks)))

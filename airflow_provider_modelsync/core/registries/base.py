@@ -195,6 +195,14 @@ class Registry(ABC):
         yield from ()
         return False
 
+    def own_deployment(self, model: str | None) -> str:
+        """Return the name of the deployment that is meant where none is named.
+
+        :param model: what is to be served, if anything is.
+        :raises InvalidInput: when there is none.
+        """
+        raise InvalidInput("a deployment must be named", argument="deployment")
+
     def deploy(self, deployment: str | None, ref: ModelRef, config: Mapping[str, Any]) -> Flow[Deployment]:
         """Ask for a model to be served; return once the request is accepted."""
         raise self.not_supported(Capability.DEPLOY)

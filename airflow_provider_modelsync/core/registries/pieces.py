@@ -315,6 +315,9 @@ class Pieces(Registry):
 
     # Serving
 
+    def own_deployment(self, model: str | None) -> str:
+        return model or super().own_deployment(model)
+
     def needs_fetch(self, deployment: str | None, ref: ModelRef, config: Mapping[str, Any]) -> Flow[bool]:
         if deployment not in (None, str(ref)):
             raise InvalidInput(

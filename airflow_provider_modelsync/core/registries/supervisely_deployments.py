@@ -287,6 +287,13 @@ class Deployments:
         found = yield from self._platform.entities("tasks.list", body, doing)
         return checked(found, list[Task], doing)
 
+    def own_name(self) -> str | None:
+        """Return what the connection's own deployment is called, ``None`` when it has none."""
+        settings = self._settings
+        if settings.deployment_url is not None or settings.session_token is not None:
+            return _SESSION
+        return None if settings.task_id is None else str(settings.task_id)
+
     def _own(self, name: str | None) -> Session | None:
         """Return the connection's own deployment where that is no task and is meant."""
         settings = self._settings
@@ -315,9 +322,9 @@ class Deployments:
     def _task(self, name: str | None) -> Flow[Task | None]:
         """Return the task that a name or an id stands for, the running one where several had the name."""
         if not name:
-            if self._settings.task_id is None:
+            name = self.own_name()
+            if name is None:
                 raise InvalidInput("name a deployment; the connection has none of its own", argument="deployment")
-            name = str(self._settings.task_id)
         if _is_id(name):
             try:
                 return (yield from self._read(int(name)))
