@@ -3,30 +3,41 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CEPH := radosgw ceph-mon ceph-osd ceph-common
+DATABASES := redis-server postgresql
 # One environment for each vendor with a requirements/vendor-NAME.txt.
 VENDORS := $(patsubst requirements/vendor-%.txt,%,$(wildcard requirements/vendor-*.txt))
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-s3 ceph test-vendors bench-transfer check format lock wheel clean
+.PHONY: demo test test-s3 test-celery ceph databases test-vendors bench-transfer check format lock wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not vendor and not s3" -n auto --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not vendor and not s3 and not celery" -n auto --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
 
 # The model store on a real S3, which is started for them.
 test-s3: $(READY) ceph
 	$(BIN)/python -m tests.services.ceph_rgw -- \
 		$(BIN)/python -m pytest -m s3 -n auto --dist loadfile $(PYTEST_ARGS)
 
-ceph: ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
-ceph:
-	@for program in $(CEPH:ceph-common=ceph); do command -v $$program > /dev/null || missing=1; done; \
+# A distributed Airflow: two workers over Redis and PostgreSQL, and a real S3. All are started for the tests.
+test-celery: $(READY) ceph databases
+	$(BIN)/python -m tests.services.ceph_rgw -- \
+		$(BIN)/python -m pytest -m celery tests/services tests/distributed $(PYTEST_ARGS)
+
+ceph: PACKAGES := $(CEPH)
+ceph: PROGRAMS := $(CEPH:ceph-common=ceph)
+databases: PACKAGES := $(DATABASES)
+databases: PROGRAMS := $(DATABASES:postgresql=initdb)
+ceph databases: ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+ceph databases:
+	@PATH="$$PATH:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)"; \
+	for program in $(PROGRAMS); do command -v $$program > /dev/null || missing=1; done; \
 	test -z "$$missing" && exit; \
-	command -v apt-get > /dev/null || { echo "Install Ceph's $(CEPH) first: there is no apt-get here to do it." >&2; exit 1; }; \
+	command -v apt-get > /dev/null || { echo "Install $(PACKAGES) first: there is no apt-get here to do it." >&2; exit 1; }; \
 	$(ROOT) apt-get update -qq && \
-	$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends $(CEPH)
+	$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends $(PACKAGES)
 
 # The stand-in servers are as good as the vendors' own clients find them.
 test-vendors: $(READY) $(VENDORS:%=.venv-vendors/%/.ready)

@@ -15,8 +15,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,13 +141,23 @@ class LocalAirflow:
 
     def tasks(self, dag_id: str, run_id: str) -> dict[str, dict[str, Any]]:
         """Return a run's task instances by task id."""
-        found = self.get(f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances")["task_instances"]
-        return {task["task_id"]: task for task in found}
+        return {task["task_id"]: task for task in self.instances(dag_id, run_id)}
 
-    def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
+    def instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """Return a run's task instances, all of each mapped task."""
+        found: list[dict[str, Any]] = self.get(f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances")["task_instances"]
+        return found
+
+    def tries(self, dag_id: str, run_id: str, task_id: str) -> list[dict[str, Any]]:
+        """Return a task's instances, one of each try."""
+        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/tries"
+        found: list[dict[str, Any]] = self.get(path)["task_instances"]
+        return sorted(found, key=lambda task: int(task["try_number"]))
+
+    def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", *, map_index: int = -1) -> Any:
         """Return what a task left."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}"
-        return self.get(path, deserialize=True)["value"]
+        return self.get(path, deserialize=True, map_index=map_index)["value"]
 
     def command(self, *arguments: str) -> str:
         """Run an ``airflow`` command in this environment and return what it prints."""
@@ -162,26 +172,36 @@ class LocalAirflow:
 
 @contextmanager
 def local_airflow(
-    home: Path, dags: Path, connections: Mapping[str, Mapping[str, Any]], *, database: Path
+    home: Path,
+    dags: Path,
+    connections: Mapping[str, Mapping[str, Any]],
+    *,
+    database: Path | None,
+    settings: Mapping[str, str] | None = None,
 ) -> Iterator[LocalAirflow]:
     """Run a private Airflow.
 
     :param home: an existing directory for its database and logs.
     :param dags: the directory of its DAG files.
     :param connections: connection id → connection as a dictionary.
-    :param database: a migrated database to start from, copied unless ``home`` has one already.
+    :param database: a migrated database to start from, copied unless ``home`` has one already; ``None``: an empty
+        one that the settings lead to.
+    :param settings: further environment variables.
     """
     port = free_port()
     env = environment(home, dags, connections) | {
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
         "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
+        **(settings or {}),
     }
-    if not (home / "airflow.db").exists():
+    if database is None:
+        subprocess.run((*AIRFLOW, "db", "migrate"), env=env, check=True, capture_output=True)
+    elif not (home / "airflow.db").exists():
         shutil.copyfile(database, home / "airflow.db")
     api = ("api-server", "--apps", "execution,core", "--workers", "1", "--host", "127.0.0.1", "--port", str(port))
     with ExitStack() as stack:
         for command in (api, ("scheduler", "--skip-serve-logs"), ("triggerer", "--skip-serve-logs")):
-            stack.enter_context(_component(command, env, home))
+            stack.enter_context(component(command, env, home / f"{command[0]}.log"))
         subprocess.run((*AIRFLOW, "dags", "reserialize"), env=env, check=True, capture_output=True)
         airflow = LocalAirflow(port, env)
         airflow.wait_until_healthy(90)
@@ -189,12 +209,15 @@ def local_airflow(
 
 
 @contextmanager
-def _component(command: tuple[str, ...], env: Mapping[str, str], home: Path) -> Iterator[None]:
-    """Run one component in a process group of its own, and end the whole group."""
-    with (home / f"{command[0]}.log").open("ab") as log:
-        process = subprocess.Popen((*AIRFLOW, *command), env=env, stdout=log, stderr=log, start_new_session=True)
+def component(command: Sequence[str], env: Mapping[str, str], log: Path) -> Iterator[int]:
+    """Run one component in a session of its own, and end the whole session.
+
+    :return: the id of its process and of its session.
+    """
+    with log.open("ab") as output:
+        process = subprocess.Popen((*AIRFLOW, *command), env=env, stdout=output, stderr=output, start_new_session=True)
     try:
-        yield
+        yield process.pid
     finally:
         for number, patience in ((signal.SIGINT, 8), (signal.SIGTERM, 4), (signal.SIGKILL, 4)):
             try:
@@ -205,6 +228,27 @@ def _component(command: tuple[str, ...], env: Mapping[str, str], home: Path) -> 
             except subprocess.TimeoutExpired:
                 continue
         process.wait()
+        kill_session(process.pid)
+
+
+def kill_session(session: int) -> None:
+    """Kill every process of a session; each running task has a process group of its own in it."""
+    while members := _members(session):
+        for pid in members:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _members(session: int) -> list[int]:
+    """Return the ids of a session's processes that still run."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            state, _, _, its_session = status.read_text().rpartition(")")[2].split()[:4]
+            if int(its_session) == session and state != "Z":
+                found.append(int(status.parent.name))
+    return found
 
 
 def _until(seconds: float, what: str) -> Iterator[None]:
