@@ -138,7 +138,9 @@ def test_another_worker_finishes_the_push_of_a_killed_one(
     tries, after = airflow.tries(dag_id, run_id, "push"), s3.find("UploadPart")
     assert [task["state"] for task in tries] == ["failed", "success"]
     assert {task["hostname"] for task in tries} == set(WORKERS)
-    assert airflow.xcom(dag_id, run_id, "push")["skipped"] is False  # nobody else has done the work
+    pushed = airflow.xcom(dag_id, run_id, "push")
+    assert pushed["skipped"] is False  # nobody else has done the work
+    assert pushed["resumed_bytes"] == moved(before)
     assert len(before) == landed
     assert sorted(parts(before) + parts(after)) == list(range(1, 9))
     assert moved(before) + moved(after) == size

@@ -122,6 +122,7 @@ class S3Store(Store):
 
     def plan_push(self, request: PushRequest, manifest: Manifest) -> UploadPlan:
         if existing := self.settle(manifest, request.force):
+            self._abort_uploads(manifest.name, manifest.version)
             self._release_claim(manifest)  # whoever published it may have died before doing so
             return UploadPlan(ref=manifest.ref, way=None, existing=existing)
         self._claim(manifest, force=request.force)
@@ -346,9 +347,9 @@ class _Writer:
     def _complete(self, file: FileEntry, upload_id: str, parts: Mapping[int, Stored]) -> str:
         self._store.require_claim(self._manifest)
         etag = self._bucket.complete(self._key(file), upload_id, parts)
-        if etag is not None:
+        if etag:  # Ceph tells none
             return etag
-        # The answer to an earlier request was lost, or another writer of the same bytes was faster.
+        # Or the answer to an earlier request was lost, or another writer of the same bytes was faster.
         found = self._bucket.head(self._key(file))
         if found is None or (found[0].size, found[1].get(_SHA256)) != (file.size, file.sha256):
             raise UploadGone(f"the storage knows the upload of {names.show(file.path)} no more")
