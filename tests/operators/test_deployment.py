@@ -91,13 +91,13 @@ def assert_plain(value: Any) -> None:
     assert len(json.dumps(value).encode()) <= XCOM_LIMIT
 
 
-def kill_soon(server: BentoCloudStandIn, operator: DeployModelOperator | UndeployModelOperator) -> list[float]:
+def kill_soon(operator: DeployModelOperator | UndeployModelOperator) -> list[float]:
     """Have a task killed once it waits for what it has changed; the time of that is put into the list."""
     killed_at: list[float] = []
-    changed, seen = len(changes(server)), operator._patiently
+    seen = operator._patiently
 
     def look(*arguments: Any) -> Any:
-        if len(changes(server)) > changed and not killed_at:
+        if not killed_at:
             killed_at.append(time.monotonic())
             threading.Timer(0.1, operator.on_kill).start()
         return seen(*arguments)
@@ -348,7 +348,7 @@ class TestKilledOnTheWorker:
     def test_a_deploy_terminates_what_it_created(self, server: BentoCloudStandIn, context: Any) -> None:
         server.script_deployment("demo", ENDLESS)
         operator = deploy(poll_interval=60)
-        killed_at = kill_soon(server, operator)
+        killed_at = kill_soon(operator)
 
         with pytest.raises(AirflowException, match="told to stop") as stopped:
             operator.execute(context)
@@ -361,7 +361,7 @@ class TestKilledOnTheWorker:
         server.seed_deployment("demo", "svc:1", envs=[{"name": "A", "value": "old"}])
         server.script_deployment("demo", ENDLESS)
         operator = deploy(poll_interval=60, config=CONFIG)
-        kill_soon(server, operator)
+        kill_soon(operator)
 
         with pytest.raises(AirflowException, match="told to stop"):
             operator.execute(context)
@@ -375,7 +375,7 @@ class TestKilledOnTheWorker:
         server.seed_deployment("demo", "svc:1", status="failed")
         server.script_deployment("demo", ENDLESS)
         operator = deploy(poll_interval=60)
-        kill_soon(server, operator)
+        kill_soon(operator)
 
         with pytest.raises(AirflowException, match="told to stop"):
             operator.execute(context)
@@ -388,7 +388,7 @@ class TestKilledOnTheWorker:
     ) -> None:
         server.seed_deployment("demo", "svc:2", status="deploying")
         operator = deploy(poll_interval=60)
-        kill_soon(server, operator)
+        kill_soon(operator)
 
         with pytest.raises(AirflowException, match="told to stop"):
             operator.execute(context)
@@ -441,7 +441,7 @@ class TestKilledOnTheWorker:
         monkeypatch.setattr("airflow_provider_modelsync.operators.deployment._UNDO_SECONDS", 0.5)
         server.script_deployment("demo", ENDLESS)
         operator = deploy(poll_interval=60)
-        killed_at = kill_soon(server, operator)
+        killed_at = kill_soon(operator)
         server.fault("POST", "/terminate", Delay(1.5), times=None)
 
         with pytest.raises(AirflowException, match="told to stop"):
@@ -460,7 +460,7 @@ class TestKilledOnTheWorker:
         server.seed_deployment("demo", "svc:1")
         server.script_deployment("demo", ["terminating"])
         operator = undeploy(poll_interval=60)
-        kill_soon(server, operator)
+        kill_soon(operator)
 
         with pytest.raises(AirflowException, match="told to stop"):
             operator.execute(context)
