@@ -24,6 +24,7 @@ _BARE_QUERY = re.compile(r"\?[\w.~%-]+=[^\s\"'<>]*")  # libraries name targets w
 _PARAMETER = re.compile(
     r"(?i)\b(x-(?:amz|goog)-[a-z-]+|signature|sig|[a-z_]{0,20}token|client_secret|password|api_?key)=[^&\s\"'<>]+"
 )
+_AWS_TOKEN = re.compile(r"(?i)(x-amz-security-token['\"]?\s*:\s*(?:b?['\"])?)[^\s'\",]+")  # botocore logs headers
 _TALKATIVE_LOGGERS = (
     "httpx",
     "httpcore.connection",
@@ -31,6 +32,19 @@ _TALKATIVE_LOGGERS = (
     "httpcore.proxy",
     "urllib3.connectionpool",
     "urllib3.util.retry",
+    "botocore.auth",
+    "botocore.awsrequest",
+    "botocore.client",
+    "botocore.credentials",
+    "botocore.endpoint",
+    "botocore.handlers",
+    "botocore.hooks",
+    "botocore.httpsession",
+    "botocore.parsers",
+    "botocore.regions",
+    "botocore.retries.standard",
+    "botocore.signers",
+    "botocore.utils",
 )
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -50,6 +64,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     text = _USERINFO.sub(rf"\g<1>{_MASK}@", text)
     text = _URL_QUERY.sub(r"\g<1>?…", text)
     text = _BARE_QUERY.sub("?…", text)
+    text = _AWS_TOKEN.sub(rf"\g<1>{_MASK}", text)
     return _PARAMETER.sub(rf"\g<1>={_MASK}", text)
 
 
