@@ -8,7 +8,7 @@ DATABASES := redis-server postgresql
 VENDORS := $(patsubst requirements/vendor-%.txt,%,$(wildcard requirements/vendor-*.txt))
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-s3 test-celery ceph databases test-vendors bench-transfer check format lock wheel clean
+.PHONY: demo test test-s3 test-celery ceph databases test-vendors bench-transfer bench-s3 check format lock wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -46,6 +46,10 @@ test-vendors: $(READY) $(VENDORS:%=.venv-vendors/%/.ready)
 # Minutes long, and for a quiet machine. Needs nginx, curl and openssl.
 bench-transfer: $(READY)
 	$(BIN)/python benchmarks/transfer.py
+
+# The model store on Ceph's S3 gateway against boto3.
+bench-s3: $(READY) ceph
+	$(BIN)/python benchmarks/s3.py
 
 check: $(READY)
 	$(BIN)/ruff check .

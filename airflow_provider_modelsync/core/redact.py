@@ -25,6 +25,7 @@ _PARAMETER = re.compile(
     r"(?i)\b(x-(?:amz|goog)-[a-z-]+|signature|sig|[a-z_]{0,20}token|client_secret|password|api_?key)=[^&\s\"'<>]+"
 )
 _APP_TOKEN = re.compile(r"(/net/)[^\s/?#\"'<>]+")  # of a Supervisely app, part of its address
+_AWS_TOKEN = re.compile(r"(?i)(x-amz-security-token['\"]?\s*:\s*(?:b?['\"])?)[^\s'\",]+")  # botocore logs headers
 _TALKATIVE_LOGGERS = (
     "httpx",
     "httpcore.connection",
@@ -32,6 +33,19 @@ _TALKATIVE_LOGGERS = (
     "httpcore.proxy",
     "urllib3.connectionpool",
     "urllib3.util.retry",
+    "botocore.auth",
+    "botocore.awsrequest",
+    "botocore.client",
+    "botocore.credentials",
+    "botocore.endpoint",
+    "botocore.handlers",
+    "botocore.hooks",
+    "botocore.httpsession",
+    "botocore.parsers",
+    "botocore.regions",
+    "botocore.retries.standard",
+    "botocore.signers",
+    "botocore.utils",
 )
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -52,6 +66,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     text = _APP_TOKEN.sub(rf"\g<1>{_MASK}", text)
     text = _URL_QUERY.sub(r"\g<1>?…", text)
     text = _BARE_QUERY.sub("?…", text)
+    text = _AWS_TOKEN.sub(rf"\g<1>{_MASK}", text)
     return _PARAMETER.sub(rf"\g<1>={_MASK}", text)
 
 

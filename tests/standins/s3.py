@@ -407,7 +407,7 @@ class S3StandIn:
         self._faults: list[_Fault] = []
         self._lock = threading.RLock()
         self.writing = threading.Lock()  # so that a condition holds until it has been made use of
-        self._completed: set[str] = set()
+        self._over: set[str] = set()  # uploads that were completed or aborted
         self._checksums: dict[tuple[str, int], set[str]] = {}
         self._server = _Server(self, tls)
         scheme = "https" if tls else "http"
@@ -504,7 +504,7 @@ class S3StandIn:
         _check_body(request, claim, body)
         upload = request.query.get("uploadId", "")
         with self._lock:
-            if upload in self._completed:
+            if upload in self._over:  # moto breaks when one that was aborted is gone on with
                 raise Refusal(404, "NoSuchUpload", "The specified upload does not exist. It may have been completed.")
             if request.operation == "CompleteMultipartUpload":
                 self._check_parts(upload, request.body)
@@ -551,8 +551,8 @@ class S3StandIn:
         """Remember what the service did."""
         upload = request.query.get("uploadId", "")
         with self._lock:
-            if request.operation == "CompleteMultipartUpload":
-                self._completed.add(upload)
+            if request.operation in ("CompleteMultipartUpload", "AbortMultipartUpload"):
+                self._over.add(upload)
             if request.operation == "UploadPart" and request.part is not None:
                 named = {value for name, value in request.headers.items() if name.startswith("x-amz-checksum-")}
                 self._checksums[upload, request.part] = named

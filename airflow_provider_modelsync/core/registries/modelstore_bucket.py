@@ -9,26 +9,42 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import SecretStr
 
+from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import InvalidInput, NotSupported, RegistryUnavailable, Unauthorized
 from airflow_provider_modelsync.core.faults import classify, status_error
-from airflow_provider_modelsync.core.network import CONNECT_SECONDS, botocore_options
+from airflow_provider_modelsync.core.network import CONNECT_SECONDS, READ_SECONDS, botocore_options
 from airflow_provider_modelsync.core.redact import excerpt, guard_logs, secrets_of
 from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.transfer.mover import with_retries
 from airflow_provider_modelsync.core.transfer.plan import Stored
 
 SIGNED_SECONDS = 3600  # that a presigned URL is good for; each try of a request asks for its own
-_TRIES = 5
 _LARGEST_COPY = 5 << 30  # bytes that S3 copies in one request
 _COPY_PART = 1 << 30
 _LARGEST_RECORD = 64 << 20  # bytes of a manifest
 
 _MISSING = frozenset({"NoSuchKey", "NoSuchUpload", "NotFound", "404"})
-_CHANGED = frozenset({"PreconditionFailed", "ConditionalRequestConflict"})
+_CHANGED = frozenset({"PreconditionFailed"})
 _CLOCK = frozenset({"RequestTimeTooSkewed"})
+_STALE_KEYS = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired"})  # with status 400
+# Of those below 500: two writers at the same moment, and what broke on the way.
+_PASSING = frozenset(
+    {
+        "ConditionalRequestConflict",
+        "OperationAborted",
+        "RequestTimeout",
+        "IncompleteBody",
+        "BadDigest",
+        "XAmzContentSHA256Mismatch",
+    }
+)
+# How a listing goes on: each of these is the next page's when the one before has it with "Next".
+_MARKERS = ("ContinuationToken", "KeyMarker", "UploadIdMarker", "PartNumberMarker")
 
 OpenSession = Callable[[], Any]
 T = TypeVar("T")
@@ -108,12 +124,12 @@ class Bucket:
         def read() -> StoredObject:
             answer = self.client.get_object(Bucket=self.name, Key=key)
             with answer["Body"] as body:
-                content = body.read(_LARGEST_RECORD + 1)
-            if len(content) > _LARGEST_RECORD:
-                raise RegistryUnavailable(f"{key} is larger than {_LARGEST_RECORD >> 20} MiB: no record of ours")
-            return StoredObject(content, answer["LastModified"], _tag(answer))
+                return StoredObject(body.read(_LARGEST_RECORD + 1), answer["LastModified"], _tag(answer))
 
-        return self._ask(f"reading {key}", read, none_for=_MISSING)
+        found = self._ask(f"reading {key}", read, none_for=_MISSING)
+        if found is not None and len(found.content) > _LARGEST_RECORD:
+            raise RegistryUnavailable(f"{key} is larger than {_LARGEST_RECORD >> 20} MiB: no record of ours")
+        return found
 
     def head(self, key: str) -> tuple[Stored, Mapping[str, str]] | None:
         """Return what an object is and its metadata, or ``None`` when it is not there."""
@@ -137,37 +153,46 @@ class Bucket:
             none_for=_CHANGED if etag is None else _CHANGED | _MISSING,
         )
 
-    def delete(self, key: str) -> None:
-        """Remove an object; one that is not there is fine."""
-        self._do(f"deleting {key}", lambda: self.client.delete_object(Bucket=self.name, Key=key))
+    def delete(self, key: str, *, etag: str | None = None) -> None:
+        """Remove an object; one that is not there is fine.
+
+        :param etag: leave it when it has another tag by now; storages that do not know this remove it all the same.
+        """
+        condition = {} if etag is None else {"IfMatch": etag}
+        self._ask(
+            f"deleting {key}",
+            lambda: self.client.delete_object(Bucket=self.name, Key=key, **condition),
+            none_for=_CHANGED | _MISSING,
+        )
 
     def objects(self, prefix: str) -> Iterator[Listed]:
         """Yield all objects below a prefix, by name."""
-        for page in self._pages("list_objects_v2", Prefix=prefix):
+        for page in self._pages(f"listing {prefix}", "list_objects_v2", Prefix=prefix):
             for entry in page.get("Contents", ()):
                 yield Listed(entry["Key"], entry["Size"], entry["LastModified"], _tag(entry))
 
     def directories(self, prefix: str) -> list[str]:
         """Return the names directly below a prefix that have something below themselves."""
-        pages = self._pages("list_objects_v2", Prefix=prefix, Delimiter="/")
+        pages = self._pages(f"listing {prefix or 'the root'}", "list_objects_v2", Prefix=prefix, Delimiter="/")
         found = (entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", ()))
         return [name.removeprefix(prefix).rstrip("/") for name in found]
 
     def uploads(self, prefix: str) -> list[tuple[str, str]]:
         """Return key and id of all unfinished uploads in parts below a prefix, the oldest first."""
-        pages = self._pages("list_multipart_uploads", Prefix=prefix)
+        pages = self._pages(f"listing the uploads of {prefix}", "list_multipart_uploads", Prefix=prefix)
         found = [entry for page in pages for entry in page.get("Uploads", ())]
         return [(entry["Key"], entry["UploadId"]) for entry in sorted(found, key=lambda entry: entry["Initiated"])]
 
     def parts(self, key: str, upload_id: str) -> dict[int, Stored] | None:
         """Return the parts of an upload by number, or ``None`` when it is over."""
-
-        def read() -> dict[int, Stored]:
-            pages = self.client.get_paginator("list_parts").paginate(Bucket=self.name, Key=key, UploadId=upload_id)
-            found = (part for page in pages for part in page.get("Parts", ()))
-            return {part["PartNumber"]: Stored(part["Size"], _tag(part), part.get("ChecksumCRC32")) for part in found}
-
-        return self._ask(f"listing the parts of {key}", read, none_for=_MISSING)
+        found: dict[int, Stored] = {}
+        doing = f"listing the parts of {key}"
+        for page in self._pages(doing, "list_parts", none_for=_MISSING, Key=key, UploadId=upload_id):
+            if page is None:
+                return None
+            for part in page.get("Parts", ()):
+                found[part["PartNumber"]] = Stored(part["Size"], _tag(part), part.get("ChecksumCRC32"))
+        return found
 
     def begin(self, key: str, metadata: Mapping[str, str]) -> str:
         """Begin an upload in parts, each with a CRC-32 that the storage may check; return its id."""
@@ -181,7 +206,7 @@ class Bucket:
         return self._do(f"beginning the upload of {key}", create)
 
     def complete(self, key: str, upload_id: str, parts: Mapping[int, Stored]) -> str | None:
-        """Make an object of an upload's parts; return its tag, or ``None`` when there is no such upload."""
+        """Make an object of an upload's parts; return its tag, or ``None`` when it does not have these any more."""
         listed = [
             {"PartNumber": number, "ETag": f'"{part.etag}"', **({"ChecksumCRC32": part.crc32} if part.crc32 else {})}
             for number, part in sorted(parts.items())
@@ -194,7 +219,10 @@ class Bucket:
                 )
             )
 
-        return self._ask(f"completing {key}", finish, none_for=_MISSING)
+        etag = self._ask(f"completing {key}", finish, none_for=_MISSING | {"InvalidPart"})
+        if etag == "" and (found := self.head(key)):  # Ceph 16 leaves the tag out of its answer
+            return found[0].etag
+        return etag
 
     def abort(self, key: str, upload_id: str) -> None:
         """Give an upload up; one that is over is fine."""
@@ -210,35 +238,40 @@ class Bucket:
             "CopySource": {"Bucket": self.name, "Key": origin.key},
             "CopySourceIfMatch": f'"{origin.etag}"',
         }
-
-        def copy() -> str | None:
-            if origin.size > _LARGEST_COPY:
-                return self._copy_parts(origin, key, source, metadata)
-            return _tag(self.client.copy_object(Bucket=self.name, Key=key, **source)["CopyObjectResult"])
-
-        return self._ask(f"copying {origin.key}", copy, none_for=_CHANGED | _MISSING)
+        doing = f"copying {origin.key}"
+        if origin.size > _LARGEST_COPY:
+            return self._copy_parts(doing, origin, key, source, metadata)
+        answer = self._ask(
+            doing,
+            lambda: self.client.copy_object(Bucket=self.name, Key=key, **source),
+            none_for=_CHANGED | _MISSING,
+        )
+        return None if answer is None else _tag(answer["CopyObjectResult"])
 
     def _copy_parts(
-        self, origin: Listed, key: str, source: Mapping[str, Any], metadata: Mapping[str, str]
+        self, doing: str, origin: Listed, key: str, source: Mapping[str, Any], metadata: Mapping[str, str]
     ) -> str | None:
         upload_id = self.begin(key, metadata)
+        etag = None
         try:
             parts: dict[int, Stored] = {}
             for number, start in enumerate(range(0, origin.size, _COPY_PART), 1):
                 end = min(start + _COPY_PART, origin.size)
-                result = self.client.upload_part_copy(
-                    Bucket=self.name,
-                    Key=key,
-                    UploadId=upload_id,
-                    PartNumber=number,
-                    CopySourceRange=f"bytes={start}-{end - 1}",
-                    **source,
-                )["CopyPartResult"]
+                part = {"PartNumber": number, "CopySourceRange": f"bytes={start}-{end - 1}", **source}
+                answer = self._ask(
+                    doing,
+                    partial(self._call, "upload_part_copy", Key=key, UploadId=upload_id, **part),
+                    none_for=_CHANGED | _MISSING,
+                )
+                if answer is None:
+                    return None
+                result = answer["CopyPartResult"]
                 parts[number] = Stored(end - start, _tag(result), result.get("ChecksumCRC32"))
-            return self.complete(key, upload_id, parts)
-        except BaseException:
-            self.abort(key, upload_id)
-            raise
+            etag = self.complete(key, upload_id, parts)
+            return etag
+        finally:
+            if etag is None:
+                self.abort(key, upload_id)
 
     def sign(self, operation: str, key: str, **parameters: Any) -> str:
         """Return a URL that allows one operation on one object for an hour.
@@ -261,26 +294,41 @@ class Bucket:
                 self._client = self._connect()
             return self._client
 
-    def _pages(self, operation: str, **parameters: Any) -> Iterator[Mapping[str, Any]]:
-        doing = f"listing {parameters['Prefix'] or 'everything'}"
-        paginator = self._do(doing, lambda: self.client.get_paginator(operation))
-        pages = iter(paginator.paginate(Bucket=self.name, **parameters))
-        while page := self._do(doing, lambda: next(pages, None)):
+    def _pages(
+        self, doing: str, operation: str, *, none_for: frozenset[str] = frozenset(), **parameters: Any
+    ) -> Iterator[Any]:
+        """Yield a listing's pages; ``None`` in place of one that was answered with a code of ``none_for``."""
+        more = True
+        while more:
+            page = self._ask(doing, partial(self._call, operation, **parameters), none_for=none_for)
             yield page
+            markers = {name: page[f"Next{name}"] for name in _MARKERS if page and page.get(f"Next{name}")}
+            more = bool(page and page.get("IsTruncated") and markers)
+            if more and markers.items() <= parameters.items():
+                raise RegistryUnavailable(f"{doing}: the storage repeats a page of its listing")
+            parameters |= markers
+
+    def _call(self, operation: str, **parameters: Any) -> Any:
+        return getattr(self.client, operation)(Bucket=self.name, **parameters)
 
     def _do(self, doing: str, fn: Callable[[], T]) -> T:
-        """Call boto3, raising this package's errors instead of its own, whose messages may quote what was signed."""
+        """Call boto3, as often as anything is tried, raising this package's errors instead of its own."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         doing = f"{doing} in the bucket {self.name}"
-        try:
-            return fn()
-        except ClientError as error:
-            raise self._refusal(error, doing) from None
-        except BotoCoreError as error:
-            raise self._fault(error, doing) from None
-        except OSError as error:
-            raise classify(error, doing) from None
+
+        def once() -> T:
+            try:
+                return fn()
+            # From nothing: boto3's own messages may quote what was signed.
+            except ClientError as error:
+                raise self._refusal(error, doing) from None
+            except BotoCoreError as error:
+                raise self._fault(error, doing) from None
+            except Exception as error:  # urllib3's, while the answer's body is read
+                raise classify(error, doing) from None
+
+        return with_retries(once, cancel=CancelToken(), seconds=self._settings.timeout_seconds)
 
     def _ask(self, doing: str, fn: Callable[[], T], *, none_for: frozenset[str]) -> T | None:
         """Call boto3; the error codes in ``none_for`` are an answer, too."""
@@ -325,9 +373,9 @@ class Bucket:
                 # The sums of large bodies are this project's own; storages other than AWS know few of botocore's.
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
-                retries={"mode": "standard", "total_max_attempts": _TRIES},
-                connect_timeout=CONNECT_SECONDS,
-                read_timeout=settings.timeout_seconds,
+                retries={"total_max_attempts": 1},  # botocore's own tries know neither a deadline nor Retry-After
+                connect_timeout=min(CONNECT_SECONDS, settings.timeout_seconds),
+                read_timeout=min(READ_SECONDS, settings.timeout_seconds),
                 max_pool_connections=settings.max_workers + 2,
                 proxies=options["proxies"],
                 client_cert=options["client_cert"],
@@ -346,13 +394,18 @@ class Bucket:
         said = f"{doing}: the storage answered {status} {code}" + (f": {words}" if words else "")
         if code in _CLOCK:
             return Unauthorized(f"{said}. The clock of this machine is wrong")
+        if code in _STALE_KEYS:
+            return Unauthorized(f"{said}. The connection's credentials are not valid any more")
+        if code in _PASSING:
+            return RegistryUnavailable(said)
         if code == "NoSuchBucket":
             return InvalidInput(f"{doing}: there is no such bucket", argument="host")
         if code == "NotImplemented":
             return NotSupported(f"{said}. The model store needs a storage that knows conditional writes")
-        if status in (301, 307):
+        if status in (301, 307) or code == "AuthorizationHeaderMalformed":
             return InvalidInput(f"{said}. The bucket is in another region", argument="region_name")
         headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        headers = {name.title(): value for name, value in headers.items()}  # as they are looked up; here in lower case
         refused = status_error(status, headers, f"{code} {words}", doing, secrets=self._secrets)
         return refused or RegistryUnavailable(said)  # 200 with an error in it
 

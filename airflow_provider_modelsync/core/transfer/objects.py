@@ -12,11 +12,12 @@ import re
 import threading
 import zlib
 from collections.abc import Callable, Mapping
+from functools import cached_property
 
 from airflow_provider_modelsync.core.archive.digest import FileEntry
 from airflow_provider_modelsync.core.archive.names import show
 from airflow_provider_modelsync.core.cancel import CancelToken
-from airflow_provider_modelsync.core.errors import ModelSyncError, NotSupported, RegistryUnavailable
+from airflow_provider_modelsync.core.errors import RegistryUnavailable
 from airflow_provider_modelsync.core.flow import Flow, SyncDriver
 from airflow_provider_modelsync.core.models import TransferStats
 from airflow_provider_modelsync.core.parallel import for_each
@@ -25,6 +26,7 @@ from airflow_provider_modelsync.core.transfer.mover import Mover, with_retries
 from airflow_provider_modelsync.core.transfer.plan import Address, PutObjects, Stored, UploadGone
 
 _CRC32 = "x-amz-checksum-crc32"
+_CONDITION_FAILED = 412
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
 
@@ -66,16 +68,16 @@ class _Push:
             self._progress.add(file.size)
 
     def _is_stored(self, file: FileEntry, stored: Stored, cancel: CancelToken) -> bool:
-        numbers = _Upload(file, self._way).numbers
-        suffix = f"-{len(numbers)}" if file.size > self._way.writer.part_size else ""
-        if stored.size != file.size or stored.etag[32:] != suffix:
+        """Whether an object holds a file, by its tag: the MD5 of its bytes, or of the MD5s of the parts it came in."""
+        numbers, suffix = _Upload(file, self._way).numbers, stored.etag[32:]
+        if stored.size != file.size or suffix not in ("", f"-{len(numbers)}"):
             return False
-        digests = []
+        total = hashlib.md5(usedforsecurity=False)
         for number in numbers:
             cancel.check()
-            digests.append(self._read(file, number).md5)
-        whole = hashlib.md5(b"".join(map(bytes.fromhex, digests)), usedforsecurity=False).hexdigest()
-        return stored.etag == (f"{whole}{suffix}" if suffix else digests[0])
+            part = self._read(file, number)
+            total.update(bytes.fromhex(part.md5) if suffix else part.view)
+        return stored.etag == f"{total.hexdigest()}{suffix}"
 
     def _put_part(self, item: tuple[_Upload, int], cancel: CancelToken) -> None:
         upload, number = item
@@ -96,7 +98,6 @@ class _Push:
                 lambda: writer.part(file, upload_id, number, part.crc32),
                 f"uploading part {number} of {show(file.path)}",
                 cancel,
-                not_found=UploadGone,
             )
         if parts := upload.add(number, stored):
             upload_id = upload.begun(self._driver)
@@ -113,15 +114,17 @@ class _Push:
         ask: Callable[[], Flow[Address]],
         doing: str,
         cancel: CancelToken,
-        *,
-        not_found: type[ModelSyncError] = NotSupported,
     ) -> Stored:
         def put() -> Stored:
             address = self._driver.run(ask())
             answer = self._mover.put(
                 address.url, part.reader, part.size, address.headers, cancel=cancel, on_bytes=self._progress.add
             )
-            answer.raise_for_store(doing, not_found=not_found)
+            if answer.status == _CONDITION_FAILED:
+                # An answer was lost, or another writer was faster. Whether of the same bytes is seen by the tag, before
+                # the version is published.
+                return Stored(part.size, part.md5)
+            answer.raise_for_store(doing, not_found=UploadGone)
             return part.check(answer.headers, doing)
 
         # Each try asks for its own address, so there is nothing to refresh when a signature has expired.
@@ -168,16 +171,22 @@ class _Part:
     """Bytes in memory and what tells whether a storage holds them."""
 
     def __init__(self, view: memoryview) -> None:
-        self._view = view
+        self.view = view
         self.size = len(view)
-        self.crc32 = base64.b64encode(zlib.crc32(view).to_bytes(4)).decode()
-        self.md5 = hashlib.md5(view, usedforsecurity=False).hexdigest()
+
+    @cached_property
+    def crc32(self) -> str:
+        return base64.b64encode(zlib.crc32(self.view).to_bytes(4)).decode()
+
+    @cached_property
+    def md5(self) -> str:
+        return hashlib.md5(self.view, usedforsecurity=False).hexdigest()
 
     def is_stored_as(self, stored: Stored) -> bool:
         return self.size == stored.size and (stored.etag == self.md5 or stored.crc32 == self.crc32)
 
     def reader(self) -> _Reader:
-        return _Reader(self._view)
+        return _Reader(self.view)
 
     def check(self, headers: Mapping[str, str], doing: str) -> Stored:
         """Return what a storage says that it has stored; raise when it is something else."""

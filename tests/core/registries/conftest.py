@@ -11,3 +11,15 @@ from airflow_provider_modelsync.core.http import Backoff
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tries follow each other at once."""
     monkeypatch.setattr(Backoff, "delay", lambda self, failures: 0.0)
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files go to buckets in parts of some KiB; moto takes them, S3 itself and Ceph want megabytes."""
+    import moto.s3.models
+
+    from airflow_provider_modelsync.core.transfer import plan
+    from tests.core.registries.buckets import KIB
+
+    monkeypatch.setattr(plan, "_MIB", 16 * KIB)
+    monkeypatch.setattr(moto.s3.models, "S3_UPLOAD_PART_MIN_SIZE", 16 * KIB)
