@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
+from urllib.parse import urlsplit
 
 from airflow.sdk import BaseOperatorLink
 from airflow.sdk.execution_time.xcom import XCom
@@ -12,30 +14,50 @@ if TYPE_CHECKING:
     from airflow.sdk import BaseOperator, Context
     from airflow.sdk.types import TaskInstanceKey
 
-# A key of its own: Airflow overwrites that of the link with what get_link returns.
-_KEY = "registry_console_url"
-
 log = logging.getLogger("modelsync")
 
 
-class RegistryConsoleLink(BaseOperatorLink):
-    """Leads to what a task has made, in the registry's own console."""
+class _KeptLink(BaseOperatorLink):
+    """A URL that the task has kept. Airflow asks for it on the worker, once the task has ended."""
 
-    name = "Registry console"
+    # A key of its own: Airflow overwrites that of the link with what get_link returns.
+    kept_as: ClassVar[str]
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        return XCom.get_value(ti_key=ti_key, key=_KEY) or ""
+        return XCom.get_value(ti_key=ti_key, key=self.kept_as) or ""
 
 
-def remember_link(context: Context, url: str | None) -> None:
+class RegistryConsoleLink(_KeptLink):
+    """Leads to what a task has made or found, in the registry's own console."""
+
+    name = "Registry console"
+    kept_as = "registry_console_url"
+
+
+class DeploymentLink(_KeptLink):
+    """Leads to where a deployment answers."""
+
+    name = "Deployment"
+    kept_as = "deployment_url"
+
+
+def remember_link(
+    context: Context, find: Callable[[], str | None], kind: type[_KeptLink] = RegistryConsoleLink
+) -> None:
     """Keep a URL for the task's link. A link only helps people, so that it never fails a task.
 
     :param context: of the running task.
-    :param url: holds no secret.
+    :param find: returns the URL; anything but http and https, or one with credentials in it, is not kept.
+    :param kind: the link that it is for.
     """
-    if url is None:
-        return
     try:
-        context["ti"].xcom_push(key=_KEY, value=url)
+        url = find()
+        if url is not None and _is_for_people(url):
+            context["ti"].xcom_push(key=kind.kept_as, value=url)
     except Exception as error:
-        log.warning("the link to %s could not be kept: %s", url, error)
+        log.warning("the link %r could not be kept: %s", kind.name, error)
+
+
+def _is_for_people(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc

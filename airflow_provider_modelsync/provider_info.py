@@ -162,5 +162,6 @@ def get_provider_info() -> dict[str, Any]:
         "operators": _modules("operators", "transfer", "catalog", "deployment", "bentocloud", "supervisely", "pieces"),
         "sensors": _modules("sensors", "model"),
         "triggers": _modules("triggers", "base", "model", "deployment", "fetch"),
-        "extra-links": [f"{_PACKAGE}.links.RegistryConsoleLink"],
+        "extra-links": [f"{_PACKAGE}.links.{name}" for name in ("RegistryConsoleLink", "DeploymentLink")],
+        "cli": [f"{_PACKAGE}.cli.definition.get_modelsync_cli_commands"],
     }

@@ -5,6 +5,7 @@ Operators, sensors and triggers use this class only; what system is behind it th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -34,6 +35,8 @@ from airflow_provider_modelsync.core.registries.base import Registry
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.sync import Selection, Side, sync
 from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.transfer.progress import Tally
+from airflow_provider_modelsync.hooks.metrics import measured
 
 if TYPE_CHECKING:
     import os
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from airflow_provider_modelsync.core.transfer.checkpoint import CheckpointStore
+
+log = logging.getLogger("modelsync")
 
 T = TypeVar("T")
 
@@ -81,6 +86,7 @@ class RegistryHook(BaseHook):
         self.registry_conn_id = registry_conn_id or self.default_conn_name
         self.cancel_token = CancelToken()
         self.is_last_try = False  # then nothing is left behind for a next one
+        self.tally = Tally()  # of the transfer in hand, or of the last one
         self._registry: Registry | None = None
 
     def get_conn(self) -> Registry:
@@ -157,17 +163,21 @@ class RegistryHook(BaseHook):
         :raises NotSupported: for what the system cannot do or keep.
         """
         with self._named(model), self._session() as (registry, driver):
-            return push(
-                registry,
-                driver,
-                source,
-                registry.parse(model),
-                self._control(registry, f"pushing {model}", checkpoint),
-                labels=labels,
-                metadata=metadata,
-                force=force,
-                options=options,
-            )
+            control = self._control(registry, f"pushing {model}", checkpoint)
+            with measured("push", control.tally, self._tags()) as note:
+                version = push(
+                    registry,
+                    driver,
+                    source,
+                    registry.parse(model),
+                    control,
+                    labels=labels,
+                    metadata=metadata,
+                    force=force,
+                    options=options,
+                )
+                note(version.transfer)
+            return version
 
     def pull(
         self,
@@ -197,17 +207,21 @@ class RegistryHook(BaseHook):
         :raises DigestMismatch: when the stored bytes are not those that were pushed.
         """
         with self._named(model), self._session() as (registry, driver):
-            return pull(
-                registry,
-                driver,
-                registry.parse(model),
-                target,
-                self._control(registry, f"pulling {model}", checkpoint),
-                query=Query.parse(query, labels),
-                force=force,
-                verify=verify,
-                patience=patience,
-            )
+            control = self._control(registry, f"pulling {model}", checkpoint)
+            with measured("pull", control.tally, self._tags()) as note:
+                pulled = pull(
+                    registry,
+                    driver,
+                    registry.parse(model),
+                    target,
+                    control,
+                    query=Query.parse(query, labels),
+                    force=force,
+                    verify=verify,
+                    patience=patience,
+                )
+                note(pulled.version.transfer)
+            return pulled
 
     def sync_to(
         self,
@@ -232,14 +246,14 @@ class RegistryHook(BaseHook):
             target._named(None),
             target._session() as (target_registry, target_driver),
         ):
+            sides = Side(source_registry, source_driver), Side(target_registry, target_driver)
             control = target._control(target_registry, "syncing", checkpoint)
-            return sync(
-                Side(source_registry, source_driver),
-                Side(target_registry, target_driver),
-                selection,
-                control,
-                dry_run=dry_run,
-            )
+            if dry_run:
+                return sync(*sides, selection, control, dry_run=True)
+            with measured("sync", control.tally, {**target._tags(), **self._tags("source_")}) as note:
+                report = sync(*sides, selection, control)
+                note(report)
+            return report
 
     def start_fetch(self, model: str, *, labels: Mapping[str, str] | None = None, query: str | None = None) -> Fetch:
         """Begin a pull onto the system's own host, and do not wait for it. Parameters as for :meth:`pull`.
@@ -328,6 +342,10 @@ class RegistryHook(BaseHook):
             control = self._control(registry, f"predicting with {deployment}", None)
             return predict(registry, driver, deployment, inputs, control, output=output, options=options)
 
+    def page_of(self, model: ModelVersion | None = None) -> str | None:
+        """Return where the system shows a version to people, or all its models; ``None`` where it has no such page."""
+        return self.get_conn().page_of(model)
+
     def test_connection(self) -> tuple[bool, str]:
         """Make one cheap authenticated request and say who and where, or what is wrong."""
         try:
@@ -350,13 +368,18 @@ class RegistryHook(BaseHook):
             yield registry, driver
 
     def _control(self, registry: Registry, doing: str, checkpoint: CheckpointStore | None) -> Control:
+        self.tally = Tally()
         return Control(
             workers=registry.settings.max_workers,
             cancel=self.cancel_token,
-            on_progress=lambda report: self.log.info("%s: %s", doing, report),
+            on_progress=lambda report: log.info("%s: %s", doing, report),
             checkpoint=checkpoint,
             is_last_try=self.is_last_try,
+            tally=self.tally,
         )
+
+    def _tags(self, prefix: str = "") -> dict[str, str]:
+        return {f"{prefix}registry": self.conn_type, f"{prefix}connection": self.registry_conn_id}
 
     @contextmanager
     def _named(self, model: str | None) -> Iterator[None]:

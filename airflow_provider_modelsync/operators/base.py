@@ -13,6 +13,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import ModelSyncError, Permanent
 from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
+from airflow_provider_modelsync.links import remember_link
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -118,6 +119,11 @@ class RegistryOperator(ModelSyncOperator):
     def get_hook(self, context: Context | None = None) -> RegistryHook:
         """Return the connection's hook; see :meth:`hook_for`."""
         return self.hook_for(self.registry_conn_id, context)
+
+    def emit(self, context: Context, version: ModelVersion) -> None:
+        """Describe the version in the events of the task's outlet assets, and keep where people see it."""
+        super().emit(context, version)
+        remember_link(context, lambda: self.get_hook().page_of(version))
 
 
 def _is_last_try(context: Context) -> bool:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk import BaseOperatorLink
+
 from airflow_provider_modelsync.core.errors import InvalidInput
 from airflow_provider_modelsync.core.models import TransferStats
 from airflow_provider_modelsync.hooks.bentocloud import BentoCloudHook
+from airflow_provider_modelsync.links import RegistryConsoleLink
 from airflow_provider_modelsync.operators.base import RegistryOperator, TaskCheckpoint, translated
 from airflow_provider_modelsync.operators.storage import Location, local_source
 
@@ -30,6 +33,7 @@ class PushBentoOperator(RegistryOperator):
     """
 
     template_fields: Sequence[str] = ("registry_conn_id", "source")
+    operator_extra_links: Sequence[BaseOperatorLink] = (RegistryConsoleLink(),)
     ui_color = "#d5e8d4"
 
     def __init__(

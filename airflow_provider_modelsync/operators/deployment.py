@@ -25,7 +25,7 @@ from airflow_provider_modelsync.core.errors import Cancelled, InvalidInput, Regi
 from airflow_provider_modelsync.core.models import Deployment, Patience, Predictions, RollOut, Undo
 from airflow_provider_modelsync.core.wait import GOALS, GONE, READY, find_deployment, take_back
 from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
-from airflow_provider_modelsync.links import RegistryConsoleLink, remember_link
+from airflow_provider_modelsync.links import DeploymentLink, RegistryConsoleLink, remember_link
 from airflow_provider_modelsync.operators.base import RegistryOperator, TaskCheckpoint, translated
 from airflow_provider_modelsync.operators.fetch import fetch
 from airflow_provider_modelsync.operators.storage import Location, local_source, publish_file, resolve
@@ -184,7 +184,7 @@ class DeployModelOperator(_DeploymentOperator):
 
     template_fields: Sequence[str] = ("registry_conn_id", "deployment", "model", "config")
     template_fields_renderers: ClassVar[dict[str, str]] = {"config": "json"}
-    operator_extra_links: Sequence[BaseOperatorLink] = (RegistryConsoleLink(),)
+    operator_extra_links: Sequence[BaseOperatorLink] = (RegistryConsoleLink(), DeploymentLink())
     ui_color = "#d0e0e3"
     goal = READY
 
@@ -228,7 +228,7 @@ class DeployModelOperator(_DeploymentOperator):
         with self._taking_back_when_killed() as started:
             deployment = self._deploy(memory, started)
             model = deployment.model
-            remember_link(context, deployment.page or deployment.url)
+            remember_link(context, lambda: deployment.page)
             if self.wait_for_completion:
                 begun = started[-1] if started else None
                 # A deployment that was not there before has no older revision to be mistaken for it.
@@ -270,6 +270,8 @@ class DeployModelOperator(_DeploymentOperator):
 
     def _finish(self, context: Context, deployment: Deployment, model: str | None = None) -> dict[str, JsonValue]:
         _Memory(TaskCheckpoint.of(context), self._asked()).forget()
+        remember_link(context, lambda: deployment.page)
+        remember_link(context, lambda: deployment.url, DeploymentLink)
         return super()._finish(context, deployment, model)
 
     @contextmanager

@@ -9,12 +9,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.sdk import conf
+from airflow.sdk import BaseOperatorLink, conf
 
 from airflow_provider_modelsync.core.errors import Permanent, RegistryUnavailable, Retryable
 from airflow_provider_modelsync.core.models import ModelVersion, Patience, PulledModel, Query, TransferStats
 from airflow_provider_modelsync.core.sync import Selection, Versions
 from airflow_provider_modelsync.core.wait import find_version
+from airflow_provider_modelsync.links import RegistryConsoleLink, remember_link
 from airflow_provider_modelsync.operators.base import (
     ModelSyncOperator,
     RegistryOperator,
@@ -53,6 +54,7 @@ class PushModelOperator(RegistryOperator):
 
     template_fields: Sequence[str] = ("registry_conn_id", "model", "source", "labels", "metadata", "options")
     template_fields_renderers: ClassVar[dict[str, str]] = {"labels": "json", "metadata": "json", "options": "json"}
+    operator_extra_links: Sequence[BaseOperatorLink] = (RegistryConsoleLink(),)
     ui_color = "#d5e8d4"
 
     def __init__(
@@ -163,6 +165,7 @@ class PullModelOperator(RegistryOperator):
 
     template_fields: Sequence[str] = ("registry_conn_id", "model", "target", "labels", "query")
     template_fields_renderers: ClassVar[dict[str, str]] = {"labels": "json"}
+    operator_extra_links: Sequence[BaseOperatorLink] = (RegistryConsoleLink(),)
     ui_color = "#dae8fc"
 
     def __init__(
@@ -263,6 +266,7 @@ class SyncModelsOperator(ModelSyncOperator):
         "rename",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"labels": "json", "options": "json", "rename": "json"}
+    operator_extra_links: Sequence[BaseOperatorLink] = (RegistryConsoleLink(),)
     ui_color = "#ffe6cc"
 
     def __init__(
@@ -292,8 +296,10 @@ class SyncModelsOperator(ModelSyncOperator):
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
         with translated():
+            target = self.hook_for(self.target_conn_id, context)
+            remember_link(context, target.page_of)
             report = self.hook_for(self.source_conn_id, context).sync_to(
-                self.hook_for(self.target_conn_id, context),
+                target,
                 Selection(
                     models=self.models,
                     versions=_versions(self.versions),

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.sdk import BaseSensorOperator, PokeReturnValue, conf
+from airflow.sdk import BaseOperatorLink, BaseSensorOperator, PokeReturnValue, conf
 from airflow.sdk.exceptions import AirflowException, AirflowSensorTimeout, AirflowSkipException
 
 from airflow_provider_modelsync.core.errors import Retryable
 from airflow_provider_modelsync.core.models import ModelVersion, Query
 from airflow_provider_modelsync.core.wait import READY, find_version
 from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
+from airflow_provider_modelsync.links import RegistryConsoleLink, remember_link
 from airflow_provider_modelsync.operators.base import DEFAULT_CONN_ID, translated
 from airflow_provider_modelsync.triggers.base import outcome_of
 from airflow_provider_modelsync.triggers.model import ModelVersionTrigger
@@ -39,6 +40,7 @@ class ModelVersionSensor(BaseSensorOperator):
 
     template_fields: Sequence[str] = ("registry_conn_id", "model", "labels", "newer_than")
     template_fields_renderers: ClassVar[dict[str, str]] = {"labels": "json"}
+    operator_extra_links: Sequence[BaseOperatorLink] = (RegistryConsoleLink(),)
     ui_color = "#ffe6cc"
 
     def __init__(
@@ -72,7 +74,7 @@ class ModelVersionSensor(BaseSensorOperator):
                 raise AirflowSkipException(f"skipped, as soft_fail or never_fail is set: {error}") from error
             raise
         if found:
-            return found.to_xcom()
+            return self._tell(context, found)
         timeout = float(self.timeout)
         self.defer(
             trigger=ModelVersionTrigger(
@@ -94,11 +96,17 @@ class ModelVersionSensor(BaseSensorOperator):
         if event and event.get("status") == "timeout":
             raise AirflowSensorTimeout(str(event.get("message")))
         with translated():
-            return get_registry_hook(self.registry_conn_id).get(outcome_of(event)).to_xcom()
+            self._hook = get_registry_hook(self.registry_conn_id)
+            return self._tell(context, self._hook.get(outcome_of(event)))
 
     def poke(self, context: Context) -> PokeReturnValue:
         found = self._look()
-        return PokeReturnValue(is_done=found is not None, xcom_value=found.to_xcom() if found else None)
+        return PokeReturnValue(is_done=found is not None, xcom_value=self._tell(context, found) if found else None)
+
+    def _tell(self, context: Context, found: ModelVersion) -> dict[str, JsonValue]:
+        if hook := self._hook:
+            remember_link(context, lambda: hook.page_of(found))
+        return found.to_xcom()
 
     def _look(self) -> ModelVersion | None:
         with translated():

@@ -19,6 +19,7 @@ ROOT = Path(next(iter(airflow_provider_modelsync.__path__)))
 
 # From the top down. A module belongs where its longest prefix stands, and may import from its own layer and below.
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("cli",),
     ("sensors", "operators"),
     ("assets", "links", "lineage"),
     ("triggers",),

@@ -22,7 +22,7 @@ from airflow_provider_modelsync.core.models import XCOM_LIMIT
 from airflow_provider_modelsync.core.registries import bentocloud_deployments
 from airflow_provider_modelsync.hooks.bentocloud import BentoCloudHook
 from airflow_provider_modelsync.hooks.registry import RegistryHook
-from airflow_provider_modelsync.links import RegistryConsoleLink
+from airflow_provider_modelsync.links import DeploymentLink, RegistryConsoleLink
 from airflow_provider_modelsync.operators.deployment import DeployModelOperator, UndeployModelOperator
 from airflow_provider_modelsync.triggers.deployment import DeploymentTrigger
 from tests.conftest import Connect
@@ -163,7 +163,7 @@ class TestDeploy:
 
         assert deploy().execute(context)["status"] == "running"
 
-    def test_keeps_the_link_to_its_page(
+    def test_keeps_the_links_to_its_page_and_to_where_it_answers(
         self, server: BentoCloudStandIn, context: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         operator = deploy(config=CONFIG)
@@ -172,10 +172,11 @@ class TestDeploy:
             "airflow_provider_modelsync.links.XCom.get_value", lambda ti_key, key: context["pushed"].get(key)
         )
 
-        assert [type(link) for link in operator.operator_extra_links] == [RegistryConsoleLink]
-        assert RegistryConsoleLink().name == "Registry console"
+        assert [type(link) for link in operator.operator_extra_links] == [RegistryConsoleLink, DeploymentLink]
+        assert (RegistryConsoleLink().name, DeploymentLink().name) == ("Registry console", "Deployment")
         link = RegistryConsoleLink().get_link(operator, ti_key=context["ti"])
         assert link == told["page"] == f"{server.url}/deployments/demo?cluster=default&namespace=yatai"
+        assert DeploymentLink().get_link(operator, ti_key=context["ti"]) == told["url"]
         context["pushed"].clear()
         assert RegistryConsoleLink().get_link(operator, ti_key=context["ti"]) == ""
 

@@ -94,6 +94,13 @@ class Registry(ABC):
         self.check(ref)
         return ref
 
+    def page_of(self, model: ModelVersion | None = None) -> str | None:
+        """Return where the system shows a version to people; without one, all its models.
+
+        :return: an http or https URL that holds no secret; ``None`` where the system has no such page.
+        """
+        return None
+
     @abstractmethod
     def check(self, ref: ModelRef) -> None:
         """Raise :class:`InvalidInput` unless name and version follow the system's grammar."""

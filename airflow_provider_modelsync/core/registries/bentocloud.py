@@ -383,6 +383,15 @@ class BentoCloud(Registry):
                     versions[version.ref] = version  # pages may overlap when versions come or go meanwhile
         return list(versions.values())
 
+    def page_of(self, model: ModelVersion | None = None) -> str | None:
+        """Return where the console shows a model or a bento; its routes are the API's without the prefix.
+
+        Source: ``dashboard/src/routes.tsx`` of Yatai.
+        """
+        if model is None or model.uri is None:
+            return f"{self.base_url}/models"
+        return model.uri.replace("/api/v1/", "/", 1)
+
     def _version_of(self, record: ModelRecord, name: str) -> ModelVersion:
         return ModelVersion(
             registry=self.conn_type,

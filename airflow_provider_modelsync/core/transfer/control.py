@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.transfer.checkpoint import CheckpointStore
-from airflow_provider_modelsync.core.transfer.progress import Progress, Report
+from airflow_provider_modelsync.core.transfer.progress import Progress, Report, Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,7 @@ class Control:
     :param on_progress: told now and then how far the transfer is.
     :param checkpoint: where tries remember what is done; ``None`` = every try starts afresh.
     :param is_last_try: nobody will come back to resume this.
+    :param tally: where the operation's transfers are counted.
     """
 
     workers: int = 4
@@ -25,7 +26,8 @@ class Control:
     on_progress: Callable[[Report], None] | None = None
     checkpoint: CheckpointStore | None = None
     is_last_try: bool = False
+    tally: Tally = field(default_factory=Tally)
 
     def progress(self, total: int) -> Progress:
         """Return a counter for a transfer of ``total`` bytes."""
-        return Progress(total, self.on_progress)
+        return Progress(total, self.on_progress, tally=self.tally)

@@ -46,7 +46,7 @@ def put_files(way: PutFiles, control: Control, driver: SyncDriver, mover: Mover)
             way.accept(file, answer)
 
         # Each try asks for its own address, so there is nothing to refresh when a signature has expired.
-        with_retries(put, cancel=cancel, refresh=lambda: None)
+        with_retries(progress.repeatable(put), cancel=cancel, refresh=lambda: None)
 
     for_each(put_file, _largest_first(way.files), workers=control.workers, cancel=control.cancel)
     way.source.confirm(file.path for file in way.files)
@@ -146,7 +146,8 @@ def _fetch_whole(
         return total.hexdigest()
 
     try:
-        sha256 = with_retries(fetch, cancel=cancel, refresh=lambda: None) if file.size else hashlib.sha256().hexdigest()
+        once = progress.repeatable(fetch)
+        sha256 = with_retries(once, cancel=cancel, refresh=lambda: None) if file.size else hashlib.sha256().hexdigest()
     finally:
         os.close(descriptor)
     return FileEntry(file.path, file.size, sha256, file.executable)

@@ -65,7 +65,7 @@ class _Push:
         elif file.path in self._way.copies and (etag := self._driver.run(self._way.writer.copy(file))):
             self._way.etags[file.path] = etag
             self._copied.add(file.path)
-            self._progress.add(file.size)
+            self._progress.pass_over(file.size)
 
     def _is_stored(self, file: FileEntry, stored: Stored, cancel: CancelToken) -> bool:
         """Whether an object holds a file, by its tag: the MD5 of its bytes, or of the MD5s of the parts it came in."""
@@ -128,7 +128,7 @@ class _Push:
             return part.check(answer.headers, doing)
 
         # Each try asks for its own address, so there is nothing to refresh when a signature has expired.
-        stored = with_retries(put, cancel=cancel, refresh=lambda: None)
+        stored = with_retries(self._progress.repeatable(put), cancel=cancel, refresh=lambda: None)
         with self._lock:
             self._sent += part.size
         return stored
@@ -136,7 +136,7 @@ class _Push:
     def _resume(self, size: int) -> None:
         with self._lock:
             self._resumed += size
-        self._progress.add(size)
+        self._progress.pass_over(size)
 
 
 class _Upload:

@@ -91,7 +91,7 @@ def fetch_pieces(
                     resumed += end - start
                 else:
                     missing.append((file, start, end))
-        progress.add(resumed)
+        progress.pass_over(resumed)
         for_each(fetch, missing, workers=control.workers, cancel=control.cancel)
         for file in files:
             file.put_in_place(target)
@@ -118,7 +118,7 @@ def _fetch(file: LargeFile, start: int, end: int, cancel: CancelToken, progress:
             progress.add(start - position)  # they do not count
             raise
 
-    with_retries(once, cancel=cancel, refresh=lambda: None)
+    with_retries(progress.repeatable(once), cancel=cancel, refresh=lambda: None)
 
 
 def _pwrite(descriptor: int, block: memoryview, offset: int) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _EVERY_SECONDS = 10.0
 _EVERY_SHARE = 0.1
@@ -31,12 +35,32 @@ class Report:
         return f"{readable(self.done)}{share}, {readable(rate)}/s"
 
 
+class Tally:
+    """What one operation has done so far, over all its transfers; to be read while they run."""
+
+    def __init__(self) -> None:
+        self.done = 0  # bytes, those passed over included
+        self.total = 0  # bytes, as far as they are known
+        self.passed_over = 0  # bytes that did not have to move
+        self.parts_resent = 0
+        self._lock = threading.Lock()
+
+    def add(self, *, done: int = 0, total: int = 0, passed_over: int = 0, parts_resent: int = 0) -> None:
+        """Count what has happened; safe from many threads."""
+        with self._lock:
+            self.done += done
+            self.total += total
+            self.passed_over += passed_over
+            self.parts_resent += parts_resent
+
+
 class Progress:
     """Adds up bytes from many threads and reports at most every 10 s or 10 %.
 
     :param total: bytes to move; 0 when that is not known.
     :param emit: called with a :class:`Report`, from whichever thread added the bytes.
     :param clock: seconds, monotonic.
+    :param tally: of the operation that this transfer is part of.
     """
 
     def __init__(
@@ -44,6 +68,7 @@ class Progress:
         total: int,
         emit: Callable[[Report], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        tally: Tally | None = None,
     ) -> None:
         self.total = total
         self.done = 0
@@ -52,9 +77,12 @@ class Progress:
         self._lock = threading.Lock()
         self._start = self._last_time = clock()
         self._last_done = 0
+        self._tally = tally or Tally()
+        self._tally.add(total=total)
 
     def add(self, count: int) -> None:
         """Count bytes that have moved."""
+        self._tally.add(done=count)
         with self._lock:
             self.done += count
             if self._emit is None or not self._is_due():
@@ -62,6 +90,22 @@ class Progress:
             self._last_time, self._last_done = self._clock(), self.done
             report = self._report()
         self._emit(report)
+
+    def pass_over(self, count: int) -> None:
+        """Count bytes that need not move, as they are where they belong already."""
+        self._tally.add(passed_over=count)
+        self.add(count)
+
+    def repeatable(self, attempt: Callable[[], T]) -> Callable[[], T]:
+        """Return an attempt to move one part, each of whose repetitions counts as a part sent again."""
+        attempts = itertools.count()
+
+        def counted() -> T:
+            if next(attempts):
+                self._tally.add(parts_resent=1)
+            return attempt()
+
+        return counted
 
     def finish(self) -> None:
         """Report the end."""

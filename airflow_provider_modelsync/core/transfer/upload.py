@@ -86,7 +86,7 @@ def _put_archive(way: PutArchive, control: Control, driver: SyncDriver, mover: M
             answer.raise_for_status("uploading the model", not_found=VersionConflict)
 
     # Each try asks for its own address, so there is nothing to refresh when a signature has expired.
-    with_retries(put, cancel=control.cancel, refresh=lambda: None)
+    with_retries(progress.repeatable(put), cancel=control.cancel, refresh=lambda: None)
     way.layout.confirm()
     progress.finish()
 
@@ -96,7 +96,7 @@ def _put_parts(way: PutParts, control: Control, driver: SyncDriver, mover: Mover
     numbers = range(1, way.count + 1)
     resumed = sum(way.span(number)[1] for number in numbers if number in memory.parts)
     progress = control.progress(layout.size)
-    progress.add(resumed)
+    progress.pass_over(resumed)
 
     def put_part(number: int, cancel: CancelToken) -> None:
         start, length = way.span(number)
@@ -118,7 +118,7 @@ def _put_parts(way: PutParts, control: Control, driver: SyncDriver, mover: Mover
             return etag
 
         # Each try asks for its own address, so there is nothing to refresh when a signature has expired.
-        memory.add(number, with_retries(put, cancel=cancel, refresh=lambda: None))
+        memory.add(number, with_retries(progress.repeatable(put), cancel=cancel, refresh=lambda: None))
 
     missing = [number for number in numbers if number not in memory.parts]
     for_each(put_part, missing, workers=control.workers, cancel=control.cancel)

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from airflow_provider_modelsync.core.transfer.progress import Progress, Report, readable
+from airflow_provider_modelsync.core.transfer.progress import Progress, Report, Tally, readable
 
 
 class _Clock:
@@ -105,3 +105,23 @@ def test_a_report_reads_as_share_and_speed(report: Report, text: str) -> None:
 )
 def test_sizes_read_as_people_write_them(count: int, text: str) -> None:
     assert readable(count) == text
+
+
+def test_a_tally_adds_up_all_transfers_of_an_operation() -> None:
+    tally = Tally()
+    first, second = Progress(10, tally=tally), Progress(5, tally=tally)
+    first.add(4)
+    first.add(-1)  # of a try that has failed
+    second.pass_over(5)
+
+    assert (tally.done, tally.total, tally.passed_over) == (8, 15, 5)
+    assert (first.done, second.done) == (3, 5)
+
+
+def test_only_repetitions_of_a_part_count_as_sent_again() -> None:
+    tally = Tally()
+    progress = Progress(1, tally=tally)
+    parts = [progress.repeatable(lambda: "sent") for _ in range(2)]
+
+    assert [parts[0](), parts[1](), parts[1](), parts[1]()] == ["sent"] * 4
+    assert tally.parts_resent == 2

@@ -1,0 +1,147 @@
+"""What the commands of ``airflow modelsync`` do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from airflow_provider_modelsync.cli.session import FAILED, TRY_AGAIN, Answer, Session, command
+from airflow_provider_modelsync.core.models import ModelVersion, PulledModel, SyncReport
+from airflow_provider_modelsync.core.sync import Selection
+from airflow_provider_modelsync.core.transfer.progress import readable
+from airflow_provider_modelsync.operators.storage import local_source, resolve, upload_directory
+
+
+@command
+def list_models(args: argparse.Namespace, session: Session) -> Answer:
+    """List the newest ready version of each model."""
+    versions = session.hook(args.conn_id).list_models(" ".join(args.query) or None)
+    rows = [
+        (version.name, version.version, _size(version), _time(version), _pairs(version.labels)) for version in versions
+    ]
+    return Answer([_as_json(version) for version in versions], rows, ("NAME", "VERSION", "SIZE", "CREATED", "LABELS"))
+
+
+@command
+def show(args: argparse.Namespace, session: Session) -> Answer:
+    """Show a version."""
+    hook = session.hook(args.conn_id)
+    version = hook.get(args.model)
+    page = hook.page_of(version)
+    facts = {
+        "model": version.ref,
+        "registry": version.registry,
+        "status": version.status,
+        "digest": version.digest,
+        "size": _size(version),
+        "created": _time(version),
+        "labels": _pairs(version.labels),
+        "metadata": _pairs(version.metadata),
+        "uri": version.uri,
+        "page": page,
+    }
+    return Answer({**_as_json(version), "page": page}, [(fact, text) for fact, text in facts.items() if text])
+
+
+@command
+def push(args: argparse.Namespace, session: Session) -> Answer:
+    """Push a model."""
+    hook = session.hook(args.conn_id)
+    with session.progress(hook, f"pushing {args.model}"), local_source(args.source, session.cancel) as source:
+        version = hook.push(
+            source,
+            args.model,
+            labels=dict(args.label),
+            metadata=args.metadata,
+            force=args.force,
+            options=args.options,
+        )
+    return Answer(_as_json(version), [(_told("pushed", version),)])
+
+
+@command
+def pull(args: argparse.Namespace, session: Session) -> Answer:
+    """Pull a model."""
+    hook = session.hook(args.conn_id)
+    target = resolve(args.target, "target")
+
+    def pull_into(directory: Path) -> PulledModel:
+        return hook.pull(
+            args.model,
+            directory,
+            labels=dict(args.label),
+            query=args.query,
+            force=args.force,
+            verify=not args.no_verify,
+        )
+
+    with session.progress(hook, f"pulling {args.model}"):
+        if isinstance(target, Path):
+            version = pull_into(target).version
+        else:
+            with tempfile.TemporaryDirectory(prefix="modelsync-") as scratch:
+                copy = Path(scratch) / "model"
+                version = pull_into(copy).version
+                upload_directory(copy, target, force=args.force, cancel=session.cancel)
+    return Answer({**_as_json(version), "path": str(target)}, [(f"{_told('pulled', version)} in {target}",)])
+
+
+@command
+def sync(args: argparse.Namespace, session: Session) -> Answer:
+    """Bring versions of one registry into another."""
+    source, target = session.hook(args.source_conn_id), session.hook(args.target_conn_id)
+    selection = Selection(
+        models=args.models,
+        versions=args.versions,
+        labels=dict(args.label),
+        options=dict(args.options),
+        rename=dict(args.rename),
+    )
+    with session.progress(target, "syncing"):
+        report = source.sync_to(target, selection, dry_run=args.dry_run)
+    counts = {outcome: len(report.of(outcome)) for outcome in ("copied", "skipped", "failed")}
+    summary = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    told = [*map(str, report.versions), f"{summary} (dry run)" if report.dry_run else summary]
+    data = {
+        "dry_run": report.dry_run,
+        "counts": counts,
+        "versions": [version.model_dump(mode="json") for version in report.versions],
+    }
+    return Answer(data, [(line,) for line in told], status=_status_of(report))
+
+
+def _status_of(report: SyncReport) -> int:
+    failed = report.of("failed")
+    if not failed:
+        return 0
+    return FAILED if all(version.is_permanent for version in failed) else TRY_AGAIN
+
+
+def _as_json(version: ModelVersion) -> dict[str, Any]:
+    return {**version.model_dump(mode="json", exclude={"raw"}), "ref": version.ref}
+
+
+def _told(done: str, version: ModelVersion) -> str:
+    transfer = version.transfer
+    if transfer is None or transfer.skipped:
+        return f"{version.ref} is there already"
+    resumed = f", {readable(transfer.resumed_bytes)} resumed" if transfer.resumed_bytes else ""
+    return f"{done} {version.ref} ({readable(transfer.sent_bytes)}{resumed})"
+
+
+def _size(version: ModelVersion) -> str:
+    return "" if version.size_bytes is None else readable(version.size_bytes)
+
+
+def _time(version: ModelVersion) -> str:
+    return "" if version.created_at is None else version.created_at.isoformat(sep=" ", timespec="seconds")
+
+
+def _pairs(facts: Mapping[str, Any]) -> str:
+    return " ".join(
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in sorted(facts.items())
+    )

@@ -1,0 +1,140 @@
+"""The commands of ``airflow modelsync``, without what they do: every start of ``airflow`` imports this module."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand, lazy_load_command
+
+_COMMANDS = "airflow_provider_modelsync.cli.commands"
+_EXITS = "Exits with 0; with 1 when another try is in vain, 2 for wrong usage, 75 when another try may succeed."
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"it is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("it is not a JSON object")
+    return value
+
+
+def _glob_options(text: str) -> tuple[str, dict[str, Any]]:
+    glob, options = _pair(text)
+    return glob, _json_object(options)
+
+
+def _versions(text: str) -> str | int:
+    if text in ("latest", "all"):
+        return text
+    if text.isdecimal() and int(text):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither 'latest' nor 'all' nor a number")
+
+
+def _repeated(flag: str, metavar: str, text: str, kind: Any) -> Arg:
+    return Arg((flag,), help=text, metavar=metavar, type=kind, action="append", default=[])
+
+
+def _switch(flag: str, text: str) -> Arg:
+    return Arg((flag,), help=text, action="store_true")
+
+
+_CONNECTION = Arg(
+    ("-c", "--conn-id", "--conn"), dest="conn_id", help="The registry's connection", default="modelsync_default"
+)
+_JSON = Arg(("--json",), dest="as_json", help="Print the result as JSON", action="store_true")
+_VERBOSE = Arg(("-v", "--verbose"), help="Show the log, and the traceback of what fails", action="store_true")
+_COMMON = (_JSON, _VERBOSE)
+
+_MODEL = Arg(("model",), help="name or name:latest for the newest ready version, name:version for an exact one")
+_QUERY = "Choose by name substrings, label:k and label:k=v"
+_LABELS = _repeated("--label", "KEY=VALUE", "That a version must have; may be repeated", _pair)
+
+
+def get_modelsync_cli_commands() -> list[GroupCommand]:
+    """Return the commands that Airflow adds to its own."""
+    return [
+        GroupCommand(
+            name="modelsync",
+            help="Move models in and out of registries",
+            description=_EXITS,
+            subcommands=(
+                ActionCommand(
+                    name="ls",
+                    help="List the newest ready version of each model",
+                    func=lazy_load_command(f"{_COMMANDS}.list_models"),
+                    args=(Arg(("query",), help=_QUERY, nargs="*"), _CONNECTION, *_COMMON),
+                ),
+                ActionCommand(
+                    name="show",
+                    help="Show a version",
+                    func=lazy_load_command(f"{_COMMANDS}.show"),
+                    args=(_MODEL, _CONNECTION, *_COMMON),
+                ),
+                ActionCommand(
+                    name="push",
+                    help="Push a model",
+                    func=lazy_load_command(f"{_COMMANDS}.push"),
+                    args=(
+                        Arg(("source",), help="A directory or a single file: a path, or an object storage URL"),
+                        Arg(("model",), help="name:version, or name for a version that is derived from the content"),
+                        _CONNECTION,
+                        _repeated("--label", "KEY=VALUE", "A label to choose by; may be repeated", _pair),
+                        Arg(("--metadata",), help="A JSON object kept beside the version", type=_json_object),
+                        Arg(("--options",), help="A JSON object that only this registry reads", type=_json_object),
+                        _switch("--force", "Replace a version that holds other bytes"),
+                        *_COMMON,
+                    ),
+                ),
+                ActionCommand(
+                    name="pull",
+                    help="Pull a model",
+                    func=lazy_load_command(f"{_COMMANDS}.pull"),
+                    args=(
+                        _MODEL,
+                        Arg(("target",), help="A directory: a path, or an object storage URL"),
+                        _CONNECTION,
+                        _LABELS,
+                        Arg(("--query",), help=_QUERY),
+                        _switch("--force", "Replace whatever the target holds, once the new copy is verified"),
+                        _switch("--no-verify", "Do not compare the bytes with the version's digest"),
+                        *_COMMON,
+                    ),
+                ),
+                ActionCommand(
+                    name="sync",
+                    help="Bring versions of one registry into another",
+                    func=lazy_load_command(f"{_COMMANDS}.sync"),
+                    args=(
+                        Arg(("source_conn_id",), help="The connection to read from"),
+                        Arg(("target_conn_id",), help="The connection to write to"),
+                        Arg(("--models",), help="Names or globs of names", nargs="+", metavar="NAME", default=["*"]),
+                        Arg(
+                            ("--versions",),
+                            help="latest, all, or so many of the newest",
+                            type=_versions,
+                            default="latest",
+                        ),
+                        _LABELS,
+                        _repeated("--rename", "NAME=NEW", "A model's name in the target; may be repeated", _pair),
+                        _repeated(
+                            "--options", "GLOB=JSON", "What only the target reads; may be repeated", _glob_options
+                        ),
+                        _switch("--dry-run", "Only say what would be copied"),
+                        *_COMMON,
+                    ),
+                ),
+            ),
+        )
+    ]

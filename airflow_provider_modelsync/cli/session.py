@@ -1,0 +1,197 @@
+"""One run of a command: its connections, where it prints, what ends it, and what its end tells the shell."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import AirflowException
+
+from airflow_provider_modelsync.core.cancel import CancelToken
+from airflow_provider_modelsync.core.errors import ModelSyncError, Retryable
+from airflow_provider_modelsync.core.redact import escape, redact, secrets_of
+from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+FAILED = 1  # for good
+TRY_AGAIN = os.EX_TEMPFAIL
+_SIGNALLED = 128  # and the signal's number, as shells have it
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a command prints.
+
+    :param data: with ``--json``.
+    :param rows: else; in columns.
+    :param headers: of the columns.
+    :param status: the exit code.
+    """
+
+    data: Any
+    rows: Sequence[Sequence[str]]
+    headers: Sequence[str] = ()
+    status: int = 0
+
+
+class Session:
+    """What a command works with.
+
+    :param console: a terminal to draw on, where there is one.
+    """
+
+    def __init__(self, console: Console | None) -> None:
+        self.cancel = CancelToken()
+        self.secrets: set[str] = set()
+        self.ended_by: int | None = None
+        self._console = console
+
+    def hook(self, conn_id: str) -> RegistryHook:
+        """Return a connection's hook, which ends its work when the command is told to."""
+        hook = get_registry_hook(conn_id)
+        hook.cancel_token = self.cancel
+        self.secrets.update(secrets_of(hook.get_conn().settings))
+        return hook
+
+    @contextmanager
+    def progress(self, hook: RegistryHook, doing: str) -> Iterator[None]:
+        """Draw how far the hook's transfer is, if there is a terminal; elsewhere the log tells."""
+        if self._console is None:
+            yield
+            return
+        from rich.live import Live
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+        )
+        bar = Progress(*columns, auto_refresh=False, console=self._console)
+        task = bar.add_task(escape(doing), total=None)
+
+        def look() -> RenderableType:
+            bar.update(task, completed=hook.tally.done, total=hook.tally.total or None)
+            return bar.get_renderable()
+
+        with Live(get_renderable=look, console=self._console, refresh_per_second=10, transient=True):
+            yield
+
+    def end(self, number: int, _frame: FrameType | None) -> None:
+        """End the work in hand, leaving nothing half-made; the second time at once."""
+        self.ended_by = number
+        self.cancel.cancel()
+        signal.signal(number, signal.SIG_DFL)
+
+
+def command(do: Callable[[argparse.Namespace, Session], Answer]) -> Callable[[argparse.Namespace], None]:
+    """Make a command of what it does: the process ends with it."""
+
+    @functools.wraps(do)
+    def run(args: argparse.Namespace) -> None:
+        # As Airflow's own commands do that look connections up: environment, secrets backends, metadata database.
+        os.environ["_AIRFLOW_PROCESS_CONTEXT"] = "server"
+        with _answers_only() as stdout:
+            console = _terminal()
+            _set_up_logs(console, verbose=args.verbose)
+            session = Session(console)
+            for number in _ENDING:
+                signal.signal(number, session.end)
+            try:
+                answer = do(args, session)
+                status = answer.status
+                _print(answer, stdout, as_json=args.as_json)
+            except BrokenPipeError:
+                status = _SIGNALLED + signal.SIGPIPE
+            except Exception as error:
+                status = _status_of(error, session)
+                _complain(error, session, verbose=args.verbose)
+        sys.exit(status)
+
+    return run
+
+
+def _status_of(error: Exception, session: Session) -> int:
+    if session.ended_by is not None:
+        return _SIGNALLED + session.ended_by
+    return TRY_AGAIN if isinstance(error, Retryable) else FAILED
+
+
+def _complain(error: Exception, session: Session, *, verbose: bool) -> None:
+    if verbose:
+        print(redact("".join(traceback.format_exception(error)), session.secrets), file=sys.stderr)  # noqa: T201
+    if session.ended_by is not None:
+        message = "cancelled"
+    else:  # what nobody has raised on purpose is not told by its message alone
+        message = str(error) if isinstance(error, (ModelSyncError, AirflowException)) else repr(error)
+    line = escape(redact(" ".join(message.split()), session.secrets))
+    print(f"airflow modelsync: {line}", file=sys.stderr)  # noqa: T201
+
+
+def _print(answer: Answer, stdout: int, *, as_json: bool) -> None:
+    if as_json:
+        text = json.dumps(answer.data, indent=2)
+    else:
+        from tabulate import tabulate  # type: ignore[import-untyped]
+
+        rows = [[escape(cell) for cell in row] for row in answer.rows]
+        text = tabulate(rows, answer.headers, tablefmt="plain", disable_numparse=True)
+    with open(stdout, "w", encoding="utf-8", closefd=False) as out:
+        out.write(f"{text}\n")
+
+
+@contextmanager
+def _answers_only() -> Iterator[int]:
+    """Yield standard output, and send to standard error whatever Airflow's logs would write there."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield stdout
+    finally:
+        os.close(stdout)
+
+
+def _terminal() -> Console | None:
+    if not sys.stderr.isatty():
+        return None
+    from rich.console import Console
+
+    return Console(stderr=True, markup=False, highlight=False)
+
+
+def _set_up_logs(console: Console | None, *, verbose: bool) -> None:
+    """Show what the transfers tell as plain lines, or above the bar what is worth it there."""
+    if verbose:
+        return
+    logging.getLogger().setLevel(logging.WARNING)
+    ours = logging.getLogger("modelsync")
+    ours.addHandler(logging.StreamHandler(sys.stderr) if console is None else _Above(console))
+    ours.setLevel(logging.INFO if console is None else logging.WARNING)
+    ours.propagate = False
+
+
+class _Above(logging.Handler):
+    """Writes above the bar."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(self.format(record), soft_wrap=True)

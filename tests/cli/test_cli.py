@@ -1,0 +1,300 @@
+"""``airflow modelsync`` as people and scripts meet it: the real command in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from pkgutil import resolve_name
+
+import pytest
+
+from airflow_provider_modelsync.core.archive.digest import digest_directory
+from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
+from airflow_provider_modelsync.provider_info import get_provider_info
+from tests.conftest import Connect
+from tests.standins.bentocloud import BentoCloudStandIn, Delay
+
+pytestmark = pytest.mark.slow
+
+AIRFLOW = (sys.executable, "-m", "airflow")
+CANARY = "canary-4f1c0de5"
+KILL_LIMIT = 4.0  # seconds from the signal to the end
+TRY_AGAIN = 75
+
+
+def airflow(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of Airflow."""
+    command = (*AIRFLOW, *map(str, arguments))
+    return subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, timeout=60)
+
+
+def modelsync(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that is to succeed."""
+    run = airflow("modelsync", *arguments, **env)
+    assert run.returncode == 0, run.stderr
+    return run
+
+
+def refused(*arguments: str | Path, code: int, **env: str) -> str:
+    """Run a command that is to fail, and return the one line that it says why in."""
+    run = airflow("modelsync", *arguments, **env)
+    assert (run.returncode, run.stdout) == (code, ""), run.stderr
+    assert "Traceback" not in run.stderr
+    complaint = run.stderr.splitlines()[-1]
+    assert complaint.startswith("airflow modelsync: ")
+    return complaint
+
+
+@pytest.fixture
+def server(tmp_path: Path, connect: Connect) -> Iterator[BentoCloudStandIn]:
+    """A BentoCloud behind the default connection."""
+    with BentoCloudStandIn(tmp_path / "cloud") as server:
+        extra = {"timeout_seconds": 5}
+        connect("modelsync_default", conn_type="bentocloud", host=server.url, password=server.token, extra=extra)
+        yield server
+
+
+def test_a_model_goes_up_is_found_and_comes_back(modelstore: Path, source: Path, tmp_path: Path) -> None:
+    pushed = modelsync("push", source, "digits:v1", "--label", "stage=dev", "--metadata", '{"acc": 0.5}', "--json")
+    listed = modelsync("ls", "label:stage=dev")
+    shown = modelsync("show", "digits")
+    pulled = modelsync("pull", "digits", tmp_path / "pulled", "--label", "stage=dev")
+
+    told = json.loads(pushed.stdout)
+    assert (told["ref"], told["labels"], told["metadata"]) == ("digits:v1", {"stage": "dev"}, {"acc": 0.5})
+    assert told["transfer"] == {"skipped": False, "sent_bytes": 10_248, "resumed_bytes": 0}
+    assert "pushing digits:v1: 10.0 KiB of 10.0 KiB (100 %)" in pushed.stderr
+    head, row = listed.stdout.splitlines()
+    assert head.split() == ["NAME", "VERSION", "SIZE", "CREATED", "LABELS"]
+    assert row.split()[:4] == ["digits", "v1", "10.0", "KiB"]
+    assert row.endswith("stage=dev")
+    facts = dict(line.split(maxsplit=1) for line in shown.stdout.splitlines())
+    assert facts["digest"] == told["digest"] == digest_directory(tmp_path / "pulled")
+    assert facts["metadata"] == "acc=0.5"
+    assert pulled.stdout == f"pulled digits:v1 (10.0 KiB) in {tmp_path / 'pulled'}\n"
+    for run in (listed, shown):
+        assert run.stderr == ""
+
+
+def test_what_is_there_already_is_neither_sent_nor_fetched(modelstore: Path, source: Path, tmp_path: Path) -> None:
+    ModelStoreHook("modelsync_default").push(source, "digits:v1")
+    ModelStoreHook("modelsync_default").pull("digits:v1", tmp_path / "pulled")
+
+    again = modelsync("push", source, "digits:v1")
+    pulled = modelsync("pull", "digits:v1", tmp_path / "pulled", "--json")
+
+    assert again.stdout == "digits:v1 is there already\n"
+    told = json.loads(pulled.stdout)
+    assert (told["path"], told["transfer"]["skipped"]) == (str(tmp_path / "pulled"), True)
+
+
+def test_a_sync_says_what_it_would_do_and_does_it(
+    modelstore: Path, connect: Connect, source: Path, tmp_path: Path
+) -> None:
+    connect("backup", conn_type="modelstore", host=(tmp_path / "backup").as_uri())
+    hook = ModelStoreHook("modelsync_default")
+    for ref in ("churn:v1", "digits:v1", "digits:v2"):
+        hook.push(source, ref)
+    wanted = ("sync", "modelsync_default", "backup", "--models", "digits", "chu*", "--versions", "all")
+
+    would = modelsync(*wanted, "--rename", "churn=attrition", "--dry-run")
+    assert not (tmp_path / "backup").exists()
+    done = modelsync(*wanted, "--rename", "churn=attrition", "--json")
+
+    *lines, counts = would.stdout.splitlines()
+    assert lines == [
+        f"{ref} copied as {ref.replace('churn', 'attrition')}" for ref in ("churn:v1", "digits:v1", "digits:v2")
+    ]
+    assert counts == "3 copied, 0 skipped, 0 failed (dry run)"
+    told = json.loads(done.stdout)
+    assert told["counts"] == {"copied": 3, "skipped": 0, "failed": 0}
+    assert [version["target"] for version in told["versions"]] == ["attrition:v1", "digits:v1", "digits:v2"]
+    assert {version.ref for version in ModelStoreHook("backup").list_models()} == {"attrition:v1", "digits:v2"}
+
+
+def test_a_sync_that_lacks_a_model_copies_the_others_and_fails(
+    modelstore: Path, connect: Connect, source: Path, tmp_path: Path
+) -> None:
+    connect("backup", conn_type="modelstore", host=(tmp_path / "backup").as_uri())
+    ModelStoreHook("modelsync_default").push(source, "digits:v1")
+
+    run = airflow("modelsync", "sync", "modelsync_default", "backup", "--models", "digits", "absent")
+
+    assert run.returncode == 1
+    assert run.stdout.splitlines()[-1] == "1 copied, 0 skipped, 1 failed"
+    assert ModelStoreHook("backup").get("digits").version == "v1"
+
+
+def test_what_is_refused_is_told_in_one_line(modelstore: Path, tmp_path: Path) -> None:
+    assert "no version 'v1' of 'digits'" in refused("pull", "digits:v1", tmp_path / "pulled", code=1)
+    assert not (tmp_path / "pulled").exists()
+    assert "`nonesuch` isn't defined" in refused("ls", "--conn-id", "nonesuch", code=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("push", "/srv/model"), "model"),
+        (("push", "/srv/model", "digits", "--label", "stage"), "'stage' is not KEY=VALUE"),
+        (("sync", "one", "other", "--versions", "some"), "'some' is neither"),
+    ],
+)
+def test_wrong_usage_is_told_before_anything_is_done(
+    arguments: tuple[str, ...], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from airflow.cli.cli_parser import get_parser
+
+    with pytest.raises(SystemExit) as told:
+        get_parser().parse_args(("modelsync", *arguments))
+
+    assert told.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_good_wrong_and_unreachable_credentials_are_told_apart(server: BentoCloudStandIn, connect: Connect) -> None:
+    server.seed("fraud", "v1")
+    wrong = {"conn_type": "bentocloud", "host": server.url, "password": CANARY}
+    connect("wrong", **wrong)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        host = f"http://127.0.0.1:{free.getsockname()[1]}"
+        connect("nobody", **wrong | {"host": host}, extra={"timeout_seconds": 1})
+
+        assert "fraud" in modelsync("ls").stdout
+        unreachable = refused("ls", "--conn", "nobody", code=TRY_AGAIN)
+    denied = airflow("modelsync", "ls", "--conn", "wrong", "--verbose")
+
+    assert "connection 'nobody'" in unreachable
+    assert (denied.returncode, denied.stdout) == (1, "")
+    assert "Traceback" in denied.stderr
+    assert "connection 'wrong'" in denied.stderr.splitlines()[-1]
+    assert CANARY not in unreachable + denied.stderr
+
+
+def test_connections_may_be_kept_by_a_secrets_backend(source: Path, tmp_path: Path) -> None:
+    kept = {"kept_secret": {"conn_type": "modelstore", "host": (tmp_path / "store").as_uri()}}
+    (tmp_path / "connections.json").write_text(json.dumps(kept))
+    backend = {
+        "AIRFLOW__SECRETS__BACKEND": "airflow.secrets.local_filesystem.LocalFilesystemBackend",
+        "AIRFLOW__SECRETS__BACKEND_KWARGS": json.dumps({"connections_file_path": str(tmp_path / "connections.json")}),
+    }
+    run = modelsync("push", source, "digits:v1", "--conn-id", "kept_secret", "--json", **backend)
+
+    assert json.loads(run.stdout)["ref"] == "digits:v1"
+
+
+def test_connections_may_be_kept_in_the_metadata_database(airflow_database: Path, source: Path, tmp_path: Path) -> None:
+    store = (tmp_path / "store").as_uri()
+    added = airflow("connections", "add", "kept_inside", "--conn-type", "modelstore", "--conn-host", store)
+    assert added.returncode == 0, added.stderr
+
+    run = modelsync("push", source, "digits:v1", "--conn-id", "kept_inside", "--json")
+
+    assert json.loads(run.stdout)["ref"] == "digits:v1"
+
+
+def begun(server: BentoCloudStandIn, source: Path) -> subprocess.Popen[str]:
+    """Start a push whose bytes the server is slow to take, and wait until they are on the way."""
+    server.transmission_strategy = "proxy"
+    server.fault("PUT", "upload", Delay(30), times=None)
+    command = (*AIRFLOW, "modelsync", "push", str(source), "digits:v1")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while not server.find("PUT", path="upload"):
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.05)
+    return process
+
+
+def test_ctrl_c_ends_a_push_cleanly(server: BentoCloudStandIn, source: Path) -> None:
+    process = begun(server, source)
+    assert process.stderr is not None
+    sent_at = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    told = [process.stderr.readline()]
+    while told[-1] and not told[-1].startswith("airflow modelsync:"):
+        told.append(process.stderr.readline())
+    took = time.monotonic() - sent_at
+    stdout, rest = process.communicate(timeout=30)  # Python takes Airflow apart
+
+    assert took < KILL_LIMIT
+    assert (told[-1], rest) == ("airflow modelsync: cancelled\n", "")
+    assert "Traceback" not in "".join(told)
+    assert (process.returncode, stdout) == (128 + signal.SIGINT, "")
+    assert server.find("PATCH", "finish_upload")  # the server does not wait for the rest
+
+
+def on_a_terminal(*arguments: str | Path) -> tuple[str, str]:
+    """Run a command whose standard error is a terminal; return what it answers and what it draws."""
+    ours, theirs = pty.openpty()
+    command = (*AIRFLOW, "modelsync", *map(str, arguments))
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=theirs, text=True)
+    os.close(theirs)
+    drawn = b""
+    try:
+        while block := os.read(ours, 4096):
+            drawn += block
+    except OSError:  # a terminal's way of telling that nobody has it open any more
+        pass
+    finally:
+        os.close(ours)
+    stdout, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, drawn
+    return stdout, drawn.decode()
+
+
+def test_a_terminal_shows_a_bar_and_the_answer_stays_clean(modelstore: Path, source: Path) -> None:
+    stdout, drawn = on_a_terminal("push", source, "digits:v1", "--json")
+
+    assert json.loads(stdout)["ref"] == "digits:v1"
+    assert "pushing digits:v1" in drawn
+    assert "━" in drawn
+    assert "(100 %)" not in drawn  # the bar says so
+
+
+def test_the_answer_may_be_cut_short(modelstore: Path) -> None:
+    command = " ".join((*AIRFLOW, "modelsync", "ls"))
+    run = subprocess.run(f"{command} | true", shell=True, capture_output=True, text=True)
+
+    assert "Traceback" not in run.stderr
+
+
+def test_help_lists_the_commands_and_loads_nothing_of_ours_but_their_definition() -> None:
+    script = (
+        "import json, sys\n"
+        "from airflow.cli.cli_parser import get_parser\n"
+        "shown = get_parser().format_help()\n"
+        "print(json.dumps({'shown': shown, 'ours': [m for m in sys.modules if m.startswith('airflow_provider_')],"
+        "}))\n"
+    )
+    run = subprocess.run((sys.executable, "-c", script), capture_output=True, text=True, check=True)
+    told = json.loads(run.stdout.splitlines()[-1])
+
+    assert "Move models in and out of registries" in told["shown"]
+    package = "airflow_provider_modelsync"
+    assert set(told["ours"]) == {
+        package,
+        f"{package}.provider_info",
+        f"{package}.cli",
+        f"{package}.cli.definition",
+    }
+
+
+def test_every_command_is_implemented() -> None:
+    (path,) = get_provider_info()["cli"]
+    (group,) = resolve_name(path)()
+    names = {sub.name: sub.func.__name__ for sub in group.subcommands}
+
+    assert set(names) == {"ls", "show", "push", "pull", "sync"}
+    for name in names.values():
+        assert callable(resolve_name(f"airflow_provider_modelsync.cli.commands:{name}"))
