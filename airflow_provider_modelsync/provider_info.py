@@ -161,6 +161,6 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": _modules("hooks", "registry", "modelstore", "bentocloud", "wallaroo", "supervisely", "pieces"),
         "operators": _modules("operators", "transfer", "catalog", "deployment", "bentocloud", "supervisely", "pieces"),
         "sensors": _modules("sensors", "model"),
-        "triggers": _modules("triggers", "base", "model", "deployment", "fetch"),
+        "triggers": _modules("triggers", "base", "model", "deployment", "fetch", "predict"),
         "extra-links": [f"{_PACKAGE}.links.RegistryConsoleLink"],
     }
