@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from airflow_provider_modelsync.core.errors import InvalidInput
 
 LATEST = "latest"
+EMPTY = "empty"  # the revision of a deployment that runs, with no model loaded so far
 XCOM_LIMIT = 4096  # bytes of JSON; results live in the metadata database and are no place for bulk
 
 
@@ -273,7 +274,7 @@ class Deployment(_Value):
     :param reason: why it failed, in the system's words.
     :param model: the reference that it serves, where it is known.
     :param artifact: what the system runs when that is not the model itself, e.g. a bento.
-    :param revision: what tells one roll-out from the one before.
+    :param revision: what tells one roll-out from the one before; :data:`EMPTY` while nothing is loaded.
     :param url: where it answers, once it does.
     :param page: where the system shows it to people.
     :param raw: the system's own record, without the values of environment variables.
@@ -333,6 +334,32 @@ class Predictions(_Value):
         :param more: further entries, e.g. ``output``.
         """
         return {**self.model_dump(mode="json", exclude={"path", "content"}), **more}
+
+
+class Ticket(_Value):
+    """Predictions that a system works on by itself. Holds no secret.
+
+    :param deployment: what makes them, by a name that cannot pass on to another; ``None`` for the connection's own.
+    :param request: what the system calls them.
+    :param patience: seconds that they may go without getting any further.
+    """
+
+    deployment: str | None
+    request: str
+    patience: float
+
+
+class Headway(_Value):
+    """How far a system is with predictions.
+
+    :param state: changes whenever they get any further.
+    :param is_over: whether the system is done with them, or has failed.
+    :param is_full: whether the system goes on only once what it has made is fetched.
+    """
+
+    state: str
+    is_over: bool = False
+    is_full: bool = False
 
 
 class Undo(StrEnum):

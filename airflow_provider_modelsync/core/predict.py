@@ -13,7 +13,7 @@ from typing import Any
 from airflow_provider_modelsync.core.drive import mover_for
 from airflow_provider_modelsync.core.errors import InvalidInput, from_os_error
 from airflow_provider_modelsync.core.flow import SyncDriver
-from airflow_provider_modelsync.core.models import Predictions
+from airflow_provider_modelsync.core.models import Predictions, Ticket
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
 from airflow_provider_modelsync.core.transfer import durable
 from airflow_provider_modelsync.core.transfer.control import Control
@@ -32,6 +32,7 @@ def predict(
     *,
     output: str | os.PathLike[str] | None = None,
     options: Mapping[str, Any] | None = None,
+    ticket: Ticket | None = None,
 ) -> Predictions:
     """Have a deployment make predictions.
 
@@ -44,6 +45,7 @@ def predict(
     :param control: how to cancel, what to tell.
     :param output: the file to write; ``None`` for predictions that are few enough to be returned.
     :param options: what only this registry understands.
+    :param ticket: what :func:`start_predict` has begun: it is fetched, not begun again.
     :raises InvalidInput: for what the registry cannot take, before anything is sent.
     """
     registry.require(Capability.PREDICT)
@@ -57,19 +59,44 @@ def predict(
                 mover=mover,
                 control=control,
                 options=options or {},
+                ticket=ticket,
             )
             return driver.run(registry.predict(request))
 
     if output is not None:
-        return _publish(run, Path(os.path.abspath(output)))
+        return _publish(run, _place(output))
     with tempfile.TemporaryDirectory(prefix="modelsync-") as scratch:
         target = Path(scratch) / _NAME
         return run(target).model_copy(update={"path": None, "content": target.read_bytes()})
 
 
-def _publish(run: Callable[[Path], Predictions], place: Path) -> Predictions:
+def start_predict(
+    registry: Registry,
+    driver: SyncDriver,
+    deployment: str | None,
+    inputs: Any,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Ticket | None:
+    """Only begin predictions that the system then makes by itself; ``None`` where it does not, and nothing is begun.
+
+    Parameters as for :func:`predict`.
+    """
+    registry.require(Capability.PREDICT)
+    if output is not None:
+        _place(output)
+    return driver.run(registry.start_predict(deployment, inputs, options or {}))
+
+
+def _place(output: str | os.PathLike[str]) -> Path:
+    place = Path(os.path.abspath(output))
     if place.is_dir():
         raise InvalidInput(f"{place} is a directory; name the file to write", argument="output")
+    return place
+
+
+def _publish(run: Callable[[Path], Predictions], place: Path) -> Predictions:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with durable.staging(_beside(place)) as staging:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from airflow_provider_modelsync.core.errors import DeploymentFailed, InvalidInput, ModelNotFound, VersionFailed
 from airflow_provider_modelsync.core.flow import Flow
 from airflow_provider_modelsync.core.models import (
+    EMPTY,
     LATEST,
     Deployment,
     ModelVersion,
@@ -132,8 +133,9 @@ def take_back(registry: Registry, started: RollOut) -> Flow[str]:
         return f"{name} has ended already"
     if started.revision is None and now.revision == started.replaced:
         return f"{name} was not changed"
-    # Soon after an update the revision before may still be shown; any third one is somebody else's.
-    if started.revision is not None and now.revision not in (started.revision, started.replaced):
+    # Soon after an update the revision before may still be shown, or nothing yet; any third one is somebody else's.
+    is_known = started.revision not in (None, EMPTY)
+    if is_known and now.revision not in (started.revision, started.replaced, EMPTY):
         return f"{name} is left as it is: revision {now.revision} has been rolled out meanwhile"
     if started.undo is Undo.TERMINATE:
         yield from registry.undeploy(name)

@@ -27,8 +27,9 @@ from airflow_provider_modelsync.core.models import (
     PulledModel,
     Query,
     SyncReport,
+    Ticket,
 )
-from airflow_provider_modelsync.core.predict import predict
+from airflow_provider_modelsync.core.predict import predict, start_predict
 from airflow_provider_modelsync.core.pull import pull
 from airflow_provider_modelsync.core.push import push
 from airflow_provider_modelsync.core.registries.base import Registry
@@ -325,6 +326,7 @@ class RegistryHook(BaseHook):
         inputs: Any,
         *,
         output: str | os.PathLike[str] | None = None,
+        ticket: Ticket | None = None,
         **options: Any,
     ) -> Predictions:
         """Have a deployment make predictions.
@@ -333,6 +335,7 @@ class RegistryHook(BaseHook):
         :param inputs: a file or a directory of this machine, or values, as the system takes them.
         :param output: the file to write, complete or not at all; without it what was predicted is the result's
             ``content``, for few predictions.
+        :param ticket: what :meth:`start_predict` has begun with the same inputs and options: it is waited for.
         :param options: what the system understands.
         :return: where they are, how many, and of what format.
         :raises InvalidInput: for inputs or options that are refused before anything is sent.
@@ -340,7 +343,22 @@ class RegistryHook(BaseHook):
         """
         with self._named(None), self._session() as (registry, driver):
             control = self._control(registry, f"predicting with {deployment}", None)
-            return predict(registry, driver, deployment, inputs, control, output=output, options=options)
+            return predict(registry, driver, deployment, inputs, control, output=output, options=options, ticket=ticket)
+
+    def start_predict(
+        self,
+        deployment: str | None,
+        inputs: Any,
+        *,
+        output: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> Ticket | None:
+        """Begin predictions that the system makes by itself, and do not wait. Parameters as for :meth:`predict`.
+
+        :return: what leads to them; ``None`` where they are made only while somebody waits, and nothing is begun.
+        """
+        with self._named(None), self._session() as (registry, driver):
+            return start_predict(registry, driver, deployment, inputs, output=output, options=options)
 
     def page_of(self, model: ModelVersion | None = None) -> str | None:
         """Return where the system shows a version to people, or all its models; ``None`` where it has no such page."""

@@ -22,7 +22,7 @@ from airflow.sdk.log import mask_secret
 from pydantic import ValidationError
 
 from airflow_provider_modelsync.core.errors import Cancelled, InvalidInput, RegistryUnavailable, Retryable
-from airflow_provider_modelsync.core.models import Deployment, Patience, Predictions, RollOut, Undo
+from airflow_provider_modelsync.core.models import Deployment, Patience, Predictions, RollOut, Ticket, Undo
 from airflow_provider_modelsync.core.wait import GOALS, GONE, READY, find_deployment, take_back
 from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
 from airflow_provider_modelsync.links import DeploymentLink, RegistryConsoleLink, remember_link
@@ -31,6 +31,7 @@ from airflow_provider_modelsync.operators.fetch import fetch
 from airflow_provider_modelsync.operators.storage import Location, local_source, publish_file, resolve
 from airflow_provider_modelsync.triggers.base import DEFAULT_POLL_INTERVAL, outcome_of
 from airflow_provider_modelsync.triggers.deployment import DeploymentTrigger
+from airflow_provider_modelsync.triggers.predict import PredictTrigger
 
 if TYPE_CHECKING:
     import jinja2
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 _UNDO_SECONDS = 3.0  # a killed task has five seconds until the worker ends it
 _MEMORY = "deployment"
 _ENVIRONMENTS = frozenset({"env", "envs", "environment"})
-_ARGUMENTS = frozenset({"deployment", "inputs", "output"})  # of a prediction, so no options
+_ARGUMENTS = frozenset({"deployment", "inputs", "output", "ticket"})  # of a prediction, so no options
 
 
 class _DeploymentOperator(RegistryOperator):
@@ -81,10 +82,6 @@ class _DeploymentOperator(RegistryOperator):
         """What is to be served, if anything is."""
         return None
 
-    @property
-    def _seconds(self) -> float:
-        return self.timeout.total_seconds() if isinstance(self.timeout, timedelta) else float(self.timeout)
-
     def execute_complete(
         self, context: Context, event: Mapping[str, Any] | None, model: str | None = None
     ) -> dict[str, JsonValue]:
@@ -102,7 +99,7 @@ class _DeploymentOperator(RegistryOperator):
     def _wait(
         self, revision: str | None = None, started: RollOut | None = None, *, model: str | None = None
     ) -> Deployment:
-        timeout = self._seconds
+        timeout = _seconds(self.timeout)
         deadline = time.time() + timeout
         hook = self.get_hook()
         # Looking once first spares a deferral, and keeps the trigger from firing at once.
@@ -145,15 +142,11 @@ class _DeploymentOperator(RegistryOperator):
     def _take_back(self, started: RollOut | None) -> None:
         if started is None:
             return
-        hook = get_registry_hook(self.registry_conn_id)  # the task's own may have been told to stop
-        clock = threading.Timer(_UNDO_SECONDS, hook.cancel)
-        clock.start()
         try:
-            self.log.info(hook.run(lambda registry: take_back(registry, started), model=started.model))
+            with _parting_hook(self.registry_conn_id) as hook:
+                self.log.info(hook.run(lambda registry: take_back(registry, started), model=started.model))
         except Exception as error:
             self.log.warning("What was started on %s could not be taken back: %s", started.deployment, error)
-        finally:
-            clock.cancel()
 
     def _finish(self, context: Context, deployment: Deployment, model: str | None = None) -> dict[str, JsonValue]:
         return deployment.model_copy(update={"model": deployment.model or model}).to_xcom()
@@ -220,7 +213,7 @@ class DeployModelOperator(_DeploymentOperator):
         hook = self.get_hook(context)
         config = self.config or {}
         if hook.run(lambda registry: registry.needs_fetch(self.deployment, registry.parse(self.model), config)):
-            patience = Patience(seconds=self._seconds, poll_interval=self.poll_interval)
+            patience = Patience(seconds=_seconds(self.timeout), poll_interval=self.poll_interval)
             fetch(self, hook, self.model, patience, then="execute_fetched" if self.deferrable else None)
 
     def _roll_out(self, context: Context) -> dict[str, JsonValue]:
@@ -329,7 +322,11 @@ class PredictOperator(RegistryOperator):
         this machine first, or values (templated).
     :param output: the file to write: a local path or an object storage URL (templated).
     :param options: what the system understands (templated).
-    :param deferrable: wait in the triggerer where the system works on a request by itself; most answer at once.
+    :param timeout: how long a system that works on a request by itself may take, in seconds or as a timedelta. Only of
+        a wait in the triggerer: a worker waits as long as the system gets any further.
+    :param poll_interval: seconds between two looks of the triggerer.
+    :param deferrable: wait in the triggerer where the system works on a request by itself: Supervisely, on what its
+        platform holds. Without effect on other inputs and systems. Give such a task a retry.
     :return: registry, deployment, model, output, format, count and size of the predictions, as a dictionary.
     """
 
@@ -344,6 +341,8 @@ class PredictOperator(RegistryOperator):
         output: Location,
         deployment: str | None = None,
         options: Mapping[str, Any] | None = None,
+        timeout: float | timedelta = timedelta(days=1),
+        poll_interval: float = DEFAULT_POLL_INTERVAL,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
@@ -352,22 +351,35 @@ class PredictOperator(RegistryOperator):
         self.inputs = inputs
         self.output_path = output  # ``output`` is what Airflow calls a task's XCom
         self.options = options
+        self.timeout = timeout
+        self.poll_interval = poll_interval
         self.deferrable = deferrable
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
         with translated():
-            if clash := sorted(_ARGUMENTS & (self.options or {}).keys()):
-                raise InvalidInput(f"{', '.join(clash)}: arguments of the task, not options", argument="options")
-            output = resolve(self.output_path, "output")
-            with self._local_inputs() as inputs:
-                if isinstance(output, Path):
-                    made = self._predict(context, inputs, output)
-                else:
-                    with tempfile.TemporaryDirectory(prefix="modelsync-") as scratch:
-                        written = Path(scratch) / "predictions"
-                        made = self._predict(context, inputs, written)
-                        publish_file(written, output, cancel=self._cancel_token)
-            return made.to_xcom(output=str(output))
+            return self._make(context)
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any] | None) -> dict[str, JsonValue]:
+        """Take over from the trigger: fetch what was made, and what is still made, and write it."""
+        with translated():
+            outcome_of(event)
+            return self._make(context, Ticket.model_validate((event or {}).get("ticket")))
+
+    def _make(self, context: Context, ticket: Ticket | None = None) -> dict[str, JsonValue]:
+        if clash := sorted(_ARGUMENTS & (self.options or {}).keys()):
+            raise InvalidInput(f"{', '.join(clash)}: arguments of the task, not options", argument="options")
+        output = resolve(self.output_path, "output")
+        with self._local_inputs() as inputs:
+            if self.deferrable and ticket is None:
+                self._defer(inputs, output)
+            if isinstance(output, Path):
+                made = self._predict(context, inputs, output, ticket)
+            else:
+                with tempfile.TemporaryDirectory(prefix="modelsync-") as scratch:
+                    written = Path(scratch) / "predictions"
+                    made = self._predict(context, inputs, written, ticket)
+                    publish_file(written, output, cancel=self._cancel_token)
+        return made.to_xcom(output=str(output))
 
     @contextmanager
     def _local_inputs(self) -> Iterator[Any]:
@@ -377,8 +389,31 @@ class PredictOperator(RegistryOperator):
         else:
             yield self.inputs
 
-    def _predict(self, context: Context, inputs: Any, output: Path) -> Predictions:
-        return self.get_hook(context).predict(self.deployment, inputs, output=output, **(self.options or {}))
+    def _defer(self, inputs: Any, output: Path | ObjectStoragePath) -> None:
+        """Begin the predictions and wait for them in the triggerer, where the system makes them by itself."""
+        place = output if isinstance(output, Path) else None
+        ticket = self.get_hook().start_predict(self.deployment, inputs, output=place, **(self.options or {}))
+        if ticket is None:
+            return
+        if self._cancel_token.cancelled:  # nobody else would know of the request
+            with _parting_hook(self.registry_conn_id) as hook:
+                self.log.info(hook.run(lambda registry: registry.stop_predict(ticket)))
+            raise Cancelled("the task was killed")
+        seconds = _seconds(self.timeout)
+        self.defer(
+            trigger=PredictTrigger(
+                registry_conn_id=self.registry_conn_id,
+                ticket=ticket.model_dump(mode="json"),
+                deadline=time.time() + seconds,
+                poll_interval=self.poll_interval,
+            ),
+            method_name="execute_complete",
+            timeout=timedelta(seconds=seconds + 60),
+        )
+
+    def _predict(self, context: Context, inputs: Any, output: Path, ticket: Ticket | None) -> Predictions:
+        options = self.options or {}
+        return self.get_hook(context).predict(self.deployment, inputs, output=output, ticket=ticket, **options)
 
 
 class _Memory:
@@ -421,6 +456,22 @@ class _Memory:
 
     def _hash(self, salt: str) -> str:
         return hashlib.scrypt(self._asked.encode(), salt=salt.encode(), n=1 << 14, r=8, p=1, dklen=32).hex()
+
+
+@contextmanager
+def _parting_hook(registry_conn_id: str) -> Iterator[RegistryHook]:
+    """Yield a hook for what a killed task has still to do; its own has been told to stop."""
+    hook = get_registry_hook(registry_conn_id)
+    clock = threading.Timer(_UNDO_SECONDS, hook.cancel)
+    clock.start()
+    try:
+        yield hook
+    finally:
+        clock.cancel()
+
+
+def _seconds(timeout: float | timedelta) -> float:
+    return timeout.total_seconds() if isinstance(timeout, timedelta) else float(timeout)
 
 
 def _undo(before: Deployment | None) -> Undo:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from airflow_provider_modelsync.triggers import deployment, model
 from tests.conftest import Connect
 from tests.standins.wallaroo import WallarooStandIn, run_onnx
+from tests.support.examples import run_example
 
 
 @pytest.fixture
@@ -28,19 +28,9 @@ def server(tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch) ->
         yield server
 
 
-def run_example() -> tuple[str, dict[str, str], dict[str, Any]]:
-    """Run the DAG; return its state, those of its tasks, and what they left."""
-    from tests.integration.dags.wallaroo_example import wallaroo_train_push_deploy
-
-    run = wallaroo_train_push_deploy().test()
-    instances = run.get_task_instances()
-    left = {instance.task_id: instance.xcom_pull(task_ids=instance.task_id) for instance in instances}
-    return str(run.state), {instance.task_id: str(instance.state) for instance in instances}, left
-
-
 @pytest.mark.slow
 def test_a_model_is_trained_served_asked_and_put_away(airflow_database: Path, server: WallarooStandIn) -> None:
-    state, tasks, left = run_example()
+    state, tasks, left = run_example("wallaroo_train_push_deploy")
 
     assert state == "success"
     assert set(tasks.values()) == {"success"}

@@ -108,6 +108,11 @@ def test_a_stored_output_is_old_until_the_new_one_is_complete(
     assert len(json.loads(storage.cat("/bucket/runs/predictions.json"))) == len(RECORDS)
 
 
+def test_a_system_that_answers_at_once_is_never_deferred_to(instance: Instance, output: Path, context: Any) -> None:
+    assert predict(output, deferrable=True).execute(context)["count"] == len(RECORDS)
+    assert instance.server.count("POST", INFER) == 1
+
+
 def test_options_are_the_systems_own(instance: Instance, output: Path, context: Any) -> None:
     predict(output, options={"dataset": ["out"]}).execute(context)
 

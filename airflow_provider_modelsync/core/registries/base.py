@@ -16,11 +16,13 @@ from airflow_provider_modelsync.core.flow import Flow, Policy, send_once
 from airflow_provider_modelsync.core.models import (
     Deployment,
     Fetch,
+    Headway,
     ModelRef,
     ModelVersion,
     Patience,
     Predictions,
     Query,
+    Ticket,
 )
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, PredictRequest, PushRequest, UploadPlan
@@ -228,6 +230,22 @@ class Registry(ABC):
         :param request: what to predict from, and where to.
         :raises InvalidInput: for inputs or options that the system cannot take, before anything is sent.
         """
+        raise self.not_supported(Capability.PREDICT)
+
+    def start_predict(self, deployment: str | None, inputs: Any, options: Mapping[str, Any]) -> Flow[Ticket | None]:
+        """Begin predictions that the system then makes by itself; ``None`` where it does not, and nothing is begun.
+
+        Parameters as of the hook's ``predict``. :meth:`predict` fetches what was made.
+        """
+        yield from ()
+        return None
+
+    def headway_of(self, ticket: Ticket) -> Flow[Headway]:
+        """Return how far predictions are; fetches none of them."""
+        raise self.not_supported(Capability.PREDICT)
+
+    def stop_predict(self, ticket: Ticket) -> Flow[str]:
+        """End predictions that were begun, and no others; return what was done in a sentence."""
         raise self.not_supported(Capability.PREDICT)
 
 

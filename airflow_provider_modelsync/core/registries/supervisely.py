@@ -31,10 +31,12 @@ from airflow_provider_modelsync.core.http import RequestPolicy
 from airflow_provider_modelsync.core.models import (
     LATEST,
     Deployment,
+    Headway,
     ModelRef,
     ModelVersion,
     Predictions,
     Query,
+    Ticket,
 )
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
 from airflow_provider_modelsync.core.registries.supervisely_api import Arguments, Platform, SuperviselySettings, Text
@@ -51,10 +53,14 @@ from airflow_provider_modelsync.core.registries.supervisely_files import (
     require_there,
 )
 from airflow_provider_modelsync.core.registries.supervisely_predict import (
+    Batch,
     PredictOptions,
     Run,
     batches_of,
+    headway,
     require_tracking,
+    start,
+    stop,
 )
 from airflow_provider_modelsync.core.registries.supervisely_session import INFO_FILE, LOAD_SECONDS, Session
 from airflow_provider_modelsync.core.settings import RegistrySettings
@@ -363,9 +369,11 @@ class Supervisely(Registry):
         return self._deployments.load(deployment, model, device=device, runtime=runtime, seconds=seconds)
 
     def predict(self, request: PredictRequest) -> Flow[Predictions]:
-        run = yield from self._begin(
-            request.deployment, request.inputs, request.options, request.mover, request.control
-        )
+        ticket = request.ticket
+        deployment = ticket.deployment if ticket else request.deployment
+        session, batches, options = yield from self._asked(deployment, request.inputs, request.options)
+        begun = ticket.request if ticket else None
+        run = Run(session, batches, options, request.mover, request.control, begun)
         count = 0
         with closing(run), request.target.open("wb") as file:
             while (found := (yield from run.next())) is not None:
@@ -392,19 +400,32 @@ class Supervisely(Registry):
         Parameters as for :func:`~airflow_provider_modelsync.core.predict.predict`.
         """
         with closing(Mover(self.settings, base_url=self.base_url, cancel=control.cancel)) as mover:
-            run = driver.run(self._begin(deployment, inputs, options, mover, control))
-            with closing(run):
+            session, batches, asked = driver.run(self._asked(deployment, inputs, options))
+            with closing(Run(session, batches, asked, mover, control)) as run:
                 while (found := driver.run(run.next())) is not None:
                     yield from found
 
-    def _begin(
-        self, deployment: str | None, inputs: Any, options: Mapping[str, Any], mover: Mover, control: Control
-    ) -> Flow[Run]:
+    def start_predict(self, deployment: str | None, inputs: Any, options: Mapping[str, Any]) -> Flow[Ticket | None]:
+        if not isinstance(inputs, Mapping):  # files and arrays go up batch by batch
+            return None
+        session, batches, asked = yield from self._asked(deployment, inputs, options)
+        ticket = yield from start(session, next(batches), asked)
+        return ticket if ticket.deployment else ticket.model_copy(update={"deployment": deployment})
+
+    def headway_of(self, ticket: Ticket) -> Flow[Headway]:
+        return (yield from headway((yield from self.session(ticket.deployment)), ticket))
+
+    def stop_predict(self, ticket: Ticket) -> Flow[str]:
+        return (yield from stop((yield from self.session(ticket.deployment)), ticket))
+
+    def _asked(
+        self, deployment: str | None, inputs: Any, options: Mapping[str, Any]
+    ) -> Flow[tuple[Session, Iterator[Batch], PredictOptions]]:
         asked = PredictOptions.read(options)
         batches = yield from batches_of(inputs, asked, self._platform)
         session = yield from self.session(deployment)
         yield from require_tracking(session, asked)
-        return Run(session, batches, asked, mover, control)
+        return session, batches, asked
 
     def _experiments(self, name: str | None) -> Flow[list[Experiment]]:
         experiments = yield from self._files.experiments(name)

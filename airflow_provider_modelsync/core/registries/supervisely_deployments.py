@@ -27,7 +27,7 @@ from airflow_provider_modelsync.core.errors import (
 from airflow_provider_modelsync.core.faults import NotSent
 from airflow_provider_modelsync.core.flow import Flow, sleep
 from airflow_provider_modelsync.core.http import raise_for_status, read_json
-from airflow_provider_modelsync.core.models import Deployment, ModelRef
+from airflow_provider_modelsync.core.models import EMPTY, Deployment, ModelRef
 from airflow_provider_modelsync.core.registries.base import Registry
 from airflow_provider_modelsync.core.registries.supervisely_api import (
     PROXY_SECONDS,
@@ -58,7 +58,6 @@ _SERVING = frozenset({"started", "deployed"})
 _ENDED = frozenset({"error", "finished", "stopped"})
 _FAILED = _ENDED | {"terminating"}
 _PRETRAINED, _CHECKPOINT = "pretrained:", "checkpoint:"  # what revisions begin with
-_EMPTY = "empty"  # the revision of an app without a model, so that a start is told from nothing at all
 
 _log = logging.getLogger("modelsync")
 
@@ -507,14 +506,14 @@ class Deployments:
     def _describe(self, name: str | None, task: Task | None, info: ModelInfo | None) -> Deployment:
         if task is None:
             status = "ready" if info else "not ready"
-            known: dict[str, Any] = {"name": name or _SESSION, "status": status, "revision": _EMPTY}
+            known: dict[str, Any] = {"name": name or _SESSION, "status": status, "revision": EMPTY}
         else:
             known = {
                 "name": name or str(task.id),
                 "status": task.status,
                 "failed": task.status in _FAILED,
                 "gone": task.status in _ENDED,
-                "revision": None if task.status in _ENDED else _EMPTY,
+                "revision": None if task.status in _ENDED else EMPTY,
                 "page": f"{self._platform.server}/apps/sessions/{task.id}",
                 "raw": {"id": task.id, "status": task.status, "name": task.meta.name},
             }

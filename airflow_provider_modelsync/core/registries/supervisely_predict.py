@@ -36,6 +36,7 @@ from airflow_provider_modelsync.core.errors import (
 from airflow_provider_modelsync.core.faults import NotSent
 from airflow_provider_modelsync.core.flow import Flow, SyncDriver, call, sleep
 from airflow_provider_modelsync.core.http import RequestPolicy
+from airflow_provider_modelsync.core.models import Headway, Ticket
 from airflow_provider_modelsync.core.redact import excerpt, secrets_of
 from airflow_provider_modelsync.core.registries.supervisely_api import Arguments, Platform, checked
 from airflow_provider_modelsync.core.registries.supervisely_session import Session
@@ -407,11 +408,17 @@ class Progress(BaseModel):
     exception: dict[str, Any] | str | None = None
     finished: bool = False
     cancel_inference: bool = False
+    paused: bool = False
 
     @property
     def results(self) -> list[dict[str, Any]]:
         """What was taken off."""
         return self.pending_results if isinstance(self.pending_results, list) else []
+
+    @property
+    def state(self) -> tuple[Any, ...]:
+        """What changes when the request gets any further."""
+        return self.stage, self.progress, self.preparing_progress
 
     @property
     def is_worth_a_pop(self) -> bool:
@@ -426,10 +433,17 @@ class Run:
     :param options: how.
     :param mover: sends files.
     :param control: how to cancel.
+    :param request: of the first batch, which is begun already.
     """
 
     def __init__(
-        self, session: Session, batches: Iterable[Batch], options: PredictOptions, mover: Mover, control: Control
+        self,
+        session: Session,
+        batches: Iterable[Batch],
+        options: PredictOptions,
+        mover: Mover,
+        control: Control,
+        request: str | None = None,
     ) -> None:
         self._session = session
         self._rest = iter(batches)
@@ -438,8 +452,8 @@ class Run:
         self._settings = options.inference_settings
         self._mover = mover
         self._control = control
-        self._batch: Batch | None = None
-        self._request: str | None = None
+        self._request = request
+        self._batch: Batch | None = next(self._rest) if request else None
         self._received = 0  # of the running request, those of before that are skipped included
         self._restarts = 0
 
@@ -477,11 +491,10 @@ class Run:
         return self._again.popleft() if self._again else next(self._rest, None)
 
     def _begin(self, batch: Batch) -> Flow[None]:
-        state = {"settings": self._settings, **batch.state}
         if not batch.is_upload:
-            self._request = yield from self._session.start(batch.route, state)
+            self._request = yield from _begin(self._session, batch, self._options)
         else:
-            answer = yield from call(self._upload, batch, state)
+            answer = yield from call(self._upload, batch, _state_of(batch, self._options))
             if answer.status in _MAYBE_ONE_INPUT:
                 yield from self._refused(batch, answer)
                 return
@@ -542,9 +555,8 @@ class Run:
             if look.finished and not look.is_worth_a_pop:
                 yield from self._end(batch, look)
                 return None
-            state = (look.stage, look.progress, look.preparing_progress)
-            if state != seen:
-                pause, seen, moved = _FIRST_PAUSE, state, time.monotonic()
+            if look.state != seen:
+                pause, seen, moved = _FIRST_PAUSE, look.state, time.monotonic()
             if time.monotonic() - moved > self._options.timeout:
                 raise RegistryUnavailable(
                     f"{self._session.shown} has got no further with {batch.shown} for {self._options.timeout:.0f} s"
@@ -604,6 +616,37 @@ class Run:
         assert self._request is not None
         request, self._request, self._batch = self._request, None, None
         yield from self._session.inference("clear_inference_request", request, self._settings)
+
+
+def start(session: Session, batch: Batch, options: PredictOptions) -> Flow[Ticket]:
+    """Begin a request of what the platform holds, and leave it to itself."""
+    request = yield from _begin(session, batch, options)
+    deployment = str(session.task_id) if session.task_id else None
+    return Ticket(deployment=deployment, request=request, patience=options.timeout)
+
+
+def headway(session: Session, ticket: Ticket) -> Flow[Headway]:
+    """Return how far a request is. Past 500 unread results, the app waits until somebody fetches them."""
+    route = "get_inference_progress"
+    look = checked((yield from session.inference(route, ticket.request, {})), Progress, route)
+    return Headway(
+        state=json.dumps(look.state), is_over=look.finished or look.exception is not None, is_full=look.paused
+    )
+
+
+def stop(session: Session, ticket: Ticket) -> Flow[str]:
+    """End a request. The app finishes the batch that it is at."""
+    for route in ("stop_inference", "clear_inference_request"):
+        yield from session.inference(route, ticket.request, {}, may_repeat=False)
+    return f"the inference by {session.shown} is stopped"
+
+
+def _begin(session: Session, batch: Batch, options: PredictOptions) -> Flow[str]:
+    return session.start(batch.route, _state_of(batch, options))
+
+
+def _state_of(batch: Batch, options: PredictOptions) -> dict[str, Any]:
+    return {"settings": options.inference_settings, **batch.state}
 
 
 def require_tracking(session: Session, options: PredictOptions) -> Flow[None]:

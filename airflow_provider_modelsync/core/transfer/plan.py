@@ -17,7 +17,7 @@ from airflow_provider_modelsync.core.archive.digest import FileEntry, Source
 from airflow_provider_modelsync.core.archive.layout import TarLayout
 from airflow_provider_modelsync.core.errors import Retryable
 from airflow_provider_modelsync.core.flow import Flow
-from airflow_provider_modelsync.core.models import ModelRef, ModelVersion
+from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Ticket
 from airflow_provider_modelsync.core.transfer.checkpoint import OpenUpload, UploadMemory
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.form import Form
@@ -341,6 +341,7 @@ class PredictRequest:
     :param mover: sends and receives bodies of size, in :class:`~...flow.Call` steps.
     :param control: how to cancel, what to tell.
     :param options: what only the registry understands.
+    :param ticket: predictions of these inputs that are begun already: only fetch them.
     """
 
     deployment: str | None
@@ -349,3 +350,4 @@ class PredictRequest:
     mover: Mover
     control: Control
     options: Mapping[str, Any] = field(default_factory=dict)
+    ticket: Ticket | None = None

@@ -17,7 +17,7 @@ from airflow_provider_modelsync.core.errors import (
     NotSupported,
     RegistryUnavailable,
 )
-from airflow_provider_modelsync.core.models import RollOut, Undo
+from airflow_provider_modelsync.core.models import EMPTY, RollOut, Undo
 from airflow_provider_modelsync.core.registries import supervisely_deployments
 from tests.core.registries.serving import DIRECT, Connection, direct, platform
 from tests.standins.http_server import LoseAnswer, Respond
@@ -156,6 +156,29 @@ def test_a_roll_out_can_be_taken_back(cv: Connection, server: SuperviselyStandIn
     assert "goes back" in cv.run(lambda registry: wait.take_back(registry, rolled))
     assert cv.deployment("blobs").revision == first.revision
     created = RollOut(deployment="blobs", model="1_x", undo=Undo.TERMINATE, revision=first.revision)
+    assert "terminated" in cv.run(lambda registry: wait.take_back(registry, created))
+    assert server.tasks[20001].status == "terminating"
+
+
+def test_a_roll_out_that_is_still_loading_is_ones_own(
+    cv: Connection, server: SuperviselyStandIn, app: SuperviselyApp
+) -> None:
+    first = cv.deploy("blobs", "TinyBlob:blob-tiny", pretrained=True)
+    server.proxy_limit, app.load_seconds = 0.3, 30.0
+    second = cv.deploy("blobs", "TinyBlob:blob-slow", pretrained=True)
+    assert (second.revision, cv.deployment("blobs").revision) == ("pretrained:blob-slow", EMPTY)
+    rolled = RollOut(
+        deployment="blobs", model="blob-slow", undo=Undo.RESTORE, replaced=first.revision, revision=second.revision
+    )
+    assert "goes back" in cv.run(lambda registry: wait.take_back(registry, rolled))
+    assert cv.deployment("blobs").revision == first.revision
+    others = rolled.model_copy(update={"revision": "pretrained:blob-small", "replaced": "pretrained:blob-slow"})
+    assert "is left as it is" in cv.run(lambda registry: wait.take_back(registry, others))
+
+
+def test_a_start_that_has_loaded_meanwhile_is_still_ones_own(cv: Connection, server: SuperviselyStandIn) -> None:
+    cv.deploy("blobs", "1_x")
+    created = RollOut(deployment="blobs", model="1_x", undo=Undo.TERMINATE, revision=EMPTY)
     assert "terminated" in cv.run(lambda registry: wait.take_back(registry, created))
     assert server.tasks[20001].status == "terminating"
 

@@ -6,5 +6,12 @@ import runpy
 from pathlib import Path
 
 _DIRECTORY = Path(__file__).parents[3] / "example_dags"
-EXAMPLES = {name: runpy.run_path(str(_DIRECTORY / f"{name}.py"))[name] for name in ("fleet_sync", "nightly_sync")}
+_NAMES = (
+    "fleet_sync",
+    "nightly_sync",
+    "pieces_local_model",
+    "supervisely_batch_predict",
+    "wallaroo_train_push_deploy",
+)
+EXAMPLES = {name: runpy.run_path(str(_DIRECTORY / f"{name}.py"))[name] for name in _NAMES}
 DAGS = [make() for make in EXAMPLES.values()]
