@@ -6,13 +6,13 @@ CEPH := radosgw ceph-mon ceph-osd ceph-common
 VENDOR_BENTOCLOUD := .venv-vendors/bentocloud
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-s3 ceph test-vendors bench-transfer check format lock wheel clean
+.PHONY: demo test test-s3 ceph test-ui screenshots chromium test-vendors bench-transfer check format lock wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not vendor and not s3" -n auto --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not vendor and not s3 and not ui" -n auto --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
 
 # The model store on a real S3, which is started for them.
 test-s3: $(READY) ceph
@@ -26,6 +26,20 @@ ceph:
 	command -v apt-get > /dev/null || { echo "Install Ceph's $(CEPH) first: there is no apt-get here to do it." >&2; exit 1; }; \
 	$(ROOT) apt-get update -qq && \
 	$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends $(CEPH)
+
+# The connection forms, in a browser. One process: the tests share an Airflow.
+test-ui: $(READY) chromium
+	$(BIN)/python -m pytest -m ui tests/ui $(PYTEST_ARGS)
+
+screenshots: $(READY) chromium
+	$(BIN)/python -m tests.ui.screenshots docs/images
+
+chromium: ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+chromium:
+	@command -v chromium > /dev/null && command -v pngquant > /dev/null && exit; \
+	command -v apt-get > /dev/null || { echo "Install chromium and pngquant first: there is no apt-get here to do it." >&2; exit 1; }; \
+	$(ROOT) apt-get update -qq && \
+	$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends chromium pngquant
 
 # The stand-in servers are as good as the vendors' own clients find them.
 test-vendors: $(READY) $(VENDOR_BENTOCLOUD)/.ready
