@@ -7,14 +7,16 @@ DATABASES := redis-server postgresql
 # One environment for each vendor with a requirements/vendor-NAME.txt.
 VENDORS := $(patsubst requirements/vendor-%.txt,%,$(wildcard requirements/vendor-*.txt))
 READY := $(VENV)/.ready
+# Tests that need nothing but Python.
+PLAIN := not vendor and not s3 and not celery and not ui
 
-.PHONY: demo test test-s3 test-celery ceph databases test-vendors bench-transfer bench-s3 check format lock wheel clean
+.PHONY: demo test test-s3 test-celery test-ui ceph databases chromium screenshots test-vendors bench-transfer bench-s3 check format lock wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not vendor and not s3 and not celery" -n auto --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "$(PLAIN)" -n auto --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
 
 # The model store on a real S3, which is started for them.
 test-s3: $(READY) ceph
@@ -30,14 +32,23 @@ ceph: PACKAGES := $(CEPH)
 ceph: PROGRAMS := $(CEPH:ceph-common=ceph)
 databases: PACKAGES := $(DATABASES)
 databases: PROGRAMS := $(DATABASES:postgresql=initdb)
-ceph databases: ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
-ceph databases:
+chromium: PACKAGES := chromium pngquant
+chromium: PROGRAMS := chromium pngquant
+ceph databases chromium: ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+ceph databases chromium:
 	@PATH="$$PATH:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)"; \
 	for program in $(PROGRAMS); do command -v $$program > /dev/null || missing=1; done; \
 	test -z "$$missing" && exit; \
 	command -v apt-get > /dev/null || { echo "Install $(PACKAGES) first: there is no apt-get here to do it." >&2; exit 1; }; \
 	$(ROOT) apt-get update -qq && \
 	$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends $(PACKAGES)
+
+# The connection forms, in a browser. One process: the tests share an Airflow.
+test-ui: $(READY) chromium
+	$(BIN)/python -m pytest -m ui tests/ui $(PYTEST_ARGS)
+
+screenshots: $(READY) chromium
+	$(BIN)/python -m tests.ui.screenshots docs/images
 
 # The stand-in servers are as good as the vendors' own clients find them.
 test-vendors: $(READY) $(VENDORS:%=.venv-vendors/%/.ready)

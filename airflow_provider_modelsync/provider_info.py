@@ -13,29 +13,40 @@ def _field(label: str, kind: str, description: str, **schema: Any) -> dict[str, 
 
 
 _WORKERS = {
-    "max_workers": _field("Threads", "integer", "How many threads move bytes; 4 when empty.", minimum=1, maximum=64),
+    "max_workers": _field(
+        "Threads", "integer", "How many move bytes; 4 when empty.", minimum=1, maximum=64, section="Transfer"
+    ),
 }
 
-# What every registry that is reached by HTTP understands besides.
+# What every registry that is reached by HTTP understands besides, in sections of their own.
 _HTTP = {
-    "verify_tls": {
-        "label": "Verify TLS",
-        "description": "Check the server's certificate.",
-        "schema": {"type": ["boolean", "null"], "default": True},
-    },
-    "ca_bundle": _field("CA bundle", "string", "File of CA certificates to trust instead of the system's."),
-    "client_cert": _field("Client certificate", "string", "PEM file, for servers that ask for one."),
-    "client_key": _field("Client key", "string", "PEM file, when the certificate's does not hold the key."),
-    "proxy": _field("Proxy", "string", "Proxy URL; wins over the environment."),
+    "verify_tls": _field("Verify TLS", "boolean", "Check the server's certificate.", default=True, section="Network"),
+    "ca_bundle": _field(
+        "CA bundle", "string", "File of CA certificates to trust instead of the system's.", section="Network"
+    ),
+    "client_cert": _field("Client certificate", "string", "PEM file, for servers that ask for one.", section="Network"),
+    "client_key": _field(
+        "Client key", "string", "PEM file, when the certificate's does not hold the key.", section="Network"
+    ),
+    "proxy": _field(
+        "Proxy URL",
+        "string",
+        "May hold user and password; wins over the environment.",
+        format="password",
+        section="Network",
+    ),
     "timeout_seconds": _field(
-        "Timeout", "number", "Seconds that one API call may take, all its tries included; 60 when empty.", minimum=1
+        "Timeout (s)", "number", "For one API call with all its tries; 60 when empty.", minimum=1, section="Network"
     ),
     **_WORKERS,
     "part_size_mib": _field(
-        "Part size", "integer", "MiB in each part of an upload in parts; 16 when empty.", minimum=5, maximum=5120
+        "Part size (MiB)", "integer", "Of uploads in parts; 16 when empty.", minimum=5, maximum=5120, section="Transfer"
     ),
     "presigned_hosts": _field(
-        "Presigned hosts", "string", "Hosts that presigned URLs may name although they are not public https."
+        "Presigned hosts",
+        "string",
+        "What presigned URLs may name besides public https; separated by commas.",
+        section="Transfer",
     ),
 }
 
@@ -48,14 +59,19 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
         "hook-class-name": f"{_PACKAGE}.hooks.modelstore.ModelStoreHook",
         "hook-name": "Model Store",
         "ui-field-behaviour": {
-            "hidden-fields": ["schema", "port"],
+            "hidden-fields": ["schema"],
             "relabeling": {"host": "Root", "login": "Access key id", "password": "Secret access key"},
-            "placeholders": {"host": "s3://bucket/prefix or file:///srv/models"},
+            "placeholders": {
+                "host": "s3://bucket/prefix or file:///srv/models",
+                "login": "AWS's own chain when empty",
+                # Airflow 3.3.2 tests no connection whose port is empty.
+                "port": "unused; 0 makes Test work in Airflow 3.3.2",
+            },
         },
         "conn-fields": {
-            "endpoint_url": _field("Endpoint URL", "string", "Of storages other than AWS."),
+            "endpoint_url": _field("Endpoint URL", "string", "Of an S3 storage other than AWS."),
             "region_name": _field("Region", "string", "Where the bucket is; found out when empty."),
-            "session_token": _field("Session token", "string", "Of temporary credentials.", format="password"),
+            "session_token": _field("Session token", "string", "Part of temporary keys.", format="password"),
             "aws_conn_id": _field(
                 "AWS connection", "string", "Id of an aws connection whose credentials are used instead of the keys."
             ),
@@ -69,7 +85,7 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
         "ui-field-behaviour": {
             "hidden-fields": ["schema", "login"],
             "relabeling": {"host": "Base URL", "password": "API token"},
-            "placeholders": {"host": "https://cloud.bentoml.com"},
+            "placeholders": {"host": "https://cloud.bentoml.com", "port": "443"},
         },
         "conn-fields": {
             "organization": _field("Organisation", "string", "Whose models; the token's own organisation when empty."),
@@ -99,7 +115,7 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
                 "Grant type",
                 "string",
                 "How to log in; what the filled fields allow when empty.",
-                enum=["password", "refresh_token", "token", None],
+                enum=["password", "refresh_token", "token"],
             ),
             "refresh_token": _field("Refresh token", "string", "An offline token.", format="password"),
             "access_token": _field(

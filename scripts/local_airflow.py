@@ -91,14 +91,14 @@ class LocalAirflow:
         self.base_url = f"http://127.0.0.1:{port}"
         self._client = httpx.Client(base_url=self.base_url, timeout=30, trust_env=False)
 
-    def wait_until_healthy(self, seconds: float) -> None:
-        """Wait until api-server, scheduler and triggerer answer."""
+    def wait_until_healthy(self, seconds: float, *components: str) -> None:
+        """Wait until the api-server answers, and says that others are well, too."""
         for _ in _until(seconds, "Airflow to become healthy"):
             try:
                 health = self._client.get("/api/v2/monitor/health").json()
             except (httpx.HTTPError, ValueError):
                 continue
-            if all((health.get(name) or {}).get("status") == "healthy" for name in ("scheduler", "triggerer")):
+            if all((health.get(name) or {}).get("status") == "healthy" for name in components):
                 break
         token = self._client.get("/auth/token").json()["access_token"]
         self._client.headers["Authorization"] = f"Bearer {token}"
@@ -188,24 +188,45 @@ def local_airflow(
         one that the settings lead to.
     :param settings: further environment variables.
     """
+    with ExitStack() as stack:
+        airflow = stack.enter_context(_api_server(home, dags, connections, database, settings or {}))
+        for name in ("scheduler", "triggerer"):
+            stack.enter_context(component((name, "--skip-serve-logs"), airflow.env, home / f"{name}.log"))
+        subprocess.run((*AIRFLOW, "dags", "reserialize"), env=airflow.env, check=True, capture_output=True)
+        airflow.wait_until_healthy(90, "scheduler", "triggerer")
+        yield airflow
+
+
+@contextmanager
+def local_api_server(home: Path, *, database: Path) -> Iterator[LocalAirflow]:
+    """Run a private Airflow that has an api-server only, no DAGs and no connections. Parameters as above."""
+    with _api_server(home, home, {}, database, {}) as airflow:
+        airflow.wait_until_healthy(90)
+        yield airflow
+
+
+@contextmanager
+def _api_server(
+    home: Path,
+    dags: Path,
+    connections: Mapping[str, Mapping[str, Any]],
+    database: Path | None,
+    settings: Mapping[str, str],
+) -> Iterator[LocalAirflow]:
+    """Run the first component; it answers a while later."""
     port = free_port()
     env = environment(home, dags, connections) | {
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
         "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
-        **(settings or {}),
+        **settings,
     }
     if database is None:
         subprocess.run((*AIRFLOW, "db", "migrate"), env=env, check=True, capture_output=True)
     elif not (home / "airflow.db").exists():
         shutil.copyfile(database, home / "airflow.db")
-    api = ("api-server", "--apps", "execution,core", "--workers", "1", "--host", "127.0.0.1", "--port", str(port))
-    with ExitStack() as stack:
-        for command in (api, ("scheduler", "--skip-serve-logs"), ("triggerer", "--skip-serve-logs")):
-            stack.enter_context(component(command, env, home / f"{command[0]}.log"))
-        subprocess.run((*AIRFLOW, "dags", "reserialize"), env=env, check=True, capture_output=True)
-        airflow = LocalAirflow(port, env)
-        airflow.wait_until_healthy(90)
-        yield airflow
+    command = ("api-server", "--apps", "execution,core", "--workers", "1", "--host", "127.0.0.1", "--port", str(port))
+    with component(command, env, home / "api-server.log"):
+        yield LocalAirflow(port, env)
 
 
 @contextmanager

@@ -1,0 +1,25 @@
+"""One Airflow and one browser for all tests of the forms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.local_airflow import LocalAirflow, local_api_server
+from tests.ui.page import ConnectionsPage, browser_page
+
+
+@pytest.fixture(scope="session")
+def airflow(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Iterator[LocalAirflow]:
+    """An api-server without connections."""
+    with local_api_server(tmp_path_factory.mktemp("airflow"), database=migrated_database) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def connections(airflow: LocalAirflow) -> Iterator[ConnectionsPage]:
+    """The page of connections in a browser."""
+    with browser_page() as page:
+        yield ConnectionsPage(page, airflow.base_url)
