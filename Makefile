@@ -6,7 +6,7 @@ CEPH := radosgw ceph-mon ceph-osd ceph-common
 VENDOR_BENTOCLOUD := .venv-vendors/bentocloud
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-s3 ceph test-vendors bench-transfer check format lock wheel clean
+.PHONY: demo test test-s3 ceph test-vendors bench-transfer bench-polling check format lock wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -34,6 +34,10 @@ test-vendors: $(READY) $(VENDOR_BENTOCLOUD)/.ready
 # Minutes long, and for a quiet machine. Needs nginx, curl and openssl.
 bench-transfer: $(READY)
 	$(BIN)/python benchmarks/transfer.py
+
+# What waiting sensors cost, and the provider's import.
+bench-polling: $(READY)
+	$(BIN)/python benchmarks/polling.py
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -94,4 +94,12 @@ def get_provider_info() -> dict[str, Any]:
         "sensors": _modules("sensors", "model"),
         "triggers": _modules("triggers", "base", "model", "deployment"),
         "extra-links": [f"{_PACKAGE}.links.RegistryConsoleLink"],
+        "asset-uris": [
+            {
+                "schemes": ["modelsync"],
+                "handler": f"{_PACKAGE}.assets.sanitize_uri",
+                "factory": f"{_PACKAGE}.assets.model_asset",
+                "to_openlineage_converter": f"{_PACKAGE}.assets.convert_to_openlineage",
+            }
+        ],
     }
