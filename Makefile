@@ -8,9 +8,9 @@ DATABASES := redis-server postgresql
 VENDORS := $(patsubst requirements/vendor-%.txt,%,$(wildcard requirements/vendor-*.txt))
 READY := $(VENV)/.ready
 # Tests that need nothing but Python.
-PLAIN := not vendor and not s3 and not celery and not ui
+PLAIN := not vendor and not s3 and not celery and not ui and not e2e
 
-.PHONY: demo test test-s3 test-celery test-ui ceph databases chromium screenshots test-vendors bench-transfer bench-s3 check format lock wheel clean
+.PHONY: demo test test-s3 test-celery test-e2e test-ui ceph databases chromium screenshots test-vendors bench-transfer bench-s3 bench-polling check format lock wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -43,6 +43,10 @@ ceph databases chromium:
 	$(ROOT) apt-get update -qq && \
 	$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends $(PACKAGES)
 
+# Runs that need a whole Airflow for minutes.
+test-e2e: $(READY)
+	$(BIN)/python -m pytest -m e2e tests/integration $(PYTEST_ARGS)
+
 # The connection forms, in a browser. One process: the tests share an Airflow.
 test-ui: $(READY) chromium
 	$(BIN)/python -m pytest -m ui tests/ui $(PYTEST_ARGS)
@@ -61,6 +65,10 @@ bench-transfer: $(READY)
 # The model store on Ceph's S3 gateway against boto3.
 bench-s3: $(READY) ceph
 	$(BIN)/python benchmarks/s3.py
+
+# What waiting sensors cost, and the provider's import.
+bench-polling: $(READY)
+	$(BIN)/python benchmarks/polling.py
 
 check: $(READY)
 	$(BIN)/ruff check .

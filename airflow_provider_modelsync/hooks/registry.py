@@ -6,8 +6,8 @@ Operators, sensors and triggers use this class only; what system is behind it th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from airflow.sdk import BaseHook
@@ -17,7 +17,7 @@ from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.drive import async_driver_for, driver_for
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError
 from airflow_provider_modelsync.core.fetch import fetch, start_fetch
-from airflow_provider_modelsync.core.flow import Flow, SyncDriver
+from airflow_provider_modelsync.core.flow import AsyncDriver, Flow, SyncDriver
 from airflow_provider_modelsync.core.models import (
     Deployment,
     Fetch,
@@ -89,6 +89,7 @@ class RegistryHook(BaseHook):
         self.is_last_try = False  # then nothing is left behind for a next one
         self.tally = Tally()  # of the transfer in hand, or of the last one
         self._registry: Registry | None = None
+        self._driver: AsyncDriver | None = None
 
     def get_conn(self) -> Registry:
         """Return the registry that the connection leads to.
@@ -135,8 +136,21 @@ class RegistryHook(BaseHook):
         """Run a flow of the registry on the event loop. Parameters as for :meth:`run`."""
         with self._named(model):
             registry = await self.aget_conn()
+            if self._driver is not None:
+                return await self._driver.run(make_flow(registry))
             async with async_driver_for(registry) as driver:
                 return await driver.run(make_flow(registry))
+
+    @asynccontextmanager
+    async def aopen(self) -> AsyncIterator[None]:
+        """Have all that :meth:`arun` does meanwhile share one client, instead of each opening its own."""
+        with self._named(None):
+            registry = await self.aget_conn()
+        async with async_driver_for(registry) as self._driver:
+            try:
+                yield
+            finally:
+                self._driver = None
 
     def push(
         self,

@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.sdk import Asset, BaseOperator
+from airflow.sdk import Asset, AssetAlias, BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from airflow_provider_modelsync.assets import model_asset
 from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import ModelSyncError, Permanent
 from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
+from airflow_provider_modelsync.lineage import Trace
 from airflow_provider_modelsync.links import remember_link
 
 if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
     from pydantic import JsonValue
 
@@ -82,6 +85,7 @@ class ModelSyncOperator(BaseOperator):
         super().__init__(**kwargs)
         # Made here, not in execute: a kill may come before execute has begun.
         self._cancel_token = CancelToken()
+        self._trace = Trace()
 
     def hook_for(self, registry_conn_id: str, context: Context | None = None) -> RegistryHook:
         """Return a connection's hook, which ends its work when this task is killed.
@@ -99,11 +103,18 @@ class ModelSyncOperator(BaseOperator):
         """End the transfer within 4 s."""
         self._cancel_token.cancel()
 
-    def emit(self, context: Context, version: ModelVersion) -> None:
-        """Describe the version in the events of the task's outlet assets."""
+    def tell_outlets(self, context: Context, conn_id: str, version: ModelVersion) -> None:
+        """Describe a version in the events of the task's outlets: assets, and aliases, which get the model's asset."""
         for outlet in self.outlets:
             if isinstance(outlet, Asset):
                 context["outlet_events"][outlet].extra.update(version.to_event())
+            elif isinstance(outlet, AssetAlias):
+                asset = model_asset(conn_id, version.name)
+                context["outlet_events"][outlet].add(asset, extra=version.to_event())
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage | None:
+        """Tell OpenLineage which versions were read and written; its provider calls this."""
+        return self._trace.to_openlineage()
 
 
 class RegistryOperator(ModelSyncOperator):
@@ -111,6 +122,9 @@ class RegistryOperator(ModelSyncOperator):
 
     :param registry_conn_id: the registry's connection (templated).
     """
+
+    # Whether the versions that it emits are what it takes, not what it makes.
+    takes_models: ClassVar[bool] = False
 
     def __init__(self, *, registry_conn_id: str = DEFAULT_CONN_ID, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -121,8 +135,9 @@ class RegistryOperator(ModelSyncOperator):
         return self.hook_for(self.registry_conn_id, context)
 
     def emit(self, context: Context, version: ModelVersion) -> None:
-        """Describe the version in the events of the task's outlet assets, and keep where people see it."""
-        super().emit(context, version)
+        """Describe the version that the task is about, in the events of its outlets and in its lineage."""
+        self.tell_outlets(context, self.registry_conn_id, version)
+        (self._trace.read if self.takes_models else self._trace.written).append((self.registry_conn_id, version))
         remember_link(context, lambda: self.get_hook().page_of(version))
 
 

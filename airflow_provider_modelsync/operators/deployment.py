@@ -21,8 +21,24 @@ from airflow.sdk.exceptions import AirflowTaskTimeout
 from airflow.sdk.log import mask_secret
 from pydantic import ValidationError
 
-from airflow_provider_modelsync.core.errors import Cancelled, InvalidInput, RegistryUnavailable, Retryable
-from airflow_provider_modelsync.core.models import Deployment, Patience, Predictions, RollOut, Ticket, Undo
+from airflow_provider_modelsync.core.errors import (
+    Cancelled,
+    InvalidInput,
+    ModelSyncError,
+    RegistryUnavailable,
+    Retryable,
+)
+from airflow_provider_modelsync.core.models import (
+    Deployment,
+    ModelRef,
+    ModelVersion,
+    Patience,
+    Predictions,
+    RollOut,
+    Ticket,
+    Undo,
+    VersionStatus,
+)
 from airflow_provider_modelsync.core.wait import GOALS, GONE, READY, find_deployment, take_back
 from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
 from airflow_provider_modelsync.links import DeploymentLink, RegistryConsoleLink, remember_link
@@ -180,6 +196,7 @@ class DeployModelOperator(_DeploymentOperator):
     operator_extra_links: Sequence[BaseOperatorLink] = (RegistryConsoleLink(), DeploymentLink())
     ui_color = "#d0e0e3"
     goal = READY
+    takes_models = True
 
     def __init__(
         self, *, model: str, deployment: str | None = None, config: Mapping[str, Any] | None = None, **kwargs: Any
@@ -263,6 +280,8 @@ class DeployModelOperator(_DeploymentOperator):
 
     def _finish(self, context: Context, deployment: Deployment, model: str | None = None) -> dict[str, JsonValue]:
         _Memory(TaskCheckpoint.of(context), self._asked()).forget()
+        if served := deployment.model or model:
+            self.emit(context, self._version(served))
         remember_link(context, lambda: deployment.page)
         remember_link(context, lambda: deployment.url, DeploymentLink)
         return super()._finish(context, deployment, model)
@@ -275,6 +294,20 @@ class DeployModelOperator(_DeploymentOperator):
         except (Cancelled, AirflowTaskTimeout):
             self._take_back(started[-1] if started else None)
             raise
+
+    def _version(self, model: str) -> ModelVersion:
+        """Return a version as its registry describes it, or as far as its reference does."""
+        hook = self.get_hook()
+        try:
+            return hook.get(model)
+        except Cancelled:
+            raise
+        except ModelSyncError as error:
+            self.log.warning("%s; the task's events and lineage lack its digest", error)
+        ref = ModelRef.parse(model)
+        return ModelVersion(
+            registry=hook.conn_type, name=ref.name, version=ref.version or "", status=VersionStatus.UNKNOWN
+        )
 
     def _mask(self) -> None:
         for value in _environment_values(self.config):

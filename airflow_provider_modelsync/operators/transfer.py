@@ -9,12 +9,22 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.sdk import BaseOperatorLink, conf
+from airflow.sdk import Asset, AssetAlias, BaseOperatorLink, conf
 
+from airflow_provider_modelsync.assets import model_asset
 from airflow_provider_modelsync.core.errors import Permanent, RegistryUnavailable, Retryable
-from airflow_provider_modelsync.core.models import ModelVersion, Patience, PulledModel, Query, TransferStats
+from airflow_provider_modelsync.core.models import (
+    ModelVersion,
+    Patience,
+    PulledModel,
+    Query,
+    SyncedVersion,
+    TransferStats,
+    VersionStatus,
+)
 from airflow_provider_modelsync.core.sync import Selection, Versions
 from airflow_provider_modelsync.core.wait import find_version
+from airflow_provider_modelsync.hooks.registry import RegistryHook
 from airflow_provider_modelsync.links import RegistryConsoleLink, remember_link
 from airflow_provider_modelsync.operators.base import (
     ModelSyncOperator,
@@ -167,6 +177,7 @@ class PullModelOperator(RegistryOperator):
     template_fields_renderers: ClassVar[dict[str, str]] = {"labels": "json"}
     operator_extra_links: Sequence[BaseOperatorLink] = (RegistryConsoleLink(),)
     ui_color = "#dae8fc"
+    takes_models = True
 
     def __init__(
         self,
@@ -296,9 +307,9 @@ class SyncModelsOperator(ModelSyncOperator):
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
         with translated():
-            target = self.hook_for(self.target_conn_id, context)
+            source, target = (self.hook_for(conn_id, context) for conn_id in (self.source_conn_id, self.target_conn_id))
             remember_link(context, target.page_of)
-            report = self.hook_for(self.source_conn_id, context).sync_to(
+            report = source.sync_to(
                 target,
                 Selection(
                     models=self.models,
@@ -310,11 +321,38 @@ class SyncModelsOperator(ModelSyncOperator):
                 dry_run=self._only_say,
                 checkpoint=TaskCheckpoint.of(context),
             )
+            if not report.dry_run:
+                self._emit_copies(context, source, target, report.of("copied"))
             failed = report.of("failed")
             if failed and self.fail_on_error:
                 kind = Permanent if all(version.is_permanent for version in failed) else Retryable
                 raise kind(f"{len(failed)} of {len(report.versions)} failed: {'; '.join(map(str, failed))}")
             return report.to_xcom()
+
+    def _emit_copies(
+        self, context: Context, source: RegistryHook, target: RegistryHook, copies: Sequence[SyncedVersion]
+    ) -> None:
+        """Describe copies in the task's lineage and to its outlets: all to an alias, to a model's asset its own."""
+        events: dict[str, list[dict[str, JsonValue]]] = {}
+        for copy in copies:
+            original, made = _version(source, copy.source, copy), _version(target, copy.target or copy.source, copy)
+            self._trace.read.append((source.registry_conn_id, original))
+            self._trace.written.append((target.registry_conn_id, made))
+            asset = model_asset(target.registry_conn_id, made.name)
+            events.setdefault(asset.uri, []).append(made.to_event())
+            for alias in (outlet for outlet in self.outlets if isinstance(outlet, AssetAlias)):
+                context["outlet_events"][alias].add(asset, extra=made.to_event())
+        for outlet in self.outlets:
+            if isinstance(outlet, Asset) and (own := events.get(outlet.uri)):
+                context["outlet_events"][outlet].extra.update(own[0] if len(own) == 1 else {"versions": list(own)})
+
+
+def _version(hook: RegistryHook, ref: str, copy: SyncedVersion) -> ModelVersion:
+    """Return what a sync's report tells of a version."""
+    name, _, version = ref.rpartition(":")
+    return ModelVersion(
+        registry=hook.conn_type, name=name, version=version, status=VersionStatus.READY, digest=copy.digest
+    )
 
 
 def _versions(versions: Versions | str) -> Any:

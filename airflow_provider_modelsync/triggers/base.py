@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from abc import abstractmethod
@@ -11,12 +12,14 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_modelsync.core.errors import Permanent, RegistryUnavailable, Retryable
-from airflow_provider_modelsync.hooks.registry import RegistryHook, aget_registry_hook
+from airflow_provider_modelsync.core.errors import Permanent, RegistryUnavailable
+from airflow_provider_modelsync.hooks.registry import RegistryHook
+from airflow_provider_modelsync.triggers.polling import Found, shared
 
 DEFAULT_POLL_INTERVAL = 10.0  # seconds
 # A trigger that fires within moments of its task's deferral can overtake the scheduler, which then fails the task.
 MIN_POLL_INTERVAL = 5.0  # seconds
+LAST_LOOK = 30.0  # seconds that the answer to the look at the deadline may take
 
 
 class RegistryTrigger(BaseTrigger):
@@ -60,35 +63,43 @@ class WaitTrigger(RegistryTrigger):
 
     @abstractmethod
     async def look(self, hook: RegistryHook) -> dict[str, Any] | None:
-        """Return what the event of success says besides, or ``None`` when it is too early."""
+        """Return what the event of success says besides, or ``None`` when it is too early.
+
+        Triggers with equal arguments share one look; the deadline is no argument in this sense.
+        """
 
     @abstractmethod
     async def give_up(self, hook: RegistryHook | None) -> str:
         """Return what to say when the time is over."""
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        hook: RegistryHook | None = None
-        trouble: str | None = None
-        while True:
-            last = time.time() + self.poll_interval >= self.deadline
-            await asyncio.sleep(self._pause())
-            try:
-                hook = hook or await aget_registry_hook(self.registry_conn_id)
-                if found := await self.look(hook):
-                    yield TriggerEvent({"status": "success", **found})
-                    return
-                trouble = None
-            except Retryable as error:
-                if trouble is None:
-                    self.log.warning("%s; the wait goes on", error)
-                trouble = str(error)
-            except Exception as error:
-                yield TriggerEvent(failure_of(error))
-                return
-            if last:
-                message = await self.give_up(hook)
-                yield TriggerEvent({"status": "timeout", "message": f"{message}: {trouble}" if trouble else message})
-                return
+        polls, joined_at = shared(), time.monotonic()
+        poll = polls.join(self.registry_conn_id, self._sought(), self.look, self.poll_interval)
+        try:
+            outcome: Found | Exception | None = None
+            while outcome is None and (rest := self.deadline - time.time()) > 0:
+                if poll.trouble:
+                    self.log.warning("%s; the wait goes on", poll.trouble)
+                outcome = await poll.listen(rest)
+            if outcome is None:
+                outcome = await poll.look_again(LAST_LOOK)
+            elif (early := joined_at + min(self.poll_interval, MIN_POLL_INTERVAL) - time.monotonic()) > 0:
+                await asyncio.sleep(early)  # the others may have waited for long, this one has not
+            trouble = poll.trouble
+        finally:
+            await polls.leave(poll)
+        if outcome is None:
+            message = await self.give_up(None)
+            yield TriggerEvent({"status": "timeout", "message": f"{message}: {trouble}" if trouble else message})
+        elif isinstance(outcome, Exception):
+            yield TriggerEvent(failure_of(outcome))
+        else:
+            yield TriggerEvent({"status": "success", **outcome})
+
+    def _sought(self) -> tuple[str, str]:
+        """Return what triggers have in common that can share their looks."""
+        path, _ = self.serialize()
+        return path, json.dumps(self.arguments(), sort_keys=True)
 
 
 def failure_of(error: Exception) -> dict[str, Any]:

@@ -1,14 +1,20 @@
-"""Waiting for a model version without a worker."""
+"""Waiting for a model version without a worker, and watching a model for new ones."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Hashable, Mapping
+from functools import partial
 from typing import Any
+
+from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from airflow_provider_modelsync.core.models import Query
 from airflow_provider_modelsync.core.wait import READY, find_version
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 from airflow_provider_modelsync.triggers.base import DEFAULT_POLL_INTERVAL, MIN_POLL_INTERVAL, WaitTrigger
+from airflow_provider_modelsync.triggers.watching import Listing, Listings, Memory
+
+DEFAULT_WATCH_INTERVAL = 60.0  # seconds
 
 
 class ModelVersionTrigger(WaitTrigger):
@@ -59,3 +65,56 @@ class ModelVersionTrigger(WaitTrigger):
 
     async def give_up(self, hook: RegistryHook | None) -> str:
         return f"{self.model} was not there when the time was over"
+
+
+class ModelVersionEventTrigger(BaseEventTrigger):
+    """Fires once for each version that becomes ready, for an ``AssetWatcher``; never ends by itself.
+
+    The versions that are there when it looks for the first time never fire. What has fired is kept in the asset's state
+    store, once Airflow has the event: a restarted triggerer misses none, and repeats one only when it was killed in
+    the moment between. Faults of the registry, and of the connection, only delay the next look.
+
+    An event carries ``registry``, ``name``, ``version``, ``digest`` and ``created_at``.
+
+    :param registry_conn_id: the registry's connection.
+    :param model: the model's name.
+    :param poll_interval: seconds between two looks. Watchers of one triggerer with equal arguments share them.
+    """
+
+    def __init__(self, registry_conn_id: str, model: str, poll_interval: float = DEFAULT_WATCH_INTERVAL) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
+        self.registry_conn_id = registry_conn_id
+        self.model = model
+        self.poll_interval = max(float(poll_interval), MIN_POLL_INTERVAL)
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return f"{type(self).__module__}.{type(self).__qualname__}", {
+            "registry_conn_id": self.registry_conn_id,
+            "model": self.model,
+            "poll_interval": self.poll_interval,
+        }
+
+    def shared_stream_key(self) -> Hashable:
+        return ("modelsync", self.registry_conn_id, self.model, self.poll_interval)
+
+    @classmethod
+    def create_shared_stream_producer(cls, kwargs: dict[str, Any]) -> Listings:
+        return Listings(kwargs["registry_conn_id"], kwargs["model"], kwargs["poll_interval"])
+
+    async def filter_shared_stream(self, shared_stream: AsyncIterator[Listing]) -> AsyncIterator[TriggerEvent]:
+        memory = Memory(self.asset_state_store, self.registry_conn_id, self.model)
+        watch = await memory.recall()
+        async for listing in shared_stream:
+            for version in watch.news(listing.versions):
+                yield TriggerEvent(version.to_event())
+            if watch.has_changed:
+                listing.duties.append(partial(memory.keep, watch.keep()))
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        async for event in self.filter_shared_stream(self._own_stream()):
+            yield event
+
+    async def _own_stream(self) -> AsyncIterator[Listing]:
+        async for listing, _ in self.create_shared_stream_producer(self.serialize()[1]).open_stream():
+            yield listing
+            await listing.settle()

@@ -15,7 +15,7 @@ from scripts.local_airflow import LocalAirflow, local_airflow
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.support.cloud import changes
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.e2e
 
 EXAMPLE = "approve_then_deploy"
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,252 @@
+"""One poll for all who wait for the same, and one client for all polls of a connection.
+
+Everything here belongs to one event loop. A waiter costs no request, no task and no descriptor of its own, and holds up
+no other: each only listens, and leaves when it likes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Hashable
+from contextlib import AsyncExitStack
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from airflow_provider_modelsync.core.errors import Retryable, Unauthorized
+from airflow_provider_modelsync.hooks.registry import RegistryHook, aget_registry_hook
+
+T = TypeVar("T")
+Look = Callable[[RegistryHook], Awaitable[T]]
+Found = dict[str, Any]
+Key = tuple[str, Hashable, float]
+
+RENEWAL = 300.0  # seconds; then a connection is looked up again, for it may have been changed
+AT_ONCE = 4  # looks by one connection: those that need threads shall leave some to others
+LONGEST_PAUSE = 120.0  # seconds between two looks of a poll in trouble, unless its interval is longer
+
+
+class _Line:
+    """A connection's registry with a client that stays open until the last look by it is over.
+
+    :param conn_id: the connection's id.
+    """
+
+    def __init__(self, conn_id: str) -> None:
+        self.conn_id = conn_id
+        self.opened_at: float | None = None
+        self._hook: RegistryHook | None = None
+        self._client = AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._places = asyncio.Semaphore(AT_ONCE)
+        self._users = 0
+        self._is_over = False
+
+    @property
+    def is_old(self) -> bool:
+        return self.opened_at is not None and time.monotonic() - self.opened_at > RENEWAL
+
+    async def use(self, look: Look[T]) -> T:
+        self._users += 1
+        try:
+            async with self._places:
+                return await look(await self._opened())
+        finally:
+            self._users -= 1
+            await self._close_if_done()
+
+    async def end(self) -> None:
+        self._is_over = True
+        await self._close_if_done()
+
+    async def _opened(self) -> RegistryHook:
+        async with self._opening:
+            if self._hook is None:
+                hook = await aget_registry_hook(self.conn_id)
+                await self._client.enter_async_context(hook.aopen())
+                self._hook, self.opened_at = hook, time.monotonic()
+        return self._hook
+
+    async def _close_if_done(self) -> None:
+        if self._is_over and not self._users:
+            await self._client.aclose()
+
+
+class Poll:
+    """One look after another, until something is found or waiting is in vain.
+
+    :param key: the connection, what is looked for, and the interval.
+    :param look: returns what is found, or ``None`` when it is too early.
+    :param interval: seconds between two looks, the first one included; longer while the registry is in trouble.
+    """
+
+    def __init__(self, key: Key, look: Callable[[], Awaitable[Found | None]], interval: float) -> None:
+        self.key = key
+        self.trouble: str | None = None  # why the last look has failed, when that may pass
+        self.waiters = 0
+        self._look = look
+        self._interval = interval
+        self._failures = 0
+        self._has_looked = False
+        self._next_at = self._after_a_pause()
+        self._news: asyncio.Future[Found | Exception | None] = asyncio.get_running_loop().create_future()
+        self._looking: asyncio.Task[None] | None = None
+        self._task = _start(self._run())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the outcome is known."""
+        return self._news.done()
+
+    async def listen(self, seconds: float) -> Found | Exception | None:
+        """Wait for the outcome.
+
+        :param seconds: how long.
+        :return: what was found, or why waiting is in vain; ``None`` when :attr:`trouble` begins or time is over.
+        """
+        news = self._news
+        await asyncio.wait((news,), timeout=seconds)
+        return news.result() if news.done() else None
+
+    async def look_again(self, seconds: float) -> Found | Exception | None:
+        """Look at once, unless that was done and the next look is not due yet.
+
+        :param seconds: how long to wait for the answer.
+        :return: as :meth:`listen`.
+        """
+        if not self._has_looked or time.monotonic() >= self._next_at:
+            await asyncio.wait((self._next_look(),), timeout=seconds)
+        return self._news.result() if self.is_over else None
+
+    def end(self) -> None:
+        """Look no more."""
+        for task in filter(None, (self._task, self._looking)):
+            task.cancel()
+
+    async def _run(self) -> None:
+        while not self.is_over:
+            if (rest := self._next_at - time.monotonic()) > 0:
+                await asyncio.sleep(rest)
+            else:
+                await asyncio.wait((self._next_look(),))
+
+    def _after_a_pause(self) -> float:
+        return time.monotonic() + pause_after(self._failures, self._interval)
+
+    def _next_look(self) -> asyncio.Task[None]:
+        if self._looking is None or self._looking.done():
+            self._looking = _start(self._look_once())
+        return self._looking
+
+    async def _look_once(self) -> None:
+        if self.is_over:
+            return
+        try:
+            found = await self._look()
+        except Retryable as error:
+            self._failures += 1
+            is_new, self.trouble = self.trouble is None, str(error)
+            if is_new:
+                self._tell(None)
+        except Exception as error:
+            self._tell(error)
+        else:
+            self._failures, self.trouble = 0, None
+            if found:
+                self._tell(found)
+        finally:
+            self._has_looked, self._next_at = True, self._after_a_pause()
+
+    def _tell(self, news: Found | Exception | None) -> None:
+        self._news.set_result(news)
+        if news is None:
+            self._news = asyncio.get_running_loop().create_future()
+
+
+class Polls:
+    """What the waiters of one event loop share."""
+
+    def __init__(self) -> None:
+        self._polls: dict[Key, Poll] = {}
+        self._lines: dict[str, _Line] = {}
+        self._holders: Counter[str] = Counter()
+
+    def hold(self, conn_id: str) -> None:
+        """Have a connection's client stay open between looks, until as many have called :meth:`release`."""
+        self._holders[conn_id] += 1
+
+    async def release(self, conn_id: str) -> None:
+        """Take :meth:`hold` back."""
+        self._holders[conn_id] -= 1
+        if not self._holders[conn_id]:
+            del self._holders[conn_id]
+            if line := self._lines.pop(conn_id, None):
+                await line.end()
+
+    def join(self, conn_id: str, what: Hashable, look: Look[Found | None], interval: float) -> Poll:
+        """Take part in a poll, which begins with its first waiter and ends when the last one leaves.
+
+        :param conn_id: the registry's connection.
+        :param what: equal for those who look for the same.
+        :param look: how to look for it.
+        :param interval: seconds between two looks.
+        """
+        key = (conn_id, what, interval)
+        poll = self._polls.get(key)
+        if poll is None or poll.is_over:
+            poll = self._polls[key] = Poll(key, lambda: self.look(conn_id, look), interval)
+            self.hold(conn_id)
+        poll.waiters += 1
+        return poll
+
+    async def leave(self, poll: Poll) -> None:
+        """Take :meth:`join` back."""
+        poll.waiters -= 1
+        if not poll.waiters:
+            poll.end()
+            if self._polls.get(poll.key) is poll:
+                del self._polls[poll.key]
+            await self.release(poll.key[0])
+
+    async def look(self, conn_id: str, look: Look[T]) -> T:
+        """Look at a registry by its connection's shared client. Credentials that are refused are looked up again."""
+        began = time.monotonic()
+        while True:
+            line = self._lines.get(conn_id)
+            if line is None or line.is_old:
+                line = await self._renewed(conn_id, line)
+            try:
+                return await line.use(look)
+            except Unauthorized:
+                await self._renewed(conn_id, line)
+                if line.opened_at is None or line.opened_at >= began:
+                    raise
+
+    async def _renewed(self, conn_id: str, old: _Line | None) -> _Line:
+        if self._lines.get(conn_id) is old:
+            self._lines[conn_id] = _Line(conn_id)
+            if old:
+                await old.end()
+        return self._lines[conn_id]
+
+
+def pause_after(failures: int, interval: float) -> float:
+    """Return the seconds to wait before the next look, after so many failures in a row."""
+    pause = min(interval * 2.0 ** min(failures, 16), max(interval, LONGEST_PAUSE))
+    return pause * random.uniform(1.0, 1.1)  # noqa: S311  # what begins together shall not go on asking together
+
+
+def shared() -> Polls:
+    """Return what the waiters of the running event loop share."""
+    return _POLLS.setdefault(asyncio.get_running_loop(), Polls())
+
+
+_POLLS: WeakKeyDictionary[asyncio.AbstractEventLoop, Polls] = WeakKeyDictionary()
+
+
+def _start(work: Any) -> asyncio.Task[None]:
+    # In a context of its own: what it logs belongs to the triggerer, not to the task that happens to be the first.
+    return asyncio.create_task(work, context=contextvars.Context())

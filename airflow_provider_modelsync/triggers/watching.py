@@ -1,0 +1,126 @@
+"""What watchers of models share and remember: listings of versions, and which of them have fired."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from airflow.triggers.shared_stream import AdvanceItem, SharedStreamProducer
+
+from airflow_provider_modelsync.core.errors import InvalidInput
+from airflow_provider_modelsync.core.flow import Flow
+from airflow_provider_modelsync.core.models import ModelVersion
+from airflow_provider_modelsync.core.registries.base import ANY, Registry
+from airflow_provider_modelsync.core.watch import Watch
+from airflow_provider_modelsync.triggers.polling import pause_after, shared
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+log = logging.getLogger("modelsync")
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All versions of a model at one time.
+
+    :param versions: in any state.
+    :param duties: what is to be done once Airflow has the events that watchers have made of it.
+    """
+
+    versions: Sequence[ModelVersion]
+    duties: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+
+    async def settle(self) -> None:
+        """Do what is to be done."""
+        for duty in self.duties:
+            await duty()
+
+
+class Listings(SharedStreamProducer):
+    """Lists a model's versions again and again, for any number of watchers, and never ends by itself.
+
+    :param registry_conn_id: the registry's connection.
+    :param model: the model's name.
+    :param poll_interval: seconds between two looks; longer while the registry is in trouble.
+    """
+
+    def __init__(self, registry_conn_id: str, model: str, poll_interval: float) -> None:
+        self._conn_id = registry_conn_id
+        self._model = model
+        self._interval = poll_interval
+
+    async def open_stream(self) -> AsyncIterator[tuple[Listing, Listing]]:
+        polls, failures = shared(), 0
+        polls.hold(self._conn_id)
+        try:
+            while True:
+                try:
+                    versions = await polls.look(
+                        self._conn_id, lambda hook: hook.arun(self._versions_in, model=self._model)
+                    )
+                except Exception as error:
+                    # Whatever it is, somebody may mend it; Airflow would start a failed watcher again at once.
+                    if not failures:
+                        log.warning("%s cannot be watched for now: %s", self._model, error)
+                    failures += 1
+                else:
+                    failures = 0
+                    listing = Listing(versions)
+                    yield listing, listing
+                await asyncio.sleep(pause_after(failures, self._interval))
+        finally:
+            await polls.release(self._conn_id)
+
+    async def advance(self, batch: Sequence[AdvanceItem]) -> None:
+        for item in batch:
+            if not item.outcome.failed:  # else a watcher has to fire again
+                await item.broker_payload.settle()
+
+    def _versions_in(self, registry: Registry) -> Flow[list[ModelVersion]]:
+        ref = registry.parse(self._model)
+        if ref.version is not None:
+            raise InvalidInput("an exact version is nothing to watch; name only the model", argument="model")
+        return registry.list_versions(ref.name, ANY)
+
+
+class Memory:
+    """What a watcher remembers, in the state store of each asset that it watches for.
+
+    :param store: Airflow's, with one asset or several; ``None`` where there is none, e.g. in tests.
+    :param registry_conn_id: the registry's connection.
+    :param model: the model's name.
+    """
+
+    def __init__(self, store: Any, registry_conn_id: str, model: str) -> None:
+        several = getattr(store, "_by_name", {})  # two assets with equal watchers share one trigger
+        self._stores = list(several.values()) if len(several) > 1 else [store] if store is not None else []
+        self._key = "modelsync." + hashlib.sha256(f"{registry_conn_id}\n{model}".encode()).hexdigest()[:32]
+
+    async def recall(self) -> Watch:
+        """Return the watch as it was left, or one that begins."""
+        for store in self._stores:
+            if (kept := await _call(store, "get", self._key)) is not None:
+                try:
+                    return Watch(kept)
+                except ValueError as error:
+                    log.warning("the asset's state store is of no use, the watch begins anew: %s", error)
+        return Watch()
+
+    async def keep(self, marks: JsonValue) -> None:
+        """Remember what has fired; a failure is only logged, for the running watcher knows it anyway."""
+        for store in self._stores:
+            try:
+                await _call(store, "set", self._key, marks)
+            except Exception as error:
+                log.warning("what has fired could not be written to the asset's state store: %s", error)
+
+
+async def _call(store: Any, verb: str, *arguments: Any) -> Any:
+    if method := getattr(store, f"a{verb}", None):
+        return await method(*arguments)
+    return await asyncio.to_thread(getattr(store, verb), *arguments)  # before Airflow 3.3.2

@@ -1,0 +1,338 @@
+"""Waiters share: requests grow with what is waited for, not with who waits; and nobody holds up anybody."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk import Connection
+from airflow.triggers.base import BaseTrigger
+from airflow.triggers.shared_stream import SharedStreamManager
+
+from airflow_provider_modelsync.triggers import base, polling
+from airflow_provider_modelsync.triggers import model as triggers
+from airflow_provider_modelsync.triggers.model import ModelVersionEventTrigger, ModelVersionTrigger
+from tests.conftest import Connect
+from tests.standins.bentocloud import BentoCloudStandIn, Delay, Request, Respond
+
+CONNECTION = "bentocloud_default"
+INTERVAL = 0.4
+SENSORS, MODELS = 500, ("churn", "digits", "fraud", "spam", "topics")
+
+
+@pytest.fixture(autouse=True)
+def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (triggers, base):
+        monkeypatch.setattr(module, "MIN_POLL_INTERVAL", 0.01)
+
+
+@pytest.fixture
+def server(tmp_path: Path, connect: Connect) -> Iterator[BentoCloudStandIn]:
+    """A server with one version of each model."""
+    with BentoCloudStandIn(tmp_path) as server:
+        connect(CONNECTION, conn_type="bentocloud", host=server.url, password=server.token)
+        for name in MODELS:
+            server.seed(name, "v1")
+        yield server
+
+
+def sensor(model: str = "fraud:v2", **arguments: Any) -> ModelVersionTrigger:
+    """Return what a deferred sensor waits with."""
+    defaults = {"registry_conn_id": CONNECTION, "deadline": time.time() + 60, "poll_interval": INTERVAL}
+    return ModelVersionTrigger(model=model, **{**defaults, **arguments})
+
+
+async def outcome_of(waiting: ModelVersionTrigger) -> dict[str, Any]:
+    """Run a trigger to its end and return its only event."""
+    (event,) = [event.payload async for event in waiting.run()]
+    return dict(event)
+
+
+@asynccontextmanager
+async def running(*triggers: BaseTrigger) -> AsyncIterator[list[asyncio.Task[dict[str, Any]]]]:
+    """Run sensors' triggers as tasks; cancel at the end what still waits."""
+    tasks = [asyncio.create_task(outcome_of(one)) for one in triggers if isinstance(one, ModelVersionTrigger)]
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def asked(server: BentoCloudStandIn, count: int, path: str = "") -> None:
+    """Wait until a server was asked so often."""
+    async with asyncio.timeout(30):
+        while server.count(path=path) < count:  # noqa: ASYNC110  # the server runs in threads
+            await asyncio.sleep(0.02)
+
+
+def gaps(requests: list[Request], times: dict[int, float]) -> list[float]:
+    """The seconds between requests."""
+    at = [times[id(request)] for request in requests]
+    return [late - early for early, late in pairwise(at)]
+
+
+class Clock:
+    """Notes when each request arrives."""
+
+    def __init__(self, server: BentoCloudStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.at: dict[int, float] = {}
+        arrived = server.arrived
+
+        def note(request: Request) -> None:
+            self.at[id(request)] = time.monotonic()
+            arrived(request)
+
+        monkeypatch.setattr(server, "arrived", note)
+
+
+async def test_two_watching_dags_and_500_sensors_ask_once_per_interval_and_model(
+    server: BentoCloudStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(server, monkeypatch)
+    manager = SharedStreamManager()  # as the triggerer has one
+
+    async def watch(number: int) -> None:
+        trigger = ModelVersionEventTrigger(CONNECTION, "fraud", INTERVAL)
+        stream = manager.subscribe(trigger_id=number, trigger=trigger, key=trigger.shared_stream_key())
+        async for _ in trigger.filter_shared_stream(stream):
+            pass
+
+    watchers = [asyncio.create_task(watch(number)) for number in range(2)]
+    async with running(*(sensor(f"{MODELS[number % len(MODELS)]}:v2") for number in range(SENSORS))) as sensors:
+        for name in MODELS:
+            await asked(server, 3, f"/{name}/models/v2$")
+        await asked(server, 3, "/fraud/models$")
+        assert not any(task.done() for task in (*sensors, *watchers))
+    for watcher in watchers:
+        watcher.cancel()
+    await asyncio.gather(*watchers, return_exceptions=True)
+    await manager.stop_all()
+
+    polls = [*(f"/{name}/models/v2$" for name in MODELS), "/fraud/models$"]
+    for path in polls:
+        assert min(gaps(server.find(path=path), clock.at)) > INTERVAL * 0.9, path
+    assert sum(server.count(path=path) for path in polls) == server.count()
+
+
+async def test_all_who_wait_for_the_same_learn_of_it_by_one_look(server: BentoCloudStandIn) -> None:
+    async with running(*(sensor("fraud:v1") for _ in range(50))) as waiting:
+        events = await asyncio.gather(*waiting)
+
+    assert {event["ref"] for event in events} == {"fraud:v1"}
+    assert server.count() == 1
+
+
+async def test_what_differs_is_looked_at_apart(server: BentoCloudStandIn) -> None:
+    server.seed("fraud", "v2", labels={"stage": "production"})
+    different = [sensor("fraud:v1"), sensor("fraud"), sensor("fraud", labels={"stage": "production"})]
+    async with running(*different, *different) as waiting:
+        events = await asyncio.gather(*waiting)
+
+    assert [event["ref"] for event in events] == ["fraud:v1", "fraud:v2", "fraud:v2"] * 2
+    assert server.count() == len(different)
+
+
+async def test_a_connection_is_looked_up_once_and_its_sockets_are_few(
+    server: BentoCloudStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up: Counter[str] = Counter()
+    look_up = Connection.async_get
+
+    async def count(conn_id: str) -> Connection:
+        looked_up[conn_id] += 1
+        return await look_up(conn_id)
+
+    monkeypatch.setattr(Connection, "async_get", count)
+    before = len(os.listdir("/proc/self/fd"))
+    async with running(*(sensor(f"{name}:v2") for name in MODELS for _ in range(40))):
+        await asked(server, 2 * len(MODELS))
+        assert len(os.listdir("/proc/self/fd")) - before <= 2 * polling.AT_ONCE
+
+    assert looked_up == {CONNECTION: 2}  # that of the hook, and that of the settings
+    await asyncio.sleep(0.05)
+    assert len(os.listdir("/proc/self/fd")) <= before + polling.AT_ONCE  # the server's own ends close a little later
+
+
+async def test_a_waiter_that_is_cancelled_takes_nobody_along(server: BentoCloudStandIn) -> None:
+    server.fault("GET", "/fraud/models/v2$", Delay(0.5), times=1)
+    async with running(sensor(), sensor()) as (first, second):
+        await asked(server, 1)
+        first.cancel()  # in the middle of the look that it has begun
+        server.seed("fraud", "v2")
+
+        assert (await second)["status"] == "success"
+
+
+async def test_a_waiter_that_does_nothing_with_its_event_stalls_nobody(server: BentoCloudStandIn) -> None:
+    idle = sensor("fraud:v1").run()
+    await anext(idle)  # and never comes back
+    async with running(sensor("fraud:v1")) as (other,):
+        assert (await other)["status"] == "success"
+    await idle.aclose()
+
+
+async def test_a_registry_that_hangs_stalls_no_other(
+    server: BentoCloudStandIn, connect: Connect, tmp_path: Path
+) -> None:
+    with BentoCloudStandIn(tmp_path / "other") as hanging:
+        connect("hanging", conn_type="bentocloud", host=hanging.url, password=hanging.token)
+        hanging.fault("*", "", Delay(1.5), times=None)
+        stuck = [sensor(f"{name}:v2", registry_conn_id="hanging") for name in MODELS]
+        async with running(*stuck, sensor("fraud:v1", poll_interval=0.6)) as (*others, quick):
+            assert (await quick)["status"] == "success"
+            assert not any(task.done() for task in others)
+
+
+async def test_a_deadline_is_kept_while_a_look_hangs(
+    server: BentoCloudStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "LAST_LOOK", 0.1)
+    server.fault("GET", "", Delay(1.5), times=None)
+    async with running(sensor(deadline=time.time() + 0.6)) as (waiting,):
+        assert (await waiting)["status"] == "timeout"
+        assert server.count() == 1
+
+
+async def test_a_crowd_at_its_deadline_asks_no_more_than_before(
+    server: BentoCloudStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, now = Clock(server, monkeypatch), time.time()
+    async with running(*(sensor(deadline=now + 0.5 + number * 0.01) for number in range(100))) as waiting:
+        events = await asyncio.gather(*waiting)
+
+    assert {event["status"] for event in events} == {"timeout"}
+    assert min(gaps(server.find(), clock.at)) > INTERVAL * 0.9
+
+
+async def test_trouble_reaches_all_who_wait_and_they_ask_less_often(
+    server: BentoCloudStandIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock(server, monkeypatch)
+    server.fault("GET", "", Respond(501), times=3)
+    server.seed("fraud", "v2")
+    async with running(*(sensor(poll_interval=0.1) for _ in range(20))) as waiting:
+        events = await asyncio.gather(*waiting)
+
+    assert {event["status"] for event in events} == {"success"}
+    assert capsys.readouterr().out.count("the wait goes on") == 20
+    pauses = gaps(server.find(), clock.at)
+    assert len(pauses) == 3
+    assert all(later > 1.5 * sooner for sooner, later in pairwise(pauses))
+
+
+async def test_one_who_comes_in_the_middle_of_trouble_is_told(
+    server: BentoCloudStandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.fault("GET", "", Respond(501), times=None)
+    async with running(sensor()):
+        await asked(server, 1)
+        await asyncio.sleep(0.1)
+        capsys.readouterr()
+        async with running(sensor(deadline=time.time() + 0.1)) as (late,):
+            event = await late
+
+    assert "501" in event["message"]
+    assert capsys.readouterr().out.count("the wait goes on") == 1
+
+
+async def test_one_who_comes_late_does_not_fire_at_once(server: BentoCloudStandIn) -> None:
+    async with running(sensor("fraud:v1")) as (first,):
+        await asyncio.sleep(INTERVAL * 0.7)
+        base.MIN_POLL_INTERVAL = INTERVAL
+        async with running(sensor("fraud:v1")) as (late,):
+            began = time.monotonic()
+            await first
+            assert (await late)["status"] == "success"
+            assert time.monotonic() - began > INTERVAL * 0.9
+    assert server.count() == 1
+
+
+async def test_new_credentials_are_found_when_the_old_ones_are_refused(
+    server: BentoCloudStandIn, connect: Connect
+) -> None:
+    async with running(*(sensor(f"{name}:v2") for name in MODELS)) as waiting:
+        await asked(server, len(MODELS))
+        server.tokens = {"renewed": None}
+        connect(CONNECTION, conn_type="bentocloud", host=server.url, password="renewed")
+        for name in MODELS:
+            server.seed(name, "v2")
+        events = await asyncio.gather(*waiting)
+
+    assert {event["status"] for event in events} == {"success"}
+
+
+async def test_credentials_that_stay_refused_end_all_waits(server: BentoCloudStandIn) -> None:
+    async with running(sensor(), sensor()) as waiting:
+        await asked(server, 1)
+        server.tokens.clear()
+        events = await asyncio.gather(*waiting)
+
+    assert [(event["status"], event["permanent"]) for event in events] == [("failed", True)] * 2
+
+
+async def test_a_connection_is_looked_up_again_now_and_then(
+    server: BentoCloudStandIn, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polling, "RENEWAL", 0.0)
+    with BentoCloudStandIn(tmp_path / "moved") as moved:
+        moved.seed("fraud", "v2")
+        async with running(sensor()) as (waiting,):
+            await asked(server, 1)
+            connect(CONNECTION, conn_type="bentocloud", host=moved.url, password=moved.token)
+
+            assert (await waiting)["status"] == "success"
+
+
+async def test_nothing_is_left_when_nobody_waits(server: BentoCloudStandIn) -> None:
+    async with running(sensor(), sensor("churn:v2")):
+        await asked(server, 2)
+    before = server.count()
+    await asyncio.sleep(INTERVAL * 1.5)
+
+    assert server.count() == before
+    polls = polling.shared()
+    assert (polls._polls, polls._lines, polls._holders) == ({}, {}, {})
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_each_event_loop_has_its_own(server: BentoCloudStandIn) -> None:
+    async def elsewhere() -> dict[str, Any]:
+        return await outcome_of(sensor("fraud:v1"))
+
+    async with running(sensor("fraud:v1")) as (here,):
+        there = await asyncio.to_thread(asyncio.run, elsewhere())
+        assert {there["status"], (await here)["status"]} == {"success"}
+    gc.collect()
+    assert server.count() == 2
+
+
+async def test_what_a_poll_logs_does_not_go_to_one_waiters_log(
+    server: BentoCloudStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import contextvars
+
+    owner: contextvars.ContextVar[str] = contextvars.ContextVar("owner", default="nobody")
+    owners = []
+    look = ModelVersionTrigger.look
+
+    async def note(self: ModelVersionTrigger, hook: Any) -> Any:
+        owners.append(owner.get())
+        return await look(self, hook)
+
+    monkeypatch.setattr(ModelVersionTrigger, "look", note)
+    owner.set("a task")
+    async with running(sensor("fraud:v1")) as (waiting,):
+        await waiting
+
+    assert owners == ["nobody"]
