@@ -19,7 +19,7 @@ class Trace:
         self.read: list[tuple[str, ModelVersion]] = []
         self.written: list[tuple[str, ModelVersion]] = []
 
-    def to_openlineage(self) -> OperatorLineage | None:
+    def to_openlineage(self) -> OperatorLineage[Any, Any] | None:
         """Return it as OpenLineage's provider wants it; ``None`` when there is nothing to tell."""
         if not (self.read or self.written):
             return None

@@ -112,7 +112,7 @@ class ModelSyncOperator(BaseOperator):
                 asset = model_asset(conn_id, version.name)
                 context["outlet_events"][outlet].add(asset, extra=version.to_event())
 
-    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage | None:
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """Tell OpenLineage which versions were read and written; its provider calls this."""
         return self._trace.to_openlineage()
 
