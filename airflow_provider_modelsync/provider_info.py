@@ -100,7 +100,7 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
         "ui-field-behaviour": {
             "hidden-fields": ["schema"],
             "relabeling": {"host": "Base URL", "login": "User name", "password": "Password"},
-            "placeholders": {"host": "https://example.wallaroo.ai", "login": "jane@example.com"},
+            "placeholders": {"host": "https://example.wallaroo.ai", "login": "jane@example.com", "port": "443"},
         },
         "conn-fields": {
             "workspace": _field("Workspace", "string", "Its name or id; the user's own when empty."),
@@ -131,7 +131,7 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
         "ui-field-behaviour": {
             "hidden-fields": ["schema", "login"],
             "relabeling": {"host": "Server address", "password": "API token"},
-            "placeholders": {"host": "https://app.supervisely.com"},
+            "placeholders": {"host": "https://app.supervisely.com", "port": "443"},
         },
         "conn-fields": {
             "team_id": _field("Team", "integer", "Whose Team Files; the workspace's team when empty.", minimum=1),

@@ -11,7 +11,10 @@ from urllib.parse import urlsplit
 from scripts.local_airflow import free_port
 from tests.services.moto_server import running_moto
 from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.pieces import PiecesStandIn
 from tests.standins.s3 import S3StandIn
+from tests.standins.supervisely import SuperviselyStandIn
+from tests.standins.wallaroo import WallarooStandIn
 from tests.ui.forms import EXTRA, NETWORK, STANDARD, Value
 
 Entered = dict[str, dict[str, Value]]
@@ -72,7 +75,71 @@ def _bentocloud(directory: Path) -> Iterator[Cases]:
         }
 
 
+@contextmanager
+def _wallaroo(directory: Path) -> Iterator[Cases]:
+    with WallarooStandIn(directory) as wallaroo:
+        workspace = wallaroo.add_workspace("fraud-team")
+
+        def server(password: str, port: int | None) -> Entered:
+            return {
+                STANDARD: {
+                    "host": "http://127.0.0.1",
+                    "login": wallaroo.username,
+                    "password": password,
+                    "port": port or 0,
+                },
+                EXTRA: {"workspace": workspace.name, "client_secret": wallaroo.clients["api-client"] or ""},
+                NETWORK: {"timeout_seconds": 3},
+            }
+
+        port = urlsplit(wallaroo.url).port
+        where = f"as {wallaroo.username}, workspace {workspace.name} ({workspace.id})."
+        yield {
+            GOOD: Case(server(wallaroo.password, port), f"Connected to {wallaroo.url} {where}"),
+            WRONG: Case(server("canary-wrong-7d1e90", port), "Invalid user credentials"),
+            UNREACHABLE: Case(server("canary-gone-7d1e90", free_port()), "Connection refused"),
+        }
+
+
+@contextmanager
+def _supervisely(directory: Path) -> Iterator[Cases]:
+    with SuperviselyStandIn(directory) as platform:
+
+        def server(token: str, port: int | None) -> Entered:
+            return {
+                STANDARD: {"host": "http://127.0.0.1", "password": token, "port": port or 0},
+                EXTRA: {"workspace_id": platform.workspace_id},
+                NETWORK: {"timeout_seconds": 3},
+            }
+
+        port = urlsplit(platform.url).port
+        yield {
+            GOOD: Case(server(platform.token, port), f"with the files of team {platform.team_id}."),
+            WRONG: Case(server("canary-wrong-7d1e90", port), "401"),
+            UNREACHABLE: Case(server("canary-gone-7d1e90", free_port()), "Connection refused"),
+        }
+
+
+@contextmanager
+def _pieces(directory: Path) -> Iterator[Cases]:
+    # There are no credentials: what can be wrong is the address, at which something else answers.
+    with PiecesStandIn() as pieces, BentoCloudStandIn(directory) as other:
+
+        def server(port: int | None) -> Entered:
+            return {STANDARD: {"host": "http://127.0.0.1", "port": port or 0}, NETWORK: {"timeout_seconds": 3}}
+
+        connected = f"Connected to Pieces OS {pieces.version} at {pieces.url}."
+        yield {
+            GOOD: Case(server(urlsplit(pieces.url).port), connected),
+            WRONG: Case(server(urlsplit(other.url).port), "404"),
+            UNREACHABLE: Case(server(free_port()), "Connection refused"),
+        }
+
+
 SERVERS: dict[str, Callable[[Path], AbstractContextManager[Cases]]] = {
     "modelstore": _modelstore,
     "bentocloud": _bentocloud,
+    "wallaroo": _wallaroo,
+    "supervisely": _supervisely,
+    "pieces": _pieces,
 }
