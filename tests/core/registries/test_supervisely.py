@@ -313,7 +313,7 @@ def test_a_push_whose_files_are_removed_meanwhile_may_be_tried_again(
 
     server.fault("POST", UPLOAD, Rewrite(meanwhile), nth=3)
     with pytest.raises(RegistryUnavailable, match="removed meanwhile"):
-        cv.push(source, MODEL)
+        cv.push(source, MODEL, control=Control(workers=1))  # nothing is on its way while they are removed
     assert cv.push(source, MODEL).ready
 
 
