@@ -20,7 +20,8 @@ from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.provider_info import get_provider_info
 from tests.conftest import Connect
-from tests.standins.bentocloud import BentoCloudStandIn, Delay
+from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.http_server import Delay
 
 pytestmark = pytest.mark.slow
 

@@ -35,7 +35,8 @@ from airflow_provider_modelsync.core.transfer.control import Control
 from tests.core.stores import Store, snapshot, write_tree
 from tests.services.moto_server import running_moto
 from tests.standins.bentocloud import BentoCloudStandIn
-from tests.standins.s3 import FlipBit, S3StandIn
+from tests.standins.http_server import FlipBit
+from tests.standins.s3 import S3StandIn
 
 MIB = 1 << 20
 

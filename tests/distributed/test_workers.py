@@ -18,7 +18,8 @@ from tests.conftest import Connect
 from tests.distributed.cluster import HEARTBEAT_TIMEOUT, Cluster
 from tests.distributed.conftest import PART_SIZE_MIB, THREADS, WORKERS
 from tests.standins.bentocloud import BentoCloudStandIn
-from tests.standins.s3 import Before, Request, Reset, S3StandIn
+from tests.standins.http_server import Reset
+from tests.standins.s3 import Before, Request, S3StandIn
 from tests.support.until import until
 
 pytestmark = [pytest.mark.celery, pytest.mark.slow]

@@ -24,7 +24,8 @@ from airflow_provider_modelsync.operators.transfer import PullModelOperator, Pus
 from airflow_provider_modelsync.triggers import model as triggers
 from airflow_provider_modelsync.triggers.model import ModelVersionTrigger
 from tests.conftest import Connect
-from tests.standins.bentocloud import BentoCloudStandIn, Respond, Rewrite
+from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.http_server import Respond, Rewrite
 
 VERSION = "/models/v1$"
 STRATEGIES = ["proxy", None, "presigned_url"]

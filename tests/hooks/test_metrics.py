@@ -18,7 +18,8 @@ from airflow_provider_modelsync.hooks.bentocloud import BentoCloudHook
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 from tests.conftest import Connect
-from tests.standins.bentocloud import BentoCloudStandIn, Reset, Respond
+from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.http_server import Reset, Respond
 from tests.support.state_store import StateStore
 from tests.support.statsd import Listener, StatsClient
 

@@ -25,7 +25,8 @@ from airflow_provider_modelsync.sensors.model import ModelVersionSensor
 from airflow_provider_modelsync.triggers import model as triggers
 from airflow_provider_modelsync.triggers.model import ModelVersionTrigger
 from tests.conftest import Connect
-from tests.standins.wallaroo import Respond, WallarooStandIn
+from tests.standins.http_server import Respond
+from tests.standins.wallaroo import WallarooStandIn
 
 CONNECTION = {"registry_conn_id": "wallaroo_default"}
 ONNX = {"framework": "onnx"}

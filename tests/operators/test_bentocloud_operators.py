@@ -20,7 +20,8 @@ from airflow_provider_modelsync.core.models import XCOM_LIMIT
 from airflow_provider_modelsync.operators.bentocloud import PushBentoOperator
 from tests.conftest import Connect
 from tests.core.stores import write_tree
-from tests.standins.bentocloud import BentoCloudStandIn, Delay, Respond
+from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.http_server import Delay, Respond
 
 CONNECTION = "bentocloud_default"
 KILL_LIMIT = 4.0  # seconds from the signal to the end: Airflow sends SIGKILL after five

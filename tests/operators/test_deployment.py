@@ -26,7 +26,8 @@ from airflow_provider_modelsync.links import DeploymentLink, RegistryConsoleLink
 from airflow_provider_modelsync.operators.deployment import DeployModelOperator, UndeployModelOperator
 from airflow_provider_modelsync.triggers.deployment import DeploymentTrigger
 from tests.conftest import Connect
-from tests.standins.bentocloud import BentoCloudStandIn, Delay, LoseAnswer, Reset, Respond
+from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.http_server import Delay, LoseAnswer, Reset, Respond
 from tests.support.cloud import CANARY, CONNECTION, bodies, changes, newest, running_cloud
 
 KILL_LIMIT = 4.0  # seconds from the signal to the end: Airflow sends SIGKILL after five

@@ -17,7 +17,8 @@ from airflow_provider_modelsync.operators.catalog import ListModelsOperator
 from airflow_provider_modelsync.operators.deployment import DeployModelOperator
 from airflow_provider_modelsync.operators.transfer import PullModelOperator, PushModelOperator, SyncModelsOperator
 from tests.conftest import Connect
-from tests.standins.bentocloud import BentoCloudStandIn, Respond
+from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.http_server import Respond
 from tests.support.cloud import CANARY, CONNECTION, running_cloud
 
 ALIAS = AssetAlias("models")

@@ -24,7 +24,7 @@ from airflow_provider_modelsync.sensors.model import ModelVersionSensor
 from airflow_provider_modelsync.triggers import fetch as triggers
 from airflow_provider_modelsync.triggers.fetch import FetchTrigger
 from tests.conftest import Connect
-from tests.standins.bentocloud import Delay
+from tests.standins.http_server import Delay
 from tests.standins.pieces import Download, PiecesStandIn
 from tests.support.pieces import CANCEL, CONNECTION, DOWNLOAD, ENDLESS, OTHER, PHI, quickly, running_host, verbs
 

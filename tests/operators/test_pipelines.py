@@ -20,7 +20,7 @@ from airflow_provider_modelsync.links import RegistryConsoleLink
 from airflow_provider_modelsync.operators.deployment import DeployModelOperator, UndeployModelOperator
 from airflow_provider_modelsync.triggers import deployment as triggers
 from tests.conftest import Connect
-from tests.standins.wallaroo import LoseAnswer, Respond
+from tests.standins.http_server import LoseAnswer, Respond
 from tests.support.pipelines import CANARY, CONNECTION, DEPLOY, STATUS, Instance, ref, running_instance
 
 CONFIG = {"engineAux": {"images": {"fraud": {"env": [{"name": "API_KEY", "value": CANARY}]}}}}

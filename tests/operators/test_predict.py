@@ -23,7 +23,7 @@ from airflow_provider_modelsync.core.registries.wallaroo import Wallaroo
 from airflow_provider_modelsync.operators.deployment import PredictOperator
 from tests.conftest import Connect
 from tests.standins.fault_server import Drip, FaultServer, ReadRest, Send
-from tests.standins.wallaroo import Delay, Respond
+from tests.standins.http_server import Delay, Respond
 from tests.support.pipelines import CONNECTION, INFER, Instance, ref, running_instance
 
 RECORDS = [{"pixels": [0.5, float(number)]} for number in range(200)]

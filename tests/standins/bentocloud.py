@@ -11,7 +11,6 @@ and from files below the given directory. Nothing here imports the package under
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
 import io
@@ -19,210 +18,47 @@ import json
 import re
 import secrets
 import shutil
-import socket
-import struct
 import tarfile
 import tempfile
-import threading
-import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Literal, Self
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 from xml.sax.saxutils import escape
 
-Json = dict[str, Any]
+from tests.standins.http_server import (
+    BLOCK,
+    MIB,
+    Action,
+    Answer,
+    BadBody,
+    FileSlice,
+    Handler,
+    Json,
+    Refusal,
+    Request,
+    StandIn,
+    file_answer,
+    json_answer,
+)
+
 Dialect = Literal["bentocloud", "yatai"]
 Kind = Literal["model", "bento"]
 
-BLOCK = 256 * 1024
-JSON_LIMIT = 16 * 1024 * 1024
-MIB = 1024 * 1024
-
-
-# ---- what a test sees: the log of requests ----------------------------------------------------------------------
-
-
-@dataclass
-class Request:
-    """One request as it arrived. `status` 0: the connection ended without an answer; method "?": not HTTP."""
-
-    origin: Literal["api", "store"]
-    method: str
-    path: str
-    query: dict[str, str]
-    headers: dict[str, str]
-    body: Any = None
-    received: int = 0
-    sent: int = 0
-    status: int = 0
-    fault: Action | None = None
-
-    @property
-    def part(self) -> int | None:
-        number = self.query.get("partNumber", "")
-        return int(number) if number.isdigit() else None
-
-
-# ---- what a test scripts: faults --------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
-class Respond:
-    """Answer this instead. `early` answers before the body is read, then closes the connection."""
-
-    status: int
-    body: bytes | Json = b""
-    headers: dict[str, str] = field(default_factory=dict)
-    early: bool = False
-
-
-@dataclass(frozen=True)
-class Reset:
-    """Read this many bytes of the request's body, then reset the connection."""
-
-    after: int = 0
-
-
-@dataclass(frozen=True)
-class LoseAnswer:
-    """Do what was asked for, then reset the connection instead of answering."""
-
-
-@dataclass(frozen=True)
-class Truncate:
-    """Stop the answer's body after this many bytes: by a reset, or as cleanly as the framing allows.
-
-    A clean end is a valid last chunk where the answer is chunked, and an orderly close where it has a length.
-    """
-
-    after: int
-    clean: bool = False
-
-
-@dataclass(frozen=True)
-class FlipBit:
-    """Flip the lowest bit of one byte of the answer's body."""
-
-    offset: int
-
-
-@dataclass(frozen=True)
-class Delay:
-    """Handle the request only after this time."""
-
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """Change the JSON answer."""
-
-    change: Callable[[Json], Any]
-
-
-@dataclass(frozen=True)
-class ExpirePresign:
+class ExpirePresign(Action):
     """Hand out a presigned URL that has expired already."""
-
-
-Action = Respond | Reset | LoseAnswer | Truncate | FlipBit | Delay | Rewrite | ExpirePresign
-
-
-def html_error_page(status: int = 502, size: int = 10 * MIB) -> Respond:
-    """The error page of a gateway, as large as it likes."""
-    head, tail = b"<html><head><title>error</title></head><body><h1>", b"</h1></body></html>"
-    body = head + b"gateway error " * (size // 14 + 1)
-    return Respond(status, body[: size - len(tail)] + tail, {"Content-Type": "text/html"})
-
-
-@dataclass
-class Fault:
-    """An action for the nth and the following `times` - 1 requests that match; `times` None: for ever."""
-
-    method: str
-    path: re.Pattern[str]
-    action: Action
-    nth: int
-    times: int | None
-    part: int | None
-    seen: int = 0
-
-    def matches(self, request: Request) -> bool:
-        return _matches(request, self.method, self.path, self.part)
-
-    @property
-    def active(self) -> bool:
-        return self.seen >= self.nth and (self.times is None or self.seen < self.nth + self.times)
-
-
-def _matches(request: Request, method: str, path: re.Pattern[str], part: int | None) -> bool:
-    return (
-        method in ("*", request.method)
-        and path.search(request.path) is not None
-        and (part is None or request.part == part)
-    )
 
 
 def member_boundaries(archive: Path) -> list[int]:
     """Where each member of a tar ends: a cut at one of these offsets looks like a shorter archive."""
     with tarfile.open(archive, mode="r:") as tar:
         return [member.offset_data + -(-member.size // 512) * 512 for member in tar]
-
-
-# ---- answers ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FileSlice:
-    path: Path
-    start: int
-    length: int
-
-    def blocks(self) -> Iterator[bytes]:
-        left = self.length
-        with self.path.open("rb") as file:
-            file.seek(self.start)
-            while left and (block := file.read(min(left, BLOCK))):
-                left -= len(block)
-                yield block
-
-
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    body: bytes | FileSlice = b""
-    headers: dict[str, str] = field(default_factory=dict)
-    chunked: bool = False
-
-    @property
-    def length(self) -> int:
-        return len(self.body) if isinstance(self.body, bytes) else self.body.length
-
-    def blocks(self) -> Iterator[bytes]:
-        if isinstance(self.body, FileSlice):
-            yield from self.body.blocks()
-        else:
-            for start in range(0, len(self.body), BLOCK):
-                yield self.body[start : start + BLOCK]
-
-
-def _json(status: int, value: Any) -> Answer:
-    return Answer(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-
-class Refusal(Exception):
-    """A request that is refused with this answer."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(answer.status, answer.body)
-        self.answer = answer
 
 
 class StoreError(Refusal):
@@ -232,15 +68,6 @@ class StoreError(Refusal):
         xml = f"<Error><Code>{code}</Code><Message>{escape(message)}</Message></Error>"
         body = f'<?xml version="1.0" encoding="UTF-8"?>\n{xml}'.encode()
         super().__init__(Answer(status, body, {"Content-Type": "application/xml", **(headers or {})}))
-        self.code = code
-        self.message = message
-
-
-class BadBody(Exception):
-    """The body that came is not the one that was announced."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
 
@@ -351,15 +178,10 @@ class ObjectStore:
         if wanted is not None and wanted != "*" and wanted.strip('"') != stored.etag.strip('"'):
             raise StoreError(412, "PreconditionFailed", "At least one of the pre-conditions you specified did not hold")
         found = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", "ETag": stored.etag}
-        limits = _byte_range(headers.get("range", ""), stored.size)
-        if limits is None:
-            return Answer(200, FileSlice(stored.path, 0, stored.size), found)
-        first, last = limits
-        if first > last:
-            outside = {"Content-Range": f"bytes */{stored.size}"}
-            raise StoreError(416, "InvalidRange", "The requested range is not satisfiable", outside)
-        found["Content-Range"] = f"bytes {first}-{last}/{stored.size}"
-        return Answer(206, FileSlice(stored.path, first, last - first + 1), found)
+        answer = file_answer(stored.path, stored.size, found, headers.get("range", ""))
+        if answer.status == 416:
+            raise StoreError(416, "InvalidRange", "The requested range is not satisfiable", answer.headers)
+        return answer
 
     # -- what the API does with the store
 
@@ -418,19 +240,6 @@ class ObjectStore:
         for part in self.uploads.pop(upload_id).parts.values():
             part.path.unlink()
         return stored
-
-
-def _byte_range(header: str, size: int) -> tuple[int, int] | None:
-    """First and last byte of a single range; first > last: not satisfiable; None: no range that counts."""
-    found = re.fullmatch(r"bytes=(\d*)-(\d*)", header.strip())
-    if found is None or found.group(1) == found.group(2) == "":
-        return None
-    first, last = found.groups()
-    if first == "":
-        return max(size - int(last), 0), size - 1 if int(last) else -1
-    if last and int(last) < int(first):
-        return None
-    return int(first), min(int(last), size - 1) if last else size - 1
 
 
 # ---- the registry's records -------------------------------------------------------------------------------------
@@ -592,7 +401,7 @@ def _through_go(value: Any) -> Any:
 
 def _stored_manifest(manifest: Any) -> Json:
     if not isinstance(manifest, dict):
-        raise Refusal(_json(400, {"error": "manifest is required"}))
+        raise Refusal(json_answer(400, {"error": "manifest is required"}))
     return {**manifest, **{key: _through_go(manifest[key]) for key in ("metadata", "options") if key in manifest}}
 
 
@@ -632,7 +441,7 @@ class Call:
         return "bento" if self.request.path.startswith("/api/v1/bento") else "model"
 
 
-class BentoCloudStandIn:
+class BentoCloudStandIn(StandIn):
     """The API and its store; start and stop it as a context manager."""
 
     # More of the vendor's API is more rows here and a method for each.
@@ -699,11 +508,11 @@ class BentoCloudStandIn:
         stall_seconds: float = 10,
     ) -> None:
         """`default_count`: items of a page that names no number (0: all); `stall_seconds`: patience with a body."""
+        super().__init__(handler=_Handler, stall_seconds=stall_seconds)
         self.dialect = dialect
         self.transmission_strategy = transmission_strategy
         self.presigned_urls = presigned_urls
         self.default_count = default_count
-        self.stall_seconds = stall_seconds
         self.organization = "acme"
         self.user = {"name": "ci", "email": "ci@acme.test", "first_name": "C", "last_name": "I"}
         self.token = "token-" + secrets.token_hex(12)
@@ -718,63 +527,18 @@ class BentoCloudStandIn:
         self.bentos: dict[str, Bento] = {}  # by tag
         self.deployments: dict[str, Deployment] = {}
         self.next_statuses: dict[str, tuple[list[str], int]] = {}
-        self.requests: list[Request] = []
-        self.faults: list[Fault] = []
-        self.url = ""
-        self.stopping = threading.Event()
-        self.errors: list[Exception] = []
-        self.lock = threading.RLock()
-        self._servers: list[_Server] = []
         self._routes = [(method, re.compile(path), name) for method, path, name in self.ROUTES]
         self._started = datetime.now(UTC)
         self._uids = {kind: secrets.token_hex(10) for kind in ("user", "organization", "cluster")}
 
-    # -- life
-
     def __enter__(self) -> Self:
-        self._servers = [_Server(self, "api", self.answer), _Server(self, "store", self.store.answer)]
-        self.url, self.store.url = (server.url for server in self._servers)
-        for server in self._servers:
-            server.start()
-        return self
+        self.store.url = self.listen("store", self.store.answer)
+        return super().__enter__()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stopping.set()
-        for server in self._servers:
-            server.stop()
-        if self.errors and error is None:
-            raise self.errors[0]
+    def bad_body(self, error: BadBody) -> Answer:
+        return StoreError(400, error.code, error.message).answer
 
-    # -- faults and log
-
-    def fault(
-        self, method: str, path: str, action: Action, *, nth: int = 1, times: int | None = 1, part: int | None = None
-    ) -> None:
-        """Script what happens to the nth request (and `times` - 1 more) of this method ("*": any), path and part.
-
-        Every rule counts the requests that it matches; where several are due, the one scripted first acts.
-        """
-        self.faults.append(Fault(method, re.compile(path), action, nth, times, part))
-
-    def arrived(self, request: Request) -> None:
-        """Note a request and the fault that is meant for it."""
-        with self.lock:
-            self.requests.append(request)
-            matching = [fault for fault in self.faults if fault.matches(request)]
-            for fault in matching:
-                fault.seen += 1
-            request.fault = next((fault.action for fault in matching if fault.active), None)
-
-    def find(self, method: str = "*", path: str = "", *, part: int | None = None) -> list[Request]:
-        """The requests that match, in order of arrival."""
-        pattern = re.compile(path)
-        with self.lock:
-            return [request for request in self.requests if _matches(request, method, pattern, part)]
-
-    def count(self, method: str = "*", path: str = "", *, part: int | None = None) -> int:
-        return len(self.find(method, path, part=part))
+    # -- scripts
 
     def script_status(self, name: str, version: str, statuses: Iterable[str]) -> None:
         """What successive reads of this model say its upload status is; the last one stays."""
@@ -930,7 +694,7 @@ class BentoCloudStandIn:
             is_absent = self._is_yatai and (method == "DELETE" or path.pattern.startswith("/api/v2/"))
             if found and method == request.method and not is_absent:
                 return handler, found.groupdict()
-        raise Refusal(_json(404, {"message": f"not found this router with method {request.method}"}))
+        raise Refusal(json_answer(404, {"message": f"not found this router with method {request.method}"}))
 
     @property
     def _is_yatai(self) -> bool:
@@ -940,10 +704,10 @@ class BentoCloudStandIn:
         status = 403 if self._is_yatai else 401
         token = request.headers.get("x-yatai-api-token", "")
         if token not in self.tokens:
-            raise Refusal(_json(status, {"message": "get api token: record not found"}))
+            raise Refusal(json_answer(status, {"message": "get api token: record not found"}))
         expired_at = self.tokens[token]
         if expired_at is not None and expired_at < datetime.now(UTC):
-            raise Refusal(_json(status, {"message": "the api token is expired"}))
+            raise Refusal(json_answer(status, {"message": "the api token is expired"}))
         wanted = request.headers.get("x-yatai-organization") or request.query.get("organization_name")
         if wanted and wanted != self.organization:
             raise Refusal(Answer(404))
@@ -951,12 +715,12 @@ class BentoCloudStandIn:
     def _check_client_version(self, request: Request) -> None:
         version = request.headers.get("x-bentoml-version", "")
         if self._is_yatai and version and not _PEP440.fullmatch(version):
-            raise Refusal(_json(400, {"error": f"parse bentoml version {version}: Malformed version: {version}"}))
+            raise Refusal(json_answer(400, {"error": f"parse bentoml version {version}: Malformed version: {version}"}))
 
     def _failure(self, status: int, message: str, *, raw: bool = False) -> Refusal:
         if self._is_yatai:
             status = 500 if raw else 400
-        return Refusal(_json(status, {"error": message}))
+        return Refusal(json_answer(status, {"error": message}))
 
     def _repositories(self, call: Call) -> dict[str, Repository]:
         return self.bento_repositories if call.kind == "bento" else self.repositories
@@ -1046,16 +810,16 @@ class BentoCloudStandIn:
         size = count or self.default_count
         shown = items[start : start + size] if size else items[start:]
         page = {"total": len(items), "start": start, "count": size, "items": [render(item) for item in shown]}
-        return _json(200, page)
+        return json_answer(200, page)
 
     # -- identity
 
     def current_user(self, call: Call) -> Answer:
         found = self._resource("user", self._uids["user"], self.user["name"], self._started, self._started)
-        return _json(200, {**found, **self.user, "perm": "default"})
+        return json_answer(200, {**found, **self.user, "perm": "default"})
 
     def current_organization(self, call: Call) -> Answer:
-        return _json(200, self._organization_json())
+        return json_answer(200, self._organization_json())
 
     # -- repositories
 
@@ -1073,16 +837,16 @@ class BentoCloudStandIn:
     def create_repository(self, call: Call) -> Answer:
         name = call.json.get("name")
         if not isinstance(name, str) or not _TAG.fullmatch(name):
-            raise Refusal(_json(400, {"error": f"invalid name: {name!r}"}))
+            raise Refusal(json_answer(400, {"error": f"invalid name: {name!r}"}))
         if name in self._repositories(call):
             message = f"create {call.kind}Repository: " + _duplicate(f"uk_{call.kind}Repository_orgId_name")
             raise self._failure(409, message)
         description, labels = call.json.get("description") or "", _labels(call.json.get("labels"))
         self._repositories(call)[name] = repository = Repository(name, description, labels, kind=call.kind)
-        return _json(200, self._repository_json(repository))
+        return json_answer(200, self._repository_json(repository))
 
     def get_repository(self, call: Call) -> Answer:
-        return _json(200, self._repository_json(self._repository(call)))
+        return json_answer(200, self._repository_json(self._repository(call)))
 
     def update_repository(self, call: Call) -> Answer:
         repository = self._repository(call)
@@ -1091,7 +855,7 @@ class BentoCloudStandIn:
         if call.json.get("labels") is not None:
             repository.labels = _labels(call.json["labels"])
         repository.updated_at = datetime.now(UTC)
-        return _json(200, self._repository_json(repository))
+        return json_answer(200, self._repository_json(repository))
 
     # -- models
 
@@ -1130,7 +894,7 @@ class BentoCloudStandIn:
         repository = self._repository(call)
         version, body = call.json.get("version"), call.json
         if not isinstance(version, str) or not _TAG.fullmatch(version):
-            raise Refusal(_json(400, {"error": f"invalid version: {version!r}"}))
+            raise Refusal(json_answer(400, {"error": f"invalid version: {version!r}"}))
         if version in self._versions(repository):
             kind = call.kind
             constraint = _duplicate(f"uk_{kind}_{kind}RepositoryId_version")
@@ -1146,7 +910,7 @@ class BentoCloudStandIn:
     def create_model(self, call: Call) -> Answer:
         repository, version, fields = self._created(call)
         repository.models[version] = model = Model(version, **fields)
-        return _json(200, self._model_json(repository, model))
+        return json_answer(200, self._model_json(repository, model))
 
     def _build_at(self, text: Any) -> datetime:
         try:
@@ -1155,12 +919,12 @@ class BentoCloudStandIn:
             built = None
         if built is None or (self._is_yatai and not _BUILD_AT.fullmatch(str(text))):
             message = f'parse build at: parsing time "{text}" as "2006-01-02 15:04:05.000000": cannot parse'
-            raise Refusal(_json(400, {"error": message}))
+            raise Refusal(json_answer(400, {"error": message}))
         return built.replace(tzinfo=built.tzinfo or UTC).astimezone(UTC)
 
     def get_model(self, call: Call) -> Answer:
         bentos = [self._bento_json(bento) for bento in self._bentos_of(call)]
-        return _json(200, {**self._with_repository(*self._model(call)), "bentos": bentos})
+        return json_answer(200, {**self._with_repository(*self._model(call)), "bentos": bentos})
 
     def update_model(self, call: Call) -> Answer:
         repository, model = self._model(call)
@@ -1173,7 +937,7 @@ class BentoCloudStandIn:
             if call.json.get("build_at"):
                 model.build_at = self._build_at(call.json["build_at"])
         model.updated_at = datetime.now(UTC)
-        return _json(200, self._model_json(repository, model))
+        return json_answer(200, self._model_json(repository, model))
 
     def delete_model(self, call: Call) -> Answer:
         repository, model = self._model(call)
@@ -1199,9 +963,9 @@ class BentoCloudStandIn:
         if self._is_yatai and version and self.transmission_strategy != "presigned_url":
             numbers = tuple(int(number) for number in version.group(1).split("."))
             if (1, 0) <= numbers <= (1, 0, 5):
-                return _json(200, {**self._model_json(repository, model), "presigned_urls_deprecated": True})
+                return json_answer(200, {**self._model_json(repository, model), "presigned_urls_deprecated": True})
         url = self._presigned(call, method) if self.presigned_urls else ""
-        return _json(200, {**self._model_json(repository, model), name: url})
+        return json_answer(200, {**self._model_json(repository, model), name: url})
 
     def presign_upload_url(self, call: Call) -> Answer:
         return self._single_presigned(call, "PUT", "presigned_upload_url")
@@ -1213,7 +977,7 @@ class BentoCloudStandIn:
         repository, model = self._model(call)
         model.upload_status = "uploading"
         model.upload_started_at = datetime.now(UTC)
-        return _json(200, self._model_json(repository, model))
+        return json_answer(200, self._model_json(repository, model))
 
     def upload(self, call: Call) -> Answer:
         _, model = self._model(call, raw=True)
@@ -1232,16 +996,16 @@ class BentoCloudStandIn:
     def start_multipart_upload(self, call: Call) -> Answer:
         repository, model = self._model(call)
         upload_id = self.store.start_multipart(self.key(call.name, call.version, call.kind))
-        return _json(200, {**self._model_json(repository, model), "upload_id": upload_id})
+        return json_answer(200, {**self._model_json(repository, model), "upload_id": upload_id})
 
     def presign_multipart_upload_url(self, call: Call) -> Answer:
         repository, model = self._model(call)
         upload_id, number = call.json.get("upload_id"), call.json.get("part_number")
         if not isinstance(upload_id, str) or not isinstance(number, int):
-            raise Refusal(_json(400, {"error": "upload_id and part_number are required"}))
+            raise Refusal(json_answer(400, {"error": "upload_id and part_number are required"}))
         url = self._presigned(call, "PUT", {"partNumber": str(number), "uploadId": upload_id})
         repeated = {} if self._is_yatai else {"upload_id": upload_id}
-        return _json(200, {**self._model_json(repository, model), "presigned_upload_url": url, **repeated})
+        return json_answer(200, {**self._model_json(repository, model), "presigned_upload_url": url, **repeated})
 
     def complete_multipart_upload(self, call: Call) -> Answer:
         repository, model = self._model(call)
@@ -1249,20 +1013,20 @@ class BentoCloudStandIn:
             parts = [(int(part["part_number"]), str(part["etag"])) for part in call.json["parts"]]
             upload_id = str(call.json["upload_id"])
         except (KeyError, TypeError, ValueError):
-            raise Refusal(_json(400, {"error": "parts and upload_id are required"})) from None
+            raise Refusal(json_answer(400, {"error": "parts and upload_id are required"})) from None
         try:
             self.store.complete_multipart(self.key(call.name, call.version, call.kind), upload_id, parts)
         except StoreError as error:
             message = f"failed to complete multipart upload: {error.code}: {error.message}"
-            raise Refusal(_json(400, {"error": message})) from error
-        return _json(200, self._model_json(repository, model))
+            raise Refusal(json_answer(400, {"error": message})) from error
+        return json_answer(200, self._model_json(repository, model))
 
     def finish_upload(self, call: Call) -> Answer:
         repository, model = self._model(call)
         if call.json.get("status") not in ("success", "failed"):
-            raise Refusal(_json(400, {"error": f"invalid status: {call.json.get('status')!r}"}))
+            raise Refusal(json_answer(400, {"error": f"invalid status: {call.json.get('status')!r}"}))
         model.finish(call.json["status"], call.json.get("reason") or "")
-        return _json(200, self._model_json(repository, model))
+        return json_answer(200, self._model_json(repository, model))
 
     # -- down
 
@@ -1316,10 +1080,10 @@ class BentoCloudStandIn:
         repository, version, fields = self._created(call)
         bento = Bento(version, **fields, name=repository.name)
         self.bentos[bento.tag] = bento
-        return _json(200, self._model_json(repository, bento))
+        return json_answer(200, self._model_json(repository, bento))
 
     def get_bento(self, call: Call) -> Answer:
-        return _json(200, self._with_repository(*self._bento(call)))
+        return json_answer(200, self._with_repository(*self._bento(call)))
 
     def update_bento(self, call: Call) -> Answer:
         repository, bento = self._bento(call)
@@ -1330,7 +1094,7 @@ class BentoCloudStandIn:
         if call.json.get("labels") is not None:
             bento.labels = _labels(call.json["labels"])
         bento.updated_at = datetime.now(UTC)
-        return _json(200, self._model_json(repository, bento))
+        return json_answer(200, self._model_json(repository, bento))
 
     def list_bentos_of_model(self, call: Call) -> Answer:
         self._model(call)
@@ -1414,9 +1178,9 @@ class BentoCloudStandIn:
         ]
         for bento in bentos:
             if bento not in self.bentos:
-                raise Refusal(_json(400, {"error": f"get bento {bento}: record with this tag is unknown"}))
+                raise Refusal(json_answer(400, {"error": f"get bento {bento}: record with this tag is unknown"}))
         if unknown := sorted(body.keys() - allowed):
-            raise Refusal(_json(400, {"error": f"unknown fields: {unknown}"}))
+            raise Refusal(json_answer(400, {"error": f"unknown fields: {unknown}"}))
         return body
 
     def _roll_out(self, deployment: Deployment, body: Json) -> None:
@@ -1439,48 +1203,48 @@ class BentoCloudStandIn:
         cluster, search = call.request.query.get("cluster"), call.request.query.get("search") or ""
         found = [one for one in self.deployments.values() if cluster in (None, "", one.cluster) and search in one.name]
         page = {"total": len(found), "start": 0, "count": len(found)}
-        return _json(200, {**page, "items": [self._read_deployment(one) for one in found]})
+        return json_answer(200, {**page, "items": [self._read_deployment(one) for one in found]})
 
     def create_deployment(self, call: Call) -> Answer:
         body = self._checked_deployment(call, _UPDATE | {"name", "dev", "distributed"})
         name = body.get("name")
         if not isinstance(name, str) or not _TAG.fullmatch(name):
-            raise Refusal(_json(400, {"error": f"invalid name: {name!r}"}))
+            raise Refusal(json_answer(400, {"error": f"invalid name: {name!r}"}))
         if name in self.deployments:
             raise self._failure(409, "create deployment: " + _duplicate("uk_deployment_name"))
         cluster = call.request.query.get("cluster") or "default"
         deployment = Deployment(name, cluster, "", [], dev=bool(body.get("dev")))
         self.deployments[name] = deployment
         self._roll_out(deployment, body)
-        return _json(200, self._read_deployment(deployment))
+        return json_answer(200, self._read_deployment(deployment))
 
     def get_deployment(self, call: Call) -> Answer:
-        return _json(200, self._read_deployment(self._deployment(call)))
+        return json_answer(200, self._read_deployment(self._deployment(call)))
 
     def update_deployment(self, call: Call) -> Answer:
         deployment = self._deployment(call)
         body = self._checked_deployment(call, _UPDATE)
         if deployment.status == "terminating":
-            raise Refusal(_json(400, {"error": f"deployment {call.name} is terminating"}))
+            raise Refusal(json_answer(400, {"error": f"deployment {call.name} is terminating"}))
         before = deployment.status
         self._roll_out(deployment, body)
         if deployment.stale:  # the answer names the new revision, with the status of the one before
-            return _json(200, self._deployment_json(deployment, (deployment.revisions[-1], before)))
-        return _json(200, self._read_deployment(deployment))
+            return json_answer(200, self._deployment_json(deployment, (deployment.revisions[-1], before)))
+        return json_answer(200, self._read_deployment(deployment))
 
     def terminate_deployment(self, call: Call) -> Answer:
         deployment = self._deployment(call)
         if deployment.status == "terminated":
-            raise Refusal(_json(400, {"error": f"deployment {call.name} is terminated"}))
+            raise Refusal(json_answer(400, {"error": f"deployment {call.name} is terminated"}))
         statuses, _ = self.next_statuses.pop(call.name, (["terminating", "terminating", "terminated"], 0))
         deployment.scripted, deployment.stale = deque(statuses), 0
-        return _json(200, self._read_deployment(deployment))
+        return json_answer(200, self._read_deployment(deployment))
 
     def delete_deployment(self, call: Call) -> Answer:
         deployment = self._deployment(call)
         if deployment.status != "terminated":
-            raise Refusal(_json(400, {"error": f"deployment {call.name} must be terminated first"}))
-        return _json(200, self._deployment_json(self.deployments.pop(call.name), deployment.seen()))
+            raise Refusal(json_answer(400, {"error": f"deployment {call.name} must be terminated first"}))
+        return json_answer(200, self._deployment_json(self.deployments.pop(call.name), deployment.seen()))
 
     def list_revisions(self, call: Call) -> Answer:
         revisions = self._deployment(call).revisions
@@ -1491,7 +1255,7 @@ class BentoCloudStandIn:
         found = next((revision for revision in revisions if revision.uid == call.version), None)
         if found is None:
             raise self._failure(404, f"get deployment revision {call.version}: record not found")
-        return _json(200, self._revision_json(found, active=found is revisions[-1]))
+        return json_answer(200, self._revision_json(found, active=found is revisions[-1]))
 
     def list_status_records(self, call: Call) -> Answer:
         return self._page(call, self._deployment(call).records, lambda record: record)
@@ -1509,7 +1273,7 @@ def _labels(value: Any) -> list[dict[str, str]]:
     try:
         return [{"key": str(label["key"]), "value": str(label["value"])} for label in value or []]
     except (KeyError, TypeError):
-        raise Refusal(_json(400, {"error": "labels must be a list of key and value"})) from None
+        raise Refusal(json_answer(400, {"error": "labels must be a list of key and value"})) from None
 
 
 def _model_yaml(name: str, model: Model) -> bytes:
@@ -1547,247 +1311,10 @@ def _rewound(file: IO[bytes]) -> IO[bytes]:
     return file
 
 
-# ---- HTTP -------------------------------------------------------------------------------------------------------
+class _Handler(Handler):
+    """The API reads JSON; what goes to an object is left to be streamed."""
 
-
-class _HangUp(Exception):
-    """The connection is to be reset."""
-
-
-class _Server(ThreadingHTTPServer):
-    """One origin. Stops with all its connections."""
-
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(
-        self,
-        stand_in: BentoCloudStandIn,
-        origin: Literal["api", "store"],
-        answer: Callable[[Request, Iterator[bytes]], Answer],
-    ) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.stand_in = stand_in
-        self.origin = origin
-        self.answer = answer
-        self.live: dict[_Handler, threading.Thread] = {}
-        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self.shutdown()
-        self._thread.join()
-        for handler, thread in list(self.live.items()):
-            with contextlib.suppress(OSError):
-                handler.connection.shutdown(socket.SHUT_RDWR)
-            thread.join(timeout=5)
-        self.server_close()
-
-    def shutdown_request(self, request: Any) -> None:
-        lingering = struct.unpack("ii", request.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))[0]
-        if lingering:  # to be reset: no orderly end before it
-            self.close_request(request)
-        else:
-            super().shutdown_request(request)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """Log the request, let its fault act, answer."""
-
-    protocol_version = "HTTP/1.1"
-    server_version = "stand-in"
-    disable_nagle_algorithm = True
-    server: _Server
-    entry: Request
-    raw_requestline: bytes
-    unread = 0
-
-    def setup(self) -> None:
-        super().setup()
-        self.server.live[self] = threading.current_thread()
-
-    def finish(self) -> None:
-        try:
-            super().finish()
-        finally:
-            del self.server.live[self]
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Quiet: tests read the log of requests."""
-
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What arrived is no HTTP request, for example the rest of a body longer than announced."""
-        line = self.raw_requestline.decode("latin-1").strip()
-        self.server.stand_in.arrived(Request(self.server.origin, "?", line, {}, {}, status=code))
-        super().send_error(code, message, explain)
-
-    def serve(self) -> None:
-        url = urlsplit(self.path)
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        query = dict(parse_qsl(url.query, keep_blank_values=True))
-        self.entry = Request(self.server.origin, self.command, unquote(url.path), query, headers)
-        self.unread = int(headers.get("content-length", "0"))
-        if "transfer-encoding" in headers:  # its body is never read
-            self.close_connection = True
-        self.server.stand_in.arrived(self.entry)
-        try:
-            self.obey()
-        except _HangUp:
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.close_connection = True
-        except (ConnectionError, TimeoutError):  # the client left
-            self.close_connection = True
-        except Exception as error:  # a defect of the stand-in: the test that started it is to fail
-            if not self.server.stand_in.stopping.is_set():
-                self.server.stand_in.errors.append(error)
-            self.close_connection = True
-
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = serve  # noqa: N815
-
-    def obey(self) -> None:
-        match self.entry.fault:
-            case Respond(status, body, headers, early):
-                if not early:
-                    self.drain()
-                answer = _json(status, body) if isinstance(body, dict) else Answer(status, body)
-                self.send(replace(answer, headers=answer.headers | headers))
-                return
-            case Reset(after):
-                for _ in self.body(limit=after):
-                    pass
-                raise _HangUp
-            case Delay(seconds):
-                self.server.stand_in.stopping.wait(seconds)
-        answer = self.work()
-        match self.entry.fault:
-            case LoseAnswer():
-                raise _HangUp
-            case Rewrite(change) if isinstance(answer.body, bytes):
-                answer = replace(answer, body=json.dumps(change(json.loads(answer.body))).encode())
-        self.send(answer)
-
-    def work(self) -> Answer:
-        try:
-            if self.server.origin == "api" and not self.path.endswith("/upload"):
-                self.read_json()
-            answer = self.server.answer(self.entry, self.body())
-        except BadBody as error:
-            answer = StoreError(400, error.code, error.message).answer
-        except Refusal as error:
-            answer = error.answer
-        self.drain()
-        return answer
-
-    # -- the request's body
-
-    def body(self, *, limit: int | None = None) -> Iterator[bytes]:
-        """What is left of the body, block by block; at most `limit` bytes of it."""
-        left = self.unread if limit is None else min(limit, self.unread)
-        self.connection.settimeout(self.server.stand_in.stall_seconds)
-        while left:
-            try:
-                block = self.rfile.read1(min(left, BLOCK))
-            except TimeoutError:
-                self.give_up()
-                raise BadBody("RequestTimeout", "The client sent nothing for too long.") from None
-            if not block:
-                self.give_up()
-                raise BadBody("IncompleteBody", "You did not provide the number of bytes of the Content-Length header")
-            left -= len(block)
-            self.unread -= len(block)
-            self.entry.received += len(block)
-            yield block
-        self.connection.settimeout(None)
-
-    def give_up(self) -> None:
-        self.unread = 0
-        self.close_connection = True
-
-    def read_json(self) -> None:
-        if "transfer-encoding" in self.headers:
-            raise Refusal(_json(411, {"error": "the length of the body is unknown"}))
-        raw = b"".join(self.body(limit=JSON_LIMIT))
-        if raw:
-            try:
-                self.entry.body = json.loads(raw)
-            except ValueError as error:
-                raise Refusal(_json(400, {"error": f"invalid JSON: {error}"})) from None
-
-    def drain(self) -> None:
-        """Read what nobody wanted, so that the connection can go on."""
-        with contextlib.suppress(BadBody, Refusal):
-            if self.headers.get("Content-Type", "").startswith("application/json"):
-                self.read_json()
-            for _ in self.body():
-                pass
-
-    # -- the answer
-
-    def send(self, answer: Answer) -> None:
-        unread = self.unread > 0 or "transfer-encoding" in self.entry.headers
-        if unread:
-            self.close_connection = True
-        self.entry.status = answer.status
-        self.send_response(answer.status)
-        for name, value in answer.headers.items():
-            self.send_header(name, value)
-        if answer.chunked:
-            self.send_header("Transfer-Encoding", "chunked")
-        else:
-            self.send_header("Content-Length", str(answer.length))
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.send_blocks(answer)
-        if unread:
-            self.linger()
-
-    def send_blocks(self, answer: Answer) -> None:
-        blocks = answer.blocks()
-        fault = self.entry.fault
-        if isinstance(fault, FlipBit):
-            blocks = _flipped(blocks, fault.offset)
-        elif isinstance(fault, Truncate):
-            blocks = _cut(blocks, fault.after)
-        for block in blocks:
-            self.entry.sent += len(block)
-            self.wfile.write(b"%x\r\n%b\r\n" % (len(block), block) if answer.chunked else block)
-        if isinstance(fault, Truncate):
-            if not fault.clean:
-                raise _HangUp
-            self.close_connection = True
-        if answer.chunked:
-            self.wfile.write(b"0\r\n\r\n")
-
-    def linger(self) -> None:
-        """Let the client read an early answer although it is still sending."""
-        self.connection.shutdown(socket.SHUT_WR)
-        deadline = time.monotonic() + 1
-        while (left := deadline - time.monotonic()) > 0:
-            self.connection.settimeout(left)
-            if not self.rfile.read1(BLOCK):
-                return
-
-
-def _flipped(blocks: Iterator[bytes], offset: int) -> Iterator[bytes]:
-    for block in blocks:
-        if 0 <= offset < len(block):
-            yield block[:offset] + bytes([block[offset] ^ 1]) + block[offset + 1 :]
-        else:
-            yield block
-        offset -= len(block)
-
-
-def _cut(blocks: Iterator[bytes], left: int) -> Iterator[bytes]:
-    for block in blocks:
-        if left <= 0:
-            return
-        yield block[:left]
-        left -= len(block)
+    def content(self) -> Iterator[bytes]:
+        if self.server.origin == "api" and not self.path.endswith("/upload"):
+            self.read_json()
+        return self.body()

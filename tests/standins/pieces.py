@@ -7,8 +7,8 @@
         assert server.count("POST", "/download$") == 1
 
 The host's models are `server.models`: JSON records by id, as they go over the wire. What a download does is a
-:class:`Download`, what a progress socket does a :class:`Progress`; both may be changed between requests. Faults of
-requests are some of the BentoCloud stand-in's. Nothing here imports the package under test.
+:class:`Download`, what a progress socket does a :class:`Progress`; both may be changed between requests.
+Nothing here imports the package under test.
 """
 
 from __future__ import annotations
@@ -18,25 +18,21 @@ import copy
 import json
 import re
 import socket
-import struct
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Literal, Self
-from urllib.parse import parse_qsl, unquote, urlsplit
+from http.server import BaseHTTPRequestHandler
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
 
 from websockets.frames import Frame
 from websockets.protocol import OPEN, Protocol, Side
 from websockets.utils import accept_key
 
-from tests.standins.bentocloud import Answer, Delay, Fault, LoseAnswer, Request, Reset, Respond, Rewrite
-
-Json = dict[str, Any]
-Action = Delay | LoseAnswer | Reset | Respond | Rewrite
+from tests.standins import http_server
+from tests.standins.http_server import Answer, Handler, Json, Request, StandIn, json_answer, reset_at_close, text_answer
 
 SCHEMA = {"migration": 0, "semantic": "MAJOR_0_MINOR_0_PATCH_1"}
 REQUIRED = {"version", "created", "name", "cloud", "type", "usage"}
@@ -243,33 +239,20 @@ class ProgressSocket:
                 case "eof":
                     self._connection.shutdown(socket.SHUT_RDWR)
                 case "reset":
-                    _reset_at_close(self._connection)
+                    reset_at_close(self._connection)
                     self._connection.shutdown(socket.SHUT_RD)  # ends `read`
                 case "stall":
                     self._deaf = True
 
 
-def _reset_at_close(connection: socket.socket) -> None:
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
 # ---- the server -------------------------------------------------------------------------------------------------
 
 
-class Refusal(Exception):
+class Refusal(http_server.Refusal):
     """A request that is refused, in free text as everything is here."""
 
     def __init__(self, status: int = 500, text: str = "Internal Server Error") -> None:
-        super().__init__(status, text)
-        self.answer = _text(text, status)
-
-
-def _text(text: str, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
-    return Answer(status, text.encode(), {"Content-Type": "text/plain", **(headers or {})})
-
-
-def _json(value: Any) -> Answer:
-    return Answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+        super().__init__(text_answer(status, text))
 
 
 @dataclass
@@ -284,7 +267,7 @@ _M = r"/model/(?P<model>[^/]+)"
 _S = r"/models/(?P<model>[^/]+)"
 
 
-class PiecesStandIn:
+class PiecesStandIn(StandIn):
     """The host with its models; start and stop it as a context manager."""
 
     ROUTES: tuple[tuple[str, str, str], ...] = (
@@ -308,6 +291,7 @@ class PiecesStandIn:
 
     def __init__(self, models: Iterable[Json] = (), *, port: int = 0) -> None:
         """`models`: the records that the host has, copied; :func:`model` makes one."""
+        super().__init__(handler=_Handler, port=port)
         self.models: dict[str, Json] = {record["id"]: copy.deepcopy(record) for record in models}
         self.download = Download()
         self.downloads: dict[str, Download] = {}  # by id, where it is not `download`
@@ -322,70 +306,20 @@ class PiecesStandIn:
         self.health = "ok"
         self.version = "12.1.0"
         self.applications: dict[str, Json] = {}
-        self.requests: list[Request] = []  # their paths are percent-encoded, as they came
         self.sockets: list[ProgressSocket] = []
-        self.faults: list[Fault] = []
-        self.url = ""
-        self.lock = threading.RLock()
-        self.stopping = threading.Event()
-        self.errors: list[Exception] = []
-        self._port = port
         self._asked = 0
         self._running: dict[str, _Running] = {}
         self._runners: list[threading.Thread] = []
         self._routes = [(method, re.compile(path), name) for method, path, name in self.ROUTES]
 
-    # -- life
-
-    def __enter__(self) -> Self:
-        self._server = _Server(self, self._port)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._server.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self.stopping.set()
         with self.lock:
             for running in self._running.values():
                 running.over.set()
-        self._server.stop()
+        super().close()
         for runner in self._runners:
             runner.join()
-        if self.errors and error is None:
-            raise self.errors[0]
-
-    # -- faults and log
-
-    def fault(self, method: str, path: str, action: Action, *, nth: int = 1, times: int | None = 1) -> None:
-        """Script what happens to the nth request (and `times` - 1 more) of this method ("*": any) and path.
-
-        Every rule counts the requests that it matches; where several are due, the one scripted first acts.
-        """
-        assert isinstance(action, Action), "not for this stand-in"
-        self.faults.append(Fault(method, re.compile(path), action, nth, times, None))
-
-    def arrived(self, request: Request) -> None:
-        """Note a request and the fault that is meant for it."""
-        with self.lock:
-            self.requests.append(request)
-            matching = [fault for fault in self.faults if fault.matches(request)]
-            for fault in matching:
-                fault.seen += 1
-            request.fault = next((fault.action for fault in matching if fault.active), None)
-
-    def find(self, method: str = "*", path: str = "") -> list[Request]:
-        """The requests that match, in order of arrival."""
-        with self.lock:
-            return [
-                request
-                for request in self.requests
-                if method in ("*", request.method) and re.search(path, request.path)
-            ]
-
-    def count(self, method: str = "*", path: str = "") -> int:
-        return len(self.find(method, path))
 
     def until(self, holds: Callable[[], object], seconds: float = 2) -> None:
         """Wait until something holds of this server."""
@@ -468,7 +402,7 @@ class PiecesStandIn:
 
     # -- requests
 
-    def answer(self, request: Request) -> Answer:
+    def answer(self, request: Request, body: Iterator[bytes]) -> Answer:
         for method, path, name in self._routes:
             if method == request.method and (found := path.fullmatch(request.path)):
                 segments = {key: unquote(value) for key, value in found.groupdict().items()}
@@ -487,10 +421,10 @@ class PiecesStandIn:
             raise Refusal
 
     def get_health(self, request: Request) -> Answer:
-        return _text(self.health)
+        return text_answer(200, self.health)
 
     def get_version(self, request: Request) -> Answer:
-        return _text(self.version)
+        return text_answer(200, self.version)
 
     def connect(self, request: Request) -> Answer:
         try:
@@ -501,13 +435,13 @@ class PiecesStandIn:
         self.applications[application["id"]] = application
         host = str(uuid.uuid5(uuid.NAMESPACE_URL, self.url))
         health = {"os": {"id": host, "version": self.version}}
-        return _json({"os": host, "application": application, "health": health})
+        return json_answer(200, {"os": host, "application": application, "health": health})
 
     def list_models(self, request: Request) -> Answer:
-        return _json({"schema": SCHEMA, "iterable": list(self.models.values())})
+        return json_answer(200, {"schema": SCHEMA, "iterable": list(self.models.values())})
 
     def snapshot(self, request: Request, model: str) -> Answer:
-        return _json(self._model(model, 410))
+        return json_answer(200, self._model(model, 410))
 
     def start_download(self, request: Request, model: str) -> Answer:
         record = self._model(model)
@@ -517,7 +451,7 @@ class PiecesStandIn:
             self._refuse("download again")
         else:
             self.begin(model)
-        return _json(record)
+        return json_answer(200, record)
 
     def cancel_download(self, request: Request, model: str) -> Answer:
         record = self._model(model)
@@ -525,7 +459,7 @@ class PiecesStandIn:
             self.finish(model, "CANCELED")
         else:
             self._refuse("cancel nothing")
-        return _json(record)
+        return json_answer(200, record)
 
     def get_progress(self, request: Request, model: str) -> Answer:
         self._model(model)
@@ -534,8 +468,8 @@ class PiecesStandIn:
     def progress_answer(self, status: int, model: str) -> Answer:
         """What is said instead of opening a socket."""
         if status == 200:
-            return _json(Progress().message(self.state(model)))
-        return _text("Upgrade Required", status, {"Upgrade": "websocket"})
+            return json_answer(200, Progress().message(self.state(model)))
+        return text_answer(status, "Upgrade Required", {"Upgrade": "websocket"})
 
     def load(self, request: Request, model: str) -> Answer:
         record = self._model(model)
@@ -543,12 +477,12 @@ class PiecesStandIn:
             record["loaded"] = True
         else:
             self._refuse("load absent")
-        return _json(record)
+        return json_answer(200, record)
 
     def unload(self, request: Request, model: str) -> Answer:
         record = self._model(model)
         record["loaded"] = False
-        return _json(record)
+        return json_answer(200, record)
 
     def unload_all(self, request: Request) -> Answer:
         for record in self.models.values():
@@ -562,7 +496,7 @@ class PiecesStandIn:
         computed = {key: record[key] for key in ("downloading", "loaded") if key in record}
         record.clear()
         record.update(request.body, custom=True, **computed)
-        return _json(record)
+        return json_answer(200, record)
 
     def create(self, request: Request) -> Answer:
         body = request.body
@@ -573,7 +507,7 @@ class PiecesStandIn:
         record = {"downloaded": False, "downloading": False, "loaded": False, **body}
         record |= {"id": str(uuid.uuid4()), "custom": True}
         self.models[record["id"]] = record
-        return _json(record)
+        return json_answer(200, record)
 
     def delete(self, request: Request, model: str) -> Answer:
         self._custom(model)
@@ -586,7 +520,7 @@ class PiecesStandIn:
             raise Refusal
         record.update(downloaded=False, loaded=False)
         self.states.pop(model, None)
-        return _json({"model": {"id": model, "schema": SCHEMA}})
+        return json_answer(200, {"model": {"id": model, "schema": SCHEMA}})
 
     def _custom(self, model: str) -> Json:
         record = self._model(model)
@@ -617,113 +551,27 @@ class PiecesStandIn:
 # ---- the transport ----------------------------------------------------------------------------------------------
 
 
-class _HangUp(Exception):
-    """The connection is to be reset."""
+class _Handler(Handler):
+    """Answer a request or open a socket. A request arrives with its body, and its path is logged percent-encoded."""
 
+    send_error = BaseHTTPRequestHandler.send_error  # what is no HTTP is not logged
 
-class _Server(ThreadingHTTPServer):
-    """Stops with all its connections."""
+    def parsed(self) -> Request:
+        return replace(super().parsed(), path=urlsplit(self.path).path)
 
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, stand_in: PiecesStandIn, port: int) -> None:
-        super().__init__(("127.0.0.1", port), _Handler)
-        self.stand_in = stand_in
-        self.live: dict[_Handler, threading.Thread] = {}
-        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self.shutdown()
-        self._thread.join()
-        for handler, thread in list(self.live.items()):
-            with contextlib.suppress(OSError):
-                handler.connection.shutdown(socket.SHUT_RDWR)
-            thread.join(timeout=5)
-        self.server_close()
-
-    def shutdown_request(self, request: Any) -> None:
-        lingering = struct.unpack("ii", request.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))[0]
-        if lingering:  # to be reset: no orderly end before it
-            self.close_request(request)
-        else:
-            super().shutdown_request(request)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """Log the request, let its fault act, answer it or open a socket."""
-
-    protocol_version = "HTTP/1.1"
-    server_version = "stand-in"
-    disable_nagle_algorithm = True
-    server: _Server
-    entry: Request
-
-    def setup(self) -> None:
-        super().setup()
-        self.server.live[self] = threading.current_thread()
-
-    def finish(self) -> None:
-        try:
-            super().finish()
-        finally:
-            del self.server.live[self]
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Quiet: tests read the log of requests."""
-
-    def serve(self) -> None:
-        url = urlsplit(self.path)
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        query = dict(parse_qsl(url.query, keep_blank_values=True))
-        self.entry = Request("api", self.command, url.path, query, headers)
-        body = self.rfile.read(int(headers.get("content-length", "0")))
-        self.entry.received = len(body)
+    def arrive(self) -> None:
+        raw = self.rfile.read(self.unread)
+        self.unread, self.entry.received = 0, len(raw)
         with contextlib.suppress(ValueError):
-            self.entry.body = json.loads(body)
-        self.server.stand_in.arrived(self.entry)
-        try:
-            self.obey()
-        except _HangUp:
-            _reset_at_close(self.connection)
-            self.close_connection = True
-        except (ConnectionError, TimeoutError):  # the client left
-            self.close_connection = True
-        except Exception as error:  # a defect of the stand-in: the test that started it is to fail
-            if not self.server.stand_in.stopping.is_set():
-                self.server.stand_in.errors.append(error)
-            self.close_connection = True
+            self.entry.body = json.loads(raw)
+        super().arrive()
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = serve  # noqa: N815
-
-    def obey(self) -> None:
-        fault = self.entry.fault
-        match fault:
-            case Respond(status, body, headers):
-                answer = _json(body) if isinstance(body, dict) else Answer(status, body)
-                self.send(replace(answer, status=status, headers=answer.headers | headers))
-                return
-            case Reset():
-                raise _HangUp
-            case Delay(seconds):
-                self.server.stand_in.stopping.wait(seconds)
+    def proceed(self) -> None:
         found = re.fullmatch(_M + "/download/progress", self.entry.path)
         if found and self.entry.headers.get("upgrade", "").lower() == "websocket":
             self.upgrade(unquote(found["model"]))
-            return
-        try:
-            answer = self.server.stand_in.answer(self.entry)
-        except Refusal as error:
-            answer = error.answer
-        match fault:
-            case LoseAnswer():
-                raise _HangUp
-            case Rewrite(change) if isinstance(answer.body, bytes):
-                answer = replace(answer, body=json.dumps(change(json.loads(answer.body))).encode())
-        self.send(answer)
+        else:
+            super().proceed()
 
     def upgrade(self, model: str) -> None:
         stand_in = self.server.stand_in
@@ -747,14 +595,5 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Sec-WebSocket-Accept", accept_key(self.headers["Sec-WebSocket-Key"]))
         self.end_headers()
 
-    def send(self, answer: Answer) -> None:
-        assert isinstance(answer.body, bytes)
-        self.entry.status = answer.status
-        self.send_response(answer.status)
-        for name, value in answer.headers.items():
-            self.send_header(name, value)
-        if answer.status != 204:
-            self.send_header("Content-Length", str(answer.length))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.entry.sent = self.wfile.write(answer.body)
+    def framing(self, answer: Answer) -> dict[str, str]:
+        return {} if answer.status == 204 else {"Content-Length": str(answer.length)}

@@ -20,28 +20,36 @@ import hmac
 import http.client
 import io
 import re
-import socket
 import ssl
-import struct
 import threading
-import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from tempfile import SpooledTemporaryFile
-from types import TracebackType
 from typing import IO, Any, Self, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 from tests.services.s3 import S3Service
+from tests.standins import http_server
+from tests.standins.http_server import (
+    BLOCK,
+    Action,
+    Answer,
+    FlipBit,
+    Handler,
+    HangUp,
+    LoseAnswer,
+    Reset,
+    StandIn,
+    flip_bit,
+)
 
-BLOCK = 256 * 1024
 SPOOL = 1 << 20  # bytes of a body that stay in memory
 KEPT = 1 << 20  # bytes of a POST's body that are kept for the test to look at
 SKEW = timedelta(minutes=15)
@@ -56,33 +64,35 @@ _HOP = {"connection", "date", "expect", "keep-alive", "server", "transfer-encodi
 
 
 @dataclass
-class Request:
+class Request(http_server.Request):
     """One request as it arrived.
 
-    :param bucket: empty for a request to the service itself; so is the key for one to a bucket.
     :param headers: names are in lower case.
     :param body: of a POST.
     :param received: bytes of the body that the client sent.
     :param sent: bytes of the answer's body.
-    :param status: 0: the connection ended without an answer.
     :param code: S3's word for what was wrong.
     """
 
-    method: str
-    bucket: str
-    key: str
-    query: dict[str, str]
-    headers: dict[str, str]
     body: bytes = b""
-    received: int = 0
-    sent: int = 0
-    status: int = 0
     code: str = ""
 
     @property
-    def part(self) -> int | None:
-        """The number of the part."""
-        return int(self.query["partNumber"]) if "partNumber" in self.query else None
+    def bucket(self) -> str:
+        """Empty for a request to the service itself."""
+        return self.path.removeprefix("/").partition("/")[0]
+
+    @property
+    def key(self) -> str:
+        """Empty for a request to a bucket."""
+        return self.path.removeprefix("/").partition("/")[2]
+
+    def matches(self, what: str, key: re.Pattern[str], part: int | None) -> bool:
+        return (
+            what in ("*", self.method, self.operation)
+            and key.search(self.key) is not None
+            and (part is None or self.part == part)
+        )
 
     @property
     def presigned(self) -> bool:
@@ -94,7 +104,7 @@ class Request:
         """What AWS calls it; the bare method where that is of no interest here."""
         copy = "x-amz-copy-source" in self.headers
         match self.method, bool(self.key):
-            case "PUT", True if self.part is not None:
+            case "PUT", True if "partNumber" in self.query:
                 return "UploadPartCopy" if copy else "UploadPart"
             case "PUT", True:
                 return "CopyObject" if copy else "PutObject"
@@ -118,11 +128,12 @@ class Request:
 
 
 # ---- what a test scripts: faults --------------------------------------------------------------------------------
-# "The body" is the request's; where that has none, the answer's.
+# Those of all stand-ins that count here are LoseAnswer, and Reset and FlipBit, which befall the request's body; where
+# that has none, the answer's.
 
 
 @dataclass(frozen=True)
-class Respond:
+class Respond(Action):
     """Answer this error instead; with 200, too, as Complete and copies may. `early`: before the body is read."""
 
     status: int
@@ -132,14 +143,7 @@ class Respond:
 
 
 @dataclass(frozen=True)
-class Reset:
-    """Reset the connection after this many bytes of the body."""
-
-    after: int = 0
-
-
-@dataclass(frozen=True)
-class Stall:
+class Stall(Action):
     """Do nothing for a while after this many bytes of the body."""
 
     after: int = 0
@@ -147,83 +151,45 @@ class Stall:
 
 
 @dataclass(frozen=True)
-class FlipBit:
-    """Flip the lowest bit of one byte of the body: on its way, so that a checksum sent along does not fit any more."""
-
-    offset: int
-
-
-@dataclass(frozen=True)
-class LoseAnswer:
-    """Do what was asked for, then reset the connection instead of answering."""
-
-
-@dataclass(frozen=True)
-class Before:
+class Before(Action):
     """Call this before anything is done."""
 
     hook: Callable[[Request], object]
 
 
 @dataclass(frozen=True)
-class After:
+class After(Action):
     """Call this when the service has done its work and the client does not know yet."""
 
     hook: Callable[[Request], object]
 
 
 T = TypeVar("T")
-Action = Respond | Reset | Stall | FlipBit | LoseAnswer | Before | After
-
-
-@dataclass
-class _Fault:
-    """An action for the nth and the following `times` - 1 requests that match; `times` None: for ever."""
-
-    what: str
-    key: re.Pattern[str]
-    part: int | None
-    action: Action
-    nth: int
-    times: int | None
-    seen: int = 0
-
-    def due(self, request: Request) -> bool:
-        """Count a request; return whether it is to suffer."""
-        if not _matches(request, self.what, self.key, self.part):
-            return False
-        self.seen += 1
-        return self.seen >= self.nth and (self.times is None or self.seen < self.nth + self.times)
-
-
-def _matches(request: Request, what: str, key: re.Pattern[str], part: int | None) -> bool:
-    return (
-        what in ("*", request.method, request.operation)
-        and key.search(request.key) is not None
-        and (part is None or request.part == part)
-    )
 
 
 # ---- what S3 refuses --------------------------------------------------------------------------------------------
 
 
-class Refusal(Exception):
+@dataclass(frozen=True)
+class _Answer(Answer):
+    """One whose headers say all, and whose body is read from somewhere."""
+
+    read: Callable[[int], bytes] = io.BytesIO().read
+
+
+class Refusal(http_server.Refusal):
     """A request that is answered with an error."""
 
     def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(f"{status} {code}: {message}")
-        self.status = status
+        xml = f"<Error><Code>{code}</Code><Message>{escape(message)}</Message></Error>"
+        body = f'<?xml version="1.0" encoding="UTF-8"?>\n{xml}'.encode()
+        facts = {"content-type": "application/xml", "content-length": str(len(body))}
+        super().__init__(_Answer(status, headers=facts | (headers or {}), read=io.BytesIO(body).read))
         self.code = code
-        self.message = message
-        self.headers = headers or {}
 
 
 def _precondition_failed() -> Refusal:
     return Refusal(412, "PreconditionFailed", "At least one of the pre-conditions you specified did not hold")
-
-
-class _HangUp(Exception):
-    """The connection is to be reset."""
 
 
 @dataclass(frozen=True)
@@ -378,15 +344,10 @@ def _check_body(request: Request, claim: _Claim, body: IO[bytes]) -> None:
 # ---- the stand-in -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Answer:
-    status: int
-    headers: dict[str, str]
-    read: Callable[[int], bytes]
-
-
-class S3StandIn:
+class S3StandIn(StandIn):
     """The proxy; start and stop it as a context manager, which makes a bucket for the test, too.
+
+    Faults and the log name an operation of S3 or a method, and search keys. All actions that are due happen.
 
     :param backend: the service behind.
     :param opaque_etags: no ETag is an MD5 of anything, as with KMS; only before a service that checks no signatures.
@@ -395,36 +356,24 @@ class S3StandIn:
 
     def __init__(self, backend: S3Service, *, opaque_etags: bool = False, tls: ssl.SSLContext | None = None) -> None:
         assert not (opaque_etags and backend.checks_signatures)
+        super().__init__(handler=_Handler, tls=tls)
         self.backend = backend
         self.opaque_etags = opaque_etags
         self.access_key = backend.access_key
         self.secret_key = backend.secret_key
         self.bucket = ""
         self.clock = timedelta()  # that the service's clock is ahead
-        self.requests: list[Request] = []
-        self.errors: list[Exception] = []
-        self.stopping = threading.Event()
-        self._faults: list[_Fault] = []
-        self._lock = threading.RLock()
         self.writing = threading.Lock()  # so that a condition holds until it has been made use of
         self._over: set[str] = set()  # uploads that were completed or aborted
         self._checksums: dict[tuple[str, int], set[str]] = {}
-        self._server = _Server(self, tls)
-        scheme = "https" if tls else "http"
-        self.endpoint = f"{scheme}://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> Self:
         self.bucket = self.backend.new_bucket()
-        self._server.start()
-        return self
+        return super().__enter__()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stopping.set()
-        self._server.stop()
-        if self.errors and error is None:
-            raise self.errors[0]
+    @property
+    def endpoint(self) -> str:
+        return self.url
 
     @property
     def service(self) -> S3Service:
@@ -435,39 +384,13 @@ class S3StandIn:
         """Return a plain boto3 client that goes through the proxy; ``backend.client()`` goes past it."""
         return self.service.client(**config)
 
-    # -- faults and log
-
-    def fault(
-        self, what: str, key: str, action: Action, *, part: int | None = None, nth: int = 1, times: int | None = 1
-    ) -> None:
-        """Script what happens to the nth request (and `times` - 1 more) of this operation or method ("*": any).
-
-        `key` is a regular expression that is searched in the key. All actions that are due happen.
-        """
-        with self._lock:
-            self._faults.append(_Fault(what, re.compile(key), part, action, nth, times))
-
-    def arrived(self, request: Request) -> list[Action]:
-        """Note a request and return what is meant for it."""
-        with self._lock:
-            self.requests.append(request)
-            return [fault.action for fault in self._faults if fault.due(request)]
+    # -- the log
 
     def clear(self) -> None:
         """Forget all requests and faults."""
-        with self._lock:
+        with self.lock:
             self.requests.clear()
-            self._faults.clear()
-
-    def find(self, what: str = "*", key: str = "", *, part: int | None = None) -> list[Request]:
-        """The requests that match, in order of arrival."""
-        pattern = re.compile(key)
-        with self._lock:
-            return [request for request in self.requests if _matches(request, what, pattern, part)]
-
-    def count(self, what: str = "*", key: str = "", *, part: int | None = None) -> int:
-        """How many requests match."""
-        return len(self.find(what, key, part=part))
+            self.faults.clear()
 
     @property
     def operations(self) -> Counter[str]:
@@ -503,7 +426,7 @@ class S3StandIn:
         claim.check(request, path, self.service, self.now)
         _check_body(request, claim, body)
         upload = request.query.get("uploadId", "")
-        with self._lock:
+        with self.lock:
             if upload in self._over:  # moto breaks when one that was aborted is gone on with
                 raise Refusal(404, "NoSuchUpload", "The specified upload does not exist. It may have been completed.")
             if request.operation == "CompleteMultipartUpload":
@@ -550,7 +473,7 @@ class S3StandIn:
     def done(self, request: Request) -> None:
         """Remember what the service did."""
         upload = request.query.get("uploadId", "")
-        with self._lock:
+        with self.lock:
             if request.operation in ("CompleteMultipartUpload", "AbortMultipartUpload"):
                 self._over.add(upload)
             if request.operation == "UploadPart" and request.part is not None:
@@ -558,67 +481,23 @@ class S3StandIn:
                 self._checksums[upload, request.part] = named
 
 
-class _Server(ThreadingHTTPServer):
-    """Stops with all its connections."""
-
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, stand_in: S3StandIn, tls: ssl.SSLContext | None) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        if tls:  # the handshake happens in the connection's own thread
-            self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
-        self.stand_in = stand_in
-        self.live: dict[_Handler, threading.Thread] = {}
-        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        if self._thread.ident:
-            self.shutdown()
-            self._thread.join()
-        for handler, thread in list(self.live.items()):
-            with contextlib.suppress(OSError):
-                handler.connection.shutdown(socket.SHUT_RDWR)
-            thread.join(timeout=5)
-        self.server_close()
-
-    def shutdown_request(self, request: Any) -> None:
-        lingering = struct.unpack("ii", request.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))[0]
-        if lingering:  # to be reset: no orderly end before it
-            self.close_request(request)
-        else:
-            super().shutdown_request(request)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Quiet: the client left, or did not like the certificate."""
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     """Log the request, let its faults act, check it, pass it on."""
 
-    protocol_version = "HTTP/1.1"
-    server_version = "stand-in"
-    disable_nagle_algorithm = True
-    server: _Server
     entry: Request
-    actions: list[Action]
-    unread = 0
+    send_error = BaseHTTPRequestHandler.send_error  # what is no HTTP is not logged
 
-    def setup(self) -> None:
-        super().setup()
-        self.server.live[self] = threading.current_thread()
+    def do_PATCH(self) -> None:  # noqa: N802
+        self.send_error(501, "Unsupported method ('PATCH')")
 
-    def finish(self) -> None:
-        try:
-            super().finish()
-        finally:
-            del self.server.live[self]
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Quiet: tests read the log of requests."""
+    def parsed(self) -> Request:
+        path, _, query = self.path.partition("?")
+        pairs = [pair.partition("=") for pair in query.split("&") if pair]
+        joined: dict[str, str] = {}
+        for name, value in self.headers.items():
+            joined[name.lower()] = f"{joined[name.lower()]},{value}" if name.lower() in joined else value
+        names = {unquote(name): unquote(value) for name, _, value in pairs}
+        return Request(self.server.origin, self.command, unquote(path), names, joined)
 
     def date_time_string(self, timestamp: float | None = None) -> str:
         return super().date_time_string(self.server.stand_in.now.timestamp())
@@ -626,24 +505,6 @@ class _Handler(BaseHTTPRequestHandler):
     def handle_expect_100(self) -> bool:
         """Ask for the body no sooner than it is read."""
         return True
-
-    def serve(self) -> None:
-        self.entry = _parsed(self.command, self.path, self.headers.items())
-        self.unread = int(self.entry.headers.get("content-length", "0"))
-        self.actions = self.server.stand_in.arrived(self.entry)
-        try:
-            self.obey()
-        except _HangUp:
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.close_connection = True
-        except (ConnectionError, TimeoutError, ssl.SSLError):  # the client left
-            self.close_connection = True
-        except Exception as error:  # a defect of the stand-in: the test that started it is to fail
-            if not self.server.stand_in.stopping.is_set():
-                self.server.stand_in.errors.append(error)
-            self.close_connection = True
-
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = serve  # noqa: N815
 
     def obey(self) -> None:
         for before in self.due(Before):
@@ -656,11 +517,11 @@ class _Handler(BaseHTTPRequestHandler):
                     self.conclude(self.exchange(backend, body))
             except Refusal as refusal:
                 self.entry.code = refusal.code
-                self.send(_error(refusal))
+                self.send(refusal.answer)
 
     def due(self, kind: type[T]) -> list[T]:
         """The actions of a kind."""
-        return [action for action in self.actions if isinstance(action, kind)]
+        return [action for action in self.entry.actions if isinstance(action, kind)]
 
     # -- the body
 
@@ -705,15 +566,14 @@ class _Handler(BaseHTTPRequestHandler):
             block = read(min(BLOCK, breaks[0].after - position) if breaks else BLOCK)
             if not block:
                 return
-            for offset in (flip - position for flip in flips):
-                if 0 <= offset < len(block):
-                    block = block[:offset] + bytes([block[offset] ^ 1]) + block[offset + 1 :]
+            for flip in flips:
+                block = flip_bit(block, flip - position)
             yield block
             position += len(block)
 
     def interrupt(self, action: Reset | Stall) -> None:
         if isinstance(action, Reset):
-            raise _HangUp
+            raise HangUp
         if self.server.stand_in.stopping.wait(action.seconds):
             raise ConnectionAbortedError
 
@@ -731,7 +591,7 @@ class _Handler(BaseHTTPRequestHandler):
             stand_in.check_conditions(self.entry)
             answer = self.forward(backend, body)
             if self.entry.operation == "GetObject" and answer.status < http.HTTPStatus.MULTIPLE_CHOICES:
-                return _Answer(answer.status, self.headers_of(answer), answer.read)
+                return _Answer(answer.status, headers=self.headers_of(answer), read=answer.read)
             text = answer.read()
         if error := re.search(rb"<Error>.*?<Code>(\w+)", text, re.DOTALL):
             self.entry.code = error[1].decode()
@@ -740,9 +600,8 @@ class _Handler(BaseHTTPRequestHandler):
         headers = self.headers_of(answer)
         if self.command != "HEAD" and answer.status != http.HTTPStatus.NO_CONTENT:
             headers["content-length"] = str(len(text))
-        return _Answer(
-            answer.status, headers, io.BytesIO(_disguised_tags(text) if stand_in.opaque_etags else text).read
-        )
+        shown = _disguised_tags(text) if stand_in.opaque_etags else text
+        return _Answer(answer.status, headers=headers, read=io.BytesIO(shown).read)
 
     def forward(self, backend: http.client.HTTPConnection, body: IO[bytes]) -> http.client.HTTPResponse:
         """Pass the request on. The service is told the host that the client knows, for that is what was signed."""
@@ -770,58 +629,24 @@ class _Handler(BaseHTTPRequestHandler):
         for after in self.due(After):
             after.hook(self.entry)
         if self.due(LoseAnswer):
-            raise _HangUp
+            raise HangUp
         self.send(answer)
 
     # -- the answer
 
-    def send(self, answer: _Answer) -> None:
-        """Send it; where the body was not read to its end, let the client hear of it although it is still sending."""
-        unread = self.unread > 0 or "transfer-encoding" in self.entry.headers
-        self.close_connection = self.close_connection or unread
-        self.entry.status = answer.status
-        self.send_response(answer.status)
-        for name, value in answer.headers.items():
-            self.send_header(name, value)
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        if self.command != "HEAD":
-            blocks = iter(lambda: answer.read(BLOCK), b"") if self.entry.received else self.suffered(answer.read)
-            for block in blocks:
-                self.wfile.write(block)
-                self.entry.sent += len(block)
-        if unread:
-            self.linger()
+    def framing(self, answer: Answer) -> dict[str, str]:
+        return self.closing()
 
-    def linger(self) -> None:
-        self.connection.shutdown(socket.SHUT_WR)
-        deadline = time.monotonic() + 1
-        while (left := deadline - time.monotonic()) > 0:
-            self.connection.settimeout(left)
-            if not self.rfile.read1(BLOCK):
-                return
-
-
-def _parsed(method: str, target: str, headers: Iterable[tuple[str, str]]) -> Request:
-    path, _, query = target.partition("?")
-    bucket, _, key = unquote(path).removeprefix("/").partition("/")
-    pairs = [pair.partition("=") for pair in query.split("&") if pair]
-    joined: dict[str, str] = {}
-    for name, value in headers:
-        joined[name.lower()] = f"{joined[name.lower()]},{value}" if name.lower() in joined else value
-    return Request(method, bucket, key, {unquote(name): unquote(value) for name, _, value in pairs}, joined)
+    def send_blocks(self, answer: Answer) -> None:
+        assert isinstance(answer, _Answer)
+        blocks = iter(lambda: answer.read(BLOCK), b"") if self.entry.received else self.suffered(answer.read)
+        for block in blocks:
+            self.wfile.write(block)
+            self.entry.sent += len(block)
 
 
 def _scripted(respond: Respond) -> Refusal:
     return Refusal(respond.status, respond.code, "As the test wants it.", respond.headers)
-
-
-def _error(refusal: Refusal) -> _Answer:
-    xml = f"<Error><Code>{refusal.code}</Code><Message>{escape(refusal.message)}</Message></Error>"
-    body = f'<?xml version="1.0" encoding="UTF-8"?>\n{xml}'.encode()
-    headers = {"content-type": "application/xml", "content-length": str(len(body))} | refusal.headers
-    return _Answer(refusal.status, headers, io.BytesIO(body).read)
 
 
 _MIRROR = str.maketrans("0123456789abcdef", "fedcba9876543210")

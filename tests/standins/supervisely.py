@@ -28,19 +28,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import urlencode, urlsplit
 
-from tests.standins.bentocloud import _byte_range
-from tests.standins.http_server import (
-    Answer,
-    Body,
-    FileSlice,
-    Json,
-    Refusal,
-    Request,
-    Rewrite,
-    StandIn,
-    json_answer,
-    read_form,
-)
+from tests.standins.http_server import Answer, Json, Refusal, Request, Rewrite, file_answer, json_answer
+from tests.standins.supervisely_http import Body, StandIn, read_form
 
 API = "/public/api/v3/"
 CHECKSUM = "x-content-checksum-sha256"
@@ -519,14 +508,9 @@ class SuperviselyStandIn(StandIn):
             raise refusal(404, "File not found", f"File with path {key[1]} was not found")
         stored = file.stored
         headers = {"Content-Type": file.mime, **({CHECKSUM: stored.hash} if self.checksums else {})}
-        limits = _byte_range(call.request.headers.get("range", ""), stored.size) if self.ranges else None
-        if limits is None:
-            return Answer(200, FileSlice(stored.content, 0, stored.size), headers)
-        first, last = limits
-        if first > last:
-            raise Refusal(Answer(416, headers={"Content-Range": f"bytes */{stored.size}"}))
-        headers["Content-Range"] = f"bytes {first}-{last}/{stored.size}"
-        return Answer(206, FileSlice(stored.content, first, last - first + 1), headers)
+        return file_answer(
+            stored.content, stored.size, headers, call.request.headers.get("range", "") if self.ranges else ""
+        )
 
     def remove(self, call: Call) -> Answer:
         self.team_files.remove(self._team(call.value("teamId", int)), self._path(call.value("path", str)))

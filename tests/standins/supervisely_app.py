@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from tests.standins.http_server import Answer, Body, Json, Part, Refusal, Request, StandIn, json_answer, read_form
+from tests.standins.http_server import Answer, Json, Refusal, Request, json_answer
+from tests.standins.supervisely_http import Body, Part, StandIn, read_form
 from tests.support.images import brightness, png
 
 PREPARING, RUNNING, FINISHED = "Preparing model for inference...", "Running inference...", "Finished"
@@ -259,12 +260,10 @@ class SuperviselyApp(StandIn):
         self._cache: dict[str, bytes] = {}  # uploads by their bare file name, shared by all, as in the real app
         self._turn = threading.Lock()  # one inference at a time
 
-    def __exit__(self, *error: Any) -> None:
+    def close(self) -> None:
         self.gate.set()
         if not self.down.wait(2 if self.count("POST", "/sly/shutdown$") else 0):
-            super().__exit__(*error)
-        elif self.errors and error[0] is None:
-            raise self.errors[0]
+            super().close()
 
     # -- requests
 
@@ -418,8 +417,7 @@ class SuperviselyApp(StandIn):
     def _go_down(self, request: Request) -> None:
         while not request.status and not self.stopping.wait(0.01):  # the answer comes first
             pass
-        self.stopping.set()
-        self._server.stop()
+        super().close()
         self.down.set()
 
     # -- inference, started

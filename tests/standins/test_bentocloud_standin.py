@@ -18,19 +18,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.standins.bentocloud import (
-    BentoCloudStandIn,
-    Delay,
-    ExpirePresign,
-    FlipBit,
-    LoseAnswer,
-    Reset,
-    Respond,
-    Rewrite,
-    Truncate,
-    html_error_page,
-    member_boundaries,
-)
+from tests.standins.bentocloud import BentoCloudStandIn, ExpirePresign, member_boundaries
+from tests.standins.http_server import Delay, FlipBit, LoseAnswer, Reset, Respond, Rewrite, Truncate, html_error_page
 
 RECORDING = json.loads((Path(__file__).parents[1] / "data" / "bentocloud-exchanges.json").read_text())["scenarios"]
 M = "/api/v1/model_repositories/tiny/models/v1"

@@ -15,8 +15,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError, ConnectionClosedOK, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from tests.standins.bentocloud import Delay, LoseAnswer, Reset, Respond, Rewrite
-from tests.standins.pieces import JUNK, SHAPES, Download, Json, PiecesStandIn, Progress, model
+from tests.standins.http_server import Delay, Json, LoseAnswer, Reset, Respond, Rewrite
+from tests.standins.pieces import JUNK, SHAPES, Download, PiecesStandIn, Progress, model
 
 RECORDING = json.loads((Path(__file__).parents[1] / "data" / "pieces-exchanges.json").read_text())
 PHI = model("Phi 2")

@@ -20,7 +20,8 @@ from botocore.exceptions import ClientError, HTTPClientError, ReadTimeoutError
 from tests.services.ceph_rgw import rgw
 from tests.services.moto_server import running_moto
 from tests.standins.authority import Authority
-from tests.standins.s3 import After, Before, FlipBit, LoseAnswer, Request, Reset, Respond, S3StandIn, Stall
+from tests.standins.http_server import FlipBit, LoseAnswer, Reset
+from tests.standins.s3 import After, Before, Request, Respond, S3StandIn, Stall
 
 PART = bytes(range(256)) * (5 * 4096)  # the smallest that S3 takes
 TAIL = b"the last part may be small"

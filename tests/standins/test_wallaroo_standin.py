@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.standins.wallaroo import ARROW, PANDAS, LoseAnswer, Reset, Respond, WallarooStandIn
+from tests.standins.http_server import LoseAnswer, Reset, Respond
+from tests.standins.wallaroo import ARROW, PANDAS, WallarooStandIn
 
 RECORDINGS = json.loads((Path(__file__).parents[1] / "data" / "wallaroo-exchanges.json").read_text())
 SCHEMA = base64.b64encode(b"\xff\xff\xff\xff\xb0\0\0\0rest").decode()

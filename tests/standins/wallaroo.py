@@ -30,41 +30,21 @@ from datetime import UTC, datetime
 from email.message import Message
 from email.parser import BytesHeaderParser
 from pathlib import Path
-from threading import Event, RLock
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qsl
 
-from tests.standins import bentocloud
-from tests.standins.bentocloud import (
-    Action,
+from tests.standins.http_server import (
     Answer,
     BadBody,
-    Delay,
-    Fault,
-    LoseAnswer,
+    Handler,
+    Json,
     Refusal,
     Request,
-    Reset,
-    Respond,
-    Rewrite,
-    Truncate,
-    html_error_page,
+    StandIn,
+    json_answer,
+    text_answer,
 )
 
-__all__ = [
-    "Delay",
-    "LoseAnswer",
-    "ModelVersion",
-    "Reset",
-    "Respond",
-    "Rewrite",
-    "Truncate",
-    "WallarooStandIn",
-    "html_error_page",
-]
-
-Json = dict[str, Any]
 Predict = Callable[["ModelVersion", list[Json]], list[Json]]
 
 METADATA_LIMIT = 1024 * 1024
@@ -123,18 +103,14 @@ _MESSAGE = b"\xff\xff\xff\xff"  # how a serialised Arrow schema begins
 # ---- answers ----------------------------------------------------------------------------------------------------
 
 
-def _json(status: int, value: Any) -> Answer:
-    return Answer(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-
 def refused(status: int, message: str) -> Refusal:
     """As the API server says it."""
-    return Refusal(_json(status, {"msg": message, "code": status}))
+    return Refusal(json_answer(status, {"msg": message, "code": status}))
 
 
 def engine_refused(status: int, message: str) -> Refusal:
     """As the engine says it."""
-    return Refusal(_json(status, {"code": status, "status": "Error", "error": message, "source": "engine"}))
+    return Refusal(json_answer(status, {"code": status, "status": "Error", "error": message, "source": "engine"}))
 
 
 def malformed(message: str) -> Refusal:
@@ -143,7 +119,7 @@ def malformed(message: str) -> Refusal:
 
 
 def oauth_refused(status: int, error: str, description: str) -> Refusal:
-    return Refusal(_json(status, {"error": error, "error_description": description}))
+    return Refusal(json_answer(status, {"error": error, "error_description": description}))
 
 
 def now() -> str:
@@ -407,7 +383,7 @@ _ROUTES: tuple[tuple[str, str, str], ...] = (
 )
 
 
-class WallarooStandIn:
+class WallarooStandIn(StandIn):
     """The instance; start and stop it as a context manager. Its attributes are switches and may be set at any time."""
 
     UPLOADS = ("upload", "upload_and_convert", "upload_stream")
@@ -435,6 +411,7 @@ class WallarooStandIn:
         `numbers`: where sequences of numbers begin; `discard_bodies`: digest uploads, keep none; `stall_seconds`:
         patience with a body.
         """
+        super().__init__(handler=_Handler, stall_seconds=stall_seconds)
         self.token_seconds = token_seconds
         self.refresh_seconds = refresh_seconds
         self.rotate_refresh_tokens = rotate_refresh_tokens
@@ -444,7 +421,6 @@ class WallarooStandIn:
         self.flat_listing = flat_listing
         self.undeploy_answer = undeploy_answer
         self.discard_bodies = discard_bodies
-        self.stall_seconds = stall_seconds
 
         self.realm = "master"
         self.clients: dict[str, str | None] = {"api-client": secrets.token_hex(16), "sdk-client": None}
@@ -467,60 +443,19 @@ class WallarooStandIn:
         self.undeployment = ["Running"]
         self.predict: Predict = total
 
-        self.requests: list[Request] = []
-        self.faults: list[Fault] = []
-        self.url = self.auth_url = ""
-        self.stopping = Event()
-        self.errors: list[Exception] = []
-        self.lock = RLock()
+        self.auth_url = ""
         self._root = root / "uploads"
-        self._servers: list[_Server] = []
         self._routes = [(method, re.compile(f"/v1/api/{path}"), name) for method, path, name in _ROUTES]
         self._numbers = {kind: itertools.count(first) for kind, first in {**NUMBERS, **(numbers or {})}.items()}
         self._seed_stranger()
 
-    # -- life
-
     def __enter__(self) -> Self:
         self._root.mkdir(parents=True, exist_ok=True)
-        self._servers = [_Server(self, self.answer), _Server(self, self.answer_auth)]
-        self.url, self.auth_url = (server.url for server in self._servers)
-        for server in self._servers:
-            server.start()
-        return self
+        self.auth_url = self.listen("api", self.answer_auth)
+        return super().__enter__()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stopping.set()
-        for server in self._servers:
-            server.stop()
-        if self.errors and error is None:
-            raise self.errors[0]
-
-    # -- faults and log
-
-    def fault(self, method: str, path: str, action: Action, *, nth: int = 1, times: int | None = 1) -> None:
-        """Script what happens to the nth request (and `times` - 1 more; None: all) of this method and path."""
-        self.faults.append(Fault(method, re.compile(path), action, nth, times, None))
-
-    def arrived(self, request: Request) -> None:
-        """Note a request and the fault that is meant for it."""
-        with self.lock:
-            self.requests.append(request)
-            matching = [fault for fault in self.faults if fault.matches(request)]
-            for fault in matching:
-                fault.seen += 1
-            request.fault = next((fault.action for fault in matching if fault.active), None)
-
-    def find(self, method: str = "*", path: str = "") -> list[Request]:
-        """The requests that match, in order of arrival."""
-        pattern = re.compile(path)
-        with self.lock:
-            return [one for one in self.requests if method in ("*", one.method) and pattern.search(one.path)]
-
-    def count(self, method: str = "*", path: str = "") -> int:
-        return len(self.find(method, path))
+    def bad_body(self, error: BadBody) -> Answer:
+        return malformed(error.message).answer
 
     @property
     def token_path(self) -> str:
@@ -633,7 +568,7 @@ class WallarooStandIn:
             return self.answer_auth(request, body)
         handler, names = self._route(request)
         if handler == "get_config":
-            return _json(200, {"default_arch": self.default_arch})
+            return json_answer(200, {"default_arch": self.default_arch})
         call = Call(request, names, self._authorize(request, handler), body)
         handle: Callable[[Call], Answer] = getattr(self, handler)
         if handler in self.UPLOADS:
@@ -651,13 +586,13 @@ class WallarooStandIn:
                 if handler == "list_versions_for_model" and not self.scoped_listing:
                     break
                 return handler, found.groupdict()
-        raise Refusal(Answer(404, b"", {"Content-Type": "text/plain"}))
+        raise Refusal(text_answer(404, ""))
 
     def _authorize(self, request: Request, handler: str) -> Token:
         scheme, _, value = request.headers.get("authorization", "").partition(" ")
         token = self.access_tokens.get(value)
         if scheme != "Bearer" or token is None or not token.alive:
-            raise Refusal(Answer(401, b"Unauthorized", {"Content-Type": "text/plain", "WWW-Authenticate": "Bearer"}))
+            raise Refusal(text_answer(401, "Unauthorized", {"WWW-Authenticate": "Bearer"}))
         if token.user is None and handler != "infer":
             raise refused(401, "the token belongs to no user")
         return token
@@ -666,7 +601,7 @@ class WallarooStandIn:
 
     def answer_auth(self, request: Request, body: Iterator[bytes]) -> Answer:
         if request.path != self.token_path:
-            raise Refusal(_json(404, {"error": "Realm does not exist"}))
+            raise Refusal(json_answer(404, {"error": "Realm does not exist"}))
         if request.method != "POST":
             raise oauth_refused(405, "invalid_request", "HTTP method not allowed")
         if not isinstance(request.body, dict) or not request.headers.get("content-type", "").startswith(
@@ -684,7 +619,7 @@ class WallarooStandIn:
             grant = grants.get(form.get("grant_type", ""))
             if grant is None:
                 raise oauth_refused(400, "unsupported_grant_type", "Unsupported grant_type")
-            answer = _json(200, grant(client, form))
+            answer = json_answer(200, grant(client, form))
             return Answer(200, answer.body, {**answer.headers, "Cache-Control": "no-store"})
 
     def _client(self, request: Request, form: dict[str, str]) -> str:
@@ -750,7 +685,7 @@ class WallarooStandIn:
 
     def list_workspaces(self, call: Call) -> Answer:
         found = [one for one in self.workspaces.values() if call.user.id in one.users]
-        return _json(200, {"workspaces": [self._workspace_json(one, listed=True) for one in found]})
+        return json_answer(200, {"workspaces": [self._workspace_json(one, listed=True) for one in found]})
 
     def create_workspace(self, call: Call) -> Answer:
         name = call.get("workspace_name", str)
@@ -758,7 +693,7 @@ class WallarooStandIn:
             raise refused(400, f"invalid workspace name: {name}")
         if any(one.name == name for one in self.workspaces.values()):
             raise refused(self.duplicate_workspace_status, f"workspace {name} already exists")
-        return _json(200, {"workspace_id": self.add_workspace(name, user=call.user.email).id})
+        return json_answer(200, {"workspace_id": self.add_workspace(name, user=call.user.email).id})
 
     def _workspace_json(self, workspace: Workspace, *, listed: bool = False) -> Json:
         common = {
@@ -812,11 +747,11 @@ class WallarooStandIn:
         return self._uploaded(200, version)
 
     def _uploaded(self, status: int, version: ModelVersion) -> Answer:
-        return _json(status, {"insert_models": {"returning": [{"models": [{"id": version.id}]}]}})
+        return json_answer(status, {"insert_models": {"returning": [{"models": [{"id": version.id}]}]}})
 
     def _check_length(self, request: Request) -> None:
         if "content-length" not in request.headers:
-            raise Refusal(Answer(411, b"the length of the body is unknown", {"Content-Type": "text/plain"}))
+            raise Refusal(text_answer(411, "the length of the body is unknown"))
 
     def _read_upload(self, call: Call) -> tuple[Json, Stored | None]:
         """The metadata and the file, in this order and nothing else; the log of requests gets what came."""
@@ -1049,19 +984,19 @@ class WallarooStandIn:
         workspace = self._workspace(call, call.optional("workspace_id", int), call.optional("workspace_name", str))
         found = [one for one in self.models.values() if one.workspace_id == workspace.id and one.versions]
         render = self._model_json if self.flat_listing else self._listed_json
-        return _json(200, {"models": [render(model) for model in reversed(found)]})
+        return json_answer(200, {"models": [render(model) for model in reversed(found)]})
 
     def list_versions_for_model(self, call: Call) -> Answer:
         workspace = self._workspace(call, call.get("workspace_id", int))
         name = call.get("model_id", str)
         found = [one for one in self.models.values() if (one.workspace_id, one.name) == (workspace.id, name)]
-        return _json(200, {"models": [self._listed_json(model) for model in found]})
+        return json_answer(200, {"models": [self._listed_json(model) for model in found]})
 
     def list_versions(self, call: Call) -> Answer:
         """A union: versions of every model of that name, in any workspace, and those of that model number."""
         name, number = call.optional("model_id", str), call.optional("models_pk_id", int)
         found = [one for one in self.versions.values() if one.model.name == name or one.model.id == number]
-        return _json(200, [{**self._row_json(one), "status": one.seen_status()} for one in found])
+        return json_answer(200, [{**self._row_json(one), "status": one.seen_status()} for one in found])
 
     def get_model(self, call: Call) -> Answer:
         model = self.models.get(call.get("id", int))
@@ -1069,7 +1004,7 @@ class WallarooStandIn:
             raise refused(500, "model not found")
         workspace = self.workspaces[model.workspace_id]
         rows = [self._row_json(version) for version in reversed(model.versions)]
-        return _json(
+        return json_answer(
             200,
             {**self._model_json(model), "models": rows, "workspace": {"id": workspace.id, "name": workspace.name}},
         )
@@ -1079,14 +1014,14 @@ class WallarooStandIn:
         if model is None or not model.versions:
             raise refused(500, "model not found")
         config = _short_config(model.versions[-1])
-        return _json(200, {**self._model_json(model), "workspace_id": model.workspace_id, "model_config": config})
+        return json_answer(200, {**self._model_json(model), "workspace_id": model.workspace_id, "model_config": config})
 
     def get_version(self, call: Call) -> Answer:
-        return _json(200, {"model_version": self._version_json(self._version(call.get("model_version_id", int)))})
+        return json_answer(200, {"model_version": self._version_json(self._version(call.get("model_version_id", int)))})
 
     def get_model_config(self, call: Call) -> Answer:
         version = self.versions.get(call.get("model_id", int))
-        return _json(200, {"model_config": version and _short_config(version)})
+        return json_answer(200, {"model_config": version and _short_config(version)})
 
     def insert_model_config(self, call: Call) -> Answer:
         version = self._version(call.get("model_version_id", int))
@@ -1101,12 +1036,12 @@ class WallarooStandIn:
         if given.get("batch_config") == "single" and "dynamic_batching_config" in given:
             raise engine_refused(400, "single batches exclude dynamic batching")
         kept = {key: value for key, value in version.configs[-1].items() if key not in ("id", "model_version_id")}
-        return _json(200, {"model_config": self._add_config(version, {**kept, **given})})
+        return json_answer(200, {"model_config": self._add_config(version, {**kept, **given})})
 
     def get_upload_logs(self, call: Call) -> Answer:
         version = self._version(call.get("model_version_id", int))
         lines = call.optional("lines", int)
-        return _json(200, {"logs": version.logs[:lines]})
+        return json_answer(200, {"logs": version.logs[:lines]})
 
     def delete_model_versions(self, call: Call) -> Answer:
         wanted = call.get("model_versions", list)
@@ -1134,7 +1069,7 @@ class WallarooStandIn:
             for version in versions:
                 version.model.versions.remove(version)
                 del self.versions[version.id]
-        return _json(200, {"bytes": sum(version.size for version in versions)})
+        return json_answer(200, {"bytes": sum(version.size for version in versions)})
 
     # -- pipelines
 
@@ -1154,7 +1089,7 @@ class WallarooStandIn:
         version = PipelineVersion(next(self._numbers["pipeline version"]), definition)
         pipeline.versions.append(version)
         pipeline.updated_at = version.created_at
-        return _json(
+        return json_answer(
             200,
             {
                 "pipeline_pk_id": pipeline.id,
@@ -1191,7 +1126,7 @@ class WallarooStandIn:
             )
         before.engine_config = call.optional("engine_config", dict) or {}
         before.deployed, before.scripted, before.pod = True, deque(statuses), pod
-        return _json(200, {"id": before.id})
+        return json_answer(200, {"id": before.id})
 
     def _check_deployable(self, step: Json) -> None:
         version = next((one for one in self.versions.values() if one.uuid == step["version"]), None)
@@ -1223,7 +1158,7 @@ class WallarooStandIn:
         version = deployment.version
         if status == "stale":
             status, version = "Running", deployment.serving or version
-        return _json(200, self._deployment_json(deployment, status, version))
+        return json_answer(200, self._deployment_json(deployment, status, version))
 
     def _deployment_json(self, deployment: Deployment, status: str, version: PipelineVersion) -> Json:
         running = status == "Running"
@@ -1264,13 +1199,13 @@ class WallarooStandIn:
         return pipeline
 
     def get_pipeline_by_name(self, call: Call) -> Answer:
-        return _json(200, self._pipeline_json(self._named_pipeline(call, "pipeline_name")))
+        return json_answer(200, self._pipeline_json(self._named_pipeline(call, "pipeline_name")))
 
     def list_pipelines(self, call: Call) -> Answer:
         workspace = self._workspace(call, call.optional("workspace_id", int), call.optional("workspace_name", str))
         found = [one for one in self.pipelines.values() if one.workspace_id == workspace.id]
         items = [{**self._pipeline_json(one), "deployment": self._deployed_json(one.deployment)} for one in found]
-        return _json(200, {"pipelines": items})
+        return json_answer(200, {"pipelines": items})
 
     def _deployed_json(self, deployment: Deployment | None) -> Json | None:
         return deployment and {
@@ -1288,7 +1223,7 @@ class WallarooStandIn:
             for version in pipeline.versions:
                 if version.uuid == wanted:
                     found = {"pipeline_id": pipeline.name, "version": wanted, "definition": version.definition}
-                    return _json(200, found)
+                    return json_answer(200, found)
         raise refused(404, "pipeline version not found")
 
     def list_pipeline_versions(self, call: Call) -> Answer:
@@ -1301,20 +1236,22 @@ class WallarooStandIn:
             }
             for version in reversed(pipeline.versions)
         ]
-        return _json(200, {"pipeline_versions": items})
+        return json_answer(200, {"pipeline_versions": items})
 
     def delete_pipeline(self, call: Call) -> Answer:
         pipeline = self._named_pipeline(call, "pipeline_id")
         if pipeline.deployment and pipeline.deployment.deployed:
             raise refused(409, "pipeline is deployed")
         del self.pipelines[pipeline.id]
-        return _json(200, {"pipeline_id": pipeline.name, "workspace_id": pipeline.workspace_id})
+        return json_answer(200, {"pipeline_id": pipeline.name, "workspace_id": pipeline.workspace_id})
 
     def get_external_url(self, call: Call) -> Answer:
         pipeline = self._named_pipeline(call, "pipeline_name")
         if pipeline.deployment is None or not pipeline.deployment.deployed:
             raise refused(400, f"pipeline {pipeline.name} is not deployed")
-        return _json(200, {"url": f"{self.url}/v1/api/pipelines/infer/{pipeline.deployment.name}/{pipeline.name}"})
+        return json_answer(
+            200, {"url": f"{self.url}/v1/api/pipelines/infer/{pipeline.deployment.name}/{pipeline.name}"}
+        )
 
     # -- inference
 
@@ -1324,7 +1261,7 @@ class WallarooStandIn:
         if deployment is None or not deployment.deployed or deployment.name != call.names["deployment"]:
             raise engine_refused(404, "no such deployment")
         if deployment.scripted[0] not in ("Running", "stale"):
-            raise Refusal(Answer(503, b"no healthy upstream", {"Content-Type": "text/plain"}))
+            raise Refusal(text_answer(503, "no healthy upstream"))
         kind = call.request.headers.get("content-type", "")
         if kind == ARROW:
             if not call.request.body.startswith(b"ARROW1"):
@@ -1346,14 +1283,14 @@ class WallarooStandIn:
             {"time": int(time.time() * 1000), "in": row, "out": out, "check_failures": [], "metadata": facts}
             for row, out in zip(rows, self.predict(served, rows), strict=True)
         ]
-        return _json(200, answers)
+        return json_answer(200, answers)
 
     # -- GraphQL
 
     def graphql(self, call: Call) -> Answer:
         from tests.standins.wallaroo_graphql import execute
 
-        return _json(200, execute(self, call.get("query", str), call.optional("variables", dict) or {}))
+        return json_answer(200, execute(self, call.get("query", str), call.optional("variables", dict) or {}))
 
 
 @dataclass(frozen=True)
@@ -1423,26 +1360,13 @@ def _jwt(user: User | None, client: str, seconds: float, issuer: str) -> str:
 # ---- HTTP -------------------------------------------------------------------------------------------------------
 
 
-class _Server(bentocloud._Server):
-    def __init__(self, stand_in: WallarooStandIn, answer: Callable[[Request, Iterator[bytes]], Answer]) -> None:
-        super().__init__(stand_in, "api", answer)  # type: ignore[arg-type]
-        self.RequestHandlerClass = _Handler
-
-
-class _Handler(bentocloud._Handler):
+class _Handler(Handler):
     """Bodies are JSON, forms, raw bytes for inference, and uploads, which the API reads itself."""
 
-    def work(self) -> Answer:
-        try:
-            if "/models/upload" not in self.entry.path:
-                self.read_document()
-            answer = self.server.answer(self.entry, self.body())
-        except BadBody as error:
-            answer = malformed(error.message).answer
-        except Refusal as error:
-            answer = error.answer
-        self.drain()
-        return answer
+    def content(self) -> Iterator[bytes]:
+        if "/models/upload" not in self.entry.path:
+            self.read_document()
+        return self.body()
 
     def read_document(self) -> None:
         kind = self.headers.get("Content-Type", "")

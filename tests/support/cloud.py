@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.standins.bentocloud import BentoCloudStandIn, Request
+from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.http_server import Request
 
 CONNECTION = "bentocloud_default"
 CANARY = "canary-4f1c0de5"

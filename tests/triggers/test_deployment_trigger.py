@@ -22,7 +22,8 @@ from airflow_provider_modelsync.triggers import deployment as triggers
 from airflow_provider_modelsync.triggers.base import outcome_of
 from airflow_provider_modelsync.triggers.deployment import DeploymentTrigger
 from tests.conftest import Connect
-from tests.standins.bentocloud import BentoCloudStandIn, Delay, Respond
+from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.http_server import Delay, Respond
 from tests.support.cloud import CANARY, CONNECTION, bodies, changes, newest, running_cloud
 
 KILL_LIMIT = 4.0

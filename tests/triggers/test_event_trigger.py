@@ -21,7 +21,8 @@ from airflow_provider_modelsync.assets import model_asset
 from airflow_provider_modelsync.triggers import model as triggers
 from airflow_provider_modelsync.triggers.model import ModelVersionEventTrigger
 from tests.conftest import Connect
-from tests.standins.bentocloud import BentoCloudStandIn, Respond
+from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.http_server import Respond
 
 CONNECTION = "bentocloud_default"
 

@@ -18,7 +18,7 @@ from airflow_provider_modelsync.triggers import fetch as triggers
 from airflow_provider_modelsync.triggers.base import outcome_of
 from airflow_provider_modelsync.triggers.fetch import FetchTrigger
 from tests.conftest import Connect
-from tests.standins.bentocloud import Delay
+from tests.standins.http_server import Delay
 from tests.standins.pieces import PiecesStandIn, Progress
 from tests.support.pieces import CANCEL, CONNECTION, ENDLESS, OTHER, PHI, quickly, running_host, verbs
 

@@ -22,7 +22,8 @@ from airflow_provider_modelsync.triggers import base, polling
 from airflow_provider_modelsync.triggers import model as triggers
 from airflow_provider_modelsync.triggers.model import ModelVersionEventTrigger, ModelVersionTrigger
 from tests.conftest import Connect
-from tests.standins.bentocloud import BentoCloudStandIn, Delay, Request, Respond
+from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.http_server import Delay, Request, Respond
 
 CONNECTION = "bentocloud_default"
 INTERVAL = 0.4

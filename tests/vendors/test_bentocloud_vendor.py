@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from tests.core.registries.cloud import BentoStore, Cloud
-from tests.standins.bentocloud import BentoCloudStandIn, Request, Respond
+from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.http_server import Request, Respond
 
 pytestmark = pytest.mark.vendor
 

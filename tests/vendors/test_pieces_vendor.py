@@ -18,7 +18,8 @@ from airflow_provider_modelsync.core.errors import VersionFailed
 from airflow_provider_modelsync.core.models import Patience
 from airflow_provider_modelsync.core.registries.base import ANY
 from tests.core.registries.pieces_host import Host
-from tests.standins.pieces import Download, Json, PiecesStandIn, Progress, model
+from tests.standins.http_server import Json
+from tests.standins.pieces import Download, PiecesStandIn, Progress, model
 
 pytestmark = pytest.mark.vendor
 

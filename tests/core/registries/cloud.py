@@ -18,7 +18,8 @@ from airflow_provider_modelsync.core.push import push
 from airflow_provider_modelsync.core.registries.bentocloud import BentoCloud, BentoCloudSettings
 from airflow_provider_modelsync.core.registries.bentocloud_bentos import Bentos
 from airflow_provider_modelsync.core.transfer.control import Control
-from tests.standins.bentocloud import BentoCloudStandIn, Model, Request
+from tests.standins.bentocloud import BentoCloudStandIn, Model
+from tests.standins.http_server import Request
 
 T = TypeVar("T")
 

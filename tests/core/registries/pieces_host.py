@@ -15,7 +15,8 @@ from airflow_provider_modelsync.core.pull import pull
 from airflow_provider_modelsync.core.registries.pieces import Pieces
 from airflow_provider_modelsync.core.registries.pieces_api import PiecesSettings
 from airflow_provider_modelsync.core.transfer.control import Control
-from tests.standins.pieces import Json, PiecesStandIn
+from tests.standins.http_server import Json
+from tests.standins.pieces import PiecesStandIn
 
 T = TypeVar("T")
 

@@ -42,7 +42,8 @@ from tests.core.registries.cloud import (
     model_yaml,
 )
 from tests.core.stores import hidden, snapshot, write_tree
-from tests.standins.bentocloud import BentoCloudStandIn, LoseAnswer, Request, Respond, Rewrite
+from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.http_server import LoseAnswer, Request, Respond, Rewrite
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
 

@@ -29,7 +29,8 @@ from airflow_provider_modelsync.core.transfer.control import Control
 from tests.core.registries.cloud import FINISH, OBJECT, STRATEGIES, UPLOAD, BentoStore, Cloud
 from tests.core.registries.test_bentocloud_wire import RECORDING, Step
 from tests.core.stores import write_tree
-from tests.standins.bentocloud import MIB, Bento, BentoCloudStandIn, LoseAnswer, Respond, Rewrite
+from tests.standins.bentocloud import Bento, BentoCloudStandIn
+from tests.standins.http_server import MIB, LoseAnswer, Respond, Rewrite
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
 

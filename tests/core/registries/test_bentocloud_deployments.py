@@ -25,7 +25,8 @@ from airflow_provider_modelsync.core.registries import bentocloud_deployments
 from airflow_provider_modelsync.core.registries.base import Capability
 from airflow_provider_modelsync.core.wait import find_gone, find_ready, take_back
 from tests.core.registries.cloud import Cloud
-from tests.standins.bentocloud import BentoCloudStandIn, LoseAnswer, Request, Respond, Rewrite
+from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.http_server import LoseAnswer, Request, Respond, Rewrite
 
 RECORDING = Path(__file__).parents[2] / "data" / "bentocloud-exchanges.json"
 D = "/api/v2/deployments"

@@ -30,19 +30,17 @@ from airflow_provider_modelsync.core.errors import (
 from airflow_provider_modelsync.core.transfer.control import Control
 from tests.core.registries.cloud import DOWNLOAD, FINISH, OBJECT, UPLOAD, Cloud
 from tests.core.stores import hidden, snapshot, write_tree
-from tests.standins.bentocloud import (
+from tests.standins.bentocloud import BentoCloudStandIn, ExpirePresign, member_boundaries
+from tests.standins.http_server import (
     MIB,
     Action,
-    BentoCloudStandIn,
     Delay,
-    ExpirePresign,
     FlipBit,
     LoseAnswer,
     Reset,
     Respond,
     Truncate,
     html_error_page,
-    member_boundaries,
 )
 
 pytestmark = pytest.mark.usefixtures("no_waiting")

@@ -27,7 +27,8 @@ from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.plan import PushRequest
 from tests.core.registries.cloud import DOWNLOAD, FINISH, OBJECT, STRATEGIES, UPLOAD, Cloud, presigned
 from tests.core.stores import hidden, snapshot
-from tests.standins.bentocloud import Action, BentoCloudStandIn, Request, Respond, Rewrite, Truncate
+from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.http_server import Action, Request, Respond, Rewrite, Truncate
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
 

@@ -32,16 +32,8 @@ from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.watchdog import Pace
 from tests.core.registries.buckets import CLAIM, MANIFEST, PART, BucketStore, bucket_store
 from tests.core.stores import hidden, snapshot, write_tree
-from tests.standins.s3 import (
-    Action,
-    Before,
-    FlipBit,
-    LoseAnswer,
-    Request,
-    Reset,
-    Respond,
-    Stall,
-)
+from tests.standins.http_server import FlipBit, LoseAnswer, Reset
+from tests.standins.s3 import Action, Before, Request, Respond, Stall
 
 CANARY = "canary-7f+3/a=secret"  # holds characters that look different once quoted
 

@@ -29,7 +29,7 @@ from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.wait import find_version
 from tests.core.registries.pieces_host import Host
-from tests.standins.bentocloud import LoseAnswer, Respond, Rewrite
+from tests.standins.http_server import LoseAnswer, Respond, Rewrite
 from tests.standins.pieces import PiecesStandIn, model
 
 RECORDINGS = json.loads((Path(__file__).parents[2] / "data" / "pieces-exchanges.json").read_text())

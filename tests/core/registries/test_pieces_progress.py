@@ -27,7 +27,7 @@ from airflow_provider_modelsync.core.registries.pieces_api import PiecesModel
 from airflow_provider_modelsync.core.registries.pieces_progress import Heard, Outcome
 from airflow_provider_modelsync.core.transfer.control import Control
 from tests.core.registries.pieces_host import Host
-from tests.standins.bentocloud import Delay, LoseAnswer, Respond
+from tests.standins.http_server import Delay, LoseAnswer, Respond
 from tests.standins.pieces import JUNK, SHAPES, Download, PiecesStandIn, Progress, model
 from tests.support.pieces import quickly
 

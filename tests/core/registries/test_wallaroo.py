@@ -37,7 +37,8 @@ from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.wait import find_version
 from tests.core.registries.instance import LISTING, NAME, ONNX, SCHEMAS, UPLOAD, VERSION, WORKSPACE, Instance
 from tests.core.stores import write_tree
-from tests.standins.wallaroo import LoseAnswer, Reset, Respond, Rewrite, WallarooStandIn, html_error_page
+from tests.standins.http_server import LoseAnswer, Reset, Respond, Rewrite, html_error_page
+from tests.standins.wallaroo import WallarooStandIn
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
 

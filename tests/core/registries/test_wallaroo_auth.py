@@ -19,7 +19,8 @@ from airflow_provider_modelsync.core.registries.wallaroo import Wallaroo, Wallar
 from airflow_provider_modelsync.core.registries.wallaroo_auth import Login
 from tests.core.registries.instance import TOKEN, UPLOAD, WORKSPACE, Instance
 from tests.standins.fault_server import FaultServer, answer
-from tests.standins.wallaroo import Reset, Respond, Rewrite, WallarooStandIn
+from tests.standins.http_server import Reset, Respond, Rewrite
+from tests.standins.wallaroo import WallarooStandIn
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
 

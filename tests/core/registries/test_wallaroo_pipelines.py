@@ -21,7 +21,7 @@ from airflow_provider_modelsync.core.http import Backoff
 from airflow_provider_modelsync.core.models import RollOut, Undo
 from airflow_provider_modelsync.core.registries import wallaroo_pipelines
 from airflow_provider_modelsync.core.wait import find_gone, find_ready, take_back
-from tests.standins.wallaroo import LoseAnswer, Respond, Rewrite
+from tests.standins.http_server import LoseAnswer, Respond, Rewrite
 from tests.support.pipelines import (
     API,
     CANARY,

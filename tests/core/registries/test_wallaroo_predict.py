@@ -30,7 +30,7 @@ from airflow_provider_modelsync.core.registries import wallaroo_pipelines
 from airflow_provider_modelsync.core.registries.wallaroo_predict import RecordCounter
 from airflow_provider_modelsync.core.transfer.control import Control
 from tests.standins.fault_server import Drip, FaultServer, ReadRest, Send, answer
-from tests.standins.wallaroo import LoseAnswer, Respond, Truncate
+from tests.standins.http_server import LoseAnswer, Respond, Truncate
 from tests.support.pipelines import INFER, Instance, ref, running_instance
 
 MIB = 1 << 20

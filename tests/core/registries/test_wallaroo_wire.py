@@ -17,8 +17,8 @@ from airflow_provider_modelsync.core.flow import SyncDriver
 from airflow_provider_modelsync.core.models import ModelRef
 from airflow_provider_modelsync.core.registries.wallaroo_upload import PushOptions, one_file
 from tests.core.registries.instance import NAME, SCHEMA, SCHEMAS, UPLOAD, VERSION, WORKSPACE, Instance
-from tests.standins.bentocloud import Request
-from tests.standins.wallaroo import Respond, WallarooStandIn
+from tests.standins.http_server import Request, Respond
+from tests.standins.wallaroo import WallarooStandIn
 
 RECORDED: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parents[2] / "data" / "wallaroo-requests.json").read_text()

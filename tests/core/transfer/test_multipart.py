@@ -33,20 +33,8 @@ from airflow_provider_modelsync.core.transfer.plan import UploadGone
 from airflow_provider_modelsync.core.transfer.progress import Report
 from tests.core.registries.cloud import FINISH, OBJECT, Cloud
 from tests.core.stores import snapshot
-from tests.standins.bentocloud import (
-    Action,
-    Answer,
-    BentoCloudStandIn,
-    ExpirePresign,
-    LoseAnswer,
-    ObjectStore,
-    Request,
-    Reset,
-    Respond,
-    Rewrite,
-    StoredObject,
-    StoreError,
-)
+from tests.standins.bentocloud import BentoCloudStandIn, ExpirePresign, ObjectStore, StoredObject, StoreError
+from tests.standins.http_server import Action, Answer, LoseAnswer, Request, Reset, Respond, Rewrite
 
 MIB = 1 << 20
 PART = 5 * MIB  # the smallest that storages take

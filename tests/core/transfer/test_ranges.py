@@ -38,17 +38,8 @@ from airflow_provider_modelsync.core.transfer.watchdog import Pace
 from tests.core.registries.cloud import DOWNLOAD, OBJECT, Cloud, archive_of
 from tests.core.stores import hidden, snapshot, write_tree
 from tests.core.transfer.test_multipart import HookedStore, store_of
-from tests.standins.bentocloud import (
-    Action,
-    Answer,
-    BentoCloudStandIn,
-    FlipBit,
-    LoseAnswer,
-    Request,
-    Respond,
-    StoreError,
-    Truncate,
-)
+from tests.standins.bentocloud import BentoCloudStandIn, StoreError
+from tests.standins.http_server import Action, Answer, FlipBit, LoseAnswer, Request, Respond, Truncate
 
 KIB = 1 << 10
 MIB = 1 << 20

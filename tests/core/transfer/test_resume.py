@@ -28,7 +28,8 @@ from tests.core.processes import at_once, killed_at
 from tests.core.registries.cloud import OBJECT, Cloud, archive_of
 from tests.core.stores import hidden, snapshot, write_tree
 from tests.core.transfer.test_multipart import COMPLETE, START, HookedStore, Memory, store_of
-from tests.standins.bentocloud import Answer, BentoCloudStandIn, Request, Reset, Respond, StoreError
+from tests.standins.bentocloud import BentoCloudStandIn, StoreError
+from tests.standins.http_server import Answer, Request, Reset, Respond
 
 KIB = 1 << 10
 PART, PARTS = 64 * KIB, 3  # of a push, in these tests
