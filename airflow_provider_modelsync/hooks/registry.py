@@ -383,6 +383,8 @@ class RegistryHook(BaseHook):
         try:
             return True, self.run(lambda registry: registry.test())
         except Exception as error:  # the form shows whatever comes back
+            if isinstance(error, ModelSyncError):
+                error.connection = None  # the form's has an id that Airflow makes up; others who ask know it
             return False, str(error)
 
     def _settings_in(self, connection: Connection) -> RegistrySettings:
