@@ -6,13 +6,11 @@ import os
 from typing import TYPE_CHECKING
 
 from airflow_provider_modelsync.core.drive import driver_for
-from airflow_provider_modelsync.core.push import push
-from airflow_provider_modelsync.core.registries.bentocloud import BentoCloud
-from airflow_provider_modelsync.core.registries.bentocloud_bentos import Bentos, bento_ref
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 
 if TYPE_CHECKING:
     from airflow_provider_modelsync.core.models import ModelVersion
+    from airflow_provider_modelsync.core.registries.bentocloud import BentoCloud
     from airflow_provider_modelsync.core.transfer.checkpoint import CheckpointStore
 
 
@@ -25,7 +23,12 @@ class BentoCloudHook(RegistryHook):
     conn_type = "bentocloud"
     hook_name = "BentoCloud"
     default_conn_name = "bentocloud_default"
-    registry_type = BentoCloud
+
+    @classmethod
+    def registry_type(cls) -> type[BentoCloud]:
+        from airflow_provider_modelsync.core.registries.bentocloud import BentoCloud
+
+        return BentoCloud
 
     def push_bento(
         self, source: str | os.PathLike[str], *, force: bool = False, checkpoint: CheckpointStore | None = None
@@ -39,6 +42,9 @@ class BentoCloudHook(RegistryHook):
         :raises InvalidInput: when the source is no built bento, or a model that it was built with is not there.
         :raises VersionConflict: when the bento exists with other bytes.
         """
+        from airflow_provider_modelsync.core.push import push
+        from airflow_provider_modelsync.core.registries.bentocloud_bentos import Bentos, bento_ref
+
         bentos = Bentos(self.get_conn().settings)
         with self._named(None):
             ref = bento_ref(source)
