@@ -43,9 +43,9 @@ ceph databases chromium:
 	$(ROOT) apt-get update -qq && \
 	$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends $(PACKAGES)
 
-# Runs that need a whole Airflow for minutes.
-test-e2e: $(READY)
-	$(BIN)/python -m pytest -m e2e tests/integration $(PYTEST_ARGS)
+# Every example in a whole Airflow, which the tests share. One of them has a vendor's command build a bento.
+test-e2e: $(READY) .venv-vendors/bentocloud/.ready
+	$(BIN)/python -m pytest -m e2e tests/e2e $(PYTEST_ARGS)
 
 # The connection forms, in a browser. One process: the tests share an Airflow.
 test-ui: $(READY) chromium

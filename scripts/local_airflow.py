@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import httpx
 
 AIRFLOW = (sys.executable, "-m", "airflow")
 TERMINAL = {"success", "failed"}
+_PAGE = 100  # more are not given at once
 
 
 def free_port() -> int:
@@ -116,6 +117,10 @@ class LocalAirflow:
         """Return the JSON of a POST below ``/api/v2``."""
         return self._client.post(f"/api/v2{path}", json=body).raise_for_status().json()
 
+    def patch(self, path: str, body: Any) -> Any:
+        """Return the JSON of a PATCH below ``/api/v2``."""
+        return self._client.patch(f"/api/v2{path}", json=body).raise_for_status().json()
+
     def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
         """Start a run of a DAG and return its id."""
         return str(self.post(f"/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": dict(conf or {})})["dag_run_id"])
@@ -145,8 +150,12 @@ class LocalAirflow:
 
     def instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """Return a run's task instances, all of each mapped task."""
-        found: list[dict[str, Any]] = self.get(f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances")["task_instances"]
-        return found
+        found: list[dict[str, Any]] = []
+        while True:
+            page = self.get(f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances", limit=_PAGE, offset=len(found))
+            found += page["task_instances"]
+            if len(found) >= page["total_entries"]:
+                return found
 
     def tries(self, dag_id: str, run_id: str, task_id: str) -> list[dict[str, Any]]:
         """Return a task's instances, one of each try."""
@@ -158,6 +167,10 @@ class LocalAirflow:
         """Return what a task left."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}"
         return self.get(path, deserialize=True, map_index=map_index)["value"]
+
+    def running(self, name: str) -> AbstractContextManager[int]:
+        """Run one of its components, such as ``triggerer``; see :func:`component`."""
+        return component((name, "--skip-serve-logs"), self.env, self.home / f"{name}.log")
 
     def command(self, *arguments: str) -> str:
         """Run an ``airflow`` command in this environment and return what it prints."""
@@ -178,6 +191,7 @@ def local_airflow(
     *,
     database: Path | None,
     settings: Mapping[str, str] | None = None,
+    components: Sequence[str] = ("scheduler", "triggerer"),
 ) -> Iterator[LocalAirflow]:
     """Run a private Airflow.
 
@@ -187,13 +201,14 @@ def local_airflow(
     :param database: a migrated database to start from, copied unless ``home`` has one already; ``None``: an empty
         one that the settings lead to.
     :param settings: further environment variables.
+    :param components: what runs beside the api-server.
     """
     with ExitStack() as stack:
         airflow = stack.enter_context(_api_server(home, dags, connections, database, settings or {}))
-        for name in ("scheduler", "triggerer"):
-            stack.enter_context(component((name, "--skip-serve-logs"), airflow.env, home / f"{name}.log"))
+        for name in components:
+            stack.enter_context(airflow.running(name))
         subprocess.run((*AIRFLOW, "dags", "reserialize"), env=airflow.env, check=True, capture_output=True)
-        airflow.wait_until_healthy(90, "scheduler", "triggerer")
+        airflow.wait_until_healthy(90, *components)
         yield airflow
 
 

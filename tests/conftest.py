@@ -37,6 +37,7 @@ os.environ |= {
 }
 
 Connect = Callable[..., None]
+MASKERS = ("airflow._shared.secrets_masker.secrets_masker", "airflow.sdk._shared.secrets_masker.secrets_masker")
 
 
 def _install_test_provider() -> None:
@@ -57,6 +58,15 @@ _install_test_provider()
 def pytest_unconfigure() -> None:
     """Remove what was made above. Not at exit, which processes forked by tests reach, too."""
     shutil.rmtree(AIRFLOW_HOME, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def forgotten_secrets() -> Iterator[None]:
+    """Have Airflow mask the secrets of one test only: with those of thousands each line of a log takes a second."""
+    yield
+    for name in MASKERS:
+        if module := sys.modules.get(name):
+            module._secrets_masker().reset_masker()
 
 
 @pytest.fixture

@@ -421,12 +421,16 @@ def test_an_interrupted_copy_between_buckets_is_continued(
     one, other = bucket(s3, "one"), bucket(s3, "other")
     published(one, directory, "fraud:v1")
     s3.clear()
-    sent = threading.Semaphore(2)
+    may_be_sent, are_sent = threading.Semaphore(2), threading.Barrier(2, action=lambda: kill.set())
+    kill = threading.Event()
 
     def send(self: Any, *arguments: Any, **more: Any) -> Any:
-        if not sent.acquire(blocking=False):
+        if not may_be_sent.acquire(blocking=False):
+            kill.wait(30)
             raise RuntimeError("killed")
-        return real(self, *arguments, **more)
+        sent = real(self, *arguments, **more)
+        are_sent.wait(30)
+        return sent
 
     real = objects._Push._send
     with monkeypatch.context() as patch:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from tests.distributed.cluster import HEARTBEAT_TIMEOUT, Cluster
 from tests.distributed.conftest import PART_SIZE_MIB, THREADS, WORKERS
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.s3 import Before, Request, Reset, S3StandIn
+from tests.support.until import until
 
 pytestmark = [pytest.mark.celery, pytest.mark.slow]
 
@@ -34,14 +34,6 @@ def succeed(airflow: LocalAirflow, dag_id: str, run_id: str) -> list[dict[str, A
         failed = [task["task_id"] for task in instances if task["state"] == "failed"]
         pytest.fail("\n".join(airflow.log(dag_id, run_id, name) for name in failed))
     return instances
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
-    """Wait for something that is about to happen."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.1)
 
 
 def where(task: dict[str, Any]) -> str:

@@ -12,8 +12,8 @@ from airflow_provider_modelsync.triggers.model import ModelVersionEventTrigger
 
 RETRIES = {"retries": 2, "retry_delay": timedelta(seconds=1)}
 
-watcher = AssetWatcher(name="digits", trigger=ModelVersionEventTrigger("modelsync_default", "digits", poll_interval=5))
-asset = model_asset("modelsync_default", "digits", watchers=[watcher])
+watcher = AssetWatcher(name="digits", trigger=ModelVersionEventTrigger("watched", "digits", poll_interval=5))
+asset = model_asset("watched", "digits", watchers=[watcher])
 
 
 @task

@@ -1,0 +1,180 @@
+"""One whole Airflow for all tests, with every example and stand-ins of every remote system behind its connections."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
+from scripts.local_airflow import LocalAirflow, local_airflow
+from tests.e2e.runs import Triggerer
+from tests.services.moto_server import running_moto
+from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.pieces import Download, PiecesStandIn
+from tests.standins.s3 import S3StandIn
+from tests.standins.supervisely import SuperviselyStandIn
+from tests.standins.supervisely_app import SuperviselyApp
+from tests.standins.wallaroo import WallarooStandIn, run_onnx
+from tests.support.pieces import PHI
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "example_dags"
+# The vendor's command, which cannot share an environment with Airflow.
+BENTOML = Path(os.environ.get("MODELSYNC_VENDOR_BENTOCLOUD", ROOT / ".venv-vendors/bentocloud/bin/python"))
+
+Connections = Mapping[str, Mapping[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory for all that the run writes."""
+    return tmp_path_factory.mktemp("e2e")
+
+
+@pytest.fixture(scope="session")
+def bentocloud(base: Path) -> Iterator[BentoCloudStandIn]:
+    with BentoCloudStandIn(base / "bentocloud", transmission_strategy="presigned_url") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def wallaroo(base: Path) -> Iterator[WallarooStandIn]:
+    """An instance that runs the very models that are pushed."""
+    with WallarooStandIn(base / "wallaroo") as server:
+        server.predict = run_onnx
+        server.add_workspace("examples")
+        yield server
+
+
+@pytest.fixture(scope="session")
+def detector() -> Iterator[SuperviselyApp]:
+    """The serving app behind Supervisely."""
+    with SuperviselyApp(model=None, freezes=True) as app:
+        yield app
+
+
+@pytest.fixture(scope="session")
+def supervisely(base: Path, detector: SuperviselyApp) -> Iterator[SuperviselyStandIn]:
+    with SuperviselyStandIn(base / "supervisely", app=detector.url) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pieces() -> Iterator[PiecesStandIn]:
+    with PiecesStandIn([PHI]) as server:
+        server.download = Download(tick=0.1)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3StandIn]:
+    with running_moto() as moto, S3StandIn(moto) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def connections(
+    base: Path,
+    bentocloud: BentoCloudStandIn,
+    wallaroo: WallarooStandIn,
+    supervisely: SuperviselyStandIn,
+    pieces: PiecesStandIn,
+    s3: S3StandIn,
+) -> Iterator[Connections]:
+    """What the examples' connections lead to, for Airflow and for this process."""
+    cloud = {"conn_type": "bentocloud", "host": bentocloud.url, "password": bentocloud.token}
+    found: dict[str, dict[str, Any]] = {
+        "modelsync_default": cloud,
+        "bentocloud_default": cloud,
+        "wallaroo_default": {
+            "conn_type": "wallaroo",
+            "host": wallaroo.url,
+            "login": wallaroo.username,
+            "password": wallaroo.password,
+            "extra": {"workspace": "examples"},
+        },
+        "supervisely_default": {
+            "conn_type": "supervisely",
+            "host": supervisely.url,
+            "password": supervisely.token,
+            "extra": {"team_id": supervisely.team_id, "workspace_id": supervisely.workspace_id},
+        },
+        "pieces_default": {"conn_type": "pieces", "host": pieces.url},
+        "modelstore_default": {
+            "conn_type": "modelstore",
+            "host": f"s3://{s3.bucket}/models",
+            "login": s3.access_key,
+            "password": s3.secret_key,
+            "extra": {"endpoint_url": s3.endpoint},
+        },
+        "watched": {"conn_type": "modelstore", "host": (base / "watched").as_uri()},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for conn_id, fields in found.items():
+            patch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(fields))
+        yield found
+
+
+@pytest.fixture(scope="session")
+def images(base: Path) -> Path:
+    """The directory whose pictures Supervisely's example predicts from."""
+    directory = base / "images"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture(scope="session")
+def airflow(base: Path, migrated_database: Path, connections: Connections, images: Path) -> Iterator[LocalAirflow]:
+    """A running Airflow; see also :func:`triggerer`."""
+    assert BENTOML.exists(), f"{BENTOML} is missing: run `make test-e2e`"
+    home, dags, scratch = base / "home", base / "dags", base / "tmp"
+    for directory in (home, scratch):
+        directory.mkdir()
+    seen = base / "seen.bin"
+    seen.write_bytes(b"there before anybody watches")
+    ModelStoreHook("watched").push(seen, "digits:v1")
+    shutil.copytree(Path(__file__).parent / "dags", dags)
+    shutil.copytree(EXAMPLES, dags, dirs_exist_ok=True)
+    shutil.copy(ROOT / "tests" / "integration" / "dags" / "wait_for_version.py", dags)
+    settings = {
+        "AIRFLOW_VAR_SUPERVISELY_IMAGES": str(images),
+        "AIRFLOW_VAR_SUPERVISELY_PREDICTIONS": str(base / "predictions.jsonl"),
+        "MODELSYNC_BENTOML": str(BENTOML.parent / "bentoml"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # bentoml builds with uv
+        "TMPDIR": str(scratch),
+    }
+    with local_airflow(
+        home, dags, connections, database=migrated_database, settings=settings, components=("scheduler",)
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="session", autouse=True)
+def triggerer(airflow: LocalAirflow) -> Iterator[Triggerer]:
+    triggerer = Triggerer(airflow)
+    triggerer.start()
+    yield triggerer
+    triggerer.stop()
+
+
+@pytest.fixture(autouse=True)
+def no_log_holds_a_secret(
+    airflow: LocalAirflow, connections: Connections, wallaroo: WallarooStandIn, supervisely: SuperviselyStandIn
+) -> Iterator[None]:
+    """Look through the logs of all tasks and components after each test."""
+    yield
+    secrets = {
+        *(fields["password"] for fields in connections.values() if "password" in fields),
+        *wallaroo.access_tokens,
+        *(task.session_token for task in supervisely.tasks.values()),
+    }
+    for path in airflow.home.rglob("*.log"):
+        text = path.read_text(errors="replace")
+        assert not [secret for secret in secrets if secret in text], path

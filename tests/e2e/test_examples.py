@@ -1,0 +1,208 @@
+"""Every example DAG through a real scheduler and triggerer, against stand-ins of the systems that it names."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from airflow_provider_modelsync.hooks.bentocloud import BentoCloudHook
+from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
+from scripts.local_airflow import LocalAirflow
+from tests.e2e.conftest import EXAMPLES
+from tests.e2e.runs import Run
+from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.pieces import PiecesStandIn
+from tests.standins.supervisely_app import SuperviselyApp
+from tests.standins.wallaroo import WallarooStandIn
+from tests.support.cloud import changes
+from tests.support.images import png
+from tests.support.pieces import DOWNLOAD, PHI, verbs
+from tests.support.until import until
+
+pytestmark = pytest.mark.e2e
+
+IDENTICAL = "450 of 450 predictions are identical"
+BENTO = {
+    "name": "scorer",
+    "version": "b1",
+    "service": "service:Scorer",
+    "services": [{"name": "Scorer", "service": "", "models": [{"tag": "risk:v1"}]}],
+    "spec": 2,
+}
+
+
+def test_no_example_is_left_out() -> None:
+    tested = {name.removeprefix("test_") for name in vars(sys.modules[__name__])}
+
+    assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested
+
+
+def test_train_push_wait_pull(airflow: LocalAirflow, bentocloud: BentoCloudStandIn) -> None:
+    run = Run.start(airflow, "train_push_wait_pull").succeed()
+
+    assert run.left("compare") == IDENTICAL
+    assert_one_version(run, lambda: [*bentocloud.repositories["digits"].models])
+
+
+def test_bentocloud_train_push(airflow: LocalAirflow, bentocloud: BentoCloudStandIn) -> None:
+    run = Run.start(airflow, "bentocloud_train_push").succeed()
+
+    version = run.left("push")["version"]
+    assert bentocloud.model("digits", version).upload_status == "success"
+    assert {"key": "stage", "value": "staging"} in bentocloud.model("digits", version).labels
+    assert_one_version(run, lambda: [*bentocloud.repositories["digits"].models])
+
+
+def test_bentocloud_train_push_deploy(airflow: LocalAirflow, bentocloud: BentoCloudStandIn) -> None:
+    run = Run.start(airflow, "bentocloud_train_push_deploy").succeed()
+
+    bento = bentocloud.bentos[run.left("push_bento")["ref"]]
+    assert (bento.upload_status, bento.models) == ("success", [run.left("push")["ref"]])
+    assert bentocloud.deployments["digits"].revisions[-1].body["bento"] == bento.tag
+    assert run.left("deploy")["ready"]
+
+
+def test_wallaroo_train_push_deploy(airflow: LocalAirflow, wallaroo: WallarooStandIn) -> None:
+    run = Run.start(airflow, "wallaroo_train_push_deploy").succeed()
+
+    assert run.left("compare") == IDENTICAL
+    assert run.left("deploy")["ready"]
+    assert run.left("undeploy")["gone"]
+    assert_one_version(run, lambda: wallaroo.versions_of("digits"))
+
+
+def test_supervisely_batch_predict(airflow: LocalAirflow, detector: SuperviselyApp, images: Path) -> None:
+    for number in range(3):
+        (images / f"{number}.png").write_bytes(png(80, 8, (0, 0, 60 + number, 7)))
+
+    run = Run.start(airflow, "supervisely_batch_predict", framework="TinyBlob", model="blob-slow").succeed()
+
+    made = run.left("predict")
+    lines = [json.loads(line) for line in Path(made["output"]).read_text().splitlines()]
+    assert [line["path"] for line in lines] == [str(images / f"{number}.png") for number in range(3)]
+    assert run.left("freeze")["frozen"]
+    assert detector.frozen
+
+
+def test_pieces_local_model(airflow: LocalAirflow, pieces: PiecesStandIn) -> None:
+    run = Run.start(airflow, "pieces_local_model", model=PHI["unique"]).succeed()
+
+    assert f"{PHI['unique']} is loaded: True" in run.left("use")
+    assert verbs(pieces) == [DOWNLOAD, "load", "unload"]
+    assert pieces.models[PHI["id"]]["downloaded"]
+    assert not pieces.models[PHI["id"]]["loaded"]
+
+
+def test_nightly_sync(airflow: LocalAirflow, source: Path) -> None:
+    pushed = BentoCloudHook().push(source, "nightly:v1", labels={"of": "the night"})
+
+    first, second = (Run.start(airflow, "nightly_sync").succeed().left("sync")["counts"] for _ in range(2))
+
+    assert (first["failed"], second["failed"]) == (0, 0)
+    assert first["copied"] >= 1
+    assert second == {"copied": 0, "skipped": first["copied"] + first["skipped"], "failed": 0}
+    copy = ModelStoreHook("modelstore_default").get("nightly:v1")
+    assert (copy.digest, copy.labels) == (pushed.digest, {"of": "the night"})
+
+
+def test_fleet_sync(airflow: LocalAirflow, bentocloud: BentoCloudStandIn, source: Path) -> None:
+    names = {name for name, repository in bentocloud.repositories.items() if repository.models}
+    for name in ("fleet-a", "fleet-b"):
+        BentoCloudHook().push(source, f"{name}:v1")
+
+    run = Run.start(airflow, "fleet_sync").succeed()
+
+    synced = [task["map_index"] for task in run.instances() if task["task_id"] == "sync"]
+    assert len(synced) == len(names) + 2
+    copies = {version.ref for version in ModelStoreHook("modelstore_default").list_models()}
+    assert {"fleet-a:v1", "fleet-b:v1"} <= copies
+
+
+@pytest.fixture
+def conf(tmp_path: Path, source: Path) -> dict[str, str]:
+    """What the example with an approval is started with: a model, and a bento built with it."""
+    bento = tmp_path / "bento"
+    bento.mkdir()
+    (bento / "bento.yaml").write_text(yaml.safe_dump(BENTO))
+    return {"model": "risk:v1", "source": str(source), "bento": str(bento)}
+
+
+def asked(airflow: LocalAirflow, conf: dict[str, str]) -> Run:
+    """Start the example with an approval, and wait until it waits for a person."""
+    run = Run.start(airflow, "approve_then_deploy", **conf)
+    run.until("approve", "awaiting_input")
+    return run
+
+
+def test_approve_then_deploy(airflow: LocalAirflow, bentocloud: BentoCloudStandIn, conf: dict[str, str]) -> None:
+    before = len(changes(bentocloud))
+    run = asked(airflow, conf)
+    question = run.question("approve")
+
+    assert (question["subject"], question["options"]) == ("Deploy risk:v1?", ["Approve", "Reject"])
+    assert "scorer:b1" in question["body"]
+    assert run.left("push")["digest"] in question["body"]
+    assert len(changes(bentocloud)) == before
+
+    run.answer("approve", "Approve")
+    run.succeed()
+
+    deployed = run.left("deploy")
+    assert (deployed["name"], deployed["ready"], deployed["artifact"]) == ("risk", True, "scorer:b1")
+    assert run.links("deploy") == {"Registry console": deployed["page"], "Deployment": deployed["url"]}
+    for task, page in (
+        ("push", "model_repositories/risk/models/v1"),
+        ("push_bento", "bento_repositories/scorer/bentos/b1"),
+    ):
+        assert run.links(task) == {"Registry console": f"{bentocloud.url}/{page}"}
+
+
+def test_nothing_is_deployed_when_a_person_refuses(
+    airflow: LocalAirflow, bentocloud: BentoCloudStandIn, conf: dict[str, str]
+) -> None:
+    before = len(changes(bentocloud))
+    run = asked(airflow, conf)
+    run.answer("approve", "Reject")
+
+    assert run.succeed().states == {
+        "push": "success",
+        "push_bento": "success",
+        "approve": "success",
+        "deploy": "skipped",
+    }
+    assert len(changes(bentocloud)) == before
+
+
+def test_deploy_on_new_version(airflow: LocalAirflow, bentocloud: BentoCloudStandIn, source: Path) -> None:
+    dag_id = "deploy_on_new_version"
+    until(lambda: bentocloud.count("GET", "/model_repositories/fraud/models"), "the first sight")
+    assert runs_of(airflow, dag_id) == []
+
+    bentocloud.seed_bento("detector", "b1", models=["fraud:v1"])
+    BentoCloudHook().push(source, "fraud:v1")
+
+    (run,) = until(lambda: runs_of(airflow, dag_id), "a run")
+    run.succeed()
+    assert (run.left("deploy")["name"], run.left("deploy")["artifact"]) == ("fraud", "detector:b1")
+    assert runs_of(airflow, dag_id) == [run]
+
+
+def runs_of(airflow: LocalAirflow, dag_id: str) -> list[Run]:
+    """The runs of a DAG, which somebody else has started."""
+    return [Run(airflow, dag_id, run["dag_run_id"]) for run in airflow.get(f"/dags/{dag_id}/dagRuns")["dag_runs"]]
+
+
+def assert_one_version(run: Run, versions: Callable[[], list[Any]]) -> None:
+    """Clear a push that has succeeded: it finds what it has pushed and sends nothing again."""
+    before = versions()
+    run.clear("push")
+
+    assert versions() == before
+    assert run.left("push")["skipped"] is True
+    assert "nothing is sent" in run.log("push")

@@ -1,0 +1,92 @@
+"""What people and restarts do to a task that waits in the triggerer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_modelsync.core.archive.digest import digest_directory
+from airflow_provider_modelsync.hooks.bentocloud import BentoCloudHook
+from scripts.local_airflow import LocalAirflow
+from tests.e2e.runs import Run, Triggerer
+from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.wallaroo import WallarooStandIn
+from tests.support.cloud import changes
+from tests.support.until import until
+
+pytestmark = pytest.mark.e2e
+
+
+def test_a_wait_survives_a_restart_of_the_triggerer(
+    airflow: LocalAirflow, triggerer: Triggerer, bentocloud: BentoCloudStandIn, source: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "pulled"
+    run = Run.start(airflow, "wait_for_version", model="late:v1", target=str(target))
+    run.until("wait", "deferred")
+    for _ in range(2):
+        looks = bentocloud.count("GET", "/late")
+        until(lambda seen=looks: bentocloud.count("GET", "/late") > seen, "a look")
+        triggerer.restart()
+
+    pushed = BentoCloudHook().push(source, "late:v1")
+
+    run.succeed()
+    assert digest_directory(target) == pushed.digest
+    assert [task["try_number"] for task in run.instances()] == [1, 1]
+
+
+def slow_deployment(airflow: LocalAirflow, server: BentoCloudStandIn, source: Path, name: str) -> Run:
+    """Start a roll-out that never ends, and wait until a task waits for it in the triggerer."""
+    BentoCloudHook().push(source, f"{name}:v1")
+    server.seed_bento(name, "b1", models=[f"{name}:v1"])
+    server.script_deployment(name, ["deploying"])
+    run = Run.start(airflow, "deploy", registry="bentocloud_default", deployment=name, model=f"{name}:v1")
+    run.until("deploy", "deferred")
+    looks = server.count("GET", f"/deployments/{name}")
+    until(lambda: server.count("GET", f"/deployments/{name}") > looks, "a look of the triggerer")
+    return run
+
+
+def test_a_restart_of_the_triggerer_leaves_a_roll_out_alone(
+    airflow: LocalAirflow, triggerer: Triggerer, bentocloud: BentoCloudStandIn, source: Path
+) -> None:
+    before = len(changes(bentocloud))
+    run = slow_deployment(airflow, bentocloud, source, "patient")
+    triggerer.restart()
+    bentocloud.deployments["patient"].status = "running"
+
+    run.succeed()
+
+    assert run.left("deploy")["ready"]
+    assert len(changes(bentocloud)) == before + 1
+
+
+def test_marking_a_deferred_deploy_failed_ends_the_roll_out_at_bentocloud(
+    airflow: LocalAirflow, bentocloud: BentoCloudStandIn, source: Path
+) -> None:
+    before = len(changes(bentocloud))
+    run = slow_deployment(airflow, bentocloud, source, "unwanted")
+
+    run.mark_failed("deploy")
+
+    until(lambda: len(changes(bentocloud)) > before + 1, "the roll-out to be taken back")
+    assert [method for method, _ in changes(bentocloud)[before:]] == ["POST", "POST"]
+    assert bentocloud.deployments["unwanted"].status in ("terminating", "terminated")
+    assert run.state == "failed"
+
+
+def test_marking_a_deferred_deploy_failed_ends_the_pipeline_at_wallaroo(
+    airflow: LocalAirflow, wallaroo: WallarooStandIn
+) -> None:
+    (workspace,) = [number for number, workspace in wallaroo.workspaces.items() if workspace.name == "examples"]
+    wallaroo.seed(workspace, "unwanted")
+    wallaroo.script_deployment("unwanted", ["Starting"])
+    run = Run.start(airflow, "deploy", registry="wallaroo_default", deployment="unwanted", model="unwanted")
+    run.until("deploy", "deferred")
+    ended = wallaroo.count("POST", "/pipelines/undeploy")
+
+    run.mark_failed("deploy")
+
+    until(lambda: wallaroo.count("POST", "/pipelines/undeploy") > ended, "the pipeline to be ended")
+    assert run.state == "failed"
