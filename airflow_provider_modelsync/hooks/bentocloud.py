@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from airflow_provider_modelsync.core.drive import driver_for
+from airflow_provider_modelsync.hooks.metrics import measured
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 
 if TYPE_CHECKING:
@@ -51,4 +52,7 @@ class BentoCloudHook(RegistryHook):
         with self._named(str(ref)), driver_for(bentos, self.cancel_token) as driver:
             bentos.check(ref)
             control = self._control(bentos, f"pushing the bento {ref}", checkpoint)
-            return push(bentos, driver, source, ref, control, force=force)
+            with measured("push", control.tally, self._tags()) as note:
+                version = push(bentos, driver, source, ref, control, force=force)
+                note(version.transfer)
+            return version
