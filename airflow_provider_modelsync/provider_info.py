@@ -45,7 +45,7 @@ _HTTP = {
     "presigned_hosts": _field(
         "Presigned hosts",
         "string",
-        "What presigned URLs may name besides public https; separated by commas.",
+        "What presigned URLs may name without https, or on the worker's own machine; separated by commas.",
         section="Transfer",
     ),
 }

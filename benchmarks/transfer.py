@@ -172,9 +172,9 @@ def engine_push(url: str, certificate: Path, source: Path, scratch: Path, tree: 
 
 def ours_pull(url: str, certificate: Path, target: Path, scratch: Path) -> Callable[[], None]:
     """Read the archive by ranges into a staging directory, hash what is written, rename."""
+    from airflow_provider_modelsync.core import durable
     from airflow_provider_modelsync.core.archive.digest import digest_of
     from airflow_provider_modelsync.core.flow import SyncDriver
-    from airflow_provider_modelsync.core.transfer import durable
     from airflow_provider_modelsync.core.transfer.control import Control
     from airflow_provider_modelsync.core.transfer.download import download
     from airflow_provider_modelsync.core.transfer.mover import Mover

@@ -105,7 +105,7 @@ def test_the_hook_agrees_with_its_connection_type(declared: dict[str, Any]) -> N
 
     assert issubclass(hook, RegistryHook)
     assert (hook.conn_type, hook.hook_name) == (declared["connection-type"], declared["hook-name"])
-    assert hook.registry_type.conn_type == declared["connection-type"]
+    assert hook.registry_type().conn_type == declared["connection-type"]
     assert hook.conn_name_attr == "registry_conn_id"
     assert hook.default_conn_name == f"{hook.conn_type}_default"
 
@@ -125,7 +125,7 @@ def test_connection_types_and_fields_have_names_that_the_form_can_split(declared
 
 @each_type
 def test_every_form_field_is_read_by_the_registry(declared: dict[str, Any]) -> None:
-    settings = resolve_name(declared["hook-class-name"]).registry_type.settings_type
+    settings = resolve_name(declared["hook-class-name"]).registry_type().settings_type
 
     assert set(declared["conn-fields"]) <= set(settings.model_fields)
 
@@ -140,7 +140,7 @@ def test_every_form_field_may_be_left_empty(declared: dict[str, Any]) -> None:
 def test_every_secret_is_masked_by_its_name(declared: dict[str, Any]) -> None:
     from airflow.sdk._shared.secrets_masker import should_hide_value_for_key
 
-    settings = resolve_name(declared["hook-class-name"]).registry_type.settings_type
+    settings = resolve_name(declared["hook-class-name"]).registry_type().settings_type
     secret = {name for name, field in settings.model_fields.items() if _is_secret(field.annotation)}
     entered_hidden = {
         name for name, field in declared["conn-fields"].items() if field["schema"].get("format") == "password"

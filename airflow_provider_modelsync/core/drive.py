@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
+from typing import TYPE_CHECKING
 
 from airflow_provider_modelsync.core import network
 from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.flow import AsyncDriver, SyncDriver
 from airflow_provider_modelsync.core.registries.base import Registry
-from airflow_provider_modelsync.core.transfer.control import Control
-from airflow_provider_modelsync.core.transfer.mover import Mover
+
+if TYPE_CHECKING:
+    from airflow_provider_modelsync.core.transfer.control import Control
+    from airflow_provider_modelsync.core.transfer.mover import Mover
 
 
 @contextmanager
@@ -40,4 +43,6 @@ async def async_driver_for(registry: Registry) -> AsyncIterator[AsyncDriver]:
 
 def mover_for(registry: Registry, control: Control) -> Mover:
     """Return what moves a registry's bodies of size; to be closed."""
+    from airflow_provider_modelsync.core.transfer.mover import Mover
+
     return Mover(registry.settings, base_url=registry.base_url, cancel=control.cancel)

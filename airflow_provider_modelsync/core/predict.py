@@ -10,12 +10,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.drive import mover_for
 from airflow_provider_modelsync.core.errors import InvalidInput, from_os_error
 from airflow_provider_modelsync.core.flow import SyncDriver
 from airflow_provider_modelsync.core.models import Predictions, Ticket
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
-from airflow_provider_modelsync.core.transfer import durable
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.plan import PredictRequest
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 
+from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.archive.digest import digest_of, read_tree
 from airflow_provider_modelsync.core.drive import mover_for
 from airflow_provider_modelsync.core.errors import (
@@ -36,11 +37,11 @@ from airflow_provider_modelsync.core.models import (
     TransferStats,
 )
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
-from airflow_provider_modelsync.core.transfer import durable
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.download import download
 from airflow_provider_modelsync.core.transfer.pieces import Pulled, holds_pieces
 from airflow_provider_modelsync.core.transfer.plan import DownloadPlan
+from airflow_provider_modelsync.core.transfer.room import require_room
 
 log = logging.getLogger("modelsync")
 
@@ -149,7 +150,7 @@ def _fill(
         return not is_over and holds_pieces(staging)
 
     with durable.staging(_beside(place, key[:12]), keep=keep) as staging:
-        durable.require_space(place.parent, version.size_bytes or 0, argument="target")
+        require_room(place.parent, version.size_bytes or 0, staging=staging, argument="target")
         pulled = _fetch_verified(plan, staging, download_into, verify=verify)
         durable.sync_file_system(staging)
         _move_in(staging, place, version, control, force=force)

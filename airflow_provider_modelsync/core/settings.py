@@ -48,7 +48,7 @@ class RegistrySettings(BaseModel):
     :param timeout_seconds: how long one API call may take, all its tries included.
     :param max_workers: threads that move bytes.
     :param part_size_mib: size of a multipart upload's parts in MiB; chosen by model size when unset.
-    :param presigned_hosts: hosts that presigned URLs may name although they are not public https.
+    :param presigned_hosts: hosts that presigned URLs may name without https, or on this machine.
     """
 
     # Validation errors would otherwise quote the input, secrets included.

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
+from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.archive.digest import Source
 from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.drive import mover_for
@@ -31,7 +32,6 @@ from airflow_provider_modelsync.core.parallel import for_each
 from airflow_provider_modelsync.core.pull import pull
 from airflow_provider_modelsync.core.push import push
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
-from airflow_provider_modelsync.core.transfer import durable
 from airflow_provider_modelsync.core.transfer.checkpoint import Below
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.stored import StoredModel

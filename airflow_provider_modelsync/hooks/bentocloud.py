@@ -6,13 +6,12 @@ import os
 from typing import TYPE_CHECKING
 
 from airflow_provider_modelsync.core.drive import driver_for
-from airflow_provider_modelsync.core.push import push
-from airflow_provider_modelsync.core.registries.bentocloud import BentoCloud
-from airflow_provider_modelsync.core.registries.bentocloud_bentos import Bentos, bento_ref
+from airflow_provider_modelsync.hooks.metrics import measured
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 
 if TYPE_CHECKING:
     from airflow_provider_modelsync.core.models import ModelVersion
+    from airflow_provider_modelsync.core.registries.bentocloud import BentoCloud
     from airflow_provider_modelsync.core.transfer.checkpoint import CheckpointStore
 
 
@@ -25,7 +24,12 @@ class BentoCloudHook(RegistryHook):
     conn_type = "bentocloud"
     hook_name = "BentoCloud"
     default_conn_name = "bentocloud_default"
-    registry_type = BentoCloud
+
+    @classmethod
+    def registry_type(cls) -> type[BentoCloud]:
+        from airflow_provider_modelsync.core.registries.bentocloud import BentoCloud
+
+        return BentoCloud
 
     def push_bento(
         self, source: str | os.PathLike[str], *, force: bool = False, checkpoint: CheckpointStore | None = None
@@ -39,10 +43,16 @@ class BentoCloudHook(RegistryHook):
         :raises InvalidInput: when the source is no built bento, or a model that it was built with is not there.
         :raises VersionConflict: when the bento exists with other bytes.
         """
+        from airflow_provider_modelsync.core.push import push
+        from airflow_provider_modelsync.core.registries.bentocloud_bentos import Bentos, bento_ref
+
         bentos = Bentos(self.get_conn().settings)
         with self._named(None):
             ref = bento_ref(source)
         with self._named(str(ref)), driver_for(bentos, self.cancel_token) as driver:
             bentos.check(ref)
             control = self._control(bentos, f"pushing the bento {ref}", checkpoint)
-            return push(bentos, driver, source, ref, control, force=force)
+            with measured("push", control.tally, self._tags()) as note:
+                version = push(bentos, driver, source, ref, control, force=force)
+                note(version.transfer)
+            return version

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modelsync.core.errors import InvalidInput
-from airflow_provider_modelsync.core.registries.base import Registry
-from airflow_provider_modelsync.core.registries.modelstore import ModelStore
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
 
+    from airflow_provider_modelsync.core.registries.modelstore import ModelStore
     from airflow_provider_modelsync.core.settings import RegistrySettings
 
 
@@ -25,10 +24,15 @@ class ModelStoreHook(RegistryHook):
     conn_type = "modelstore"
     hook_name = "Model Store"
     default_conn_name = "modelstore_default"
-    registry_type = ModelStore
 
-    def make_registry(self, settings: RegistrySettings, others: Sequence[Connection]) -> Registry:
-        return ModelStore(settings, *(_AwsSession(connection) for connection in others))
+    @classmethod
+    def registry_type(cls) -> type[ModelStore]:
+        from airflow_provider_modelsync.core.registries.modelstore import ModelStore
+
+        return ModelStore
+
+    def make_registry(self, settings: RegistrySettings, others: Sequence[Connection]) -> ModelStore:
+        return self.registry_type()(settings, *(_AwsSession(connection) for connection in others))
 
 
 class _AwsSession:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from airflow_provider_modelsync.core.models import Fetch, ModelVersion, Patience
-from airflow_provider_modelsync.core.registries.pieces import Pieces
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 
 if TYPE_CHECKING:
     from airflow_provider_modelsync.core.flow import Flow
     from airflow_provider_modelsync.core.models import ModelRef
+    from airflow_provider_modelsync.core.registries.pieces import Pieces
 
 T = TypeVar("T")
 
@@ -27,7 +27,12 @@ class PiecesHook(RegistryHook):
     conn_type = "pieces"
     hook_name = "Pieces OS"
     default_conn_name = "pieces_default"
-    registry_type = Pieces
+
+    @classmethod
+    def registry_type(cls) -> type[Pieces]:
+        from airflow_provider_modelsync.core.registries.pieces import Pieces
+
+        return Pieces
 
     def download(self, model: str, *, patience: Patience | None = None) -> ModelVersion:
         """Have a model downloaded on the host; return once it is there. One that is there already is left alone.
@@ -74,18 +79,18 @@ class PiecesHook(RegistryHook):
         :param fields: of its record: ``name``, ``version``, ``type`` and ``usage`` at least.
         :raises VersionConflict: when its name belongs to another model.
         """
-        return self.run(lambda registry: cast(Pieces, registry).register(fields))
+        return self.run(lambda registry: cast("Pieces", registry).register(fields))
 
     def health(self) -> str:
         """Return what Pieces OS says about its health.
 
         :raises RegistryUnavailable: when that is not ``ok``.
         """
-        return self.run(lambda registry: cast(Pieces, registry).health())
+        return self.run(lambda registry: cast("Pieces", registry).health())
 
     def version(self) -> str:
         """Return the version of Pieces OS."""
-        return self.run(lambda registry: cast(Pieces, registry).version())
+        return self.run(lambda registry: cast("Pieces", registry).version())
 
     def _run(self, make_flow: Callable[[Pieces, ModelRef], Flow[T]], model: str) -> T:
-        return self.run(lambda pieces: make_flow(cast(Pieces, pieces), pieces.parse(model)), model=model)
+        return self.run(lambda pieces: make_flow(cast("Pieces", pieces), pieces.parse(model)), model=model)

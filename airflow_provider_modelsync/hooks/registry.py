@@ -1,6 +1,7 @@
 """The hook that all registries share: an Airflow connection becomes a registry, its verbs become methods.
 
-Operators, sensors and triggers use this class only; what system is behind it they need not know.
+Operators, sensors and triggers use this class only; what system is behind it they need not know. What moves bytes is
+imported by the methods that do so: DAG files load this module whenever they are parsed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from airflow.sdk.exceptions import AirflowException
 from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.drive import async_driver_for, driver_for
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError
-from airflow_provider_modelsync.core.fetch import fetch, start_fetch
 from airflow_provider_modelsync.core.flow import AsyncDriver, Flow, SyncDriver
 from airflow_provider_modelsync.core.models import (
     Deployment,
@@ -29,13 +29,8 @@ from airflow_provider_modelsync.core.models import (
     SyncReport,
     Ticket,
 )
-from airflow_provider_modelsync.core.predict import predict, start_predict
-from airflow_provider_modelsync.core.pull import pull
-from airflow_provider_modelsync.core.push import push
 from airflow_provider_modelsync.core.registries.base import Registry
 from airflow_provider_modelsync.core.settings import RegistrySettings
-from airflow_provider_modelsync.core.sync import Selection, Side, sync
-from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.progress import Tally
 from airflow_provider_modelsync.hooks.metrics import measured
 
@@ -45,7 +40,9 @@ if TYPE_CHECKING:
     from airflow.sdk import Connection
     from pydantic import JsonValue
 
+    from airflow_provider_modelsync.core.sync import Selection
     from airflow_provider_modelsync.core.transfer.checkpoint import CheckpointStore
+    from airflow_provider_modelsync.core.transfer.control import Control
 
 log = logging.getLogger("modelsync")
 
@@ -80,7 +77,6 @@ class RegistryHook(BaseHook):
     conn_type: ClassVar[str]
     hook_name: ClassVar[str]
     default_conn_name = "modelsync_default"
-    registry_type: ClassVar[type[Registry]]
 
     def __init__(self, registry_conn_id: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -90,6 +86,11 @@ class RegistryHook(BaseHook):
         self.tally = Tally()  # of the transfer in hand, or of the last one
         self._registry: Registry | None = None
         self._driver: AsyncDriver | None = None
+
+    @classmethod
+    def registry_type(cls) -> type[Registry]:
+        """Return the registry's class, which is imported only now."""
+        raise NotImplementedError
 
     def get_conn(self) -> Registry:
         """Return the registry that the connection leads to.
@@ -117,7 +118,7 @@ class RegistryHook(BaseHook):
         :param settings: the connection.
         :param others: the connections that it relies on.
         """
-        return self.registry_type(settings)
+        return self.registry_type()(settings)
 
     def cancel(self) -> None:
         """End whatever this hook is doing, within 4 s. Safe from signal handlers, any number of times."""
@@ -177,6 +178,8 @@ class RegistryHook(BaseHook):
         :raises InvalidInput: for a source, name or argument that is refused before any byte is sent.
         :raises NotSupported: for what the system cannot do or keep.
         """
+        from airflow_provider_modelsync.core.push import push
+
         with self._named(model), self._session() as (registry, driver):
             control = self._control(registry, f"pushing {model}", checkpoint)
             with measured("push", control.tally, self._tags()) as note:
@@ -221,6 +224,8 @@ class RegistryHook(BaseHook):
         :raises TargetExists: when the target holds something else.
         :raises DigestMismatch: when the stored bytes are not those that were pushed.
         """
+        from airflow_provider_modelsync.core.pull import pull
+
         with self._named(model), self._session() as (registry, driver):
             control = self._control(registry, f"pulling {model}", checkpoint)
             with measured("pull", control.tally, self._tags()) as note:
@@ -255,6 +260,8 @@ class RegistryHook(BaseHook):
         :return: what became of each version; a failing model does not stop the others and raises nothing.
         :raises NotSupported: when this registry cannot be read or the other cannot be written.
         """
+        from airflow_provider_modelsync.core.sync import Side, sync
+
         with (
             self._named(None),
             self._session() as (source_registry, source_driver),
@@ -275,6 +282,8 @@ class RegistryHook(BaseHook):
 
         :raises InvalidInput: where models are pulled to a directory instead.
         """
+        from airflow_provider_modelsync.core.fetch import start_fetch
+
         with self._named(model), self._session() as (registry, driver):
             return start_fetch(registry, driver, registry.parse(model), query=Query.parse(query, labels))
 
@@ -317,6 +326,8 @@ class RegistryHook(BaseHook):
         :raises InvalidInput: for a name or a configuration that is refused before anything is sent.
         :raises NotSupported: where the system does not deploy.
         """
+        from airflow_provider_modelsync.core.fetch import fetch
+
         with self._named(model), self._session() as (registry, driver):
             ref, config = registry.parse(model), config or {}
             if driver.run(registry.needs_fetch(deployment, ref, config)):
@@ -355,6 +366,8 @@ class RegistryHook(BaseHook):
         :raises InvalidInput: for inputs or options that are refused before anything is sent.
         :raises NotSupported: where the system runs no predictions.
         """
+        from airflow_provider_modelsync.core.predict import predict
+
         with self._named(None), self._session() as (registry, driver):
             control = self._control(registry, f"predicting with {deployment}", None)
             return predict(registry, driver, deployment, inputs, control, output=output, options=options, ticket=ticket)
@@ -371,6 +384,8 @@ class RegistryHook(BaseHook):
 
         :return: what leads to them; ``None`` where they are made only while somebody waits, and nothing is begun.
         """
+        from airflow_provider_modelsync.core.predict import start_predict
+
         with self._named(None), self._session() as (registry, driver):
             return start_predict(registry, driver, deployment, inputs, output=output, options=options)
 
@@ -383,11 +398,13 @@ class RegistryHook(BaseHook):
         try:
             return True, self.run(lambda registry: registry.test())
         except Exception as error:  # the form shows whatever comes back
+            if isinstance(error, ModelSyncError):
+                error.connection = None  # the form's has an id that Airflow makes up; others who ask know it
             return False, str(error)
 
     def _settings_in(self, connection: Connection) -> RegistrySettings:
         with self._named(None):
-            return settings_from_connection(connection, self.registry_type.settings_type)
+            return settings_from_connection(connection, self.registry_type().settings_type)
 
     def _make(self, settings: RegistrySettings, others: Sequence[Connection]) -> Registry:
         with self._named(None):
@@ -400,6 +417,8 @@ class RegistryHook(BaseHook):
             yield registry, driver
 
     def _control(self, registry: Registry, doing: str, checkpoint: CheckpointStore | None) -> Control:
+        from airflow_provider_modelsync.core.transfer.control import Control
+
         self.tally = Tally()
         return Control(
             workers=registry.settings.max_workers,

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from airflow_provider_modelsync.core.errors import Cancelled, ModelSyncError
-from airflow_provider_modelsync.core.flow import Flow
-from airflow_provider_modelsync.core.registries.base import Registry
-from airflow_provider_modelsync.core.registries.supervisely import Supervisely
-from airflow_provider_modelsync.core.registries.supervisely_session import LOAD_SECONDS, Session
 from airflow_provider_modelsync.hooks.registry import RegistryHook
+
+if TYPE_CHECKING:
+    from airflow_provider_modelsync.core.flow import Flow
+    from airflow_provider_modelsync.core.registries.base import Registry
+    from airflow_provider_modelsync.core.registries.supervisely import Supervisely
+    from airflow_provider_modelsync.core.registries.supervisely_session import Session
 
 T = TypeVar("T")
 
@@ -28,48 +30,53 @@ class SuperviselyHook(RegistryHook):
     conn_type = "supervisely"
     hook_name = "Supervisely"
     default_conn_name = "supervisely_default"
-    registry_type = Supervisely
+
+    @classmethod
+    def registry_type(cls) -> type[Supervisely]:
+        from airflow_provider_modelsync.core.registries.supervisely import Supervisely
+
+        return Supervisely
 
     def get_info(self, deployment: str | None = None) -> dict[str, Any]:
         """Return what model is loaded and how it runs.
 
         :raises ModelNotFound: when none is.
         """
-        return self._ask(deployment, Session.get_info)
+        return self._ask(deployment, lambda session: session.get_info())
 
     def get_settings(self, deployment: str | None = None) -> dict[str, Any] | str:
         """Return the inference settings and their defaults: a dictionary, or YAML text where the app has that."""
-        return self._ask(deployment, Session.get_settings)
+        return self._ask(deployment, lambda session: session.get_settings())
 
     def get_tracking_settings(self, deployment: str | None = None) -> dict[str, Any]:
         """Return the tracker's settings; empty where the app has no tracker."""
-        return self._ask(deployment, Session.get_tracking_settings)
+        return self._ask(deployment, lambda session: session.get_tracking_settings())
 
     def get_model_meta(self, deployment: str | None = None) -> dict[str, Any]:
         """Return the model's classes and tags, as a project's meta."""
-        return self._ask(deployment, Session.get_model_meta)
+        return self._ask(deployment, lambda session: session.get_model_meta())
 
     def get_classes(self, deployment: str | None = None) -> list[str]:
         """Return the names of the model's classes."""
-        return self._ask(deployment, Session.get_classes)
+        return self._ask(deployment, lambda session: session.get_classes())
 
     def list_pretrained_models(self, deployment: str | None = None) -> list[str]:
         """Return the names of the models that the app can load by name."""
-        return self._ask(deployment, Session.list_pretrained_models)
+        return self._ask(deployment, lambda session: session.list_pretrained_models())
 
     def list_pretrained_model_infos(self, deployment: str | None = None) -> list[dict[str, Any]]:
         """Return the models that the app can load by name, described."""
-        return self._ask(deployment, Session.list_pretrained_model_infos)
+        return self._ask(deployment, lambda session: session.list_pretrained_model_infos())
 
     def status(self, deployment: str | None = None) -> dict[str, Any]:
         """Return whether a model is loaded, what the app is at, and its memory; answered during a load, too."""
-        return self._ask(deployment, Session.status)
+        return self._ask(deployment, lambda session: session.status())
 
     def is_deployed(self, deployment: str | None = None) -> bool:
         """Whether a model is loaded and answers: ``False`` for whatever keeps the app from saying so."""
         self.get_conn()
         try:
-            return self._ask(deployment, Session.is_deployed)
+            return self._ask(deployment, lambda session: session.is_deployed())
         except Cancelled:
             raise
         except ModelSyncError as error:
@@ -83,7 +90,7 @@ class SuperviselyHook(RegistryHook):
         *,
         device: str | None = None,
         runtime: str | None = None,
-        seconds: float = LOAD_SECONDS,
+        seconds: float = 3600.0,
     ) -> None:
         """Load a model into a deployment that runs, and return once it answers. What it serves is dropped first.
 
@@ -106,7 +113,7 @@ class SuperviselyHook(RegistryHook):
         That is ``"Model is frozen."``, ``"Model is already frozen."``, or another text where it cannot be frozen: on
         the CPU, or in another runtime than PyTorch.
         """
-        return self._ask(deployment, Session.freeze_model)
+        return self._ask(deployment, lambda session: session.freeze_model())
 
     def shutdown(self, deployment: str | None = None) -> str:
         """Ask for a deployment's end, and return its status; one that has ended already is fine."""
@@ -125,7 +132,7 @@ class SuperviselyHook(RegistryHook):
             inputs = Path(inputs)
         with self._named(None), self._session() as (registry, driver):
             control = self._control(registry, f"predicting with {deployment}", None)
-            yield from cast(Supervisely, registry).predictions(driver, deployment, inputs, options, control)
+            yield from cast("Supervisely", registry).predictions(driver, deployment, inputs, options, control)
 
     def _ask(self, deployment: str | None, make_flow: Callable[[Session], Flow[T]]) -> T:
         def flow(registry: Supervisely) -> Flow[T]:
@@ -136,6 +143,6 @@ class SuperviselyHook(RegistryHook):
 
     def _run(self, make_flow: Callable[[Supervisely], Flow[T]], model: str | None = None) -> T:
         def flow(registry: Registry) -> Flow[T]:
-            return make_flow(cast(Supervisely, registry))
+            return make_flow(cast("Supervisely", registry))
 
         return self.run(flow, model=model)

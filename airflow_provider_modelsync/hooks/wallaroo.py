@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk.log import mask_secret
 
-from airflow_provider_modelsync.core.models import ModelVersion
-from airflow_provider_modelsync.core.registries.wallaroo import Wallaroo
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
 
+    from airflow_provider_modelsync.core.models import ModelVersion
     from airflow_provider_modelsync.core.registries.base import Registry
+    from airflow_provider_modelsync.core.registries.wallaroo import Wallaroo
     from airflow_provider_modelsync.core.settings import RegistrySettings
 
 
@@ -27,7 +27,12 @@ class WallarooHook(RegistryHook):
     conn_type = "wallaroo"
     hook_name = "Wallaroo"
     default_conn_name = "wallaroo_default"
-    registry_type = Wallaroo
+
+    @classmethod
+    def registry_type(cls) -> type[Wallaroo]:
+        from airflow_provider_modelsync.core.registries.wallaroo import Wallaroo
+
+        return Wallaroo
 
     def get_config(self, model: str) -> dict[str, Any]:
         """Return the newest configuration of a version, empty when it has none.
@@ -71,4 +76,4 @@ class WallarooHook(RegistryHook):
 
 
 def _wallaroo(registry: Registry) -> Wallaroo:
-    return cast(Wallaroo, registry)
+    return cast("Wallaroo", registry)

@@ -9,7 +9,6 @@ from airflow.sdk import BaseOperatorLink
 
 from airflow_provider_modelsync.core.errors import InvalidInput
 from airflow_provider_modelsync.core.models import TransferStats
-from airflow_provider_modelsync.hooks.bentocloud import BentoCloudHook
 from airflow_provider_modelsync.links import RegistryConsoleLink
 from airflow_provider_modelsync.operators.base import RegistryOperator, TaskCheckpoint, translated
 from airflow_provider_modelsync.operators.storage import Location, local_source
@@ -41,7 +40,7 @@ class PushBentoOperator(RegistryOperator):
         *,
         source: Location,
         force: bool = False,
-        registry_conn_id: str = BentoCloudHook.default_conn_name,
+        registry_conn_id: str = "bentocloud_default",
         **kwargs: Any,
     ) -> None:
         super().__init__(registry_conn_id=registry_conn_id, **kwargs)
@@ -49,6 +48,8 @@ class PushBentoOperator(RegistryOperator):
         self.force = force
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
+        from airflow_provider_modelsync.hooks.bentocloud import BentoCloudHook
+
         with translated():
             hook = self.get_hook(context)
             if not isinstance(hook, BentoCloudHook):

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_modelsync.core.errors import InvalidInput
-from airflow_provider_modelsync.hooks.pieces import PiecesHook
 from airflow_provider_modelsync.operators.base import RegistryOperator, translated
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ class PiecesUpdateModelOperator(RegistryOperator):
         *,
         model: str,
         changes: Mapping[str, Any],
-        registry_conn_id: str = PiecesHook.default_conn_name,
+        registry_conn_id: str = "pieces_default",
         **kwargs: Any,
     ) -> None:
         super().__init__(registry_conn_id=registry_conn_id, **kwargs)
@@ -42,6 +41,8 @@ class PiecesUpdateModelOperator(RegistryOperator):
         self.changes = changes
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
+        from airflow_provider_modelsync.hooks.pieces import PiecesHook
+
         with translated():
             hook = self.get_hook(context)
             if not isinstance(hook, PiecesHook):

@@ -13,11 +13,12 @@ from typing import IO, Any
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_modelsync.core.archive import names
-from airflow_provider_modelsync.core.archive.digest import BLOCK, read_tree
 from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavailable, TargetExists
 
 Location = str | os.PathLike[str] | ObjectStoragePath
+
+_BLOCK = 1 << 20  # bytes copied at a time
 
 
 def resolve(location: Location, argument: str) -> Path | ObjectStoragePath:
@@ -73,6 +74,8 @@ def upload_directory(directory: Path, target: ObjectStoragePath, *, force: bool,
 
     :raises TargetExists: when the target holds anything else and ``force`` is not set.
     """
+    from airflow_provider_modelsync.core.archive.digest import read_tree
+
     wanted = {file.path: file for file in read_tree(directory, cancel=cancel).files}
     there = set(_files_below(target))
     ours = {path for path in there & wanted.keys() if _is_beginning(target / path, directory / path, cancel)}
@@ -131,7 +134,7 @@ def _files_below(root: ObjectStoragePath) -> list[str]:
 def _is_beginning(remote: ObjectStoragePath, file: Path, cancel: CancelToken) -> bool:
     """Whether a stored file holds a local one, or as much of it as a killed try could write."""
     with _open(remote, "rb") as there, file.open("rb") as here:
-        while block := there.read(BLOCK):
+        while block := there.read(_BLOCK):
             cancel.check()
             if block != here.read(len(block)):
                 return False
@@ -139,7 +142,7 @@ def _is_beginning(remote: ObjectStoragePath, file: Path, cancel: CancelToken) ->
 
 
 def _copy(reader: IO[bytes], writer: IO[bytes], cancel: CancelToken) -> None:
-    while block := reader.read(BLOCK):
+    while block := reader.read(_BLOCK):
         cancel.check()
         writer.write(block)
 

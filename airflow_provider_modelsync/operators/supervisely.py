@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modelsync.core.errors import InvalidInput
-from airflow_provider_modelsync.core.registries.supervisely_session import FROZEN
-from airflow_provider_modelsync.hooks.supervisely import SuperviselyHook
 from airflow_provider_modelsync.operators.base import RegistryOperator, translated
 
 if TYPE_CHECKING:
@@ -32,13 +30,16 @@ class SuperviselyFreezeOperator(RegistryOperator):
         self,
         *,
         deployment: str | None = None,
-        registry_conn_id: str = SuperviselyHook.default_conn_name,
+        registry_conn_id: str = "supervisely_default",
         **kwargs: Any,
     ) -> None:
         super().__init__(registry_conn_id=registry_conn_id, **kwargs)
         self.deployment = deployment
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
+        from airflow_provider_modelsync.core.registries.supervisely_session import FROZEN
+        from airflow_provider_modelsync.hooks.supervisely import SuperviselyHook
+
         with translated():
             hook = self.get_hook()
             if not isinstance(hook, SuperviselyHook):

@@ -22,7 +22,6 @@ from airflow_provider_modelsync.core.models import (
     TransferStats,
     VersionStatus,
 )
-from airflow_provider_modelsync.core.sync import Selection, Versions
 from airflow_provider_modelsync.core.wait import find_version
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 from airflow_provider_modelsync.links import RegistryConsoleLink, remember_link
@@ -40,6 +39,8 @@ from airflow_provider_modelsync.triggers.model import ModelVersionTrigger
 if TYPE_CHECKING:
     from airflow.sdk import Context
     from pydantic import JsonValue
+
+    from airflow_provider_modelsync.core.sync import Versions
 
 
 class PushModelOperator(RegistryOperator):
@@ -306,6 +307,8 @@ class SyncModelsOperator(ModelSyncOperator):
         self._only_say = dry_run  # operators have a method of the argument's name
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
+        from airflow_provider_modelsync.core.sync import Selection
+
         with translated():
             source, target = (self.hook_for(conn_id, context) for conn_id in (self.source_conn_id, self.target_conn_id))
             remember_link(context, target.page_of)

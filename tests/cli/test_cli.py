@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from airflow_provider_modelsync.provider_info import get_provider_info
 from tests.conftest import Connect
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.http_server import Delay
+from tests.ui.servers import GOOD, SERVERS, UNREACHABLE, WRONG
 
 pytestmark = pytest.mark.slow
 
@@ -160,24 +160,32 @@ def test_wrong_usage_is_told_before_anything_is_done(
     assert complaint in capsys.readouterr().err
 
 
-def test_good_wrong_and_unreachable_credentials_are_told_apart(server: BentoCloudStandIn, connect: Connect) -> None:
-    server.seed("fraud", "v1")
-    wrong = {"conn_type": "bentocloud", "host": server.url, "password": CANARY}
-    connect("wrong", **wrong)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))  # bound, but nobody listens
-        host = f"http://127.0.0.1:{free.getsockname()[1]}"
-        connect("nobody", **wrong | {"host": host}, extra={"timeout_seconds": 1})
+@pytest.mark.parametrize("conn_type", SERVERS)
+def test_good_wrong_and_unreachable_credentials_are_told_apart(
+    conn_type: str, connect: Connect, tmp_path: Path
+) -> None:
+    with SERVERS[conn_type](tmp_path) as cases:
+        for name in (GOOD, WRONG, UNREACHABLE):
+            connect(f"its_{name}", conn_type=conn_type, **cases[name].fields())
 
-        assert "fraud" in modelsync("ls").stdout
-        unreachable = refused("ls", "--conn", "nobody", code=TRY_AGAIN)
+        assert isinstance(json.loads(modelsync("ls", "--conn", "its_good", "--json").stdout), list)
+        wrong = refused("ls", "--conn", "its_wrong", code=1)
+        unreachable = refused("ls", "--conn", "its_unreachable", code=TRY_AGAIN)
+
+    for name, told in ((WRONG, wrong), (UNREACHABLE, unreachable)):
+        assert cases[name].answer in told
+        assert told.endswith(f"[connection 'its_{name}']")
+    assert "canary" not in wrong + unreachable
+
+
+def test_a_verbose_refusal_tells_where_it_comes_from_and_no_secret(server: BentoCloudStandIn, connect: Connect) -> None:
+    connect("wrong", conn_type="bentocloud", host=server.url, password=CANARY)
     denied = airflow("modelsync", "ls", "--conn", "wrong", "--verbose")
 
-    assert "connection 'nobody'" in unreachable
     assert (denied.returncode, denied.stdout) == (1, "")
     assert "Traceback" in denied.stderr
     assert "connection 'wrong'" in denied.stderr.splitlines()[-1]
-    assert CANARY not in unreachable + denied.stderr
+    assert CANARY not in denied.stderr
 
 
 def test_connections_may_be_kept_by_a_secrets_backend(source: Path, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ _NAME_CHANGES = {"os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "o
 
 
 def _kill_before(step: int) -> None:
-    from airflow_provider_modelsync.core.transfer import durable
+    from airflow_provider_modelsync.core import durable
 
     left = step
 

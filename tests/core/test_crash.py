@@ -16,9 +16,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.core.errors import ModelNotFound, TargetExists, VersionConflict
-from airflow_provider_modelsync.core.transfer import durable
 from airflow_provider_modelsync.core.transfer.control import Control
 from tests.core.processes import killed_at
 from tests.core.stores import Snapshot, Store, hidden, snapshot, write_tree

@@ -130,17 +130,22 @@ def test_importing_the_whole_core_loads_no_airflow() -> None:
     assert not {name for name in loaded if name.partition(".")[0] == "airflow"}
 
 
+# What of the core's depths a DAG file pays for: no registry's protocol, and nothing that moves bytes.
+DEPTHS = ("core.archive.", "core.registries.", "core.transfer.", "core.push", "core.pull", "core.sync")
+PARSED = {"core.archive.names", "core.registries.base", "core.transfer.progress"}
 HEAVY = {"boto3", "botocore", "s3transfer", "urllib3", "websockets", "numpy", "requests"}
 # What the public modules use of Airflow: only what they load beyond it is theirs.
 AIRFLOW = """
 from airflow.sdk import Asset, BaseHook, BaseOperator, BaseSensorOperator, ObjectStoragePath, PokeReturnValue, conf
-import airflow.sdk.exceptions, airflow.triggers.base
+import airflow.sdk.exceptions, airflow.sdk.log, airflow.triggers.base
 """
 
 
-def test_importing_the_public_modules_loads_nothing_heavy_that_airflow_does_not_load_itself() -> None:
-    parts = ("hooks", "operators", "sensors", "triggers")
+def test_importing_the_public_modules_loads_neither_registries_nor_what_moves_bytes_nor_anything_heavy() -> None:
+    parts = ("assets", "hooks", "lineage", "links", "operators", "sensors", "triggers")
     public = {f"{PACKAGE}.{name}" for name in MODULES if name.partition(".")[0] in parts}
     loaded = _added(AIRFLOW, _import_all(sorted(public)))
     assert public <= loaded
     assert not {name for name in loaded if name.partition(".")[0] in HEAVY}
+    inner = {name.removeprefix(f"{PACKAGE}.") for name in loaded}
+    assert {name for name in inner if name.startswith(DEPTHS)} == PARSED

@@ -23,6 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.archive.digest import SourceTree, digest_directory
 from airflow_provider_modelsync.core.cancel import CancelToken
@@ -41,7 +42,6 @@ from airflow_provider_modelsync.core.errors import (
 from airflow_provider_modelsync.core.models import PulledModel
 from airflow_provider_modelsync.core.registries.base import Capability
 from airflow_provider_modelsync.core.registries.modelstore import ModelStore
-from airflow_provider_modelsync.core.transfer import durable
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.progress import Report
 from tests.core.processes import at_once
@@ -701,8 +701,9 @@ def test_a_disk_that_fills_up_on_the_way_is_told_and_nothing_is_left(
     store.push(model, "fraud:v1")
     target.mkdir()
     script = f"""{_SMALL_DISK}
-from airflow_provider_modelsync.core.transfer import durable
-durable.require_space = lambda *_, **__: None  # somebody else took the room meanwhile
+from airflow_provider_modelsync.core import pull
+from airflow_provider_modelsync.core.registries import modelstore_directory
+pull.require_room = modelstore_directory.require_room = lambda *_, **__: None  # somebody else took it meanwhile
 try:
     if {direction!r} == "push":
         store = Store(disk / "store")

@@ -32,14 +32,13 @@ class Run:
         """The states of its tasks, where none is mapped."""
         return {name: task["state"] for name, task in self.airflow.tasks(self.dag_id, self.run_id).items()}
 
-    @property
-    def state(self) -> str:
-        """How it ends, which is waited for."""
+    def end(self) -> str:
+        """Wait for its end and return its state."""
         return self.airflow.wait(self.dag_id, self.run_id, 300)
 
     def succeed(self) -> Run:
         """Wait for its success; show the logs of what has failed."""
-        if self.state != "success":
+        if self.end() != "success":
             failed = {task["task_id"] for task in self.instances() if task["state"] == "failed"}
             pytest.fail("\n".join(self.log(name) for name in sorted(failed)))
         return self

@@ -73,7 +73,7 @@ def test_marking_a_deferred_deploy_failed_ends_the_roll_out_at_bentocloud(
     until(lambda: len(changes(bentocloud)) > before + 1, "the roll-out to be taken back")
     assert [method for method, _ in changes(bentocloud)[before:]] == ["POST", "POST"]
     assert bentocloud.deployments["unwanted"].status in ("terminating", "terminated")
-    assert run.state == "failed"
+    assert run.end() == "failed"
 
 
 def test_marking_a_deferred_deploy_failed_ends_the_pipeline_at_wallaroo(
@@ -89,4 +89,4 @@ def test_marking_a_deferred_deploy_failed_ends_the_pipeline_at_wallaroo(
     run.mark_failed("deploy")
 
     until(lambda: wallaroo.count("POST", "/pipelines/undeploy") > ended, "the pipeline to be ended")
-    assert run.state == "failed"
+    assert run.end() == "failed"

@@ -108,6 +108,23 @@ def test_a_push_of_what_is_there_is_reported_as_skipped(modelstore: Path, source
     assert tags(received)["outcome"] == "skipped"
 
 
+def test_a_bento_is_a_push_like_any_other(cloud: BentoCloudStandIn, tmp_path: Path, listener: Listener) -> None:
+    bento = tmp_path / "bento"
+    bento.mkdir()
+    (bento / "bento.yaml").write_text("{name: digits, version: b1, service: 'service:Digits', spec: 2}\n")
+
+    for outcome in ("done", "skipped"):
+        BentoCloudHook().push_bento(bento)
+        received = listener.received()
+
+        assert (values(received, "push")["bytes"] > 0) is (outcome == "done")
+        assert tags(received) == {
+            "registry": "bentocloud",
+            "connection": "bentocloud_default",
+            "outcome": outcome,
+        }
+
+
 def test_a_pull_is_reported_once(modelstore: Path, source: Path, tmp_path: Path, listener: Listener) -> None:
     hook = ModelStoreHook("modelsync_default")
     hook.push(source, "digits:v1")

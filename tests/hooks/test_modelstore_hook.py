@@ -157,7 +157,7 @@ def test_a_read_only_root_fails_the_connection_test(connect: Connect) -> None:
 
     assert not good
     assert "Permission denied" in message
-    assert "closed" in message
+    assert "closed" not in message  # the form's connection has an id that nobody knows
 
 
 @pytest.mark.parametrize("host", ["/srv/models", "https://models.example", "file://", "file:///", "", None])
@@ -168,7 +168,7 @@ def test_a_root_that_is_no_usable_url_fails_the_connection_test(connect: Connect
 
     assert not good
     assert "host" in message
-    assert "odd" in message
+    assert "odd" not in message
 
 
 def test_an_unknown_connection_fails_the_connection_test() -> None:

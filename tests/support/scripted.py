@@ -99,4 +99,7 @@ class ScriptedHook(RegistryHook):
     conn_type = "scripted"
     hook_name = "Scripted Store"
     default_conn_name = "scripted_default"
-    registry_type = ScriptedStore
+
+    @classmethod
+    def registry_type(cls) -> type[ScriptedStore]:
+        return ScriptedStore

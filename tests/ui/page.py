@@ -1,7 +1,8 @@
-"""Airflow's page of connections, as a person uses it: the words on the screen, the widgets, the buttons."""
+"""Airflow's pages, as a person uses them: the words on the screen, the widgets, the buttons."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,14 +18,14 @@ _WIDGETS: dict[Role, str] = {"combobox": "choice", "checkbox": "switch", "spinbu
 
 
 @contextmanager
-def browser_page(height: int = 900) -> Iterator[Page]:
+def browser_page(height: int = 900, width: int = 1280) -> Iterator[Page]:
     """Open a page in the system's Chromium; no other can be used, so that nothing is downloaded."""
     chromium = shutil.which("chromium")
     assert chromium is not None, "there is no program `chromium`: `make test-ui` installs Debian's"
     expect.set_options(timeout=30_000)  # milliseconds; a shared machine can stall a page
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium)
-        yield browser.new_page(viewport={"width": 1280, "height": height})
+        yield browser.new_page(viewport={"width": width, "height": height})
         browser.close()
 
 
@@ -184,3 +185,21 @@ class ConnectionsPage:
 
     def _row(self, conn_id: str) -> Locator:
         return self._page.get_by_role("row").filter(has=self._page.get_by_text(conn_id, exact=True))
+
+
+def graph_of(page: Page, base_url: str, dag_id: str, run_id: str, tasks: int) -> bytes:
+    """Return a PNG of a run's graph, from top to bottom, all of whose tasks have succeeded.
+
+    :param base_url: of Airflow.
+    :param tasks: how many there are.
+    """
+    remembered = {"default_dag_view": "graph", f"direction-{dag_id}": "DOWN"}  # by Airflow, in the browser
+    for name, value in remembered.items():
+        page.add_init_script(f"localStorage.setItem({json.dumps(name)}, {json.dumps(json.dumps(value))})")
+    page.goto(f"{base_url}/dags/{dag_id}/runs/{run_id}")
+    expect(page.locator(".react-flow__node").filter(has_text="success")).to_have_count(tasks)
+    page.get_by_role("button", name="Collapse Details Panel").click()
+    page.get_by_role("button", name="Fit View").click()
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(2_000)  # milliseconds; the graph glides to its place
+    return page.screenshot(animations="disabled")

@@ -1,34 +1,75 @@
-"""Pictures of the connection forms for the documentation: ``python -m tests.ui.screenshots docs/images``."""
+"""Pictures for the documentation: ``python -m tests.ui.screenshots docs/images``.
+
+The connection forms as ``connection-<type>.png``, and the graph of an example's run as ``graph-<example>.png``.
+"""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from airflow_provider_modelsync.provider_info import get_provider_info
-from scripts.local_airflow import local_api_server, migrated_database
-from tests.ui.page import ConnectionsPage, browser_page
+from scripts.local_airflow import local_airflow, local_api_server, migrated_database
+from tests.standins.wallaroo import WallarooStandIn, run_onnx
+from tests.ui.page import ConnectionsPage, browser_page, graph_of
 
-HEIGHT = 2600  # pixels; a form that is longer would be cut
+FORM_HEIGHT = 2600  # pixels; a form that is longer would be cut
+GRAPH_HEIGHT, GRAPH_WIDTH = 800, 1080  # pixels; tasks are as large as fits
+EXAMPLE = "wallaroo_train_push_deploy"
+EXAMPLES = Path(__file__).parents[2] / "example_dags"
 
 
 def main(directory: Path) -> None:
-    """Write ``connection-<type>.png`` for every type into a directory."""
+    """Write all pictures into a directory."""
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        home = Path(scratch) / "home"
-        home.mkdir()
         database = migrated_database(Path(scratch) / "database")
-        with local_api_server(home, database=database) as airflow, browser_page(HEIGHT) as page:
-            connections = ConnectionsPage(page, airflow.base_url)
-            for declared in get_provider_info()["connection-types"]:
-                conn_type = declared["connection-type"]
-                form = connections.add(f"{conn_type}_default", declared["hook-name"])
-                target = directory / f"connection-{conn_type}.png"
-                target.write_bytes(_small(form.picture()))
-                print(f"{target}: {target.stat().st_size / 1000:.0f} kB")
+        for name, png in chain(_forms(Path(scratch), database), _graph(Path(scratch), database)):
+            target = directory / f"{name}.png"
+            target.write_bytes(_small(png))
+            print(f"{target}: {target.stat().st_size / 1000:.0f} kB")
+
+
+def _forms(scratch: Path, database: Path) -> Iterator[tuple[str, bytes]]:
+    home = scratch / "forms"
+    home.mkdir()
+    with local_api_server(home, database=database) as airflow, browser_page(FORM_HEIGHT) as page:
+        connections = ConnectionsPage(page, airflow.base_url)
+        for declared in get_provider_info()["connection-types"]:
+            conn_type = declared["connection-type"]
+            form = connections.add(f"{conn_type}_default", declared["hook-name"])
+            yield f"connection-{conn_type}", form.picture()
+
+
+def _graph(scratch: Path, database: Path) -> Iterator[tuple[str, bytes]]:
+    home, dags, work = (scratch / name for name in ("graph", "dags", "work"))
+    for directory in (home, dags, work):
+        directory.mkdir()
+    shutil.copy(EXAMPLES / f"{EXAMPLE}.py", dags)
+    with WallarooStandIn(scratch / "instance") as server:
+        server.predict = run_onnx
+        connection = {
+            "conn_type": "wallaroo",
+            "host": server.url,
+            "login": server.username,
+            "password": server.password,
+            "extra": {"workspace": server.add_workspace("examples").name},
+        }
+        settings = {"TMPDIR": str(work)}
+        with local_airflow(
+            home, dags, {"wallaroo_default": connection}, database=database, settings=settings
+        ) as airflow:
+            run_id = airflow.trigger(EXAMPLE)
+            state = airflow.wait(EXAMPLE, run_id, 300)
+            assert state == "success", f"the run of {EXAMPLE} has {state}"
+            with browser_page(GRAPH_HEIGHT, GRAPH_WIDTH) as page:
+                tasks = len(airflow.tasks(EXAMPLE, run_id))
+                yield f"graph-{EXAMPLE}", graph_of(page, airflow.base_url, EXAMPLE, run_id, tasks)
 
 
 def _small(png: bytes) -> bytes:

@@ -33,6 +33,11 @@ class Case:
     entered: Entered
     answer: str
 
+    def fields(self) -> dict[str, Value | dict[str, Value]]:
+        """The connection as a dictionary: standard fields, and ``extra``."""
+        extra = {name: value for section in (EXTRA, NETWORK) for name, value in self.entered.get(section, {}).items()}
+        return {**self.entered[STANDARD], "extra": extra}
+
 
 Cases = dict[str, Case]
 
@@ -56,7 +61,7 @@ def _modelstore(directory: Path) -> Iterator[Cases]:
             GOOD: Case({STANDARD: {"host": root, "port": 0}}, f"The model store at {root} can be read and written."),
             "good bucket": Case(bucket(s3.secret_key, s3.endpoint), "can be read and written"),
             WRONG: Case(bucket("canary-wrong-7d1e90", s3.endpoint), "SignatureDoesNotMatch"),
-            UNREACHABLE: Case(bucket("canary-gone-7d1e90", gone), "Connection refused"),
+            UNREACHABLE: Case(bucket("canary-gone-7d1e90", gone), f"at {gone}: Connection refused"),
         }
 
 

@@ -7,23 +7,21 @@ allows; what two readers could understand differently is refused.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import hashlib
 import io
-import logging
 import os
 import re
-import shutil
+import secrets
 import stat
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.archive.digest import BLOCK, FileEntry, SourceTree, Stamp
 from airflow_provider_modelsync.core.cancel import CancelToken
@@ -34,8 +32,6 @@ from airflow_provider_modelsync.core.errors import (
     UnsafeArchive,
     from_os_error,
 )
-
-log = logging.getLogger(__name__)
 
 _TAR_BLOCK = 512
 _ZEROS = bytes(_TAR_BLOCK)
@@ -181,12 +177,8 @@ class DirectorySink:
         :return: the model that was written.
         """
         with _writing(self._root):
-            descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fchmod(descriptor, _EXECUTABLE)
-                _sync_file_system(descriptor)
-            finally:
-                os.close(descriptor)
+            os.chmod(self._root, _EXECUTABLE)
+            durable.sync_file_system(Path(self._root))
         parents = {path.rpartition("/")[0] for path in (*self._stamps, *self._directories)}
         return SourceTree(
             Path(root),
@@ -609,20 +601,15 @@ def _opened(archive: str | os.PathLike[str] | Stream) -> Iterator[Stream]:
 
 
 @contextmanager
-def _staging(parent: str, name: str) -> Iterator[str]:
-    """Make a private directory beside the target; it is removed unless it was renamed."""
-    try:
-        staging = tempfile.mkdtemp(prefix=f".{name[:32]}.", dir=parent)
-    except OSError as error:
-        raise from_os_error(error, f"writing to {names.show(parent)}", argument="target") from error
-    try:
-        yield staging
-    except BaseException:
+def _staging(parent: str, name: str) -> Iterator[Path]:
+    """Make a private directory beside the target."""
+    with ExitStack() as stack:
         try:
-            shutil.rmtree(staging)
-        except OSError as error:  # the first error is the one to tell
-            log.warning("%s could not be removed: %s", names.show(staging), error.strerror)
-        raise
+            base = Path(parent, f".{name[:32]}.{secrets.token_hex(6)}")
+            staging = stack.enter_context(durable.staging(base))
+        except OSError as error:
+            raise from_os_error(error, f"writing to {names.show(parent)}", argument="target") from error
+        yield staging
 
 
 @contextmanager
@@ -633,11 +620,3 @@ def _writing(path: str) -> Iterator[None]:
         raise UnsafeArchive(f"this file system cannot tell {names.show(path)} from another member") from error
     except OSError as error:
         raise from_os_error(error, f"writing {names.show(path)}", argument="target") from error
-
-
-def _sync_file_system(descriptor: int) -> None:
-    """Write everything of a file system to its disk: far quicker than file by file when there are thousands."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syncfs(descriptor):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))

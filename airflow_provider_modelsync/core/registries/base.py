@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelNotFound, NotSupported
 from airflow_provider_modelsync.core.flow import Flow, Policy, send_once
@@ -25,7 +25,9 @@ from airflow_provider_modelsync.core.models import (
     Ticket,
 )
 from airflow_provider_modelsync.core.settings import RegistrySettings
-from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, PredictRequest, PushRequest, UploadPlan
+
+if TYPE_CHECKING:
+    from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, PredictRequest, PushRequest, UploadPlan
 
 ANY = Query()
 

@@ -18,7 +18,7 @@ from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import InvalidInput, NotSupported, RegistryUnavailable, Unauthorized
 from airflow_provider_modelsync.core.faults import classify, status_error
 from airflow_provider_modelsync.core.network import CONNECT_SECONDS, READ_SECONDS, botocore_options
-from airflow_provider_modelsync.core.redact import excerpt, guard_logs, secrets_of
+from airflow_provider_modelsync.core.redact import excerpt, guard_logs, secrets_of, show_url
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.mover import with_retries
 from airflow_provider_modelsync.core.transfer.plan import Stored
@@ -113,6 +113,9 @@ class Bucket:
         self._settings = settings
         self._open_session = session or self._session
         self._secrets = secrets_of(settings)
+        self._place = f"the bucket {name}"  # for messages
+        if settings.endpoint_url:
+            self._place += f" at {show_url(settings.endpoint_url, self._secrets)}"
         self._lock = threading.Lock()
         self._client: Any = None
         # What must be the same for two objects of one name to be the same object.
@@ -140,27 +143,29 @@ class Bucket:
 
         return self._ask(f"looking at {key}", look, none_for=_MISSING)
 
-    def put(self, key: str, content: bytes, *, etag: str | None = None) -> str | None:
+    def put(self, key: str, content: bytes, *, etag: str | None = None, doing: str | None = None) -> str | None:
         """Write a small object on a condition; return its tag, or ``None`` when the condition does not hold.
 
         :param etag: the tag that it must have now; ``None`` when it must not be there.
+        :param doing: what errors call it, where the key would tell nobody anything.
         :raises NotSupported: by storages that know no conditional writes.
         """
         condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}  # Ceph knows no quoted one
         return self._ask(
-            f"writing {key}",
+            doing or f"writing {key}",
             lambda: _tag(self.client.put_object(Bucket=self.name, Key=key, Body=content, **condition)),
             none_for=_CHANGED if etag is None else _CHANGED | _MISSING,
         )
 
-    def delete(self, key: str, *, etag: str | None = None) -> None:
+    def delete(self, key: str, *, etag: str | None = None, doing: str | None = None) -> None:
         """Remove an object; one that is not there is fine.
 
         :param etag: leave it when it has another tag by now; storages that do not know this remove it all the same.
+        :param doing: as for :meth:`put`.
         """
         condition = {} if etag is None else {"IfMatch": etag}
         self._ask(
-            f"deleting {key}",
+            doing or f"deleting {key}",
             lambda: self.client.delete_object(Bucket=self.name, Key=key, **condition),
             none_for=_CHANGED | _MISSING,
         )
@@ -315,7 +320,7 @@ class Bucket:
         """Call boto3, as often as anything is tried, raising this package's errors instead of its own."""
         from botocore.exceptions import BotoCoreError, ClientError
 
-        doing = f"{doing} in the bucket {self.name}"
+        doing = f"{doing} in {self._place}"
 
         def once() -> T:
             try:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
+from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.errors import ModelNotFound, RegistryUnavailable, from_os_error
 from airflow_provider_modelsync.core.models import ModelVersion
@@ -26,8 +27,8 @@ from airflow_provider_modelsync.core.registries.modelstore_store import (
     Store,
     StorePlan,
 )
-from airflow_provider_modelsync.core.transfer import durable
 from airflow_provider_modelsync.core.transfer.plan import FromDirectory, IntoDirectory, PushRequest, UploadPlan
+from airflow_provider_modelsync.core.transfer.room import require_room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +90,7 @@ class DirectoryStore(Store):
             if existing := self.settle(manifest, request.force):
                 self._release_claim(manifest)  # whoever published it may have died before doing so
                 return UploadPlan(ref=manifest.ref, way=None, existing=existing)
-            durable.require_space(self.root, manifest.size_bytes)
+            require_room(self.root, manifest.size_bytes)
             self._claim(manifest, request.force)
             release = ExitStack()
             try:

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 from airflow_provider_modelsync.core.archive import names
@@ -86,12 +87,14 @@ class S3Store(Store):
     def test(self) -> str:
         key = f"{self._base}{names.RESERVED_DIRECTORY}-probe-{secrets.token_hex(6)}"
         where = f"s3://{self._bucket.name}/{self._base}"
-        self._bucket.put(key, b"")
+        below = f" below {self._base}" if self._base else ""
+        put = partial(self._bucket.put, key, b"", doing=f"writing{below}")
+        put()
         try:
-            if any(self._bucket.put(key, b"", etag=etag) is not None for etag in (None, "0" * 32)):
+            if any(put(etag=etag) is not None for etag in (None, "0" * 32)):
                 raise NotSupported(f"{where}: this storage ignores conditions on writes, so two pushes could mix")
         finally:
-            self._bucket.delete(key)
+            self._bucket.delete(key, doing=f"deleting{below}")
         self._bucket.directories(self._base)
         return f"The model store at {where} can be read and written."
 

@@ -7,11 +7,11 @@ import stat
 from functools import partial
 from pathlib import Path
 
+from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.archive.extract import DirectorySink, unpack
 from airflow_provider_modelsync.core.archive.names import show
 from airflow_provider_modelsync.core.errors import CorruptArchive, RegistryUnavailable
 from airflow_provider_modelsync.core.flow import SyncDriver
-from airflow_provider_modelsync.core.transfer import durable
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.files import get_files
 from airflow_provider_modelsync.core.transfer.local import copy_files

@@ -10,6 +10,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
+from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.archive.digest import FileEntry, Source
 from airflow_provider_modelsync.core.archive.names import RESERVED_DIRECTORY
 from airflow_provider_modelsync.core.cancel import CancelToken
@@ -17,7 +18,7 @@ from airflow_provider_modelsync.core.errors import from_os_error
 from airflow_provider_modelsync.core.flow import SyncDriver
 from airflow_provider_modelsync.core.models import TransferStats
 from airflow_provider_modelsync.core.parallel import for_each
-from airflow_provider_modelsync.core.transfer import durable, pieces
+from airflow_provider_modelsync.core.transfer import pieces
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.mover import Mover, with_retries
 from airflow_provider_modelsync.core.transfer.pieces import Journal, LargeFile, Pulled, fetch_pieces

@@ -9,10 +9,11 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
+from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.archive.extract import DirectorySink, unpack
 from airflow_provider_modelsync.core.archive.names import RESERVED_DIRECTORY
 from airflow_provider_modelsync.core.cancel import CancelToken
-from airflow_provider_modelsync.core.transfer import durable, pieces
+from airflow_provider_modelsync.core.transfer import pieces
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.pieces import Journal, LargeFile, Pulled, fetch_pieces
 from airflow_provider_modelsync.core.transfer.progress import Progress

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import stat
 import subprocess
@@ -417,7 +418,7 @@ def test_the_first_error_is_told_when_the_cleanup_fails(
     monkeypatch.setattr(shutil, "rmtree", rmtree)
     with pytest.raises(UnsafeArchive):
         extract_archive(io.BytesIO(tar(file("../evil"))), tmp_path / "target")
-    assert "could not be removed: Permission denied" in caplog.text
+    assert re.search(r"could not remove .*Permission denied", caplog.text)
 
 
 # --- the streaming function ------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.archive.digest import digest_directory, digest_of, read_tree
 from airflow_provider_modelsync.core.errors import (
     InvalidInput,
@@ -25,7 +26,6 @@ from airflow_provider_modelsync.core.models import ModelRef, ModelVersion
 from airflow_provider_modelsync.core.registries.modelstore import ModelStore
 from airflow_provider_modelsync.core.registries.modelstore_store import Manifest
 from airflow_provider_modelsync.core.settings import RegistrySettings
-from airflow_provider_modelsync.core.transfer import durable
 from airflow_provider_modelsync.core.transfer.plan import PushRequest
 from tests.core.processes import at_once, running
 from tests.core.stores import Store, hidden, snapshot, write_tree

@@ -18,9 +18,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from airflow_provider_modelsync.core.errors import DiskFull
-from airflow_provider_modelsync.core.transfer.progress import readable
-
 log = logging.getLogger("modelsync")
 
 _ABANDONED_AFTER = 24 * 3600  # seconds
@@ -67,13 +64,6 @@ def sweep(directory: Path) -> None:
         with suppress(OSError):
             if family.fullmatch(path.name) and _is_abandoned(facts := path.lstat()) and stat.S_ISREG(facts.st_mode):
                 path.unlink()
-
-
-def require_space(directory: Path, needed: int, *, argument: str | None = None) -> None:
-    """Raise :class:`DiskFull` unless a directory's file system has room for a number of bytes."""
-    free = shutil.disk_usage(directory).free
-    if free < needed:
-        raise DiskFull(f"{directory} has {readable(free)} free, the model needs {readable(needed)}", argument=argument)
 
 
 def remove_tree(path: Path) -> None:

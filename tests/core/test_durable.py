@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_modelsync.core.errors import DiskFull
-from airflow_provider_modelsync.core.transfer import durable
+from airflow_provider_modelsync.core import durable
 from tests.core.processes import at_once, running
 from tests.core.stores import hidden, write_tree
 
@@ -343,12 +342,6 @@ def test_a_refused_call_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(durable, "_syncfs", lambda descriptor: -1)
     with pytest.raises(OSError):  # noqa: PT011 - its number is whatever was last
         durable.sync_file_system(tmp_path)
-
-
-def test_missing_space_is_told_in_free_and_needed_bytes(tmp_path: Path) -> None:
-    with pytest.raises(DiskFull, match=r"free, the model needs 1024\.0 TiB") as caught:
-        durable.require_space(tmp_path, 1 << 50, argument="target")
-    assert caught.value.argument == "target"
 
 
 def _wait_for(condition: Callable[[], bool]) -> None:

@@ -1,0 +1,402 @@
+"""Every code block of the documents is executed. One of a kind that is not in ``KINDS`` fails: there is no way around.
+
+Two things cannot be done here and are checked instead: `make` (it would run this very test) by its targets, and `pip
+install` by the names of the package and its extras.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import configparser
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+import tomllib
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import aclosing
+from importlib import import_module
+from importlib.metadata import version
+from inspect import isabstract
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow import settings
+from airflow.configuration import conf
+from airflow.models import Connection
+from airflow.sdk import DAG, BaseHook
+from airflow.triggers.base import BaseTrigger
+from airflow.utils.session import create_session
+from packaging.requirements import Requirement
+from sqlalchemy import select
+
+from airflow_provider_modelsync.core.models import ModelVersion, RollOut, Ticket, VersionStatus
+from airflow_provider_modelsync.core.registries.modelstore_store import CLAIM, LABELS, MANIFEST
+from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
+from airflow_provider_modelsync.hooks.registry import get_registry_hook
+from airflow_provider_modelsync.operators.transfer import PushModelOperator
+from airflow_provider_modelsync.provider_info import get_provider_info
+from tests.conftest import AIRFLOW_HOME
+from tests.docs.documents import ROOT, Block, code_blocks
+from tests.docs.policy import check_policy
+from tests.docs.world import World, world_of
+from tests.support.examples import run_dag
+
+BLOCKS = code_blocks()
+PATIENCE = 30  # seconds
+
+
+@pytest.fixture(scope="module")
+def database(migrated_database: Path) -> Iterator[None]:
+    """One metadata database for all blocks."""
+    file = AIRFLOW_HOME / "airflow.db"
+    forget_connections()  # they lead to the databases of other tests
+    shutil.copyfile(migrated_database, file)
+    yield
+    forget_connections()
+    file.unlink()
+
+
+def forget_connections() -> None:
+    settings.Session.remove()
+    settings.engine.dispose()
+
+
+@pytest.fixture
+def world(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: None
+) -> Iterator[World]:
+    block: Block = request.node.callspec.params["block"]
+    with world_of(block.text, tmp_path, monkeypatch) as world:
+        yield world
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.where)
+def test_a_block_does_what_it_says(block: Block, world: World) -> None:
+    assert block.kind in KINDS, f"nobody knows how to execute {block.kind!r}: write a handler, or use one of {[*KINDS]}"
+
+    KINDS[block.kind](world.local(block.text), world)
+
+
+def test_there_are_blocks_of_every_kind() -> None:
+    assert {block.kind for block in BLOCKS} == set(KINDS)
+
+
+# ---- Python: a DAG file, or what belongs into one ---------------------------------------------------------------
+
+
+def run_python(text: str, world: World) -> None:
+    """Import it as Airflow imports DAG files, run its DAGs, and fire its watchers.
+
+    Operators alone get a DAG around them. Hooks do their work while the file is imported.
+    """
+    from airflow.dag_processing.dagbag import DagBag
+
+    if not re.search(r"\bDAG\(|@dag\b", text):
+        text = "from airflow.sdk import DAG\n\nwith DAG('block'):\n" + textwrap.indent(text, "    ")
+    file = world.root / "dags" / "block.py"
+    file.parent.mkdir()
+    world.monkeypatch.setattr("airflow.settings.DAGS_FOLDER", str(file.parent))
+    # Object storage is a file system in memory; Airflow's S3 brings no files of its own.
+    file.write_text(text.replace("'s3://", "'memory://").replace('"s3://', '"memory://'))
+
+    bag = DagBag(file, load_op_links=False)
+
+    assert bag.import_errors == {}
+    for dag in bag.dags.values():
+        hurry(dag)
+        if dag.tasks:
+            state, tasks, _ = run_dag(dag)
+            assert (state, set(tasks.values())) == ("success", {"success"}), tasks
+        for watcher in watchers(dag):
+            asyncio.run(fire(watcher, dag, world))
+
+
+def hurry(dag: DAG) -> None:
+    """Look more often than anybody should."""
+    for task in dag.tasks:
+        if hasattr(task, "poll_interval"):
+            task.poll_interval = 0.1
+
+
+def watchers(dag: DAG) -> list[Any]:
+    assets = dag.schedule if isinstance(dag.schedule, list) else []
+    return [watcher for asset in assets for watcher in asset.watchers]
+
+
+async def fire(watcher: Any, dag: DAG, world: World) -> None:
+    """Push a version once the watcher has looked, and hand the event to the DAG's tasks."""
+    trigger = watcher.trigger
+    trigger.poll_interval = 0.1
+    hook = get_registry_hook(trigger.registry_conn_id)
+    server = world.registries[hook.conn_type].server
+    begun = server.count("GET", f"/{trigger.model}/models$")
+    async with aclosing(trigger.run()) as events:
+        fired = asyncio.ensure_future(anext(events))
+        await asyncio.to_thread(until, lambda: server.count("GET", f"/{trigger.model}/models$") > begun + 1)
+        pushed = await asyncio.to_thread(hook.push, world.root / "model", f"{trigger.model}:v2")
+        payload = (await asyncio.wait_for(fired, PATIENCE)).payload
+    assert payload == pushed.to_event()
+    for task in dag.tasks:
+        task.python_callable(triggering_asset_events={"asset": [SimpleNamespace(extra={"payload": payload})]})
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+# ---- shells -----------------------------------------------------------------------------------------------------
+
+# Facts of the moment in what commands print.
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\+00:00")
+
+
+def run_bash(text: str, world: World) -> None:
+    """Run each command."""
+    for words in commands(text.splitlines()):
+        run_command(words, world)
+
+
+def run_console(text: str, world: World) -> None:
+    """Run what stands behind a prompt, and compare what it prints with what stands below."""
+    for session in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+        line, *printed = session.splitlines()
+        (command,) = commands([line])
+        told = run_command(command, world, "\n".join(printed))
+        if told is not None:
+            assert lines_of(told) == lines_of("\n".join(printed)), command
+
+
+def commands(lines: list[str]) -> Iterator[str]:
+    """Yield commands; a quotation or a backslash may carry one over lines."""
+    command = ""
+    for line in lines:
+        command += line
+        try:
+            if shlex.split(command, comments=True):
+                yield command
+            command = ""
+        except ValueError:
+            command = command.removesuffix("\\") + "\n"
+    assert not command, f"{command!r} does not end"
+
+
+def lines_of(text: str) -> list[list[str]]:
+    return [_MOMENT.sub("<time>", line).split() for line in text.strip().splitlines()]
+
+
+def run_command(command: str, world: World, printed: str = "") -> str | None:
+    """Run one command; return what it prints, if it was really run."""
+    words = shlex.split(command, comments=True)
+    if words[0] in COMMANDS:
+        return COMMANDS[words[0]](words[1:], world, printed)
+    # Whatever else is the shell's own business.
+    run = subprocess.run(("bash", "-euo", "pipefail", "-c", command), capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+    return run.stdout
+
+
+def export(words: list[str], world: World, printed: str) -> str:
+    """Set variables; connections among them must work as they are written, and lead somewhere in this world."""
+    for word in words:
+        name, _, value = word.partition("=")
+        world.monkeypatch.setenv(name, value)
+        if name.startswith("AIRFLOW_CONN_"):
+            use_connection(name.removeprefix("AIRFLOW_CONN_").lower(), world)
+    return ""
+
+
+def use_connection(conn_id: str, world: World) -> None:
+    """Open a connection as it is written, then with this world's addresses."""
+    written = BaseHook.get_connection(conn_id)
+    get_registry_hook(conn_id).get_conn()
+    fields = {name: getattr(written, name) for name in ("host", "login", "password", "port")}
+    world.connect(conn_id, written.conn_type, **fields, extra=written.extra_dejson)
+    ok, said = get_registry_hook(conn_id).test_connection()
+    assert ok, said
+
+
+def run_airflow(words: list[str], world: World, printed: str) -> str:
+    """Run Airflow's command line."""
+    world.monkeypatch.setenv("AIRFLOW__CORE__TEST_CONNECTION", "Enabled")
+    status, told = in_child("airflow", *words)
+    assert status == 0, told
+    if words[:2] == ["connections", "add"]:
+        with create_session() as session:
+            added = session.scalars(select(Connection).where(Connection.conn_id == words[2])).one()
+            world.monkeypatch.setenv(f"AIRFLOW_CONN_{words[2].upper()}", added.as_json())
+        use_connection(words[2], world)
+    return told
+
+
+def in_child(*command: str) -> tuple[int, str]:
+    """Run Airflow's command line in a fork of this process: a process of its own takes seconds to import Airflow."""
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as log:
+        if not (child := os.fork()):
+            status = 70
+            signal.alarm(PATIENCE)  # a lock may have been held when the process was forked
+            try:
+                os.dup2(output.fileno(), 1)
+                os.dup2(log.fileno(), 2)
+                sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+                from airflow.cli.cli_parser import get_parser
+
+                args = get_parser().parse_args(command[1:])
+                args.func(args)
+                status = 0
+            except SystemExit as end:
+                status = end.code if isinstance(end.code, int) else int(end.code is not None)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        output.seek(0)
+        log.seek(0)
+        return status, output.read() if status == 0 else log.read()
+
+
+def run_pip(words: list[str], world: World, printed: str) -> None:
+    """Check that there is what is to be installed."""
+    verb, *wanted = words
+    assert verb == "install"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for requirement in (Requirement(word) for word in wanted if not word.startswith("-")):
+        if requirement.name == project["name"]:
+            assert requirement.extras <= project["optional-dependencies"].keys()
+        else:
+            assert version(requirement.name) in requirement.specifier
+
+
+def run_make(words: list[str], world: World, printed: str) -> None:
+    """Check that there are such targets, and that what the demo is said to print is what it prints."""
+    targets = re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(words) <= set(targets)
+    demo = (ROOT / "scripts" / "demo.py").read_text()
+    for label in re.findall(r"^  (\w+(?: \w+)*)  +\S", printed, re.MULTILINE):
+        assert f'"{label}": ' in demo
+
+
+def run_cd(words: list[str], world: World, printed: str) -> str:
+    world.monkeypatch.chdir(*words)
+    return ""
+
+
+COMMANDS: dict[str, Callable[[list[str], World, str], str | None]] = {
+    "airflow": run_airflow,
+    "cd": run_cd,
+    "export": export,
+    "make": run_make,
+    "pip": run_pip,
+}
+
+
+# ---- data -------------------------------------------------------------------------------------------------------
+
+
+def check_ini(text: str, world: World) -> None:
+    """Airflow has these settings."""
+    parser = configparser.ConfigParser()
+    parser.read_string(text)
+    named = [(section, key) for section in parser.sections() for key in parser.options(section)]
+    assert named
+    assert [(section, key) for section, key in named if not conf.has_option(section, key)] == []
+
+
+def check_push(text: str, world: World) -> None:
+    """It has the keys of what a push leaves in XCom, and values of the same types."""
+    push = PushModelOperator(task_id="push", model="fraud:v1", source=world.root / "model", labels={"a": "b"})
+    left = push.execute({"outlet_events": {}})  # type: ignore[typeddict-item]
+    assert types_of(json.loads(text)) == types_of(left)
+
+
+def types_of(values: dict[str, Any]) -> dict[str, str]:
+    return {key: type(value).__name__ for key, value in values.items()}
+
+
+def check_event(text: str, world: World) -> None:
+    """It has the keys of what a watcher's event carries."""
+    version = ModelVersion(registry="bentocloud", name="fraud", version="v7", status=VersionStatus.READY)
+    assert json.loads(text).keys() == version.to_event().keys()
+
+
+def check_triggers(text: str, world: World) -> None:
+    """These are all triggers, and what Airflow would store of them."""
+    told = json.loads(text)
+    modules = [module for entry in get_provider_info()["triggers"] for module in entry["python-modules"]]
+    kinds = {
+        f"{module}.{name}": kind
+        for module in modules
+        for name, kind in vars(import_module(module)).items()
+        if getattr(kind, "__module__", "") == module
+        and isinstance(kind, type)
+        and issubclass(kind, BaseTrigger)
+        and not isabstract(kind)
+    }
+    assert told.keys() == kinds.keys()
+    for path, kwargs in told.items():
+        assert kinds[path](**kwargs).serialize() == (path, kwargs)
+        for nested, model in (("started", RollOut), ("ticket", Ticket)):
+            if nested in kwargs:
+                assert model.model_validate(kwargs[nested]).model_dump(mode="json") == kwargs[nested]
+
+
+def check_tree(text: str, world: World) -> None:
+    """These files and directories exist."""
+    above: list[tuple[int, Path]] = [(-1, ROOT)]
+    for line in text.splitlines():
+        depth = len(line) - len(line.lstrip())
+        while above[-1][0] >= depth:
+            above.pop()
+        names = re.match(r"(?:[\w.]+(?:/|\.py) *)+", line.strip())
+        assert names, line
+        for name in names[0].split():
+            assert (above[-1][1] / name).exists(), name
+        if name.endswith("/"):
+            above.append((depth, above[-1][1] / name))
+
+
+def check_layout(text: str, world: World) -> None:
+    """A model store looks so."""
+    patterns = [line.split()[0] for line in text.splitlines()]
+    hook = ModelStoreHook("modelsync_default")
+    hook.set_labels("digits:v1", {"stage": "dev"})
+    root = Path(BaseHook.get_connection("modelsync_default").host.removeprefix("file://"))
+    there = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    files, *records = (
+        pattern.replace("<root>/", "").replace("<name>", "digits").replace("<version>", "v1") for pattern in patterns
+    )
+    assert files == "digits/v1/<path…>"
+    assert records == [f"digits/.modelsync/v1{suffix}" for suffix in (MANIFEST, CLAIM, LABELS)]
+    claim = records.pop(1)  # gone when the version is published
+    assert there == {"digits/v1/model.onnx", "digits/v1/labels.json", *records}
+    assert claim not in there
+
+
+KINDS: dict[str, Callable[[str, World], None]] = {
+    "python": run_python,
+    "bash": run_bash,
+    "console": run_console,
+    "ini": check_ini,
+    "json event": check_event,
+    "json policy": check_policy,
+    "json push": check_push,
+    "json triggers": check_triggers,
+    "text layout": check_layout,
+    "text tree": check_tree,
+}
