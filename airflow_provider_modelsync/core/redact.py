@@ -8,6 +8,7 @@ import logging
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from urllib.parse import quote, quote_plus, urlsplit
 
 from pydantic import SecretStr
@@ -57,9 +58,11 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     :param secrets: values to mask; also found URL-quoted, base64-encoded and JSON-escaped.
     :return: the text with ``***`` for each secret, ``?…`` for the query of each URL, and no URL credentials.
     """
-    forms = {form for secret in secrets if secret for form in _forms_of(secret)}
-    if forms:
-        longest_first = sorted(forms, key=len, reverse=True)
+    # Looked for one by one: an expression of all forms would cost as much as a process has seen secrets, on each line.
+    folded = text.lower()
+    found = {form for secret in secrets if secret for form, lowered in _forms_of(secret) if lowered in folded}
+    if found:
+        longest_first = sorted(found, key=len, reverse=True)
         # Quoted forms come in upper and lower case hex; a match too many does no harm.
         text = re.sub("|".join(map(re.escape, longest_first)), _MASK, text, flags=re.IGNORECASE)
     text = _USERINFO.sub(rf"\g<1>{_MASK}@", text)
@@ -132,7 +135,13 @@ def _escaped(character: str) -> str:
     return character
 
 
-def _forms_of(secret: str) -> Iterator[str]:
+@lru_cache(maxsize=4096)
+def _forms_of(secret: str) -> tuple[tuple[str, str], ...]:
+    """Return how a secret may be written, each form also in lower case."""
+    return tuple((form, form.lower()) for form in dict.fromkeys(_writings_of(secret)))
+
+
+def _writings_of(secret: str) -> Iterator[str]:
     yield secret
     if len(secret) < _SHORTEST_ENCODED:
         return

@@ -23,6 +23,7 @@ import pytest
 from pydantic import BaseModel
 
 from airflow_provider_modelsync.core import network
+from airflow_provider_modelsync.core import redact as redact_module
 from airflow_provider_modelsync.core.addresses import check_server_url
 from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import (
@@ -980,6 +981,23 @@ def test_errors_of_the_system_are_classified(error: OSError) -> None:
 
 
 # --- secrets
+
+
+def test_a_secret_that_grows_in_lower_case_is_masked() -> None:
+    secret = "\u0130stanbul-\u00c4"
+    assert redact(f"it said {secret}, sorry", [secret]) == "it said ***, sorry"
+
+
+def test_what_other_connections_hold_does_not_slow_a_line_down() -> None:
+    """Neither are the forms of a secret made again, nor are all of them put into one expression."""
+    secrets = [f"{TOKEN}-{number}" for number in range(500)]
+    redact("warm", secrets)
+    before = redact_module._forms_of.cache_info()
+
+    assert redact(f"it said {secrets[7]}, sorry", secrets) == "it said ***, sorry"
+
+    after = redact_module._forms_of.cache_info()
+    assert (after.hits - before.hits, after.misses) == (500, before.misses)
 
 
 @pytest.mark.parametrize(
