@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,10 +43,15 @@ def slow_deployment(airflow: LocalAirflow, server: BentoCloudStandIn, source: Pa
     server.seed_bento(name, "b1", models=[f"{name}:v1"])
     server.script_deployment(name, ["deploying"])
     run = Run.start(airflow, "deploy", registry="bentocloud_default", deployment=name, model=f"{name}:v1")
-    run.until("deploy", "deferred")
-    looks = server.count("GET", f"/deployments/{name}")
-    until(lambda: server.count("GET", f"/deployments/{name}") > looks, "a look of the triggerer")
+    until_the_triggerer_looks(run, lambda: server.count("GET", f"/deployments/{name}"))
     return run
+
+
+def until_the_triggerer_looks(run: Run, count: Callable[[], int]) -> None:
+    """Wait until a deferred deployment is the triggerer's: before that nobody would be told of its end."""
+    run.until("deploy", "deferred")
+    looks = count()
+    until(lambda: count() > looks, "a look of the triggerer")
 
 
 def test_a_restart_of_the_triggerer_leaves_a_roll_out_alone(
@@ -83,7 +89,7 @@ def test_marking_a_deferred_deploy_failed_ends_the_pipeline_at_wallaroo(
     wallaroo.seed(workspace, "unwanted")
     wallaroo.script_deployment("unwanted", ["Starting"])
     run = Run.start(airflow, "deploy", registry="wallaroo_default", deployment="unwanted", model="unwanted")
-    run.until("deploy", "deferred")
+    until_the_triggerer_looks(run, wallaroo.count)
     ended = wallaroo.count("POST", "/pipelines/undeploy")
 
     run.mark_failed("deploy")
