@@ -137,6 +137,9 @@ def asked(airflow: LocalAirflow, conf: dict[str, str]) -> Run:
     """Start the example with an approval, and wait until it waits for a person."""
     run = Run.start(airflow, "approve_then_deploy", **conf)
     run.until("approve", "awaiting_input")
+    # Nobody answers in the blink before the scheduler has noticed; Airflow would lose it and ask once more.
+    noticed = f"task_id=approve, run_id={run.run_id}"
+    until(lambda: noticed in (airflow.home / "scheduler.log").read_text(), "the scheduler to notice")
     return run
 
 
