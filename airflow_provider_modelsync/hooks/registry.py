@@ -7,6 +7,7 @@ imported by the methods that do so: DAG files load this module whenever they are
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -65,7 +66,7 @@ def settings_from_connection(connection: Connection, settings_type: type[Registr
     return settings_type.read(connection.conn_id, {**extras, **standard})
 
 
-class RegistryHook(BaseHook):
+class RegistryHook(BaseHook, ABC):
     """Access to one model registry through one Airflow connection.
 
     Subclasses name their connection type and their registry, nothing else.
@@ -88,9 +89,9 @@ class RegistryHook(BaseHook):
         self._driver: AsyncDriver | None = None
 
     @classmethod
+    @abstractmethod
     def registry_type(cls) -> type[Registry]:
         """Return the registry's class, which is imported only now."""
-        raise NotImplementedError
 
     def get_conn(self) -> Registry:
         """Return the registry that the connection leads to.

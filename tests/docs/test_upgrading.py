@@ -74,8 +74,8 @@ def test_unknown_extras_are_ignored(connect: Connect, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", [PushModelOperator, PullModelOperator, DeployModelOperator, PredictOperator])
-def test_deferred_tasks_go_on_with_methods_that_stay(task: type) -> None:
-    assert callable(getattr(task, "execute_complete"))  # noqa: B009
+def test_deferred_tasks_go_on_with_methods_that_stay(task: Any) -> None:
+    assert callable(task.execute_complete)
     assert callable(ModelVersionSensor.execute_complete)
     assert callable(DeployModelOperator.execute_fetched)
     assert "`execute_complete` or `execute_fetched`" in PAGE
