@@ -102,10 +102,10 @@ def test_pieces_local_model(airflow: LocalAirflow, pieces: PiecesStandIn) -> Non
 def test_nightly_sync(airflow: LocalAirflow, source: Path) -> None:
     pushed = BentoCloudHook().push(source, "nightly:v1", labels={"of": "the night"})
 
+    # Soon after its hour, Airflow starts a run of its own, which may be the one that copies.
     first, second = (Run.start(airflow, "nightly_sync").succeed().left("sync")["counts"] for _ in range(2))
 
     assert (first["failed"], second["failed"]) == (0, 0)
-    assert first["copied"] >= 1
     assert second == {"copied": 0, "skipped": first["copied"] + first["skipped"], "failed": 0}
     copy = ModelStoreHook("modelstore_default").get("nightly:v1")
     assert (copy.digest, copy.labels) == (pushed.digest, {"of": "the night"})
