@@ -205,9 +205,11 @@ def local_airflow(
     """
     with ExitStack() as stack:
         airflow = stack.enter_context(_api_server(home, dags, connections, database, settings or {}))
+        subprocess.run((*AIRFLOW, "dags", "reserialize"), env=airflow.env, check=True, capture_output=True)
+        airflow.wait_until_healthy(90)
+        # A task that the scheduler starts before the api-server answers would fail.
         for name in components:
             stack.enter_context(airflow.running(name))
-        subprocess.run((*AIRFLOW, "dags", "reserialize"), env=airflow.env, check=True, capture_output=True)
         airflow.wait_until_healthy(90, *components)
         yield airflow
 
