@@ -21,6 +21,7 @@ from airflow_provider_modelsync.provider_info import get_provider_info
 from tests.conftest import Connect
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.http_server import Delay
+from tests.support.until import until
 from tests.ui.servers import GOOD, SERVERS, UNREACHABLE, WRONG
 
 pytestmark = pytest.mark.slow
@@ -216,11 +217,8 @@ def begun(server: BentoCloudStandIn, source: Path) -> subprocess.Popen[str]:
     server.fault("PUT", "upload", Delay(30), times=None)
     command = (*AIRFLOW, "modelsync", "push", str(source), "digits:v1")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 60
-    while not server.find("PUT", path="upload"):
-        assert time.monotonic() < end
-        assert process.poll() is None
-        time.sleep(0.05)
+    until(lambda: server.find("PUT", path="upload") or process.poll() is not None, "bytes to be on the way")
+    assert process.poll() is None
     return process
 
 

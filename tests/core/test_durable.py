@@ -13,6 +13,7 @@ import pytest
 from airflow_provider_modelsync.core import durable
 from tests.core.processes import at_once, running
 from tests.core.stores import hidden, write_tree
+from tests.support.until import until
 
 KEY = "0123456789ab"
 OTHER_KEY = "ba9876543210"
@@ -100,7 +101,7 @@ def test_a_directory_locked_by_another_process_is_not_taken_up(base: Path) -> No
             signal.pause()  # until this process is killed
 
     with running(hold):
-        _wait_for(lambda: (base / "alive").exists())
+        until(lambda: (base / "alive").exists(), "the other process to stage")
         with durable.staging(base) as staging:
             assert staging != base
             assert (base / "alive").exists()
@@ -342,10 +343,3 @@ def test_a_refused_call_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(durable, "_syncfs", lambda descriptor: -1)
     with pytest.raises(OSError):  # noqa: PT011 - its number is whatever was last
         durable.sync_file_system(tmp_path)
-
-
-def _wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 4
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import time
 import tomllib
 import traceback
 from collections.abc import Callable, Iterator
@@ -51,6 +50,7 @@ from tests.docs.documents import ROOT, Block, code_blocks
 from tests.docs.policy import check_policy
 from tests.docs.world import World, world_of
 from tests.support.examples import run_dag
+from tests.support.until import until
 
 BLOCKS = code_blocks()
 PATIENCE = 30  # seconds
@@ -143,19 +143,14 @@ async def fire(watcher: Any, dag: DAG, world: World) -> None:
     begun = server.count("GET", f"/{trigger.model}/models$")
     async with aclosing(trigger.run()) as events:
         fired = asyncio.ensure_future(anext(events))
-        await asyncio.to_thread(until, lambda: server.count("GET", f"/{trigger.model}/models$") > begun + 1)
+        await asyncio.to_thread(
+            until, lambda: server.count("GET", f"/{trigger.model}/models$") > begun + 1, "the watcher to look"
+        )
         pushed = await asyncio.to_thread(hook.push, world.root / "model", f"{trigger.model}:v2")
         payload = (await asyncio.wait_for(fired, PATIENCE)).payload
     assert payload == pushed.to_event()
     for task in dag.tasks:
         task.python_callable(triggering_asset_events={"asset": [SimpleNamespace(extra={"payload": payload})]})
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 # ---- shells -----------------------------------------------------------------------------------------------------

@@ -6,8 +6,7 @@ import base64
 import hashlib
 import json
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from tests.standins.http_server import FlipBit, LoseAnswer, Reset, Respond, Trun
 from tests.standins.supervisely import API, CHECKSUM, WRONG, SuperviselyStandIn, agent, wrong_hash
 from tests.standins.supervisely_app import BOTSORT, FAILING_WIDTH, SuperviselyApp
 from tests.support.images import brightness, png
+from tests.support.until import until
 
 RECORDING = json.loads((Path(__file__).parents[1] / "data" / "supervisely-exchanges.json").read_text())["scenarios"]
 PICTURE = png(80, 60, (20, 10, 59, 29))
@@ -171,14 +171,7 @@ def assert_as_recorded(step: str, exchange: dict[str, Any], answer: httpx.Respon
 
 
 def finished(app: SuperviselyApp) -> None:
-    until(lambda: all(inference.finished for inference in app.inferences.values()))
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    until(lambda: all(inference.finished for inference in app.inferences.values()), "every inference to finish")
 
 
 @pytest.mark.parametrize(
@@ -277,8 +270,8 @@ def test_an_upload_that_breaks_off_leaves_nothing(
 
     with pytest.raises(RuntimeError):
         upload(api, "/a/x", blocks())
-    until(lambda: server.count() == 1 and server.requests[0].received == 5)
-    until(lambda: not list((tmp_path / "team-files").iterdir()))
+    until(lambda: server.count() == 1 and server.requests[0].received == 5, "five bytes to arrive")
+    until(lambda: not list((tmp_path / "team-files").iterdir()), "them to be thrown away")
     assert server.paths() == []
 
 
@@ -554,7 +547,7 @@ def test_a_direct_request_is_given_up_while_the_app_goes_on(
         status = api.post("tasks.request.direct", json={**call, "command": "get_status", "state": {}})
         return bool(status.json()["is_deployed"])
 
-    until(deployed)
+    until(deployed, "the app to be deployed")
     assert app.loaded is not None
     assert app.loaded["model_name"] == "blob-slow"
 
@@ -646,7 +639,7 @@ def test_equal_file_names_get_each_others_prediction(serving: httpx.Client, app:
 def test_progress_is_told_while_an_inference_runs(serving: httpx.Client, app: SuperviselyApp) -> None:
     app.gate.clear()
     uuid = start(serving, *((f"{number}.png", PICTURE) for number in range(3)))
-    until(lambda: app.inferences[uuid].stage == "Running inference...")
+    until(lambda: app.inferences[uuid].stage == "Running inference...", "the inference to run")
     told = ask(serving, "get_inference_progress", uuid)
     assert (told["progress"]["current"], told["progress"]["total"], told["finished"]) == (0, 3, False)
     assert serving.post("/get_status", json={}).json()["progress"]["total"] == 3
@@ -693,7 +686,7 @@ def test_ids_wait_for_a_reader(serving: httpx.Client, app: SuperviselyApp) -> No
     uuid = serving.post("/inference_batch_ids_async", json=body).json()["inference_request_uuid"]
     sizes = []
     while sum(sizes) < 5:
-        until(lambda: app.inferences[uuid].paused or app.inferences[uuid].finished)
+        until(lambda: app.inferences[uuid].paused or app.inferences[uuid].finished, "a pause")
         sizes.append(len(pop(serving, uuid)))
     assert sizes == [2, 2, 1]
 
@@ -791,7 +784,7 @@ def test_a_slow_load_leaves_the_status_readable(app: SuperviselyApp) -> None:
         with pytest.raises(httpx.ReadTimeout):
             one.send(request)
         assert other.post("/get_status", json={}).json()["is_deployed"] is False
-        until(lambda: bool(other.post("/get_status", json={}).json()["is_deployed"]))
+        until(lambda: bool(other.post("/get_status", json={}).json()["is_deployed"]), "the model to load")
         assert other.post("/get_deploy_info", json={}).json()["device"] == "cuda:0"
 
 

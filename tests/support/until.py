@@ -1,4 +1,4 @@
-"""Waiting for other processes."""
+"""Waiting for other processes and threads."""
 
 from __future__ import annotations
 
@@ -20,4 +20,4 @@ def until(condition: Callable[[], T], what: str, seconds: float = 120) -> T:
             if found := condition():
                 return found
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.1)
+        time.sleep(0.02)

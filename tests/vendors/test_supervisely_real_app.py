@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from tests.core.registries.serving import Connection, platform
 from tests.standins.supervisely import SuperviselyStandIn
 from tests.standins.supervisely_app import FAILING_WIDTH
 from tests.support.images import png
+from tests.support.until import until
 from tests.vendors.supervisely_processes import VendorClient, serving_app
 
 pytestmark = pytest.mark.vendor
@@ -115,9 +115,6 @@ def test_a_slow_load_outlasts_the_proxy_and_the_app_can_be_shut_down(tmp_path: P
         assert own.ask(Session.get_info)["model_name"] == "blob-slow"
         direct = Connection({"deployment_url": url})
         assert direct.ask(Session.shutdown) in ("terminating", "stopped")
-        deadline = time.monotonic() + 10
-        while not direct.deployment("").gone and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert direct.deployment("").gone
+        until(lambda: direct.deployment("").gone, "the app to be gone")
         assert direct.ask(Session.is_deployed) is False
         assert direct.ask(Session.shutdown) == "stopped"

@@ -15,6 +15,7 @@ import pytest
 from tests.standins.supervisely import SuperviselyStandIn
 from tests.standins.supervisely_app import FAILING_WIDTH, MODELS, SuperviselyApp
 from tests.support.images import png
+from tests.support.until import until
 from tests.vendors.supervisely_processes import VendorClient, VendorError, serving_app
 
 pytestmark = pytest.mark.vendor
@@ -224,10 +225,7 @@ class Talk:
 
     def follow(self, uuid: str) -> None:
         body = {"state": {"inference_request_uuid": uuid, "settings": {}}, "context": {}}
-        deadline = time.monotonic() + 20
-        while not self.client.post("/get_inference_progress", json=body).json()["finished"]:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: self.client.post("/get_inference_progress", json=body).json()["finished"], f"the end of {uuid}")
         for route in (
             "get_inference_progress",
             "get_inference_status",
@@ -375,10 +373,7 @@ def stopped(talk: Talk) -> None:
 
 def shut_down(talk: Talk) -> None:
     talk.ask("sly/shutdown")
-    deadline = time.monotonic() + 10
-    while is_alive(talk.client.base_url):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: not is_alive(talk.client.base_url), "the app to end")
 
 
 def is_alive(url: httpx.URL) -> bool:

@@ -42,6 +42,7 @@ from tests.standins.http_server import (
     Truncate,
     html_error_page,
 )
+from tests.support.until import until
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
 
@@ -458,9 +459,7 @@ class TestCancel:
 
         thread = threading.Thread(target=run)
         thread.start()
-        deadline = time.monotonic() + 10
-        while not server.count(path=path) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda: server.count(path=path), f"a request for {path}")
         time.sleep(0.1)  # until the pipes are full
         start = time.monotonic()
         token.cancel()

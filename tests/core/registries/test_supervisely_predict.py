@@ -31,6 +31,7 @@ from tests.standins.http_server import Delay, LoseAnswer, Respond, Rewrite
 from tests.standins.supervisely import SuperviselyStandIn
 from tests.standins.supervisely_app import FAILING_WIDTH, SuperviselyApp
 from tests.support import images
+from tests.support.until import until
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
 
@@ -376,18 +377,18 @@ def test_a_cancelled_prediction_stops_the_request_within_4_s(app: SuperviselyApp
     app.gate.clear()
     token = CancelToken()
     top = folder(tmp_path / "in", *range(3))
-    threading.Thread(target=lambda: (_until(lambda: app.count("POST", PROGRESS) > 1), token.cancel())).start()
+
+    def cancel() -> None:
+        until(lambda: app.count("POST", PROGRESS) > 1, "two looks")
+        token.cancel()
+
+    threading.Thread(target=cancel).start()
     began = time.monotonic()
     with pytest.raises(Cancelled):
         direct(app).predict_to(tmp_path / "out.jsonl", top, control=Control(cancel=token))
     assert time.monotonic() - began < 4
     assert app.count("POST", STOP) == 1
     assert not (tmp_path / "out.jsonl").exists()
-
-
-def _until(condition: Any) -> None:
-    while not condition():
-        time.sleep(0.01)
 
 
 def test_looks_become_rarer_while_nothing_happens(

@@ -58,6 +58,7 @@ from tests.standins.fault_server import (
     Tunnel,
     answer,
 )
+from tests.support.until import until
 
 TOKEN = "canary-secret-token"
 PART = os.urandom(3 * BLOCK + 17)
@@ -538,12 +539,13 @@ def test_a_server_may_think_longer_than_bytes_may_rest(mover: Mover) -> None:
 
 
 def test_the_watchdog_rests_when_nothing_moves(mover: Mover) -> None:
+    before = set(threading.enumerate())  # those of other tests
     with FaultServer(OK) as server:
         mover.put(server.url, part, 10)
-    end = time.monotonic() + 2
-    while any(thread.name == "modelsync-watchdog" for thread in threading.enumerate()):
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    until(
+        lambda: not any(thread.name == "modelsync-watchdog" for thread in {*threading.enumerate()} - before),
+        "the watchdog to rest",
+    )
 
 
 def test_no_descriptor_is_left_behind() -> None:
