@@ -383,8 +383,9 @@ class Mover:
         cancel = cancel or self._cancel
         cancel.check()
         watch = Watch(pace or self._pace, cancel)
-        with self._watchdog.over(watch), connections.observed_by(watch):
-            with _translated(watch, f"{method} {shown}"):
+        with self._watchdog.over(watch):
+            # Only this call: the body may open further answers of this thread, and the block may keep this one open.
+            with connections.observed_by(watch), _translated(watch, f"{method} {shown}"):
                 response = connections.pool_for(url, self._pools, self._settings).urlopen(
                     method,
                     url,

@@ -39,6 +39,7 @@ from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.mover import (
     BLOCK,
     UNPROCESSED,
+    Download,
     Mover,
     UrlExpired,
     with_retries,
@@ -530,6 +531,33 @@ def test_time_that_the_other_side_of_a_copy_takes_is_no_standstill(mover: Mover)
             for _ in download.blocks():
                 time.sleep(0.6)
         assert mover.put(server.url, lambda: Slow(b"abc"), 3, pace=SOON).status == 200
+
+
+class FromAnother:
+    """A body that comes from another server, whose answer stays open."""
+
+    def __init__(self, mover: Mover, url: str) -> None:
+        self._stack = contextlib.ExitStack()
+        self._ask = lambda: self._stack.enter_context(mover.get(url))
+        self._answer: Download | None = None
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        self._answer = self._answer or self._ask()
+        return self._answer.readinto(buffer)
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def test_a_body_that_comes_from_another_server_is_no_standstill(mover: Mover) -> None:
+    size = 24 << 20  # more than the kernel keeps, so that progress shows while the server is slow
+    reading: list[Step] = []
+    for _ in range(8):
+        reading += [ReadSome(size // 8), Stall(0.1)]
+    with FaultServer([answer(200, bytes(size))]) as source, FaultServer([*reading, *OK]) as target:
+        body = FromAnother(mover, source.url)
+        assert mover.put(target.url, lambda: body, size, pace=SOON).status == 200
+    assert target.requests[0].body_length == size
 
 
 def test_a_server_may_think_longer_than_bytes_may_rest(mover: Mover) -> None:
