@@ -28,7 +28,7 @@ from airflow_provider_modelsync.core.errors import (
     VersionConflict,
 )
 from airflow_provider_modelsync.core.flow import Flow, call, call_remote
-from airflow_provider_modelsync.core.models import ModelVersion
+from airflow_provider_modelsync.core.models import ModelRef, ModelVersion
 from airflow_provider_modelsync.core.parallel import for_each
 from airflow_provider_modelsync.core.registries.modelstore_bucket import Bucket, Listed
 from airflow_provider_modelsync.core.registries.modelstore_store import (
@@ -83,6 +83,7 @@ class S3Store(Store):
         self._base = f"{prefix}/" if prefix else ""
         self._part_size_mib = part_size_mib
         self._begun: dict[str, str] = {}  # id → key of the uploads in parts that were begun here and not completed
+        self._publishing: set[ModelRef] = set()  # versions whose manifests are being written
 
     def test(self) -> str:
         key = f"{self._base}{names.RESERVED_DIRECTORY}-probe-{secrets.token_hex(6)}"
@@ -167,7 +168,11 @@ class S3Store(Store):
         self._delete_all(found for path, found in there.items() if path not in plan.way.etags)
         self._abort_uploads(manifest.name, manifest.version)
         if self.require_claim(manifest) is None:
-            self._write_manifest(manifest, force=plan.force)
+            self._publishing.add(manifest.ref)
+            try:
+                self._write_manifest(manifest, force=plan.force)
+            finally:
+                self._publishing.discard(manifest.ref)
         if published := self.settle(manifest, force=False):
             return published
         raise RegistryUnavailable(f"{plan.ref} was withdrawn just now; the next try sees what came of it")
@@ -175,6 +180,8 @@ class S3Store(Store):
     def abort(self, plan: UploadPlan) -> None:
         manifest = cast(_Plan, plan).manifest
         self._abort_begun(manifest)
+        if manifest.ref in self._publishing:
+            return  # a killed push no longer waits for this request, which may still publish what lies there
         claim = self.claimant(manifest)
         if claim is None or not self.is_claimed_by(manifest, claim):
             return  # what lies there is somebody else's

@@ -34,6 +34,7 @@ from tests.core.registries.buckets import CLAIM, MANIFEST, PART, BucketStore, bu
 from tests.core.stores import hidden, snapshot, write_tree
 from tests.standins.http_server import FlipBit, LoseAnswer, Reset
 from tests.standins.s3 import Action, Before, Request, Respond, Stall
+from tests.support.until import until
 
 CANARY = "canary-7f+3/a=secret"  # holds characters that look different once quoted
 
@@ -316,6 +317,29 @@ def test_a_cancelled_push_ends_in_four_seconds_whatever_it_waits_for(
     thread.join(10)
     assert time.monotonic() - cancelled < 4
     assert isinstance(outcome[0], Cancelled)
+
+
+def test_a_version_that_a_killed_push_still_publishes_is_whole(
+    store: BucketStore, source: Path, tmp_path: Path
+) -> None:
+    token, reached, late = CancelToken(), threading.Event(), threading.Event()
+    store.s3.fault("PutObject", MANIFEST, Before(lambda _: (reached.set(), late.wait(60))))
+
+    def push() -> None:
+        with pytest.raises(Cancelled):
+            store.push(source, "fraud:v1", control=Control(cancel=token, is_last_try=True))
+
+    thread = threading.Thread(target=push)
+    thread.start()
+    assert reached.wait(20)
+    token.cancel()
+    thread.join(10)
+    assert not thread.is_alive()
+    late.set()  # only now the storage takes the manifest
+    until(lambda: store.list_versions("fraud"), "the version")
+    store.pull("fraud:v1", tmp_path / "target")
+    assert snapshot(tmp_path / "target") == snapshot(source)
+    assert store.push(source, "fraud:v1").transfer.skipped
 
 
 # Secrets
