@@ -130,7 +130,7 @@ def status_error(
             return not_found(said)
         case 413:
             return NotSupported(f"{said}. The body is too large for the server or a gateway before it; raise its limit")
-        case 429 | 503:
+        case 429 | 503 if status == 429 or retry_after(headers) is not None:
             return ServerBusy(said + _trace(headers), wait=retry_after(headers))
         case 408 | 425:
             return RegistryUnavailable(said)

@@ -27,7 +27,7 @@ from airflow_provider_modelsync.core.registries import supervisely_predict
 from airflow_provider_modelsync.core.registries.supervisely_predict import png
 from airflow_provider_modelsync.core.transfer.control import Control
 from tests.core.registries.serving import CLEAR, POP, PROGRESS, START, STOP, direct, platform
-from tests.standins.http_server import Delay, LoseAnswer, Respond, Rewrite
+from tests.standins.http_server import Action, Delay, LoseAnswer, Respond, Rewrite
 from tests.standins.supervisely import SuperviselyStandIn
 from tests.standins.supervisely_app import FAILING_WIDTH, SuperviselyApp
 from tests.support import images
@@ -288,13 +288,14 @@ def test_two_tasks_at_once_with_equal_file_names_get_their_own_results(app: Supe
 
 
 def test_an_upload_that_is_refused_for_now_is_sent_again_whole(app: SuperviselyApp, tmp_path: Path) -> None:
-    app.fault("POST", START, Respond(503))
+    app.fault("POST", START, Respond(503, headers={"Retry-After": "1"}))
     assert numbers_by_path(direct(app).predict(folder(tmp_path / "in", 1, 2), conf=0.0)) == {"0001": 1, "0002": 2}
     assert app.count("POST", START) == 2
 
 
-def test_a_start_whose_answer_is_lost_is_not_repeated(app: SuperviselyApp, tmp_path: Path) -> None:
-    app.fault("POST", START, LoseAnswer())
+@pytest.mark.parametrize("fault", [LoseAnswer(), Respond(503)])
+def test_a_start_whose_answer_is_lost_is_not_repeated(app: SuperviselyApp, tmp_path: Path, fault: Action) -> None:
+    app.fault("POST", START, fault)
     with pytest.raises(RegistryUnavailable):
         direct(app).predict(folder(tmp_path / "in", 1, 2))
     assert app.count("POST", START) == 1

@@ -235,7 +235,9 @@ class TestRefusals:
 
 
 class TestFaults:
-    @pytest.mark.parametrize("fault", [LoseAnswer(), Respond(500, b"no"), Respond(502, b"no"), Truncate(100)])
+    @pytest.mark.parametrize(
+        "fault", [LoseAnswer(), Respond(500, b"no"), Respond(502, b"no"), Respond(503, b"reset"), Truncate(100)]
+    )
     def test_after_the_request_may_have_been_processed_are_left_to_another_try(
         self, instance: Instance, output: Path, fault: Any
     ) -> None:
@@ -246,9 +248,9 @@ class TestFaults:
         assert instance.server.count("POST", INFER) == 1
         assert left(output) == []
 
-    @pytest.mark.parametrize("status", [429, 503])
-    def test_that_say_that_nothing_was_processed_are_tried_again(self, instance: Instance, status: int) -> None:
-        instance.server.fault("POST", INFER, Respond(status, b""), times=2)
+    @pytest.mark.parametrize("refusal", [Respond(429, b""), Respond(503, b"", {"Retry-After": "1"})])
+    def test_that_say_that_nothing_was_processed_are_tried_again(self, instance: Instance, refusal: Respond) -> None:
+        instance.server.fault("POST", INFER, refusal, times=2)
 
         assert instance.predict(RECORDS).count == 2
         assert instance.server.count("POST", INFER) == 3
