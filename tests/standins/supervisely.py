@@ -248,7 +248,8 @@ class SuperviselyStandIn(StandIn):
     """The platform; start and stop it as a context manager.
 
     `app`: the base URL of the serving app that every task is, unless `seed_task` says another.
-    `ranges`: whether downloads honour `Range`, `checksums`: whether they tell one. `page_size`: items of a page.
+    `ranges`: whether downloads honour `Range`, `checksums`: whether they tell one, `etags`: whether
+    a proxy tags them. `page_size`: items of a page.
     `listed_hashes`: whether `file-storage.v2.list` tells hashes, `folder_slash`: whether its folders end with a slash;
     neither is known.
     `proxy_limit`: seconds after which a proxied call is given up, in place of what the call asks for (60 if nothing).
@@ -293,6 +294,7 @@ class SuperviselyStandIn(StandIn):
         ranges: bool = True,
         page_size: int = 500,
         checksums: bool = True,
+        etags: bool = False,
         listed_hashes: bool = True,
         folder_slash: bool = False,
         proxy_limit: float | None = None,
@@ -303,6 +305,7 @@ class SuperviselyStandIn(StandIn):
         self.ranges = ranges
         self.page_size = page_size
         self.checksums = checksums
+        self.etags = etags
         self.listed_hashes = listed_hashes
         self.folder_slash = folder_slash
         self.proxy_limit = proxy_limit
@@ -507,7 +510,9 @@ class SuperviselyStandIn(StandIn):
         if file is None:
             raise refusal(404, "File not found", f"File with path {key[1]} was not found")
         stored = file.stored
-        headers = {"Content-Type": file.mime, **({CHECKSUM: stored.hash} if self.checksums else {})}
+        told = {CHECKSUM: stored.hash} if self.checksums else {}
+        tags = {"ETag": f'"{stored.hash}"'} if self.etags else {}
+        headers = {"Content-Type": file.mime, **told, **tags}
         return file_answer(
             stored.content, stored.size, headers, call.request.headers.get("range", "") if self.ranges else ""
         )

@@ -82,7 +82,7 @@ class RangedObject:
         """Raise unless an answer holds exactly the wanted bytes of the state that was accepted."""
         if answer.status == 206:
             said = answer.headers.get("Content-Range", "")
-            if said == f"bytes {start}-{end - 1}/{self.size}" and answer.headers.get("ETag", self.etag) == self.etag:
+            if said == f"bytes {start}-{end - 1}/{self.size}" and self._is_in_state(answer):
                 return
             raise RegistryUnavailable(f"the storage sent {said!r} instead of bytes {start}-{end - 1}/{self.size}")
         refuse(answer, self.address)
@@ -91,12 +91,15 @@ class RangedObject:
     def check_whole(self, answer: Download) -> None:
         """Raise unless an answer holds the whole object in the wanted state."""
         refuse(answer, self.address)
-        etag = answer.headers.get("ETag", self.etag)
-        if answer.status != 200 or answer.length not in (None, self.size) or self.etag not in (None, etag):
+        if answer.status != 200 or answer.length not in (None, self.size) or not self._is_in_state(answer):
             raise RegistryUnavailable(
-                f"the storage answered {answer.status} with {answer.length} bytes of {etag} "
+                f"the storage answered {answer.status} with {answer.length} bytes of {answer.headers.get('ETag')} "
                 f"instead of {self.size} of {self.etag}"
             )
+
+    def _is_in_state(self, answer: Download) -> bool:
+        """Whether an answer is of the wanted state, as far as tags are known on both sides."""
+        return self.etag in (None, answer.headers.get("ETag", self.etag))
 
     def read(self, start: int, end: int, cancel: CancelToken) -> memoryview:
         """Return a range as a whole, trying again as often as anything."""

@@ -359,9 +359,12 @@ def big(directory: Path) -> Path:
     return directory
 
 
+@pytest.mark.parametrize("etags", [True, False])
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_large_file_is_cut_and_comes_whole_to_the_exact_byte(tmp_path: Path, target: Path, ranges: bool) -> None:
-    with SuperviselyStandIn(tmp_path / "server", ranges=ranges) as server:
+def test_a_large_file_is_cut_and_comes_whole_to_the_exact_byte(
+    tmp_path: Path, target: Path, ranges: bool, etags: bool
+) -> None:
+    with SuperviselyStandIn(tmp_path / "server", ranges=ranges, etags=etags) as server:
         source, cv = big(tmp_path / "source"), platform(server)
         cv.push(source, MODEL)
         server.fault("POST", DOWNLOAD, Truncate(4_999_999), nth=2)
