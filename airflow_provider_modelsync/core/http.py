@@ -73,7 +73,8 @@ class Backoff:
 
     def delay(self, failures: int) -> float:
         """Return the seconds to wait after that many failures."""
-        return self.random() * min(self.ceiling, self.first * 2.0 ** (failures - 1))
+        doublings = min(failures - 1, 64)  # who listens for days fails more often than a float can double
+        return self.random() * min(self.ceiling, self.first * 2.0**doublings)
 
 
 def repeatable(request: httpx.Request) -> httpx.Request:
