@@ -57,6 +57,10 @@ class RegistryUnavailable(Retryable):
     """The registry or its storage did not answer, or answered with a passing fault."""
 
 
+class NotReady(Retryable):
+    """What the operation needs is not there yet, though nothing failed."""
+
+
 class TransferStalled(Retryable):
     """Bytes stopped moving."""
 

@@ -20,6 +20,7 @@ from airflow_provider_modelsync.core.errors import (
     InvalidInput,
     ModelNotFound,
     ModelSyncError,
+    NotReady,
     NotSupported,
     RegistryUnavailable,
 )
@@ -428,7 +429,7 @@ class Deployments:
         bentos = yield from self._bentos_with(ref)
         usable = [bento for bento in bentos if bento.upload_status == "success" and bento.tag]
         if not usable:
-            raise InvalidInput(
+            raise NotReady(  # a model is there before the bento that is built with it
                 f"{self._registry.title} has no uploaded bento that was built with {ref}; "
                 "build one with this model and push it, or name one in config['bento']",
                 argument="model",

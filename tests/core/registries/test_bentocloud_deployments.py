@@ -16,6 +16,7 @@ from airflow_provider_modelsync.core.errors import (
     InvalidInput,
     ModelNotFound,
     ModelSyncError,
+    NotReady,
     NotSupported,
     RegistryUnavailable,
     Unauthorized,
@@ -196,7 +197,7 @@ class TestTheBento:
     def test_that_does_not_exist_is_an_error_that_says_what_to_do(
         self, server: BentoCloudStandIn, cloud: Cloud
     ) -> None:
-        with pytest.raises(InvalidInput, match=r"no uploaded bento.*fraud:v2.*config\['bento'\]"):
+        with pytest.raises(NotReady, match=r"no uploaded bento.*fraud:v2.*config\['bento'\]"):
             deploy(cloud, "fraud:v2")
         with pytest.raises(ModelNotFound, match="'v9' of 'fraud'"):
             deploy(cloud, "fraud:v9")
