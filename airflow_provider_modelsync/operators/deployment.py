@@ -50,7 +50,6 @@ from airflow_provider_modelsync.triggers.deployment import DeploymentTrigger
 from airflow_provider_modelsync.triggers.predict import PredictTrigger
 
 if TYPE_CHECKING:
-    import jinja2
     from airflow.sdk import Context
     from pydantic import JsonValue
 
@@ -209,12 +208,13 @@ class DeployModelOperator(_DeploymentOperator):
     def _served(self) -> str:
         return self.model
 
-    def render_template_fields(self, context: Context, jinja_env: jinja2.Environment | None = None) -> None:
-        super().render_template_fields(context, jinja_env)
-        self._mask()  # rendered fields are shown to everybody
+    def _do_render_template_fields(self, *args: Any, **kwargs: Any) -> None:
+        # Rendered fields are shown to everybody. Airflow renders a mapped task's by this method, too, and only by it.
+        super()._do_render_template_fields(*args, **kwargs)
+        self._mask()
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
-        self._mask()  # Airflow renders a mapped task's fields by itself
+        self._mask()
         with translated():
             self._fetch(context)
             return self._roll_out(context)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -152,11 +153,12 @@ class TestDeploy:
             deploy().execute(context)
         assert changes(server) == [("POST", "")]
 
-    def test_without_a_bento_fails_for_good_and_says_what_to_do(self, server: BentoCloudStandIn, context: Any) -> None:
+    def test_without_a_bento_is_tried_again_and_says_what_to_do(self, server: BentoCloudStandIn, context: Any) -> None:
         server.bentos.clear()
 
-        with pytest.raises(AirflowFailException, match=r"no uploaded bento.*fraud:v1.*config\['bento'\]"):
+        with pytest.raises(AirflowException, match=r"no uploaded bento.*fraud:v1.*config\['bento'\]") as failed:
             deploy().execute(context)
+        assert not isinstance(failed.value, AirflowFailException)
 
     def test_goes_on_over_passing_faults(self, server: BentoCloudStandIn, context: Any) -> None:
         server.script_deployment("demo", ["deploying", "deploying", "running"])
@@ -523,14 +525,27 @@ class TestSecrets:
         assert CANARY not in everything
         assert server.token not in everything
 
-    def test_are_masked_in_rendered_fields(self, server: BentoCloudStandIn) -> None:
+    @pytest.mark.parametrize("is_mapped", [False, True])
+    def test_are_masked_in_rendered_fields(self, server: BentoCloudStandIn, is_mapped: bool) -> None:
         from airflow.sdk._shared.secrets_masker import redact
 
-        with DAG("masked"):
-            operator = deploy(config={"envs": [{"name": "API_KEY", "value": "{{ secret }}"}]})
-        operator.render_template_fields({"secret": "rendered-canary"})
+        secret = f"rendered-canary-{is_mapped}"
+        given: dict[str, Any] = {
+            "task_id": "deploy",
+            "model": "fraud:v1",
+            "config": {"envs": [{"name": "API_KEY", "value": "{{ secret }}"}]},
+        }
+        with DAG("masked") as dag:
+            if is_mapped:
+                task: Any = DeployModelOperator.partial(**given).expand(deployment=["demo"])
+            else:
+                task = DeployModelOperator(**given, deployment="demo")
+        run, instance = SimpleNamespace(conf={}), SimpleNamespace(map_index=0)
+        context: Any = {"secret": secret, "task": task, "ti": instance, "dag": dag, "dag_run": run}
+        task.render_template_fields(context)
 
-        assert redact(operator.config, "config") == {"envs": [{"name": "API_KEY", "value": "***"}]}
+        assert context["task"].config == {"envs": [{"name": "API_KEY", "value": secret}]}
+        assert redact(context["task"].config, "config") == {"envs": [{"name": "API_KEY", "value": "***"}]}
 
 
 class TestArguments:
