@@ -124,7 +124,9 @@ def _files_below(root: ObjectStoragePath) -> list[str]:
     if root.is_file():
         return [""]
     prefix = root.path.rstrip("/")
-    found = [str(path).removeprefix(prefix).lstrip("/") for path in root.fs.find(root.path)]
+    keys = [str(key) for key in root.fs.find(root.path)]
+    # Consoles and Hadoop keep empty objects in the place of directories.
+    found = [key.removeprefix(prefix).lstrip("/") for key in keys if not key.endswith("/")]
     for path in found:
         if fault := names.fault_of(path):
             raise InvalidInput(f"{root} holds {names.show(path)}, which {fault}")

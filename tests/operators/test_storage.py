@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from airflow.sdk import ObjectStoragePath
 from airflow.sdk.exceptions import AirflowFailException
-from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.core.cancel import CancelToken
@@ -120,6 +120,19 @@ def test_a_remote_name_that_no_model_may_hold_is_refused(storage: MemoryFileSyst
 
     with pytest.raises(InvalidInput), local_source(f"{BUCKET}/digits", CancelToken()):
         pass
+
+
+def test_objects_that_stand_for_directories_are_no_files(
+    storage: MemoryFileSystem, source: Path, tmp_path: Path
+) -> None:
+    for marker in ("", "nested/"):
+        storage.store[f"/bucket/models/digits/{marker}"] = MemoryFile()
+    markers = set(storage.find(f"{BUCKET}/digits"))
+    assert markers == {"/bucket/models/digits/", "/bucket/models/digits/nested/"}
+
+    upload(source)
+    with local_source(f"{BUCKET}/digits", CancelToken()) as path:
+        assert digest_directory(path) == digest_directory(source)
 
 
 def test_reading_a_remote_source_can_be_cancelled(storage: MemoryFileSystem, source: Path) -> None:
