@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from airflow_provider_modelsync.core import durable
-from airflow_provider_modelsync.core.archive.digest import Source
+from airflow_provider_modelsync.core.archive.digest import Source, read_tree
 from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.drive import mover_for
 from airflow_provider_modelsync.core.errors import (
@@ -24,7 +24,9 @@ from airflow_provider_modelsync.core.errors import (
     ModelSyncError,
     NotSupported,
     Permanent,
+    RegistryUnavailable,
     VersionConflict,
+    from_os_error,
 )
 from airflow_provider_modelsync.core.flow import SyncDriver
 from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Query, SyncedVersion, SyncReport
@@ -212,23 +214,36 @@ class _Sync:
             if stored is not None:
                 return self._push(stored, version, ref, control)
         # Files whose hashes are told only by reading them: one copy, which a later try finds again.
-        staging = Path(tempfile.gettempdir()) / f"modelsync-{os.getuid()}-{_key(f'{version.ref} {version.digest}')}"
-        is_over = control.is_last_try
+        base = self._staging(version)
+
+        def keep(staging: Path, error: BaseException) -> bool:
+            is_over = isinstance(error, Permanent) or control.is_last_try
+            return staging == base and not is_over and any(staging.iterdir())  # no other would be found again
+
         try:
-            exact = ModelRef(name=version.name, version=version.version)
-            pull(source.registry, source.driver, exact, staging, control, query=Query(), force=True)
-            pushed = self._push(staging, version, ref, control)
-            is_over = True
-        except Permanent:
-            is_over = True
-            raise
-        finally:
-            if is_over:
-                durable.remove_tree(staging)
-        return pushed
+            with durable.staging(base, keep=keep) as staging:
+                return self._push(self._pulled(version, staging / "model", control), version, ref, control)
+        except OSError as error:
+            raise from_os_error(error, f"copying {version.ref} through {base.parent}") from error
+
+    def _staging(self, version: ModelVersion) -> Path:
+        """Return where a version rests between two registries; no other pair of them shares the place."""
+        source, target = self._source.registry, self._target.registry
+        ends = (source.settings.conn_id, source.base_url or source.settings.host, target.settings.conn_id)
+        key = _key(repr((*ends, version.ref, version.digest)))
+        return Path(tempfile.gettempdir()) / f".modelsync-{os.getuid()}.{key[:12]}"
+
+    def _pulled(self, version: ModelVersion, place: Path, control: Control) -> Source:
+        """Pull a version, and return it as it lies there."""
+        source, exact = self._source, ModelRef(name=version.name, version=version.version)
+        pulled = pull(source.registry, source.driver, exact, place, control, query=Query(), force=True).version
+        tree = read_tree(place, cancel=control.cancel)
+        if {version.digest, pulled.digest} - {None, tree.digest}:
+            raise RegistryUnavailable(f"{version.ref} was replaced while it was being copied")
+        return tree
 
     def _push(
-        self, model: Source | Path, version: ModelVersion, ref: ModelRef, control: Control
+        self, model: Source, version: ModelVersion, ref: ModelRef, control: Control
     ) -> tuple[ModelVersion, tuple[str, ...]]:
         target, options = self._target, self._selection.options_of(version.name)
         facts, dropped = _facts_for(target.registry, version)

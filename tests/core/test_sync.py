@@ -19,9 +19,12 @@ from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.drive import driver_for
 from airflow_provider_modelsync.core.errors import (
     Cancelled,
+    DigestMismatch,
     InvalidInput,
     ModelSyncError,
     NotSupported,
+    RegistryUnavailable,
+    VersionConflict,
 )
 from airflow_provider_modelsync.core.models import XCOM_LIMIT, Query, SyncedVersion, SyncReport
 from airflow_provider_modelsync.core.push import push
@@ -29,14 +32,19 @@ from airflow_provider_modelsync.core.registries.base import Capability, Registry
 from airflow_provider_modelsync.core.registries.bentocloud import BentoCloud, BentoCloudSettings
 from airflow_provider_modelsync.core.registries.modelstore import ModelStore
 from airflow_provider_modelsync.core.registries.modelstore_bucket import BucketSettings
+from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.sync import CREATED_AT, Selection, Side, sync
 from airflow_provider_modelsync.core.transfer import objects, stored
 from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.transfer.plan import UploadGone
+from tests.core.registries.cloud import DOWNLOAD, OBJECT
+from tests.core.registries.serving import LIST, platform
 from tests.core.stores import Store, snapshot, write_tree
 from tests.services.moto_server import running_moto
 from tests.standins.bentocloud import BentoCloudStandIn
-from tests.standins.http_server import FlipBit
+from tests.standins.http_server import FlipBit, Respond, Rewrite
 from tests.standins.s3 import S3StandIn
+from tests.standins.supervisely import SuperviselyStandIn
 
 MIB = 1 << 20
 
@@ -466,33 +474,334 @@ def test_a_bit_that_flips_on_the_way_out_of_a_bucket(s3: S3StandIn, tmp_path: Pa
         assert versions_in(other, "fraud") == []
 
 
-def test_hashes_are_kept_in_order_whoever_reads_first(tmp_path: Path) -> None:
-    content = os.urandom(3 * MIB)
-    directory = write_tree(tmp_path / "model", {"weights.bin": content})
-    store = Store(tmp_path / "store")
-    store.push(directory, "fraud:v1")
-    with side(store.registry) as one, ExitStack():
-        plan = one.driver.run(store.registry.plan_pull(store.get("fraud:v1")))
-        source = stored.StoredModel.of(plan, Control(), one.driver, None)  # type: ignore[arg-type]
-        assert source is not None
-        for start in (2 * MIB, 0, MIB, 0):
-            assert bytes(source.read("weights.bin", start, MIB)) == content[start : start + MIB]
-        source.confirm(["weights.bin"])
+# A copy on this machine's disk
 
 
-def test_what_waits_to_be_hashed_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def clouds(tmp_path: Path) -> Iterator[list[BentoCloudStandIn]]:
+    """Two servers on which others have pushed different bytes as one version, so that no digest is known."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(BentoCloudStandIn(tmp_path / name)) for name in ("dev", "prod")]
+        for name, server in zip(("dev", "prod"), servers, strict=True):
+            server.seed("fraud", "v1", write_tree(tmp_path / "seeds" / name, {"who": name.encode()}))
+        yield servers
+
+
+@pytest.mark.parametrize(
+    ("other", "goal"),
+    [
+        pytest.param(1, "two", id="two sources, two targets"),
+        pytest.param(0, "two", id="one source, two targets"),
+        pytest.param(0, "one", id="the same twice"),
+    ],
+)
+def test_two_copies_at_a_time_never_touch_each_other(
+    clouds: list[BentoCloudStandIn],
+    tmp_path: Path,
+    scratch: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    other: int,
+    goal: str,
+) -> None:
+    """The second pulls its copy when the first is about to send, and sends it when the first has ended."""
+    first_ended, second_pulled = threading.Event(), threading.Event()
+    reports: dict[str, SyncReport] = {}
+    targets = {name: Store(tmp_path / f"target-{name}") for name in ("one", "two")}
+
+    def run_second() -> None:
+        try:
+            reports["second"] = run(cloud(clouds[other]), targets[goal].registry)
+        finally:
+            second_pulled.set()
+
+    second = threading.Thread(target=run_second)
+
+    def pull(*arguments: Any, **more: Any) -> Any:
+        pulled = real(*arguments, **more)
+        if not second.ident:
+            second.start()
+            assert second_pulled.wait(30)
+        else:
+            second_pulled.set()
+            assert first_ended.wait(30)
+        return pulled
+
+    real = syncing.pull
+    monkeypatch.setattr(syncing, "pull", pull)
+    try:
+        reports["first"] = run(cloud(clouds[0]), targets["one"].registry)
+    finally:
+        first_ended.set()
+        if second.ident:
+            second.join(30)
+
+    assert told(reports["first"])["copied"] == ["fraud:v1"]
+    assert told(reports["second"])["failed"] == []
+    assert (targets["one"].root / "fraud" / "v1" / "who").read_bytes() == b"dev"
+    assert (targets[goal].root / "fraud" / "v1" / "who").read_bytes() == (b"dev", b"prod")[other]
+    assert list(scratch.iterdir()) == []
+
+
+def failing(error: ModelSyncError) -> Callable[..., Any]:
+    def push(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return push
+
+
+def test_the_next_try_finds_the_copy(
+    target: Store, model: Any, tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with BentoCloudStandIn(tmp_path / "server") as server:
+        published(cloud(server), model("one"), "fraud:v1")
+        server.transmission_strategy = "proxy"
+        with monkeypatch.context() as patch:
+            patch.setattr(syncing, "push", failing(RegistryUnavailable("down")))
+            run(cloud(server), target.registry)
+        assert server.count("GET", DOWNLOAD) == 1
+
+        report = run(cloud(server), target.registry)
+
+        assert told(report)["copied"] == ["fraud:v1"]
+        assert server.count("GET", DOWNLOAD) == 1
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_copy_is_of_one_pair_of_connections(
+    clouds: list[BentoCloudStandIn], tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = (tmp_path / "target").as_uri()
+    targets = [ModelStore(RegistrySettings(conn_id=conn_id, host=root)) for conn_id in ("one", "two")]
+    monkeypatch.setattr(syncing, "push", failing(RegistryUnavailable("down")))
+
+    for _ in range(2):
+        for server in clouds:
+            for each in targets:
+                run(cloud(server), each)
+
+    kept = sorted((place / "model" / "who").read_bytes() for place in scratch.iterdir())
+    assert kept == [b"dev", b"dev", b"prod", b"prod"]
+
+
+def test_a_copy_that_nobody_came_back_for_in_a_day_is_swept(
+    clouds: list[BentoCloudStandIn], target: Store, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(syncing, "push", failing(RegistryUnavailable("down")))
+        run(cloud(clouds[0]), target.registry)
+    (left,) = scratch.iterdir()
+    os.utime(left, (0, 0))
+
+    assert told(run(cloud(clouds[1]), target.registry))["copied"] == ["fraud:v1"]
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "is_last_try"), [(VersionConflict("other bytes"), False), (RegistryUnavailable("down"), True)]
+)
+def test_a_copy_that_nobody_comes_back_for_is_removed(
+    clouds: list[BentoCloudStandIn],
+    target: Store,
+    scratch: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: ModelSyncError,
+    is_last_try: bool,
+) -> None:
+    monkeypatch.setattr(syncing, "push", failing(error))
+
+    report = run(cloud(clouds[0]), target.registry, control=Control(is_last_try=is_last_try))
+
+    assert len(report.of("failed")) == 1
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_copy_that_is_not_the_version_any_more_is_not_pushed(
+    target: Store, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pull(*arguments: Any, **more: Any) -> Any:
+        pulled = real(*arguments, **more)
+        (pulled.path / "weights.bin").write_bytes(b"somebody else's")
+        return pulled
+
+    real = syncing.pull
+    with BentoCloudStandIn(tmp_path / "server") as server:
+        published(cloud(server), model("one"), "fraud:v1")
+        with monkeypatch.context() as patch:
+            patch.setattr(syncing, "pull", pull)
+            (failed,) = run(cloud(server), target.registry).versions
+        assert (failed.outcome, failed.is_permanent) == ("failed", False)
+        assert target.list_versions("fraud") == []
+
+        assert told(run(cloud(server), target.registry))["copied"] == ["fraud:v1"]
+
+
+@pytest.mark.parametrize("untold", ["", "weights.bin"], ids=["no hash", "one hash missing"])
+def test_files_whose_hashes_are_not_told_are_copied(target: Store, tmp_path: Path, scratch: Path, untold: str) -> None:
+    info = {"experiment_name": "signs", "framework_name": "YOLO", "best_checkpoint": "best.pt", "model_files": {}}
+    files = {
+        "weights.bin": b"weights",
+        "checkpoints/best.pt": b"best",
+        "experiment_info.json": json.dumps({**info, "datetime": "2026-01-01"}).encode(),
+    }
+
+    def without_hashes(listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**file, "hash": None} if file["path"].endswith(untold) else file for file in listed]
+
+    with SuperviselyStandIn(tmp_path / "server") as server:
+        for path, content in files.items():
+            server.seed_file(f"/experiments/signs/1_YOLO/{path}", content)
+        server.fault("POST", LIST, Rewrite(without_hashes), times=None)
+
+        (done,) = run(platform(server).registry, target.registry).versions
+
+    assert (done.outcome, done.target) == ("copied", "signs:1_YOLO")
+    assert {path: (target.root / "signs" / "1_YOLO" / path).read_bytes() for path in files} == files
+    assert list(scratch.iterdir()) == []
+
+
+# A model read from where it is stored
+
+
+@pytest.fixture
+def weights() -> bytes:
+    return os.urandom(4 * MIB)
+
+
+@pytest.fixture
+def stored_file(source: Store, tmp_path: Path, weights: bytes) -> Path:
+    """A stored version's only file."""
+    source.push(write_tree(tmp_path / "model", {"weights.bin": weights}), "fraud:v1")
+    return source.root / "fraud" / "v1" / "weights.bin"
+
+
+@pytest.fixture
+def opened(source: Store, stored_file: Path) -> Iterator[stored.StoredModel]:
+    with side(source.registry) as one:
+        plan = one.driver.run(source.registry.plan_pull(source.get("fraud:v1")))
+        found = stored.StoredModel.of(plan, Control(), one.driver, None)  # type: ignore[arg-type]
+        assert found is not None
+        yield found
+
+
+def flip(path: Path, offset: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+
+
+def test_hashes_are_kept_in_order_whoever_reads_first(opened: stored.StoredModel, weights: bytes) -> None:
+    for start in (2 * MIB, 0, MIB, 0):
+        assert bytes(opened.read("weights.bin", start, MIB)) == weights[start : start + MIB]
+    opened.confirm(["weights.bin"])
+
+
+def test_what_waits_to_be_hashed_is_bounded(opened: stored.StoredModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored, "_AHEAD", MIB)
-    content = os.urandom(4 * MIB)
-    store = Store(tmp_path / "store")
-    store.push(write_tree(tmp_path / "model", {"weights.bin": content}), "fraud:v1")
-    with side(store.registry) as one:
-        plan = one.driver.run(store.registry.plan_pull(store.get("fraud:v1")))
-        source = stored.StoredModel.of(plan, Control(), one.driver, None)  # type: ignore[arg-type]
-        assert source is not None
-        for start in (3 * MIB, 2 * MIB, MIB, 0):
-            source.read("weights.bin", start, MIB)
-        assert source._ahead <= MIB
-        source.confirm(["weights.bin"])
+    for start in (3 * MIB, 2 * MIB, MIB, 0):
+        opened.read("weights.bin", start, MIB)
+    assert opened._ahead <= MIB
+    opened.confirm(["weights.bin"])
+    assert opened._ahead == 0
+
+
+WHOLE = [(0, 4 * MIB)]
+PARTS = [(start, MIB) for start in range(0, 4 * MIB, MIB)]
+SHIFTED = [(0, MIB // 2), *((start + MIB // 2, MIB) for start in range(0, 3 * MIB, MIB)), (7 * MIB // 2, MIB // 2)]
+HEAD = [(0, 1000)]
+REREADS = {
+    "in the same parts": (PARTS, PARTS),
+    "backwards": (PARTS[::-1], PARTS[::-1]),
+    "while they wait for their turn": (PARTS[2:], [*PARTS[2:], *PARTS[:2]]),
+    "in other parts": (PARTS, SHIFTED),
+    "as a whole": (SHIFTED, WHOLE),
+    "in parts after a whole": (WHOLE, PARTS),
+    "the start, then all": (HEAD, PARTS),
+    "in every way": (HEAD, [*SHIFTED, *PARTS, *WHOLE, *PARTS[::-1]]),
+}
+
+
+@pytest.mark.parametrize(("first", "second"), REREADS.values(), ids=REREADS.keys())
+def test_the_same_bytes_may_be_read_again(
+    opened: stored.StoredModel, first: list[tuple[int, int]], second: list[tuple[int, int]]
+) -> None:
+    for start, length in (*first, *second, *second):
+        opened.read("weights.bin", start, length)
+    opened.confirm(["weights.bin"])
+    opened.confirm(["weights.bin"])
+
+
+@pytest.mark.parametrize("room", [64 * MIB, 0])
+@pytest.mark.parametrize(("first", "second"), REREADS.values(), ids=REREADS.keys())
+def test_other_bytes_at_a_second_look_are_never_confirmed(
+    opened: stored.StoredModel,
+    stored_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    first: list[tuple[int, int]],
+    second: list[tuple[int, int]],
+    room: int,
+) -> None:
+    """They were sent, so it does not help that they are right before and after."""
+    monkeypatch.setattr(stored, "_AHEAD", room)
+    for start, length in first:
+        opened.read("weights.bin", start, length)
+    flip(stored_file, 2 * MIB + 5)
+    for start, length in second:
+        opened.read("weights.bin", start, length)
+    flip(stored_file, 2 * MIB + 5)
+
+    with pytest.raises(UploadGone):
+        opened.confirm(["weights.bin"])
+    for start, length in (*first, *second):  # the push that is begun again
+        opened.read("weights.bin", start, length)
+    opened.confirm(["weights.bin"])
+
+
+def test_other_bytes_a_second_time_are_given_up(opened: stored.StoredModel, stored_file: Path) -> None:
+    for error in (UploadGone, DigestMismatch):
+        for _ in range(2):
+            for start, length in PARTS:
+                opened.read("weights.bin", start, length)
+            flip(stored_file, MIB)
+        with pytest.raises(error):
+            opened.confirm(["weights.bin"])
+
+
+def test_reads_again_in_the_same_parts_cost_nothing(
+    opened: stored.StoredModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for start, length in PARTS * 10:
+        opened.read("weights.bin", start, length)
+    assert opened._hashes["weights.bin"].claims == set()
+    monkeypatch.setattr(opened, "_fill", lambda *_: pytest.fail("read once more"))
+    opened.confirm(["weights.bin"])
+
+
+def test_a_part_that_is_sent_again_with_other_bytes_is_never_published(
+    source: Store, stored_file: Path, weights: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BentoCloud takes whatever comes."""
+    reads: list[int] = []
+
+    def read(directory: Path, path: str, offset: int, view: memoryview) -> int:
+        count = real(directory, path, offset, view)
+        if reads.count(offset) == 1:
+            view[0] ^= 1
+        reads.append(offset)
+        return count
+
+    real = stored.read_stored
+    monkeypatch.setattr(stored, "read_stored", read)
+    with BentoCloudStandIn(tmp_path / "server") as server:
+        server.fault("PUT", OBJECT, Respond(503))
+
+        report = run(source.registry, cloud(server))
+
+        assert told(report)["copied"] == ["fraud:v1"]
+        assert server.count("PUT", OBJECT) == 3
+        assert versions_in(cloud(server), "fraud")[0].digest == source.get("fraud:v1").digest
+        assert weights in server.stored("fraud", "v1").path.read_bytes()
 
 
 def test_every_error_names_its_model(source: Store, target: Store, model: Any) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import zlib
+from array import array
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
+from typing import NamedTuple
 
 from airflow_provider_modelsync.core.archive.digest import BLOCK, FileEntry, Source, digest_of
 from airflow_provider_modelsync.core.archive.names import show
@@ -56,6 +60,8 @@ class StoredModel(Source):
             case _:
                 return None
         kept = [file for file in files if file.path not in plan.generated]
+        if not all(file.sha256 for file in kept):
+            return None
         if digest_of(kept) != plan.version.digest:
             raise DigestMismatch(f"the files of {plan.version.ref} have {digest_of(kept)}, not {plan.version.digest}")
         return cls(plan.version.ref, kept, directories, read)
@@ -74,16 +80,40 @@ class StoredModel(Source):
     def confirm(self, paths: Iterable[str]) -> None:
         known = {file.path: file for file in self.files}
         for path in paths:
-            file, state = known[path], self._hashes[path]
-            while state.position < file.size:  # of what was not read, as an earlier try has sent it
-                view = memoryview(bytearray(min(BLOCK, file.size - state.position)))
-                self._fill(path, state.position, view)
-                self._note(path, state.position, view, is_kept=False)
-            if state.total.hexdigest() != file.sha256:
+            if not self._is_true(known[path]):
                 self._hashes, self._ahead = {other: _Hash() for other in known}, 0
                 self._mismatches += 1
                 said = f"the bytes of {show(path)} in {self._ref} do not match its hash"
                 raise UploadGone(said) if self._mismatches == 1 else DigestMismatch(f"{said}, seen twice")
+
+    def _is_true(self, file: FileEntry) -> bool:
+        """Whether all that was ever read of a file is what its hash stands for.
+
+        What went into the hash is vouched for by it, and whatever else was read by having the checksum of a range that
+        did. Where the ranges are others, as after a change of parts, the file is hashed once more in those.
+        """
+        state = self._hashes[file.path]
+        while True:
+            self._read_rest(file, state)
+            if state.total.hexdigest() != file.sha256:
+                return False
+            sums = {read: state.sum_of(read.offset, read.length) for read in state.claims}
+            if any(found not in (None, read.crc32) for read, found in sums.items()):
+                return False
+            state.claims = {read for read, found in sums.items() if found is None}
+            if not state.claims:
+                return True
+            state.restart()  # each round settles the first claim at least
+
+    def _read_rest(self, file: FileEntry, state: _Hash) -> None:
+        """Hash what was not, as an earlier try has sent it or too much was waiting; in the ranges of claims."""
+        lengths = {read.offset: read.length for read in state.claims}
+        starts = sorted({*lengths, *state.ahead, file.size})
+        while (start := state.position) < file.size:
+            rest = starts[bisect_right(starts, start)] - start
+            view = memoryview(bytearray(lengths.get(start) or min(BLOCK, rest)))
+            self._fill(file.path, start, view)
+            self._note(file.path, start, view, is_kept=False)
 
     def _fill(self, path: str, offset: int, view: memoryview) -> int:
         done = 0
@@ -95,17 +125,22 @@ class StoredModel(Source):
         return done
 
     def _note(self, path: str, offset: int, view: memoryview, *, is_kept: bool) -> None:
-        """Hash what was read, now or once all before it has been read."""
+        """Hash what was read, now or once all before it has been read; what cannot be is claimed by its checksum."""
+        if not view:
+            return
         state = self._hashes[path]
+        if 0 < (cut := state.position - offset) < len(view):  # the start was read before, the rest was not
+            self._note(path, offset, view[:cut], is_kept=is_kept)
+            offset, view = offset + cut, view[cut:]
+        read = _Read(offset, len(view), zlib.crc32(view))
         with state.lock:
             if offset == state.position:
-                state.add(view)
-                while (rest := state.ahead.pop(state.position, None)) is not None:
-                    self._count(-len(rest))
-                    state.add(rest)
-            # What lies before was read again, for another try to send it.
+                state.add(view, read.crc32)
+                self._count(-state.catch_up())
             elif offset > state.position and offset not in state.ahead and self._count(len(view)):
-                state.ahead[offset] = view if is_kept else memoryview(bytes(view))
+                state.ahead[offset] = (view if is_kept else memoryview(bytes(view)), read.crc32)
+            elif state.sum_of(offset, len(view)) != read.crc32:
+                state.claims.add(read)
 
     def _count(self, size: int) -> bool:
         """Count bytes that wait to be hashed; return whether there is room for them."""
@@ -116,16 +151,59 @@ class StoredModel(Source):
             return True
 
 
+class _Read(NamedTuple):
+    """A range that was read, and what it held."""
+
+    offset: int
+    length: int
+    crc32: int
+
+
 class _Hash:
+    """How far a file is hashed, in which ranges, and what else was read of it.
+
+    A range costs 12 bytes. Only claims cost more: they are of bytes read again that do not fit these ranges, or for
+    which there was no room to wait.
+    """
+
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.total = hashlib.sha256()
-        self.position = 0
-        self.ahead: dict[int, memoryview] = {}
+        self.ahead: dict[int, tuple[memoryview, int]] = {}
+        self.claims: set[_Read] = set()
+        self.restart()
 
-    def add(self, view: memoryview) -> None:
+    def restart(self) -> None:
+        self.total = hashlib.sha256()
+        self._bounds = array("Q", [0])
+        self._sums = array("I")
+
+    @property
+    def position(self) -> int:
+        return self._bounds[-1]
+
+    def add(self, view: memoryview, crc32: int) -> None:
         self.total.update(view)
-        self.position += len(view)
+        self._bounds.append(self.position + len(view))
+        self._sums.append(crc32)
+
+    def catch_up(self) -> int:
+        """Hash what was waiting for its turn; return how many bytes wait no longer."""
+        done = 0
+        while self.ahead and (offset := min(self.ahead)) <= self.position:
+            view, crc32 = self.ahead.pop(offset)
+            done += len(view)
+            if offset == self.position:
+                self.add(view, crc32)
+            else:  # its range was read in other pieces
+                self.claims.add(_Read(offset, len(view), crc32))
+        return done
+
+    def sum_of(self, offset: int, length: int) -> int | None:
+        """Return the checksum of a range that was hashed as such."""
+        index = bisect_left(self._bounds, offset)
+        if self._bounds[index : index + 2].tolist() != [offset, offset + length]:
+            return None
+        return self._sums[index]
 
 
 class _Streams:
