@@ -175,6 +175,7 @@ class SyncedVersion(_Value):
     :param target: its reference in the target.
     :param digest: as far as it is known.
     :param size_bytes: as far as it is known.
+    :param created_at: when the target made its version, UTC.
     :param transfer: what was moved, when anything was looked at.
     :param dropped: what the target has no room for.
     :param note: why it was skipped or has failed, or that nothing vouches for its bytes.
@@ -186,6 +187,7 @@ class SyncedVersion(_Value):
     target: str | None = None
     digest: str | None = None
     size_bytes: int | None = None
+    created_at: datetime | None = None
     transfer: TransferStats | None = None
     dropped: tuple[str, ...] = ()
     note: str | None = None
@@ -221,7 +223,9 @@ class SyncReport(_Value):
         """
         lists: dict[str, list[JsonValue]] = {
             outcome: [
-                version.model_dump(mode="json", exclude_defaults=True, exclude={"outcome", "is_permanent"})
+                version.model_dump(
+                    mode="json", exclude_defaults=True, exclude={"outcome", "created_at", "is_permanent"}
+                )
                 for version in self.of(outcome)
             ]
             for outcome in ("copied", "skipped", "failed")

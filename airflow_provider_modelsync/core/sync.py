@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -66,7 +66,7 @@ class Selection:
     :param models: names, or globs of names.
     :param versions: of each model that are ready: the ``latest``, ``all``, or so many of the newest.
     :param labels: that a version must have.
-    :param options: glob of names → options of the push; later entries win.
+    :param options: name or glob of names → options of the push; later entries win.
     :param rename: name → its name in the target.
     """
 
@@ -85,18 +85,26 @@ class Selection:
 
     def chooses(self, name: str) -> bool:
         """Whether a model takes part."""
-        return any(fnmatchcase(name, glob) for glob in self.models)
+        return any(_matches(name, entry) for entry in self.models)
 
     def options_of(self, name: str) -> dict[str, Any]:
         """Return the options that a model is pushed with."""
         found: dict[str, Any] = {}
-        for glob, options in self.options.items():
-            if fnmatchcase(name, glob):
+        for entry, options in self.options.items():
+            if _matches(name, entry):
                 found |= options
         return found
 
 
-def sync(source: Side, target: Side, selection: Selection, control: Control, *, dry_run: bool = False) -> SyncReport:
+def sync(
+    source: Side,
+    target: Side,
+    selection: Selection,
+    control: Control,
+    *,
+    dry_run: bool = False,
+    on_copied: Callable[[SyncedVersion], None] | None = None,
+) -> SyncReport:
     """Bring versions of one registry into another.
 
     A model's versions go one after another, the oldest first, so that the newest is the newest in the target, too. A
@@ -107,21 +115,31 @@ def sync(source: Side, target: Side, selection: Selection, control: Control, *, 
     :param selection: what.
     :param control: how to cancel, where to remember; its worker count is that of each of two models at a time.
     :param dry_run: only say what would be copied.
+    :param on_copied: told of each copy as soon as it is published, from the threads that copy.
     :raises NotSupported: when the source cannot be read or the target cannot be written.
     :raises InvalidInput: when two models would become one.
     """
     source.registry.require(Capability.PULL)
     target.registry.require(Capability.PUSH)
-    return _Sync(source, target, selection, control, dry_run).run()
+    return _Sync(source, target, selection, control, dry_run, on_copied).run()
 
 
 class _Sync:
-    def __init__(self, source: Side, target: Side, selection: Selection, control: Control, dry_run: bool) -> None:
+    def __init__(
+        self,
+        source: Side,
+        target: Side,
+        selection: Selection,
+        control: Control,
+        dry_run: bool,
+        on_copied: Callable[[SyncedVersion], None] | None,
+    ) -> None:
         self._source = source
         self._target = target
         self._selection = selection
         self._control = control
         self._dry_run = dry_run
+        self._on_copied = on_copied
         self._done: list[SyncedVersion] = []
 
     def run(self) -> SyncReport:
@@ -203,7 +221,10 @@ class _Sync:
         )
         pushed, dropped = self._copy(version, ref, control)
         is_new = pushed.transfer is not None and not pushed.transfer.skipped
-        self._note(_synced("copied" if is_new else "skipped", version, pushed, dropped=dropped))
+        done = _synced("copied" if is_new else "skipped", version, pushed, dropped=dropped)
+        self._note(done)
+        if is_new and self._on_copied is not None:
+            self._on_copied(done)
 
     def _copy(self, version: ModelVersion, ref: ModelRef, control: Control) -> tuple[ModelVersion, tuple[str, ...]]:
         """Push what a version holds; return the new version, and what the target has no room for."""
@@ -267,6 +288,10 @@ class _Sync:
         log.error("syncing %s failed: %s", model, error)
 
 
+def _matches(name: str, entry: str) -> bool:
+    return name == entry or fnmatchcase(name, entry)  # a name may hold what a glob takes for wildcards
+
+
 def _counterpart(version: ModelVersion, there: Sequence[ModelVersion], *, chooses: bool) -> ModelVersion | None:
     """Return the target's version that stands for one of the source's already."""
     if chooses:
@@ -290,6 +315,7 @@ def _synced(
         digest=version.digest or (found.digest if found else None),
         transfer=found.transfer if found else None,
         size_bytes=version.size_bytes,
+        created_at=found.created_at if found else None,
         dropped=dropped,
         note=None if is_verified else "unverified: its digest is not known",
     )

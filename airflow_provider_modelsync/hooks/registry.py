@@ -27,6 +27,7 @@ from airflow_provider_modelsync.core.models import (
     Predictions,
     PulledModel,
     Query,
+    SyncedVersion,
     SyncReport,
     Ticket,
 )
@@ -251,6 +252,7 @@ class RegistryHook(BaseHook, ABC):
         *,
         dry_run: bool = False,
         checkpoint: CheckpointStore | None = None,
+        on_copied: Callable[[SyncedVersion], None] | None = None,
     ) -> SyncReport:
         """Bring versions of this registry into another.
 
@@ -258,6 +260,7 @@ class RegistryHook(BaseHook, ABC):
         :param selection: which versions, and how they are pushed.
         :param dry_run: only say what would be copied.
         :param checkpoint: where tries remember what is done.
+        :param on_copied: told of each copy as soon as it is published, from the threads that copy.
         :return: what became of each version; a failing model does not stop the others and raises nothing.
         :raises NotSupported: when this registry cannot be read or the other cannot be written.
         """
@@ -274,7 +277,7 @@ class RegistryHook(BaseHook, ABC):
             if dry_run:
                 return sync(*sides, selection, control, dry_run=True)
             with measured("sync", control.tally, {**target._tags(), **self._tags("source_")}) as note:
-                report = sync(*sides, selection, control)
+                report = sync(*sides, selection, control, on_copied=on_copied)
                 note(report)
             return report
 

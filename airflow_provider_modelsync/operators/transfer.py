@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 from airflow.sdk import Asset, AssetAlias, BaseOperatorLink, conf
 
@@ -41,6 +44,11 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from airflow_provider_modelsync.core.sync import Versions
+    from airflow_provider_modelsync.core.transfer.checkpoint import CheckpointStore
+
+    Event = dict[str, JsonValue]
+
+_ROOM = 15_000  # bytes of JSON in one value of a checkpoint
 
 
 class PushModelOperator(RegistryOperator):
@@ -261,7 +269,7 @@ class SyncModelsOperator(ModelSyncOperator):
     :param models: names or globs of names (templated).
     :param versions: of each model: ``"latest"``, ``"all"``, or so many of the newest (templated).
     :param labels: that a version must have (templated).
-    :param options: glob of names → what only the target understands (templated).
+    :param options: name or glob of names → what only the target understands (templated).
     :param rename: name → its name in the target (templated).
     :param fail_on_error: fail the task, once everything else is copied, when a model has failed.
     :param dry_run: copy nothing, say what would be copied.
@@ -312,6 +320,8 @@ class SyncModelsOperator(ModelSyncOperator):
         with translated():
             source, target = (self.hook_for(conn_id, context) for conn_id in (self.source_conn_id, self.target_conn_id))
             remember_link(context, target.page_of)
+            is_told = bool(self.outlets) and not self._only_say
+            copies = _Copies(TaskCheckpoint.of(context) if is_told else None, target)
             report = source.sync_to(
                 target,
                 Selection(
@@ -323,31 +333,87 @@ class SyncModelsOperator(ModelSyncOperator):
                 ),
                 dry_run=self._only_say,
                 checkpoint=TaskCheckpoint.of(context),
+                on_copied=copies.add,
             )
             if not report.dry_run:
-                self._emit_copies(context, source, target, report.of("copied"))
+                self._trace_copies(source, target, report.of("copied"))
             failed = report.of("failed")
             if failed and self.fail_on_error:
                 kind = Permanent if all(version.is_permanent for version in failed) else Retryable
                 raise kind(f"{len(failed)} of {len(report.versions)} failed: {'; '.join(map(str, failed))}")
+            self._tell_of_copies(context, target, copies.events())
+            copies.forget()
             return report.to_xcom()
 
-    def _emit_copies(
-        self, context: Context, source: RegistryHook, target: RegistryHook, copies: Sequence[SyncedVersion]
-    ) -> None:
-        """Describe copies in the task's lineage and to its outlets: all to an alias, to a model's asset its own."""
-        events: dict[str, list[dict[str, JsonValue]]] = {}
+    def _trace_copies(self, source: RegistryHook, target: RegistryHook, copies: Sequence[SyncedVersion]) -> None:
+        """Describe copies in the task's lineage."""
         for copy in copies:
-            original, made = _version(source, copy.source, copy), _version(target, copy.target or copy.source, copy)
-            self._trace.read.append((source.registry_conn_id, original))
-            self._trace.written.append((target.registry_conn_id, made))
-            asset = model_asset(target.registry_conn_id, made.name)
-            events.setdefault(asset.uri, []).append(made.to_event())
+            self._trace.read.append((source.registry_conn_id, _version(source, copy.source, copy)))
+            self._trace.written.append((target.registry_conn_id, _made(target, copy)))
+
+    def _tell_of_copies(self, context: Context, target: RegistryHook, copies: Collection[Event]) -> None:
+        """Describe copies to the task's outlets: all to an alias, to a model's asset its own."""
+        events: dict[str, list[Event]] = {}
+        for copy in copies:
+            asset = model_asset(target.registry_conn_id, str(copy["name"]))
+            events.setdefault(asset.uri, []).append(copy)
             for alias in (outlet for outlet in self.outlets if isinstance(outlet, AssetAlias)):
-                context["outlet_events"][alias].add(asset, extra=made.to_event())
+                context["outlet_events"][alias].add(asset, extra=copy)
         for outlet in self.outlets:
             if isinstance(outlet, Asset) and (own := events.get(outlet.uri)):
                 context["outlet_events"][outlet].extra.update(own[0] if len(own) == 1 else {"versions": list(own)})
+
+
+class _Copies:
+    """Events of copies that nobody was told of: Airflow drops those of a failed try. Safe to use from many threads."""
+
+    def __init__(self, store: CheckpointStore | None, target: RegistryHook) -> None:
+        self._store = store
+        self._target = target
+        self._lock = threading.Lock()
+        self._chunks = self._load()
+
+    def add(self, copy: SyncedVersion) -> None:
+        """Remember a copy."""
+        event = _made(self._target, copy).to_event()
+        with self._lock:
+            if not self._chunks or len(json.dumps([*self._chunks[-1], event])) > _ROOM:
+                self._chunks.append([])
+            self._chunks[-1].append(event)
+            if self._store is not None:
+                self._store.set(self._key(len(self._chunks) - 1), list(self._chunks[-1]))
+
+    def events(self) -> Collection[Event]:
+        """Return the event of each copy, this try's and those of tries before."""
+        return {(event["name"], event["version"]): event for chunk in self._chunks for event in chunk}.values()
+
+    def forget(self) -> None:
+        """Remove everything: all who wait are told."""
+        for index in reversed(range(len(self._chunks))):  # reading ends at the first gap
+            if self._store is not None:
+                self._store.delete(self._key(index))
+
+    def _load(self) -> list[list[Event]]:
+        chunks: list[list[Event]] = []
+        for index in count():
+            stored = self._store.get(self._key(index)) if self._store else None
+            if not isinstance(stored, list):
+                break
+            chunks.append([event for event in stored if _is_event(event)])
+        return chunks
+
+    def _key(self, index: int) -> str:
+        return f"copies.v1.{self._target.registry_conn_id}.{index}"
+
+
+def _is_event(value: JsonValue) -> TypeGuard[Event]:
+    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("name", "version"))
+
+
+def _made(target: RegistryHook, copy: SyncedVersion) -> ModelVersion:
+    """Return what a sync's report tells of the copy that it made."""
+    made = _version(target, copy.target or copy.source, copy)
+    return made.model_copy(update={"created_at": copy.created_at})
 
 
 def _version(hook: RegistryHook, ref: str, copy: SyncedVersion) -> ModelVersion:

@@ -813,3 +813,39 @@ def test_every_error_names_its_model(source: Store, target: Store, model: Any) -
     assert "fraud:v1" in str(failed)
     assert isinstance(failed.note, str)
     assert issubclass(InvalidInput, ModelSyncError)
+
+
+@pytest.mark.parametrize("name", ["Signs [v2]", "a*b", "what?", "[", "plain"])
+def test_a_name_chooses_its_model_whatever_characters_it_has(name: str) -> None:
+    selection = Selection(models=[name], options={"*": {"a": 1, "b": 1}, name: {"b": 2}})
+
+    assert selection.chooses(name)
+    assert not selection.chooses(f"{name} and more") or "*" in name
+    assert selection.options_of(name) == {"a": 1, "b": 2}
+
+
+def test_brackets_are_still_a_glob() -> None:
+    selection = Selection(models=["v[12]"], options={"v[12]": {"a": 1}})
+
+    assert [name for name in ("v1", "v2", "v3", "v[12]") if selection.chooses(name)] == ["v1", "v2", "v[12]"]
+    assert (selection.options_of("v1"), selection.options_of("v3")) == ({"a": 1}, {})
+
+
+def test_copies_are_told_as_they_are_published(source: Store, target: Store, model: Any) -> None:
+    fill(source, model, "fraud:v1", "fraud:v2")
+    copies: list[tuple[SyncedVersion, bool]] = []
+
+    def on_copied(copy: SyncedVersion) -> None:
+        copies.append((copy, any(found.version == "v2" for found in versions_in(target.registry, "fraud"))))
+
+    with side(source.registry) as one, side(target.registry) as other:
+        what = Selection(versions="all")
+        sync(one, other, what, Control(), dry_run=True, on_copied=on_copied)
+        assert copies == []
+        for _ in range(2):  # the second time nothing is left to copy
+            sync(one, other, what, Control(), on_copied=on_copied)
+
+    assert [(copy.target, is_late) for copy, is_late in copies] == [("fraud:v1", False), ("fraud:v2", True)]
+    assert [copy.created_at for copy, _ in copies] == [
+        target.get(f"fraud:{version}").created_at for version in ("v1", "v2")
+    ]

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.sdk import Asset, AssetAlias
+from airflow.sdk.exceptions import AirflowException
 
 from airflow_provider_modelsync.assets import model_asset
+from airflow_provider_modelsync.core.models import SyncedVersion
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
-from airflow_provider_modelsync.operators.base import ModelSyncOperator
+from airflow_provider_modelsync.operators.base import ModelSyncOperator, TaskCheckpoint
 from airflow_provider_modelsync.operators.catalog import ListModelsOperator
 from airflow_provider_modelsync.operators.deployment import DeployModelOperator
-from airflow_provider_modelsync.operators.transfer import PullModelOperator, PushModelOperator, SyncModelsOperator
+from airflow_provider_modelsync.operators.transfer import (
+    PullModelOperator,
+    PushModelOperator,
+    SyncModelsOperator,
+    _Copies,
+)
 from tests.conftest import Connect
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.http_server import Respond
 from tests.support.cloud import CANARY, CONNECTION, running_cloud
+from tests.support.state_store import StateStore
 
 ALIAS = AssetAlias("models")
 
@@ -74,6 +83,11 @@ def test_a_pull_takes_a_version(stores: None, tmp_path: Path, context: Any) -> N
     assert traced(pull) == (["one/fraud:v1"], [])
 
 
+def made(ref: str) -> dict[str, Any]:
+    """What a watcher of the second store says of a version."""
+    return ModelStoreHook("two").get(ref).to_event()
+
+
 def sync(**arguments: Any) -> SyncModelsOperator:
     """Return a sync between the two stores."""
     return SyncModelsOperator(task_id="sync", source_conn_id="one", target_conn_id="two", **arguments)
@@ -85,11 +99,8 @@ def test_a_sync_tells_of_what_it_has_copied(stores: None, context: Any) -> None:
     operator.execute(context)
 
     told = events_of(context)
-    digest = ModelStoreHook("one").get("fraud:v1").digest
-    assert {uri: (event["version"], event["digest"]) for uri, event in told.items()} == {
-        "modelsync://two/churn": ("v1", digest),
-        "modelsync://two/scam": ("v1", digest),
-    }
+    assert told == {f"modelsync://two/{name}": made(f"{name}:v1") for name in ("churn", "scam")}
+    assert all(event["created_at"] for event in told.values())
     assert context["outlet_events"][own].extra == told[own.uri]
     assert context["outlet_events"][other].extra == {}
     assert traced(operator) == (["one/churn:v1", "one/fraud:v1"], ["two/churn:v1", "two/scam:v1"])
@@ -118,6 +129,133 @@ def _everything() -> Any:
     from airflow_provider_modelsync.core.sync import Selection
 
     return Selection()
+
+
+def again(context: Any) -> Any:
+    """What the next try of a task gets: what was remembered, and no events."""
+    from airflow.sdk.execution_time.context import OutletEventAccessors
+
+    return {**context, "outlet_events": OutletEventAccessors()}
+
+
+@pytest.fixture
+def failed(stores: None, tmp_path: Path, context: Any) -> Any:
+    """What a try left that has copied ``fraud:v1`` and failed at ``churn:v1``, which is mended since."""
+    broken = tmp_path / "one" / "churn" / "v1"
+    shutil.move(broken, tmp_path / "aside")
+    with pytest.raises(AirflowException, match="churn"):
+        sync(outlets=[ALIAS]).execute(context)
+    assert events_of(context) == {}
+    shutil.move(tmp_path / "aside", broken)
+    return again(context)
+
+
+def test_copies_of_a_failed_try_are_told_by_the_next(failed: Any) -> None:
+    own = model_asset("two", "fraud")
+    operator = sync(outlets=[ALIAS, own])
+    assert operator.execute(failed)["counts"] == {"copied": 1, "skipped": 1, "failed": 0}
+
+    assert events_of(failed) == {f"modelsync://two/{name}": made(f"{name}:v1") for name in ("churn", "fraud")}
+    assert len(failed["outlet_events"][ALIAS].asset_alias_events) == 2
+    assert failed["outlet_events"][own].extra == made("fraud:v1")
+    assert traced(operator)[1] == ["two/churn:v1"]
+    assert failed["task_state_store"].values == {}
+
+
+def test_a_copy_that_was_deleted_between_the_tries_is_told_once(failed: Any) -> None:
+    ModelStoreHook("two").delete("fraud:v1")
+    sync(outlets=[ALIAS]).execute(failed)
+
+    assert [event.extra["name"] for event in failed["outlet_events"][ALIAS].asset_alias_events].count("fraud") == 1
+    assert events_of(failed)["modelsync://two/fraud"] == made("fraud:v1")
+
+
+def test_a_cleared_task_tells_of_nothing_that_it_has_told(failed: Any) -> None:
+    sync(outlets=[ALIAS]).execute(failed)
+    cleared = again(failed)
+    sync(outlets=[ALIAS]).execute(cleared)
+
+    assert events_of(cleared) == {}
+
+
+def test_failures_that_may_be_keep_no_copy_from_being_told(stores: None, tmp_path: Path, context: Any) -> None:
+    shutil.rmtree(tmp_path / "one" / "churn" / "v1")
+    sync(outlets=[ALIAS], fail_on_error=False).execute(context)
+
+    assert set(events_of(context)) == {"modelsync://two/fraud"}
+    assert context["task_state_store"].values == {}
+
+
+def test_copies_are_told_of_in_the_connection_that_they_are_in(failed: Any, tmp_path: Path, connect: Connect) -> None:
+    connect("three", conn_type="modelstore", host=(tmp_path / "three").as_uri())
+    operator = SyncModelsOperator(
+        task_id="sync", source_conn_id="one", target_conn_id="three", models=["churn"], outlets=[ALIAS]
+    )
+    operator.execute(failed)
+
+    assert set(events_of(failed)) == {"modelsync://three/churn"}
+
+
+class Killing(StateStore):
+    """Kills the task at the first copy that is remembered."""
+
+    operator: SyncModelsOperator
+
+    def set(self, key: str, value: Any, retention: Any = None) -> None:
+        super().set(key, value, retention)
+        self.operator.on_kill()
+
+
+def test_copies_of_a_killed_try_are_told_by_the_next(stores: None, source: Path, context: Any) -> None:
+    ModelStoreHook("one").push(source / "tokenizer", "fraud:v2")
+    what: dict[str, Any] = {"models": ["fraud"], "versions": "all", "outlets": [ALIAS]}
+    context["task_state_store"] = store = Killing()
+    store.operator = sync(**what)
+    with pytest.raises(AirflowException, match="told to stop"):
+        store.operator.execute(context)
+
+    context = again(context)
+    assert sync(**what).execute(context)["counts"] == {"copied": 1, "skipped": 1, "failed": 0}
+    told = [event.extra for event in context["outlet_events"][ALIAS].asset_alias_events]
+    assert told == [made("fraud:v1"), made("fraud:v2")]
+
+
+@pytest.mark.parametrize("arguments", [{"outlets": [ALIAS], "dry_run": True}, {}], ids=str)
+def test_nothing_is_remembered_where_nobody_is_told(stores: None, context: Any, arguments: dict[str, Any]) -> None:
+    context["task_state_store"] = store = Killing()
+    store.operator = operator = sync(**arguments)
+
+    operator.execute(context)
+
+
+def test_a_task_without_a_state_store_tells_of_what_it_has_copied(stores: None, context: Any) -> None:
+    del context["task_state_store"]
+    sync(outlets=[ALIAS]).execute(context)
+
+    assert set(events_of(context)) == {"modelsync://two/churn", "modelsync://two/fraud"}
+
+
+def test_thousands_of_copies_are_remembered_in_small_values(stores: None) -> None:
+    store, target = StateStore(), ModelStoreHook("two")
+    refs = [f"{'ü' * 100}{number}:v1" for number in range(300)]
+    copies = _Copies(TaskCheckpoint(store), target)
+    for ref in refs:
+        copies.add(SyncedVersion(source=ref, target=ref, outcome="copied", digest=f"sha256:{0:064}"))
+
+    assert max(map(len, store.values.values())) < 16_000
+    assert len(store.values) < 30
+    remembered = _Copies(TaskCheckpoint(store), target)
+    assert [f"{event['name']}:{event['version']}" for event in remembered.events()] == refs
+    remembered.forget()
+    assert store.values == {}
+
+
+@pytest.mark.parametrize("junk", [3, "x", {"name": "a"}, [3], [{"name": 3}], [{"name": "a", "version": []}]])
+def test_what_is_remembered_is_not_trusted(stores: None, context: Any, junk: Any) -> None:
+    context["task_state_store"].set("modelsync.copies.v1.two.0", junk)
+    sync(outlets=[ALIAS], models=["fraud"]).execute(context)
+
+    assert set(events_of(context)) == {"modelsync://two/fraud"}
 
 
 def deploy(**arguments: Any) -> DeployModelOperator:

@@ -12,7 +12,10 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_provider_modelsync.core.models import XCOM_LIMIT
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
+from airflow_provider_modelsync.hooks.supervisely import SuperviselyHook
 from airflow_provider_modelsync.operators.transfer import SyncModelsOperator
+from tests.conftest import Connect
+from tests.standins.supervisely import SuperviselyStandIn
 
 
 @pytest.fixture
@@ -100,3 +103,22 @@ def test_a_kill_ends_the_transfer_of_both_sides(pushed: Path, target: Path, cont
 def test_wrong_arguments_are_named(pushed: Path, target: Path, context: Any, field: str, value: str) -> None:
     with pytest.raises(AirflowFailException, match=f"argument '{field}'"):
         sync(**{field: value}).execute(context)
+
+
+def test_a_project_is_found_by_its_name_though_it_looks_like_a_glob(
+    source: Path, target: Path, context: Any, connect: Connect, tmp_path: Path
+) -> None:
+    with SuperviselyStandIn(tmp_path / "server") as server:
+        extra = {"team_id": server.team_id, "workspace_id": server.workspace_id}
+        connect("signs", conn_type="supervisely", host=server.url, password=server.token, extra=extra)
+        SuperviselyHook("signs").push(source, "Signs [v2]:v1")
+        operator = SyncModelsOperator(
+            task_id="sync",
+            source_conn_id="signs",
+            target_conn_id="target",
+            models=["Signs [v2]"],
+            rename={"Signs [v2]": "signs"},
+        )
+
+        assert operator.execute(context)["counts"] == {"copied": 1, "skipped": 0, "failed": 0}
+    assert ModelStoreHook("target").get("signs").version == "v1"
