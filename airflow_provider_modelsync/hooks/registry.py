@@ -7,6 +7,7 @@ imported by the methods that do so: DAG files load this module whenever they are
 from __future__ import annotations
 
 import logging
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -17,7 +18,7 @@ from airflow.sdk.exceptions import AirflowException
 
 from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.drive import async_driver_for, driver_for
-from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError
+from airflow_provider_modelsync.core.errors import Cancelled, InvalidInput, ModelSyncError, RegistryUnavailable
 from airflow_provider_modelsync.core.flow import AsyncDriver, Flow, SyncDriver
 from airflow_provider_modelsync.core.models import (
     Deployment,
@@ -31,6 +32,8 @@ from airflow_provider_modelsync.core.models import (
     SyncReport,
     Ticket,
 )
+from airflow_provider_modelsync.core.parallel import interruptible
+from airflow_provider_modelsync.core.redact import redact, secrets_of
 from airflow_provider_modelsync.core.registries.base import Registry
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.progress import Tally
@@ -51,6 +54,10 @@ log = logging.getLogger("modelsync")
 T = TypeVar("T")
 
 _STANDARD_FIELDS = ("host", "port", "login", "password")
+
+# Seconds for one call of a connection test, and for the whole of it: it keeps a thread of the API server. What hangs in
+# a system call then gets 3 more to end.
+_CALL_SECONDS, _TEST_SECONDS = 4.0, 6.0
 
 
 def settings_from_connection(connection: Connection, settings_type: type[RegistrySettings]) -> RegistrySettings:
@@ -100,10 +107,7 @@ class RegistryHook(BaseHook, ABC):
         :raises InvalidInput: when the connection's fields are not usable.
         """
         if self._registry is None:
-            settings = self._settings_in(self.get_connection(self.registry_conn_id))
-            self._registry = self._make(
-                settings, [self.get_connection(other) for other in settings.further_connections]
-            )
+            self._registry = self._make(*self._read())
         return self._registry
 
     async def aget_conn(self) -> Registry:
@@ -398,13 +402,34 @@ class RegistryHook(BaseHook, ABC):
         return self.get_conn().page_of(model)
 
     def test_connection(self) -> tuple[bool, str]:
-        """Make one cheap authenticated request and say who and where, or what is wrong."""
+        """Make one cheap authenticated request and say who and where, or what is wrong, within 10 s."""
         try:
-            return True, self.run(lambda registry: registry.test())
+            return True, self._test()
         except Exception as error:  # the form shows whatever comes back
             if isinstance(error, ModelSyncError):
                 error.connection = None  # the form's has an id that Airflow makes up; others who ask know it
             return False, str(error)
+
+    def _test(self) -> str:
+        settings, others = self._read()
+        hasty = {"timeout_seconds": min(settings.timeout_seconds, _CALL_SECONDS)}
+        registry = self._make(settings.model_copy(update=hasty), others)
+        limit = CancelToken(self.cancel_token)
+        timer = threading.Timer(_TEST_SECONDS, limit.cancel)
+        timer.start()
+        try:
+            with self._named(None), driver_for(registry, limit) as driver:
+                return interruptible(lambda: driver.run(registry.test()), limit)
+        except Cancelled:
+            self.cancel_token.check()
+            where = redact(registry.base_url or settings.host or "", secrets_of(settings))
+            raise RegistryUnavailable(f"{registry.title} at {where} did not answer within {_TEST_SECONDS} s") from None
+        finally:
+            timer.cancel()
+
+    def _read(self) -> tuple[RegistrySettings, list[Connection]]:
+        settings = self._settings_in(self.get_connection(self.registry_conn_id))
+        return settings, [self.get_connection(other) for other in settings.further_connections]
 
     def _settings_in(self, connection: Connection) -> RegistrySettings:
         with self._named(None):

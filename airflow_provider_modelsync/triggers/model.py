@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Hashable, Mapping
-from functools import partial
 from typing import Any
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
@@ -107,8 +106,8 @@ class ModelVersionEventTrigger(BaseEventTrigger):
         async for listing in shared_stream:
             for version in watch.news(listing.versions):
                 yield TriggerEvent(version.to_event())
-            if watch.has_changed:
-                listing.duties.append(partial(memory.keep, watch.keep()))
+            if watch.has_changed or memory.is_behind:
+                listing.notes.append((memory, watch.keep()))
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         async for event in self.filter_shared_stream(self._own_stream()):

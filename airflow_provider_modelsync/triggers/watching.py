@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,16 +29,21 @@ class Listing:
     """All versions of a model at one time.
 
     :param versions: in any state.
-    :param duties: what is to be done once Airflow has the events that watchers have made of it.
+    :param notes: who is to remember what, once Airflow has the events that watchers have made of it.
     """
 
     versions: Sequence[ModelVersion]
-    duties: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    notes: list[tuple[Memory, JsonValue]] = field(default_factory=list)
 
     async def settle(self) -> None:
-        """Do what is to be done."""
-        for duty in self.duties:
-            await duty()
+        """Have remembered what is to be remembered."""
+        for memory, marks in self.notes:
+            await memory.keep(marks)
+
+    def drop(self) -> None:
+        """Leave it to the next listing of each watcher that goes on."""
+        for memory, _ in self.notes:
+            memory.is_behind = True
 
 
 class Listings(SharedStreamProducer):
@@ -78,7 +83,9 @@ class Listings(SharedStreamProducer):
 
     async def advance(self, batch: Sequence[AdvanceItem]) -> None:
         for item in batch:
-            if not item.outcome.failed:  # else a watcher has to fire again
+            if item.outcome.failed:  # a watcher has to fire again; it sees no further listing, the others do
+                item.broker_payload.drop()
+            else:
                 await item.broker_payload.settle()
 
     def _versions_in(self, registry: Registry) -> Flow[list[ModelVersion]]:
@@ -99,6 +106,8 @@ class Memory:
     def __init__(self, store: Any, registry_conn_id: str, model: str) -> None:
         several = getattr(store, "_by_name", {})  # two assets with equal watchers share one trigger
         self._stores = list(several.values()) if len(several) > 1 else [store] if store is not None else []
+        self.is_behind = False  # whether the last that was to be kept is not: the next listing is to make up for it
+        self._is_failing = False
         self._key = "modelsync." + hashlib.sha256(f"{registry_conn_id}\n{model}".encode()).hexdigest()[:32]
 
     async def recall(self) -> Watch:
@@ -112,12 +121,16 @@ class Memory:
         return Watch()
 
     async def keep(self, marks: JsonValue) -> None:
-        """Remember what has fired; a failure is only logged, for the running watcher knows it anyway."""
+        """Remember what has fired; a failure is logged when it begins, for the running watcher knows it anyway."""
+        failed = False
         for store in self._stores:
             try:
                 await _call(store, "set", self._key, marks)
             except Exception as error:
-                log.warning("what has fired could not be written to the asset's state store: %s", error)
+                failed = True
+                if not self._is_failing:
+                    log.warning("what has fired cannot be written to the asset's state store for now: %s", error)
+        self.is_behind = self._is_failing = failed
 
 
 async def _call(store: Any, verb: str, *arguments: Any) -> Any:

@@ -15,7 +15,7 @@ from airflow.sdk import Asset, AssetWatcher
 from airflow.sdk.execution_time.context import AssetStateStoreAccessors
 from airflow.sdk.module_loading import import_string
 from airflow.sdk.serde import deserialize, serialize
-from airflow.triggers.shared_stream import SharedStreamManager
+from airflow.triggers.shared_stream import AckTimeout, SharedStreamManager
 
 from airflow_provider_modelsync.assets import model_asset
 from airflow_provider_modelsync.triggers import model as triggers
@@ -69,8 +69,8 @@ class OldStore(Store):
 class Triggerer:
     """What the triggerer does with watchers: one stream per key, events made persistent a little later."""
 
-    def __init__(self) -> None:
-        self.manager = SharedStreamManager()
+    def __init__(self, ack_timeout: float = 300) -> None:
+        self.manager = SharedStreamManager(ack_timeout=ack_timeout)
         self.persists = True
         self.fired: list[dict[str, Any]] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -107,7 +107,7 @@ class Triggerer:
 
 @asynccontextmanager
 async def triggerer(**arguments: Any) -> AsyncIterator[Triggerer]:
-    running = Triggerer()
+    running = Triggerer(**arguments)
     try:
         yield running
     finally:
@@ -277,6 +277,99 @@ async def test_a_state_store_that_cannot_be_written_only_costs_the_memory(server
         assert not watcher.done()
 
     assert airflow.versions == ["v2"]
+
+
+class FailingOnce(Store):
+    """One whose n-th write fails.
+
+    :param write: n, from 1.
+    """
+
+    def __init__(self, write: int) -> None:
+        super().__init__()
+        self._writes = itertools.count(1)
+        self._write = write
+
+    async def aset(self, key: str, value: Any) -> None:
+        if next(self._writes) == self._write:
+            raise RuntimeError("the API server restarts")
+        await super().aset(key, value)
+
+
+async def test_a_first_sight_that_could_not_be_written_is_written_at_the_next_look(server: BentoCloudStandIn) -> None:
+    store = FailingOnce(write=1)
+    async with triggerer() as airflow:
+        airflow.start(store)
+        await looks(server, 5)
+    server.seed("fraud", "v2")
+    async with triggerer() as again:
+        again.start(store)
+        await looks(server)
+
+    assert (airflow.versions, again.versions) == ([], ["v2"])
+
+
+async def test_an_event_that_could_not_be_remembered_is_remembered_at_the_next_look(server: BentoCloudStandIn) -> None:
+    store = FailingOnce(write=2)
+    async with triggerer() as airflow:
+        airflow.start(store)
+        await looks(server)
+        server.seed("fraud", "v2")
+        await looks(server, 5)
+    async with triggerer() as again:
+        again.start(store)
+        await looks(server)
+
+    assert (airflow.versions, again.versions) == (["v2"], [])
+
+
+async def test_nothing_is_written_twice(server: BentoCloudStandIn) -> None:
+    class Counting(Store):
+        writes = 0
+
+        async def aset(self, key: str, value: Any) -> None:
+            self.writes += 1
+            await super().aset(key, value)
+
+    store = Counting()
+    async with triggerer() as airflow:
+        airflow.start(store)
+        await looks(server, 5)
+        assert store.writes == 1
+        server.seed("fraud", "v2")
+        await looks(server, 5)
+
+    assert store.writes == 2
+
+
+async def test_a_first_sight_is_remembered_though_another_watcher_fails(server: BentoCloudStandIn) -> None:
+    class Hanging(Store):
+        async def aget(self, key: str, default: Any = None) -> Any:
+            await asyncio.Event().wait()
+
+    store = Store()
+    async with triggerer(ack_timeout=0.5) as airflow:
+        airflow.start(Hanging())
+        airflow.start(store)
+        async with asyncio.timeout(10):
+            while not store.values:  # noqa: ASYNC110  # the store tells nobody
+                await asyncio.sleep(0.01)
+
+
+async def test_an_event_that_airflow_does_not_get_in_time_is_never_remembered(server: BentoCloudStandIn) -> None:
+    store = Store()
+    async with triggerer(ack_timeout=0.5) as airflow:
+        watcher = airflow.start(store)
+        await looks(server)
+        airflow.persists = False
+        server.seed("fraud", "v2")
+        with pytest.raises(AckTimeout):
+            await asyncio.wait_for(watcher, 20)
+    async with triggerer() as again:
+        again.start(store)
+        await looks(server)
+
+    assert airflow.versions == again.versions == ["v2"]
 
 
 @pytest.mark.parametrize("fault", [Respond(501), Respond(401), Respond(404)], ids=lambda fault: str(fault.status))

@@ -47,7 +47,6 @@ _REQUIRED = frozenset({"version", "name", "type", "usage"})  # what the OpenAPI 
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
-_TEST_SECONDS = 5.0  # for each of two calls: somebody is watching the form
 _LOOK_SECONDS = 10.0  # for one look while messages wait
 _LOAD_SECONDS = 300.0  # the answer may come only once the model is in memory
 # For taking a download back; the request that began it may still be on its way.
@@ -110,23 +109,23 @@ class Pieces(Registry):
             )
 
     def test(self) -> Flow[str]:
-        yield from self.health(seconds=_TEST_SECONDS)
-        version = yield from self.version(seconds=_TEST_SECONDS)
+        yield from self.health()
+        version = yield from self.version()
         return f"Connected to Pieces OS {version} at {self.base_url}."
 
-    def health(self, *, seconds: float | None = None) -> Flow[str]:
+    def health(self) -> Flow[str]:
         """Return what Pieces OS says about its health.
 
         :raises RegistryUnavailable: when that is not ``ok``.
         """
-        said = yield from self._calls.plain("/.well-known/health", "checking the health", seconds=seconds)
+        said = yield from self._calls.plain("/.well-known/health", "checking the health")
         if not is_ok(said):
             raise not_ok(said)
         return said
 
-    def version(self, *, seconds: float | None = None) -> Flow[str]:
+    def version(self) -> Flow[str]:
         """Return the version of Pieces OS, e.g. ``12.1.0``."""
-        return (yield from self._calls.plain("/.well-known/version", "reading the version", seconds=seconds))
+        return (yield from self._calls.plain("/.well-known/version", "reading the version"))
 
     # Reading
 

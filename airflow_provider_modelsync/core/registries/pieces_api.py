@@ -110,9 +110,9 @@ class Calls:
         """Return the address of a model's progress socket."""
         return f"ws{self.base_url.removeprefix('http')}{_path(model)}/download/progress"
 
-    def plain(self, path: str, doing: str, *, seconds: float | None = None) -> Flow[str]:
+    def plain(self, path: str, doing: str) -> Flow[str]:
         """Read a text."""
-        response = yield from self._send("GET", path, headers=_PLAIN, seconds=seconds)
+        response = yield from self._send("GET", path, headers=_PLAIN)
         return raise_for_status(response, doing).text.strip()
 
     def models(self) -> Flow[list[PiecesModel]]:
