@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -235,24 +236,24 @@ class _Sync:
             if stored is not None:
                 return self._push(stored, version, ref, control)
         # Files whose hashes are told only by reading them: one copy, which a later try finds again.
-        base = self._staging(version)
-
-        def keep(staging: Path, error: BaseException) -> bool:
-            is_over = isinstance(error, Permanent) or control.is_last_try
-            return staging == base and not is_over and any(staging.iterdir())  # no other would be found again
-
         try:
+            base = self._staging(version)
+
+            def keep(staging: Path, error: BaseException) -> bool:
+                is_over = isinstance(error, Permanent) or control.is_last_try
+                return staging == base and not is_over and any(staging.iterdir())  # no other would be found again
+
             with durable.staging(base, keep=keep) as staging:
                 return self._push(self._pulled(version, staging / "model", control), version, ref, control)
         except OSError as error:
-            raise from_os_error(error, f"copying {version.ref} through {base.parent}") from error
+            raise from_os_error(error, f"copying {version.ref} through {tempfile.gettempdir()}") from error
 
     def _staging(self, version: ModelVersion) -> Path:
         """Return where a version rests between two registries; no other pair of them shares the place."""
         source, target = self._source.registry, self._target.registry
         ends = (source.settings.conn_id, source.base_url or source.settings.host, target.settings.conn_id)
         key = _key(repr((*ends, version.ref, version.digest)))
-        return Path(tempfile.gettempdir()) / f".modelsync-{os.getuid()}.{key[:12]}"
+        return _own_directory() / f".copy.{key[:12]}"
 
     def _pulled(self, version: ModelVersion, place: Path, control: Control) -> Source:
         """Pull a version, and return it as it lies there."""
@@ -286,6 +287,17 @@ class _Sync:
             SyncedVersion(source=model, outcome="failed", note=str(error), is_permanent=isinstance(error, Permanent))
         )
         log.error("syncing %s failed: %s", model, error)
+
+
+def _own_directory() -> Path:
+    """Return a temporary directory that later tries find again, and that no other user can look into."""
+    place = Path(tempfile.gettempdir()) / f"modelsync-{os.getuid()}"
+    with suppress(FileExistsError):
+        place.mkdir(mode=0o700)
+    facts = place.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
+        raise InvalidInput(f"{place} is not a directory of this user's alone: remove it, or name another TMPDIR")
+    return place
 
 
 def _matches(name: str, entry: str) -> bool:

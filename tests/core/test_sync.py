@@ -76,9 +76,9 @@ def model(tmp_path: Path) -> Callable[[str], Path]:
 @pytest.fixture(autouse=True)
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where staging copies go."""
-    place = tmp_path / "scratch"
-    place.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    place = tmp_path / "scratch" / f"modelsync-{os.getuid()}"
+    place.mkdir(parents=True, mode=0o700)
+    monkeypatch.setattr(tempfile, "tempdir", str(place.parent))
     return place
 
 
@@ -565,6 +565,31 @@ def test_the_next_try_finds_the_copy(
         assert told(report)["copied"] == ["fraud:v1"]
         assert server.count("GET", DOWNLOAD) == 1
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("found", ["a link", "a file", "a directory of all"])
+def test_a_copy_never_lies_where_others_have_access(
+    target: Store, model: Any, tmp_path: Path, scratch: Path, found: str
+) -> None:
+    scratch.rmdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    match found:
+        case "a link":
+            scratch.symlink_to(elsewhere)
+        case "a file":
+            scratch.touch()
+        case _:
+            scratch.mkdir()
+            scratch.chmod(0o755)
+    with BentoCloudStandIn(tmp_path / "server") as server:
+        published(cloud(server), model("one"), "fraud:v1")
+
+        (failed,) = run(cloud(server), target.registry).of("failed")
+
+        assert f"{scratch} is not a directory of this user's alone" in str(failed.note)
+        assert server.count("GET", DOWNLOAD) == 0
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_a_copy_is_of_one_pair_of_connections(
