@@ -18,7 +18,15 @@ from airflow_provider_modelsync.core.errors import (
     from_os_error,
 )
 
-RETRYABLE = {"RegistryUnavailable", "TransferStalled", "CorruptArchive", "SourceChanged", "DiskFull", "Cancelled"}
+RETRYABLE = {
+    "RegistryUnavailable",
+    "NotReady",
+    "TransferStalled",
+    "CorruptArchive",
+    "SourceChanged",
+    "DiskFull",
+    "Cancelled",
+}
 PERMANENT = {
     "InvalidInput",
     "TargetExists",
