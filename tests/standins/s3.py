@@ -641,8 +641,8 @@ class _Handler(Handler):
         assert isinstance(answer, _Answer)
         blocks = iter(lambda: answer.read(BLOCK), b"") if self.entry.received else self.suffered(answer.read)
         for block in blocks:
+            self.entry.sent += len(block)  # first: whoever has the last byte may count at once
             self.wfile.write(block)
-            self.entry.sent += len(block)
 
 
 def _scripted(respond: Respond) -> Refusal:
