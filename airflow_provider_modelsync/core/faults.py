@@ -130,14 +130,22 @@ def status_error(
             return not_found(said)
         case 413:
             return NotSupported(f"{said}. The body is too large for the server or a gateway before it; raise its limit")
-        case 429 | 503 if status == 429 or retry_after(headers) is not None:
+        case _ if is_unprocessed(status, headers):
             return ServerBusy(said + _trace(headers), wait=retry_after(headers))
-        case 408 | 425:
+        case 408:
             return RegistryUnavailable(said)
         case _ if 400 <= status < 500:
             return InvalidInput(said)
         case _:
             return RegistryUnavailable(said + _trace(headers))
+
+
+def is_unprocessed(status: int, headers: Mapping[str, str]) -> bool:
+    """Whether an answer says that nothing was done, so that the request may be repeated, whatever it asks for.
+
+    A bare 503 says no such thing: proxies send it, too, when an upstream broke off.
+    """
+    return status in (425, 429) or (status == 503 and retry_after(headers) is not None)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

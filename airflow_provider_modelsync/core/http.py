@@ -30,7 +30,14 @@ from airflow_provider_modelsync.core.addresses import (
     redirect_target,
 )
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError, RegistryUnavailable
-from airflow_provider_modelsync.core.faults import NotSent, check_headers, classify, retry_after, status_error
+from airflow_provider_modelsync.core.faults import (
+    NotSent,
+    check_headers,
+    classify,
+    is_unprocessed,
+    retry_after,
+    status_error,
+)
 from airflow_provider_modelsync.core.flow import Exchange, Flow, Sleep, Step
 from airflow_provider_modelsync.core.network import CONNECT_SECONDS, READ_SECONDS
 from airflow_provider_modelsync.core.redact import excerpt, secrets_of, show_url
@@ -50,7 +57,6 @@ _SEALED = "modelsync_sealed"  # whether its body holds secrets
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
-_UNPROCESSED = frozenset({425, 429})
 
 _adapter: Callable[[Any], TypeAdapter[Any]] = functools.lru_cache(maxsize=256)(TypeAdapter)
 _log = logging.getLogger("modelsync")
@@ -241,7 +247,7 @@ class RequestPolicy:
             wait = None
             if isinstance(outcome, httpx.Response):
                 wait = retry_after(outcome.headers)
-                if not _is_worth_a_retry(request, outcome.status_code, asked_to_wait=wait is not None):
+                if not _is_worth_a_retry(request, outcome):
                     return outcome
             elif not _may_follow(request, outcome):
                 raise outcome from None
@@ -373,9 +379,9 @@ def _may_follow(request: httpx.Request, error: ModelSyncError) -> bool:
     return isinstance(error, NotSent) or (isinstance(error, RegistryUnavailable) and _may_repeat(request))
 
 
-def _is_worth_a_retry(request: httpx.Request, status: int, *, asked_to_wait: bool) -> bool:
-    unprocessed = status in _UNPROCESSED or (status == 503 and asked_to_wait)
-    return status in _PASSING and (unprocessed or _may_repeat(request))
+def _is_worth_a_retry(request: httpx.Request, answer: httpx.Response) -> bool:
+    unprocessed = is_unprocessed(answer.status_code, answer.headers)
+    return unprocessed or (answer.status_code in _PASSING and _may_repeat(request))
 
 
 def _secrets_in(request: httpx.Request) -> tuple[str, ...]:
