@@ -48,8 +48,6 @@ if TYPE_CHECKING:
 
     Event = dict[str, JsonValue]
 
-_ROOM = 15_000  # bytes of JSON in one value of a checkpoint
-
 
 class PushModelOperator(RegistryOperator):
     """Push a model to a registry.
@@ -320,8 +318,8 @@ class SyncModelsOperator(ModelSyncOperator):
         with translated():
             source, target = (self.hook_for(conn_id, context) for conn_id in (self.source_conn_id, self.target_conn_id))
             remember_link(context, target.page_of)
-            is_told = bool(self.outlets) and not self._only_say
-            copies = _Copies(TaskCheckpoint.of(context) if is_told else None, target)
+            checkpoint = TaskCheckpoint.of(context)
+            copies = _Copies(checkpoint if self.outlets and not self._only_say else None, target)
             report = source.sync_to(
                 target,
                 Selection(
@@ -332,7 +330,7 @@ class SyncModelsOperator(ModelSyncOperator):
                     rename=self.rename or {},
                 ),
                 dry_run=self._only_say,
-                checkpoint=TaskCheckpoint.of(context),
+                checkpoint=checkpoint,
                 on_copied=copies.add,
             )
             if not report.dry_run:
@@ -375,9 +373,11 @@ class _Copies:
 
     def add(self, copy: SyncedVersion) -> None:
         """Remember a copy."""
+        from airflow_provider_modelsync.core.transfer.checkpoint import VALUE_LIMIT
+
         event = _made(self._target, copy).to_event()
         with self._lock:
-            if not self._chunks or len(json.dumps([*self._chunks[-1], event])) > _ROOM:
+            if not self._chunks or len(json.dumps([*self._chunks[-1], event])) > VALUE_LIMIT:
                 self._chunks.append([])
             self._chunks[-1].append(event)
             if self._store is not None:

@@ -20,7 +20,7 @@ _UPLOAD = "upload.v1"
 _PARTS_PER_KEY = 256
 _MOST_KEYS = 64  # more than any upload has: what is read back is not trusted
 FLUSH_SECONDS = 5.0  # each write is a call to the API server
-_VALUE_LIMIT = 15_000  # bytes of JSON in one value
+VALUE_LIMIT = 15_000  # bytes of JSON in one value
 _WORTH_REMEMBERING = 16 << 20  # bytes: smaller files hash faster than they are looked up
 
 
@@ -74,7 +74,7 @@ def save_digests(store: CheckpointStore | None, digests: Mapping[str, str], size
         return
     kept: dict[str, JsonValue] = {}
     for key in sorted(sizes, key=lambda key: -sizes[key]):
-        if sizes[key] < _WORTH_REMEMBERING or len(json.dumps({**kept, key: digests[key]})) > _VALUE_LIMIT:
+        if sizes[key] < _WORTH_REMEMBERING or len(json.dumps({**kept, key: digests[key]})) > VALUE_LIMIT:
             break
         kept[key] = digests[key]
     if kept:
@@ -190,7 +190,7 @@ class UploadMemory:
         self._flushed_at = self._clock()
         for index in sorted(self._changed):
             chunk: dict[str, JsonValue] = {}
-            room = _VALUE_LIMIT - 2
+            room = VALUE_LIMIT - 2
             for number in _numbers(index):
                 if (etag := self.parts.get(number)) is not None:
                     room -= len(json.dumps({str(number): etag}))
