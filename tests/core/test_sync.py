@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 
 from airflow_provider_modelsync.core import sync as syncing
 from airflow_provider_modelsync.core.cancel import CancelToken
-from airflow_provider_modelsync.core.drive import driver_for
+from airflow_provider_modelsync.core.drive import driver_for, mover_for
 from airflow_provider_modelsync.core.errors import (
     Cancelled,
     DigestMismatch,
@@ -703,9 +703,10 @@ def stored_file(source: Store, tmp_path: Path, weights: bytes) -> Path:
 def opened(source: Store, stored_file: Path) -> Iterator[stored.StoredModel]:
     with side(source.registry) as one:
         plan = one.driver.run(source.registry.plan_pull(source.get("fraud:v1")))
-        found = stored.StoredModel.of(plan, Control(), one.driver, None)  # type: ignore[arg-type]
-        assert found is not None
-        yield found
+        with closing(mover_for(source.registry, Control())) as mover:
+            found = stored.StoredModel.of(plan, Control(), one.driver, mover)
+            assert found is not None
+            yield found
 
 
 def flip(path: Path, offset: int) -> None:

@@ -347,13 +347,21 @@ async def test_a_first_sight_is_remembered_though_another_watcher_fails(server: 
         async def aget(self, key: str, default: Any = None) -> Any:
             await asyncio.Event().wait()
 
-    store = Store()
+    class Telling(Store):
+        def __init__(self) -> None:
+            super().__init__()
+            self.written = asyncio.Event()
+
+        async def aset(self, key: str, value: Any) -> None:
+            await super().aset(key, value)
+            self.written.set()
+
+    store = Telling()
     async with triggerer(ack_timeout=0.5) as airflow:
         airflow.start(Hanging())
         airflow.start(store)
         async with asyncio.timeout(10):
-            while not store.values:  # noqa: ASYNC110  # the store tells nobody
-                await asyncio.sleep(0.01)
+            await store.written.wait()
 
 
 async def test_an_event_that_airflow_does_not_get_in_time_is_never_remembered(server: BentoCloudStandIn) -> None:
