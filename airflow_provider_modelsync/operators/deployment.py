@@ -214,7 +214,7 @@ class DeployModelOperator(_DeploymentOperator):
         self._mask()
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
-        self._mask()
+        self._mask()  # again: that method is Airflow's own, and logs are not to depend on it
         with translated():
             self._fetch(context)
             return self._roll_out(context)
