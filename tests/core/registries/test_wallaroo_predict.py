@@ -248,7 +248,7 @@ class TestFaults:
         assert instance.server.count("POST", INFER) == 1
         assert left(output) == []
 
-    @pytest.mark.parametrize("refusal", [Respond(429, b""), Respond(503, b"", {"Retry-After": "1"})])
+    @pytest.mark.parametrize("refusal", [Respond(425, b""), Respond(429, b""), Respond(503, b"", {"Retry-After": "1"})])
     def test_that_say_that_nothing_was_processed_are_tried_again(self, instance: Instance, refusal: Respond) -> None:
         instance.server.fault("POST", INFER, refusal, times=2)
 
