@@ -68,7 +68,7 @@ def serve(scratch: str) -> None:
 
 def wait(waiters: int, models: int, seconds: float) -> dict[str, float]:
     """Have so many deferred sensors wait for so long, and say what it has cost this process."""
-    from airflow_provider_modelsync.core.flow import AsyncDriver
+    from airflow_provider_modelsync.core.flow.steps import AsyncDriver
     from airflow_provider_modelsync.triggers.model import ModelVersionTrigger
 
     logging.disable(logging.INFO)

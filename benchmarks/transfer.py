@@ -149,7 +149,7 @@ def engine_push(url: str, certificate: Path, source: Path, scratch: Path, tree: 
     """Send a source that is hashed already."""
     from airflow_provider_modelsync.core.archive.digest import read_tree
     from airflow_provider_modelsync.core.archive.layout import TarLayout
-    from airflow_provider_modelsync.core.flow import SyncDriver
+    from airflow_provider_modelsync.core.flow.steps import SyncDriver
     from airflow_provider_modelsync.core.transfer.checkpoint import OpenUpload, UploadMemory
     from airflow_provider_modelsync.core.transfer.control import Control
     from airflow_provider_modelsync.core.transfer.mover import Mover
@@ -174,7 +174,7 @@ def ours_pull(url: str, certificate: Path, target: Path, scratch: Path) -> Calla
     """Read the archive by ranges into a staging directory, hash what is written, rename."""
     from airflow_provider_modelsync.core import durable
     from airflow_provider_modelsync.core.archive.digest import digest_of
-    from airflow_provider_modelsync.core.flow import SyncDriver
+    from airflow_provider_modelsync.core.flow.steps import SyncDriver
     from airflow_provider_modelsync.core.transfer.control import Control
     from airflow_provider_modelsync.core.transfer.download import download
     from airflow_provider_modelsync.core.transfer.mover import Mover
@@ -196,8 +196,8 @@ def ours_pull(url: str, certificate: Path, target: Path, scratch: Path) -> Calla
 
 def engine_pull(url: str, certificate: Path, target: Path, scratch: Path) -> Callable[[], None]:
     """Receive the archive by ranges into one file, and look at nothing."""
-    from airflow_provider_modelsync.core.cancel import CancelToken
-    from airflow_provider_modelsync.core.parallel import for_each
+    from airflow_provider_modelsync.core.flow.cancel import CancelToken
+    from airflow_provider_modelsync.core.flow.parallel import for_each
     from airflow_provider_modelsync.core.transfer.mover import Mover
 
     def run() -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 from airflow_provider_modelsync.cli.session import FAILED, TRY_AGAIN, Answer, Session, command
 from airflow_provider_modelsync.core.models import ModelVersion, PulledModel, SyncReport
-from airflow_provider_modelsync.core.sync import Selection
 from airflow_provider_modelsync.core.transfer.progress import readable
+from airflow_provider_modelsync.core.verbs.sync import Selection
 from airflow_provider_modelsync.operators.storage import local_source, resolve, upload_directory
 
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowException
 
-from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import ModelSyncError, Retryable
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.redact import escape, redact, secrets_of
 from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from airflow_provider_modelsync.core.drive import driver_for
+from airflow_provider_modelsync.core.verbs.drive import driver_for
 from airflow_provider_modelsync.hooks.metrics import measured
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 
 if TYPE_CHECKING:
     from airflow_provider_modelsync.core.models import ModelVersion
-    from airflow_provider_modelsync.core.registries.bentocloud import BentoCloud
+    from airflow_provider_modelsync.core.registries.bentocloud.registry import BentoCloud
     from airflow_provider_modelsync.core.transfer.checkpoint import CheckpointStore
 
 
@@ -27,7 +27,7 @@ class BentoCloudHook(RegistryHook):
 
     @classmethod
     def registry_type(cls) -> type[BentoCloud]:
-        from airflow_provider_modelsync.core.registries.bentocloud import BentoCloud
+        from airflow_provider_modelsync.core.registries.bentocloud.registry import BentoCloud
 
         return BentoCloud
 
@@ -43,8 +43,8 @@ class BentoCloudHook(RegistryHook):
         :raises InvalidInput: when the source is no built bento, or a model that it was built with is not there.
         :raises VersionConflict: when the bento exists with other bytes.
         """
-        from airflow_provider_modelsync.core.push import push
-        from airflow_provider_modelsync.core.registries.bentocloud_bentos import Bentos, bento_ref
+        from airflow_provider_modelsync.core.registries.bentocloud.bentos import Bentos, bento_ref
+        from airflow_provider_modelsync.core.verbs.push import push
 
         bentos = Bentos(self.get_conn().settings)
         with self._named(None):

@@ -11,7 +11,7 @@ from airflow_provider_modelsync.hooks.registry import RegistryHook
 if TYPE_CHECKING:
     from airflow.sdk import Connection
 
-    from airflow_provider_modelsync.core.registries.modelstore import ModelStore
+    from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
     from airflow_provider_modelsync.core.settings import RegistrySettings
 
 
@@ -27,7 +27,7 @@ class ModelStoreHook(RegistryHook):
 
     @classmethod
     def registry_type(cls) -> type[ModelStore]:
-        from airflow_provider_modelsync.core.registries.modelstore import ModelStore
+        from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
 
         return ModelStore
 

@@ -9,9 +9,9 @@ from airflow_provider_modelsync.core.models import Fetch, ModelVersion, Patience
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 
 if TYPE_CHECKING:
-    from airflow_provider_modelsync.core.flow import Flow
+    from airflow_provider_modelsync.core.flow.steps import Flow
     from airflow_provider_modelsync.core.models import ModelRef
-    from airflow_provider_modelsync.core.registries.pieces import Pieces
+    from airflow_provider_modelsync.core.registries.pieces.registry import Pieces
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ class PiecesHook(RegistryHook):
 
     @classmethod
     def registry_type(cls) -> type[Pieces]:
-        from airflow_provider_modelsync.core.registries.pieces import Pieces
+        from airflow_provider_modelsync.core.registries.pieces.registry import Pieces
 
         return Pieces
 

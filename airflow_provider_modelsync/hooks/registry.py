@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowException
 
-from airflow_provider_modelsync.core.cancel import CancelToken
-from airflow_provider_modelsync.core.drive import async_driver_for, driver_for
 from airflow_provider_modelsync.core.errors import Cancelled, InvalidInput, ModelSyncError, RegistryUnavailable
-from airflow_provider_modelsync.core.flow import AsyncDriver, Flow, SyncDriver
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.parallel import interruptible
+from airflow_provider_modelsync.core.flow.steps import AsyncDriver, Flow, SyncDriver
 from airflow_provider_modelsync.core.models import (
     Deployment,
     Fetch,
@@ -32,11 +32,11 @@ from airflow_provider_modelsync.core.models import (
     SyncReport,
     Ticket,
 )
-from airflow_provider_modelsync.core.parallel import interruptible
 from airflow_provider_modelsync.core.redact import redact, secrets_of
 from airflow_provider_modelsync.core.registries.base import Registry
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.progress import Tally
+from airflow_provider_modelsync.core.verbs.drive import async_driver_for, driver_for
 from airflow_provider_modelsync.hooks.metrics import measured
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from airflow.sdk import Connection
     from pydantic import JsonValue
 
-    from airflow_provider_modelsync.core.sync import Selection
     from airflow_provider_modelsync.core.transfer.checkpoint import CheckpointStore
     from airflow_provider_modelsync.core.transfer.control import Control
+    from airflow_provider_modelsync.core.verbs.sync import Selection
 
 log = logging.getLogger("modelsync")
 
@@ -184,7 +184,7 @@ class RegistryHook(BaseHook, ABC):
         :raises InvalidInput: for a source, name or argument that is refused before any byte is sent.
         :raises NotSupported: for what the system cannot do or keep.
         """
-        from airflow_provider_modelsync.core.push import push
+        from airflow_provider_modelsync.core.verbs.push import push
 
         with self._named(model), self._session() as (registry, driver):
             control = self._control(registry, f"pushing {model}", checkpoint)
@@ -230,7 +230,7 @@ class RegistryHook(BaseHook, ABC):
         :raises TargetExists: when the target holds something else.
         :raises DigestMismatch: when the stored bytes are not those that were pushed.
         """
-        from airflow_provider_modelsync.core.pull import pull
+        from airflow_provider_modelsync.core.verbs.pull import pull
 
         with self._named(model), self._session() as (registry, driver):
             control = self._control(registry, f"pulling {model}", checkpoint)
@@ -268,7 +268,7 @@ class RegistryHook(BaseHook, ABC):
         :return: what became of each version; a failing model does not stop the others and raises nothing.
         :raises NotSupported: when this registry cannot be read or the other cannot be written.
         """
-        from airflow_provider_modelsync.core.sync import Side, sync
+        from airflow_provider_modelsync.core.verbs.sync import Side, sync
 
         with (
             self._named(None),
@@ -290,7 +290,7 @@ class RegistryHook(BaseHook, ABC):
 
         :raises InvalidInput: where models are pulled to a directory instead.
         """
-        from airflow_provider_modelsync.core.fetch import start_fetch
+        from airflow_provider_modelsync.core.verbs.fetch import start_fetch
 
         with self._named(model), self._session() as (registry, driver):
             return start_fetch(registry, driver, registry.parse(model), query=Query.parse(query, labels))
@@ -334,7 +334,7 @@ class RegistryHook(BaseHook, ABC):
         :raises InvalidInput: for a name or a configuration that is refused before anything is sent.
         :raises NotSupported: where the system does not deploy.
         """
-        from airflow_provider_modelsync.core.fetch import fetch
+        from airflow_provider_modelsync.core.verbs.fetch import fetch
 
         with self._named(model), self._session() as (registry, driver):
             ref, config = registry.parse(model), config or {}
@@ -374,7 +374,7 @@ class RegistryHook(BaseHook, ABC):
         :raises InvalidInput: for inputs or options that are refused before anything is sent.
         :raises NotSupported: where the system runs no predictions.
         """
-        from airflow_provider_modelsync.core.predict import predict
+        from airflow_provider_modelsync.core.verbs.predict import predict
 
         with self._named(None), self._session() as (registry, driver):
             control = self._control(registry, f"predicting with {deployment}", None)
@@ -392,7 +392,7 @@ class RegistryHook(BaseHook, ABC):
 
         :return: what leads to them; ``None`` where they are made only while somebody waits, and nothing is begun.
         """
-        from airflow_provider_modelsync.core.predict import start_predict
+        from airflow_provider_modelsync.core.verbs.predict import start_predict
 
         with self._named(None), self._session() as (registry, driver):
             return start_predict(registry, driver, deployment, inputs, output=output, options=options)

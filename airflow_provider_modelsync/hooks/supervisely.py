@@ -11,10 +11,10 @@ from airflow_provider_modelsync.core.errors import Cancelled, ModelSyncError
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 
 if TYPE_CHECKING:
-    from airflow_provider_modelsync.core.flow import Flow
+    from airflow_provider_modelsync.core.flow.steps import Flow
     from airflow_provider_modelsync.core.registries.base import Registry
-    from airflow_provider_modelsync.core.registries.supervisely import Supervisely
-    from airflow_provider_modelsync.core.registries.supervisely_session import Session
+    from airflow_provider_modelsync.core.registries.supervisely.registry import Supervisely
+    from airflow_provider_modelsync.core.registries.supervisely.session import Session
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class SuperviselyHook(RegistryHook):
 
     @classmethod
     def registry_type(cls) -> type[Supervisely]:
-        from airflow_provider_modelsync.core.registries.supervisely import Supervisely
+        from airflow_provider_modelsync.core.registries.supervisely.registry import Supervisely
 
         return Supervisely
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_modelsync.core.models import ModelVersion
     from airflow_provider_modelsync.core.registries.base import Registry
-    from airflow_provider_modelsync.core.registries.wallaroo import Wallaroo
+    from airflow_provider_modelsync.core.registries.wallaroo.registry import Wallaroo
     from airflow_provider_modelsync.core.settings import RegistrySettings
 
 
@@ -30,7 +30,7 @@ class WallarooHook(RegistryHook):
 
     @classmethod
     def registry_type(cls) -> type[Wallaroo]:
-        from airflow_provider_modelsync.core.registries.wallaroo import Wallaroo
+        from airflow_provider_modelsync.core.registries.wallaroo.registry import Wallaroo
 
         return Wallaroo
 

@@ -11,8 +11,8 @@ from airflow.sdk import Asset, AssetAlias, BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_provider_modelsync.assets import model_asset
-from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import ModelSyncError, Permanent
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
 from airflow_provider_modelsync.lineage import Trace
 from airflow_provider_modelsync.links import remember_link

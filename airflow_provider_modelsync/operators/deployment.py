@@ -39,7 +39,7 @@ from airflow_provider_modelsync.core.models import (
     Undo,
     VersionStatus,
 )
-from airflow_provider_modelsync.core.wait import GOALS, GONE, READY, find_deployment, take_back
+from airflow_provider_modelsync.core.verbs.wait import GOALS, GONE, READY, find_deployment, take_back
 from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
 from airflow_provider_modelsync.links import DeploymentLink, RegistryConsoleLink, remember_link
 from airflow_provider_modelsync.operators.base import RegistryOperator, TaskCheckpoint, translated

@@ -13,8 +13,8 @@ from typing import IO, Any
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_modelsync.core.archive import names
-from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavailable, TargetExists
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
 
 Location = str | os.PathLike[str] | ObjectStoragePath
 

@@ -37,7 +37,7 @@ class SuperviselyFreezeOperator(RegistryOperator):
         self.deployment = deployment
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
-        from airflow_provider_modelsync.core.registries.supervisely_session import FROZEN
+        from airflow_provider_modelsync.core.registries.supervisely.session import FROZEN
         from airflow_provider_modelsync.hooks.supervisely import SuperviselyHook
 
         with translated():

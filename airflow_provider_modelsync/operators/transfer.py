@@ -25,7 +25,7 @@ from airflow_provider_modelsync.core.models import (
     TransferStats,
     VersionStatus,
 )
-from airflow_provider_modelsync.core.wait import find_version
+from airflow_provider_modelsync.core.verbs.wait import find_version
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 from airflow_provider_modelsync.links import RegistryConsoleLink, remember_link
 from airflow_provider_modelsync.operators.base import (
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
     from pydantic import JsonValue
 
-    from airflow_provider_modelsync.core.sync import Versions
     from airflow_provider_modelsync.core.transfer.checkpoint import CheckpointStore
+    from airflow_provider_modelsync.core.verbs.sync import Versions
 
     Event = dict[str, JsonValue]
 
@@ -313,7 +313,7 @@ class SyncModelsOperator(ModelSyncOperator):
         self._only_say = dry_run  # operators have a method of the argument's name
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
-        from airflow_provider_modelsync.core.sync import Selection
+        from airflow_provider_modelsync.core.verbs.sync import Selection
 
         with translated():
             source, target = (self.hook_for(conn_id, context) for conn_id in (self.source_conn_id, self.target_conn_id))

@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowSensorTimeout, Airfl
 
 from airflow_provider_modelsync.core.errors import Retryable
 from airflow_provider_modelsync.core.models import ModelVersion, Query
-from airflow_provider_modelsync.core.wait import READY, find_version
+from airflow_provider_modelsync.core.verbs.wait import READY, find_version
 from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
 from airflow_provider_modelsync.links import RegistryConsoleLink, remember_link
 from airflow_provider_modelsync.operators.base import DEFAULT_CONN_ID, translated

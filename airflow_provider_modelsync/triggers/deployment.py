@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_provider_modelsync.core.models import RollOut
-from airflow_provider_modelsync.core.wait import GOALS, READY, take_back
+from airflow_provider_modelsync.core.verbs.wait import GOALS, READY, take_back
 from airflow_provider_modelsync.hooks.registry import RegistryHook, aget_registry_hook
 from airflow_provider_modelsync.triggers.base import DEFAULT_POLL_INTERVAL, MIN_POLL_INTERVAL, WaitTrigger
 

@@ -8,7 +8,7 @@ from typing import Any
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from airflow_provider_modelsync.core.models import Query
-from airflow_provider_modelsync.core.wait import READY, find_version
+from airflow_provider_modelsync.core.verbs.wait import READY, find_version
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 from airflow_provider_modelsync.triggers.base import DEFAULT_POLL_INTERVAL, MIN_POLL_INTERVAL, WaitTrigger
 from airflow_provider_modelsync.triggers.watching import Listing, Listings, Memory

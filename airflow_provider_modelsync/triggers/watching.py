@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.shared_stream import AdvanceItem, SharedStreamProducer
 
 from airflow_provider_modelsync.core.errors import InvalidInput
-from airflow_provider_modelsync.core.flow import Flow
+from airflow_provider_modelsync.core.flow.steps import Flow
 from airflow_provider_modelsync.core.models import ModelVersion
 from airflow_provider_modelsync.core.registries.base import ANY, Registry
-from airflow_provider_modelsync.core.watch import Watch
+from airflow_provider_modelsync.core.verbs.watch import Watch
 from airflow_provider_modelsync.triggers.polling import pause_after, shared
 
 if TYPE_CHECKING:

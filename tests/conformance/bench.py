@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 import pytest
 
-from airflow_provider_modelsync.core.flow import Flow
+from airflow_provider_modelsync.core.flow.steps import Flow
 from airflow_provider_modelsync.core.models import ModelVersion, PulledModel, Query
-from airflow_provider_modelsync.core.pull import pull
-from airflow_provider_modelsync.core.push import push
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
 from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.verbs.pull import pull
+from airflow_provider_modelsync.core.verbs.push import push
 from tests.conformance.registries import RegistryUnderTest
 
 T = TypeVar("T")

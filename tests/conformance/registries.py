@@ -11,19 +11,19 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_modelsync.core.cancel import CancelToken
-from airflow_provider_modelsync.core.drive import async_driver_for, driver_for
-from airflow_provider_modelsync.core.flow import AsyncDriver, SyncDriver
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.steps import AsyncDriver, SyncDriver
 from airflow_provider_modelsync.core.models import ModelVersion, VersionStatus
 from airflow_provider_modelsync.core.registries.base import Registry
-from airflow_provider_modelsync.core.registries.bentocloud import BentoCloud, BentoCloudSettings
-from airflow_provider_modelsync.core.registries.modelstore import ModelStore
-from airflow_provider_modelsync.core.registries.modelstore_bucket import BucketSettings
-from airflow_provider_modelsync.core.registries.pieces import Pieces
-from airflow_provider_modelsync.core.registries.pieces_api import PiecesSettings
-from airflow_provider_modelsync.core.registries.supervisely import Supervisely, SuperviselySettings
-from airflow_provider_modelsync.core.registries.wallaroo import Wallaroo, WallarooSettings
+from airflow_provider_modelsync.core.registries.bentocloud.registry import BentoCloud, BentoCloudSettings
+from airflow_provider_modelsync.core.registries.modelstore.bucket import BucketSettings
+from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
+from airflow_provider_modelsync.core.registries.pieces.api import PiecesSettings
+from airflow_provider_modelsync.core.registries.pieces.registry import Pieces
+from airflow_provider_modelsync.core.registries.supervisely.registry import Supervisely, SuperviselySettings
+from airflow_provider_modelsync.core.registries.wallaroo.registry import Wallaroo, WallarooSettings
 from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.verbs.drive import async_driver_for, driver_for
 from tests.services.ceph_rgw import rgw
 from tests.services.moto_server import running_moto
 from tests.services.s3 import S3Service

@@ -18,9 +18,9 @@ from airflow_provider_modelsync.core.errors import (
     VersionConflict,
 )
 from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Query
-from airflow_provider_modelsync.core.push import version_of
 from airflow_provider_modelsync.core.registries.base import Capability
 from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.verbs.push import version_of
 from tests.conformance.bench import Bench, needs
 from tests.core.stores import CancelAfter, hidden, snapshot
 

@@ -9,14 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from airflow_provider_modelsync.core.cancel import CancelToken
-from airflow_provider_modelsync.core.flow import Flow, SyncDriver
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver
 from airflow_provider_modelsync.core.models import ModelVersion, PulledModel, Query
-from airflow_provider_modelsync.core.pull import pull
-from airflow_provider_modelsync.core.push import push
-from airflow_provider_modelsync.core.registries.modelstore import ModelStore
+from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.verbs.pull import pull
+from airflow_provider_modelsync.core.verbs.push import push
 
 T = TypeVar("T")
 

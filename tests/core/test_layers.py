@@ -24,17 +24,26 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("assets", "links", "lineage"),
     ("triggers",),
     ("hooks",),
-    ("core.sync",),
-    ("core.push", "core.pull", "core.fetch", "core.predict", "core.wait"),
-    ("core.drive",),
+    ("core.verbs.sync",),
+    ("core.verbs.push", "core.verbs.pull", "core.verbs.fetch", "core.verbs.predict", "core.verbs.wait"),
+    ("core.verbs.drive",),
     ("core.registries",),
     ("core.transfer",),
-    ("core",),  # archive, http, flow, parallel, cancel, settings and what they need
+    ("core.archive", "core.http"),
+    ("core.flow", "core.durable"),
+    ("core",),  # the ground: settings, redaction
     ("core.models", "core.errors"),
 )
 DATA = ("", "provider_info")  # hold facts, import nothing of the package, and may be imported by all
 # Sensors and operators share what turns errors into Airflow's, and nothing else.
-SIDEWAYS = {("sensors", "operators"): {"operators.base"}, ("operators", "sensors"): set()}
+SIDEWAYS = {
+    ("sensors", "operators"): {"operators.base"},
+    ("operators", "sensors"): set(),
+    ("core.archive", "core.http"): set(),
+    ("core.http", "core.archive"): set(),
+    ("core.flow", "core.durable"): set(),
+    ("core.durable", "core.flow"): set(),
+}
 
 
 def _modules() -> Iterator[tuple[str, Path]]:
@@ -87,6 +96,13 @@ def test_arrows_run_one_way(name: str) -> None:
             assert imported in allowed, f"{name} imports {imported} from beside it"
 
 
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.count(".") > 2 and "registries" in name))
+def test_a_system_knows_no_other(name: str) -> None:
+    system = name.split(".")[2]
+    registries = {found for found in _inner_imports(name) if found.startswith("core.registries.")}
+    assert {found for found in registries if found.split(".")[2] not in (system, "base")} == set()
+
+
 @pytest.mark.parametrize("name", DATA)
 def test_data_modules_import_nothing_of_the_package_but_its_version(name: str) -> None:
     assert _inner_imports(name) <= {""}
@@ -131,7 +147,14 @@ def test_importing_the_whole_core_loads_no_airflow() -> None:
 
 
 # What of the core's depths a DAG file pays for: no registry's protocol, and nothing that moves bytes.
-DEPTHS = ("core.archive.", "core.registries.", "core.transfer.", "core.push", "core.pull", "core.sync")
+DEPTHS = (
+    "core.archive.",
+    "core.registries.",
+    "core.transfer.",
+    "core.verbs.push",
+    "core.verbs.pull",
+    "core.verbs.sync",
+)
 PARSED = {"core.archive.names", "core.registries.base", "core.transfer.progress"}
 HEAVY = {"boto3", "botocore", "s3transfer", "urllib3", "websockets", "numpy", "requests"}
 # What the public modules use of Airflow: only what they load beyond it is theirs.

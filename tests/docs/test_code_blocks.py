@@ -40,7 +40,7 @@ from packaging.requirements import Requirement
 from sqlalchemy import select
 
 from airflow_provider_modelsync.core.models import ModelVersion, RollOut, Ticket, VersionStatus
-from airflow_provider_modelsync.core.registries.modelstore_store import CLAIM, LABELS, MANIFEST
+from airflow_provider_modelsync.core.registries.modelstore.store import CLAIM, LABELS, MANIFEST
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.hooks.registry import get_registry_hook
 from airflow_provider_modelsync.operators.transfer import PushModelOperator

@@ -10,7 +10,7 @@ import pytest
 
 from airflow_provider_modelsync.core.errors import RegistryUnavailable
 from airflow_provider_modelsync.core.transfer.checkpoint import UploadMemory
-from airflow_provider_modelsync.core.watch import Watch
+from airflow_provider_modelsync.core.verbs.watch import Watch
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.operators.base import TaskCheckpoint
 from airflow_provider_modelsync.operators.deployment import DeployModelOperator, PredictOperator, _Memory

@@ -12,8 +12,8 @@ from airflow.sdk._shared.observability.metrics.statsd_logger import get_statsd_l
 from airflow.sdk.observability import stats
 
 from airflow_provider_modelsync.core.errors import DigestMismatch, RegistryUnavailable, VersionConflict
-from airflow_provider_modelsync.core.http import Backoff
-from airflow_provider_modelsync.core.sync import Selection
+from airflow_provider_modelsync.core.http.policy import Backoff
+from airflow_provider_modelsync.core.verbs.sync import Selection
 from airflow_provider_modelsync.hooks.bentocloud import BentoCloudHook
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.hooks.registry import RegistryHook

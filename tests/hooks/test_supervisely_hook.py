@@ -15,7 +15,7 @@ import pytest
 
 from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelNotFound, Unauthorized
-from airflow_provider_modelsync.core.http import Backoff
+from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.hooks.registry import get_registry_hook
 from airflow_provider_modelsync.hooks.supervisely import SuperviselyHook
 from tests.conftest import Connect

@@ -16,7 +16,7 @@ from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 
 from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.core.errors import InvalidInput, NotSupported
-from airflow_provider_modelsync.core.http import Backoff
+from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.hooks.registry import aget_registry_hook, get_registry_hook
 from airflow_provider_modelsync.hooks.wallaroo import WallarooHook
 from airflow_provider_modelsync.operators.catalog import DeleteModelOperator, ListModelsOperator

@@ -15,7 +15,7 @@ from airflow.sdk import DAG, Asset
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow.sdk.serde import serialize
 
-from airflow_provider_modelsync.core.http import Backoff
+from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.models import XCOM_LIMIT
 from airflow_provider_modelsync.operators.bentocloud import PushBentoOperator
 from tests.conftest import Connect

@@ -18,9 +18,9 @@ from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowTaskTimeout, TaskDeferred
 from airflow.sdk.serde import serialize
 
-from airflow_provider_modelsync.core.http import Backoff
+from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.models import XCOM_LIMIT
-from airflow_provider_modelsync.core.registries import bentocloud_deployments
+from airflow_provider_modelsync.core.registries.bentocloud import deployments as bentocloud_deployments
 from airflow_provider_modelsync.hooks.bentocloud import BentoCloudHook
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 from airflow_provider_modelsync.links import DeploymentLink, RegistryConsoleLink

@@ -126,7 +126,7 @@ def test_a_sync_that_copies_nothing_tells_nothing(stores: None, context: Any, ar
 
 
 def _everything() -> Any:
-    from airflow_provider_modelsync.core.sync import Selection
+    from airflow_provider_modelsync.core.verbs.sync import Selection
 
     return Selection()
 

@@ -16,10 +16,10 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow.sdk.serde import serialize
 from fsspec.implementations.memory import MemoryFileSystem
 
-from airflow_provider_modelsync.core.http import Backoff
+from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.models import XCOM_LIMIT
-from airflow_provider_modelsync.core.registries import wallaroo_pipelines
-from airflow_provider_modelsync.core.registries.wallaroo import Wallaroo
+from airflow_provider_modelsync.core.registries.wallaroo import pipelines as wallaroo_pipelines
+from airflow_provider_modelsync.core.registries.wallaroo.registry import Wallaroo
 from airflow_provider_modelsync.operators.deployment import PredictOperator
 from tests.conftest import Connect
 from tests.standins.fault_server import Drip, FaultServer, ReadRest, Send

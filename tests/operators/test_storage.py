@@ -13,8 +13,8 @@ from airflow.sdk.exceptions import AirflowFailException
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from airflow_provider_modelsync.core.archive.digest import digest_directory
-from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import Cancelled, InvalidInput, TargetExists
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.operators.storage import local_source, resolve, upload_directory
 from airflow_provider_modelsync.operators.transfer import PullModelOperator, PushModelOperator

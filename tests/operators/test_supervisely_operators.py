@@ -13,7 +13,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
 from airflow.sdk.serde import deserialize, serialize
 
-from airflow_provider_modelsync.core.http import Backoff
+from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.operators.deployment import DeployModelOperator, PredictOperator, UndeployModelOperator
 from airflow_provider_modelsync.operators.supervisely import SuperviselyFreezeOperator
 from airflow_provider_modelsync.operators.transfer import PullModelOperator, PushModelOperator

@@ -20,8 +20,9 @@ import pytest
 
 from tests.standins.bentocloud import BentoCloudStandIn, ExpirePresign, member_boundaries
 from tests.standins.http_server import Delay, FlipBit, LoseAnswer, Reset, Respond, Rewrite, Truncate, html_error_page
+from tests.support.data import DATA
 
-RECORDING = json.loads((Path(__file__).parents[1] / "data" / "bentocloud-exchanges.json").read_text())["scenarios"]
+RECORDING = json.loads((DATA / "bentocloud-exchanges.json").read_text())["scenarios"]
 M = "/api/v1/model_repositories/tiny/models/v1"
 CREATE = {
     "description": "",

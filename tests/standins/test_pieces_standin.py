@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,8 +16,9 @@ from websockets.sync.client import ClientConnection, connect
 
 from tests.standins.http_server import Delay, Json, LoseAnswer, Reset, Respond, Rewrite
 from tests.standins.pieces import JUNK, SHAPES, Download, PiecesStandIn, Progress, model
+from tests.support.data import DATA
 
-RECORDING = json.loads((Path(__file__).parents[1] / "data" / "pieces-exchanges.json").read_text())
+RECORDING = json.loads((DATA / "pieces-exchanges.json").read_text())
 PHI = model("Phi 2")
 ID = PHI["id"]
 MODEL = f"/model/{ID}"

@@ -16,10 +16,11 @@ import pytest
 from tests.standins.http_server import FlipBit, LoseAnswer, Reset, Respond, Truncate
 from tests.standins.supervisely import API, CHECKSUM, WRONG, SuperviselyStandIn, agent, wrong_hash
 from tests.standins.supervisely_app import BOTSORT, FAILING_WIDTH, SuperviselyApp
+from tests.support.data import DATA
 from tests.support.images import brightness, png
 from tests.support.until import until
 
-RECORDING = json.loads((Path(__file__).parents[1] / "data" / "supervisely-exchanges.json").read_text())["scenarios"]
+RECORDING = json.loads((DATA / "supervisely-exchanges.json").read_text())["scenarios"]
 PICTURE = png(80, 60, (20, 10, 59, 29))
 BRIGHT = {"exterior": [[20, 10], [59, 29]], "interior": []}
 EVERYTHING = {"exterior": [[0, 0], [79, 59]], "interior": []}

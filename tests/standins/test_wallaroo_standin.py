@@ -15,8 +15,9 @@ import pytest
 
 from tests.standins.http_server import LoseAnswer, Reset, Respond
 from tests.standins.wallaroo import ARROW, PANDAS, WallarooStandIn
+from tests.support.data import DATA
 
-RECORDINGS = json.loads((Path(__file__).parents[1] / "data" / "wallaroo-exchanges.json").read_text())
+RECORDINGS = json.loads((DATA / "wallaroo-exchanges.json").read_text())
 SCHEMA = base64.b64encode(b"\xff\xff\xff\xff\xb0\0\0\0rest").decode()
 CONVERSION = {"framework": "onnx", "python_version": "3.8", "requirements": []}
 

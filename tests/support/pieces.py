@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from airflow_provider_modelsync.core.registries import pieces_api, pieces_progress
+from airflow_provider_modelsync.core.registries.pieces import api as pieces_api
+from airflow_provider_modelsync.core.registries.pieces import progress as pieces_progress
 from tests.conftest import Connect
 from tests.standins.pieces import Download, PiecesStandIn, model
 

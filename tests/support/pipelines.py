@@ -9,12 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from airflow_provider_modelsync.core import predict
-from airflow_provider_modelsync.core.drive import driver_for
-from airflow_provider_modelsync.core.flow import Flow
+from airflow_provider_modelsync.core.flow.steps import Flow
 from airflow_provider_modelsync.core.models import Deployment, Predictions
-from airflow_provider_modelsync.core.registries.wallaroo import Wallaroo, WallarooSettings
+from airflow_provider_modelsync.core.registries.wallaroo.registry import Wallaroo, WallarooSettings
 from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.verbs import predict
+from airflow_provider_modelsync.core.verbs.drive import driver_for
 from tests.standins.wallaroo import ModelVersion, WallarooStandIn
 
 T = TypeVar("T")

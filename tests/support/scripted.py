@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from airflow_provider_modelsync.core.errors import RegistryUnavailable, Unauthorized
-from airflow_provider_modelsync.core.flow import Flow, call
+from airflow_provider_modelsync.core.flow.steps import Flow, call
 from airflow_provider_modelsync.core.models import ModelVersion, Query, VersionStatus
-from airflow_provider_modelsync.core.registries.modelstore import ModelStore
+from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.plan import UploadPlan
 from airflow_provider_modelsync.hooks.registry import RegistryHook

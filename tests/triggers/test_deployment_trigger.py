@@ -17,7 +17,7 @@ from airflow.sdk.module_loading import import_string
 from airflow.sdk.serde import deserialize, serialize
 
 from airflow_provider_modelsync.core.errors import Permanent
-from airflow_provider_modelsync.core.registries import bentocloud_deployments
+from airflow_provider_modelsync.core.registries.bentocloud import deployments as bentocloud_deployments
 from airflow_provider_modelsync.triggers import deployment as triggers
 from airflow_provider_modelsync.triggers.base import outcome_of
 from airflow_provider_modelsync.triggers.deployment import DeploymentTrigger

@@ -15,7 +15,7 @@ from airflow.sdk.module_loading import import_string
 from airflow.sdk.serde import deserialize, serialize
 
 from airflow_provider_modelsync.core.errors import Permanent, RegistryUnavailable
-from airflow_provider_modelsync.core.http import Backoff
+from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.models import Ticket
 from airflow_provider_modelsync.hooks.supervisely import SuperviselyHook
 from airflow_provider_modelsync.triggers import predict as triggers

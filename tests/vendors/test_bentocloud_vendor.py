@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.core.registries.cloud import BentoStore, Cloud
+from tests.core.registries.bentocloud.cloud import BentoStore, Cloud
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.http_server import Request, Respond
 

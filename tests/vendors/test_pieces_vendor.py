@@ -17,7 +17,7 @@ import pytest
 from airflow_provider_modelsync.core.errors import VersionFailed
 from airflow_provider_modelsync.core.models import Patience
 from airflow_provider_modelsync.core.registries.base import ANY
-from tests.core.registries.pieces_host import Host
+from tests.core.registries.pieces.host import Host
 from tests.standins.http_server import Json
 from tests.standins.pieces import Download, PiecesStandIn, Progress, model
 

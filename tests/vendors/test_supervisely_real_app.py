@@ -9,8 +9,8 @@ import numpy
 import pytest
 
 from airflow_provider_modelsync.core.errors import DeploymentFailed, InvalidInput, ModelNotFound
-from airflow_provider_modelsync.core.registries.supervisely_session import Load, Session
-from tests.core.registries.serving import Connection, platform
+from airflow_provider_modelsync.core.registries.supervisely.session import Load, Session
+from tests.core.registries.supervisely.serving import Connection, platform
 from tests.standins.supervisely import SuperviselyStandIn
 from tests.standins.supervisely_app import FAILING_WIDTH
 from tests.support.images import png

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_modelsync.core.drive import driver_for
 from airflow_provider_modelsync.core.models import Deployment, ModelVersion, Query
-from airflow_provider_modelsync.core.push import push
-from airflow_provider_modelsync.core.registries.wallaroo import Wallaroo, WallarooSettings
+from airflow_provider_modelsync.core.registries.wallaroo.registry import Wallaroo, WallarooSettings
 from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.verbs.drive import driver_for
+from airflow_provider_modelsync.core.verbs.push import push
 from tests.standins.wallaroo import WallarooStandIn, run_onnx, total
 
 pytestmark = pytest.mark.vendor

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airflow_provider_modelsync.core.archive import names
-from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import InvalidInput, SourceChanged, from_os_error
-from airflow_provider_modelsync.core.parallel import for_each
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.parallel import for_each
 
 BLOCK = 1 << 20  # bytes read at a time: larger blocks hash no faster
 HASH_WORKERS = min(4, os.cpu_count() or 1)

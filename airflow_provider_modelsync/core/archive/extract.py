@@ -24,7 +24,6 @@ from typing import Protocol
 from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.archive.digest import BLOCK, FileEntry, SourceTree, Stamp
-from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import (
     CorruptArchive,
     InvalidInput,
@@ -32,6 +31,7 @@ from airflow_provider_modelsync.core.errors import (
     UnsafeArchive,
     from_os_error,
 )
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
 
 _TAR_BLOCK = 512
 _ZEROS = bytes(_TAR_BLOCK)

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelNotFound, NotSupported
-from airflow_provider_modelsync.core.flow import Flow, Policy, send_once
+from airflow_provider_modelsync.core.flow.steps import Flow, Policy, send_once
 from airflow_provider_modelsync.core.models import (
     Deployment,
     Fetch,

@@ -18,7 +18,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
-from airflow_provider_modelsync.core.network import proxy_for, ssl_context
+from airflow_provider_modelsync.core.http.network import proxy_for, ssl_context
 from airflow_provider_modelsync.core.redact import guard_logs, secrets_of
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.watchdog import Line, Watch

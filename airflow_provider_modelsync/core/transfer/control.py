@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from airflow_provider_modelsync.core.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.transfer.checkpoint import CheckpointStore
 from airflow_provider_modelsync.core.transfer.progress import Progress, Report, Tally
 

@@ -11,12 +11,12 @@ from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.archive.extract import DirectorySink, unpack
 from airflow_provider_modelsync.core.archive.names import show
 from airflow_provider_modelsync.core.errors import CorruptArchive, RegistryUnavailable
-from airflow_provider_modelsync.core.flow import SyncDriver
+from airflow_provider_modelsync.core.flow.steps import SyncDriver
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.files import get_files
+from airflow_provider_modelsync.core.transfer.large_files import Pulled
 from airflow_provider_modelsync.core.transfer.local import copy_files
 from airflow_provider_modelsync.core.transfer.mover import PASSING, Download, Mover, with_retries
-from airflow_provider_modelsync.core.transfer.pieces import Pulled
 from airflow_provider_modelsync.core.transfer.plan import DownloadWay, FromDirectory, GetArchive, GetFiles
 from airflow_provider_modelsync.core.transfer.ranges import PROBE, RangedObject, read_all, refuse
 from airflow_provider_modelsync.core.transfer.walk import pull_ranges

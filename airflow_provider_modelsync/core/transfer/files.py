@@ -13,15 +13,15 @@ from pathlib import Path
 from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.archive.digest import FileEntry, Source
 from airflow_provider_modelsync.core.archive.names import RESERVED_DIRECTORY
-from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import from_os_error
-from airflow_provider_modelsync.core.flow import SyncDriver
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.parallel import for_each
+from airflow_provider_modelsync.core.flow.steps import SyncDriver
 from airflow_provider_modelsync.core.models import TransferStats
-from airflow_provider_modelsync.core.parallel import for_each
-from airflow_provider_modelsync.core.transfer import pieces
+from airflow_provider_modelsync.core.transfer import large_files
 from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.transfer.large_files import Journal, LargeFile, Pulled, fetch_pieces
 from airflow_provider_modelsync.core.transfer.mover import Mover, with_retries
-from airflow_provider_modelsync.core.transfer.pieces import Journal, LargeFile, Pulled, fetch_pieces
 from airflow_provider_modelsync.core.transfer.plan import GetFiles, PutFiles
 from airflow_provider_modelsync.core.transfer.progress import Progress
 from airflow_provider_modelsync.core.transfer.ranges import RangedObject, refuse, require
@@ -75,7 +75,7 @@ def get_files(way: GetFiles, ref: str, target: Path, control: Control, driver: S
         }
         is_ranged = _honours_ranges(way, objects, control)
         for file in way.files:
-            if is_ranged and file.size >= pieces.LARGE:
+            if is_ranged and file.size >= large_files.LARGE:
                 scratch = journal.directory / str(offset)
                 source = objects[file.path]
                 large.append(LargeFile(file.path, file.size, file.executable, offset, scratch, source, shift=offset))
@@ -106,7 +106,7 @@ def _largest_first(files: Iterable[FileEntry]) -> list[FileEntry]:
 
 def _honours_ranges(way: GetFiles, objects: dict[str, RangedObject], control: Control) -> bool:
     """Whether large files can come in pieces. A storage that tags its objects knows ranges, any other is asked."""
-    asked = next((file for file in _largest_first(way.files) if file.size >= pieces.LARGE), None)
+    asked = next((file for file in _largest_first(way.files) if file.size >= large_files.LARGE), None)
     if asked is None or asked.path in way.etags:
         return asked is not None
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from airflow_provider_modelsync.core.archive.digest import BLOCK, FileEntry
-from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import from_os_error
-from airflow_provider_modelsync.core.parallel import for_each
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.parallel import for_each
 
 ReadInto = Callable[[str, int, memoryview], int]
 

@@ -16,14 +16,6 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from airflow_provider_modelsync.core.addresses import (
-    MAX_REDIRECTS,
-    REDIRECTS,
-    credentials_in,
-    headers_for,
-    redirect_target,
-)
-from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import (
     InvalidInput,
     ModelSyncError,
@@ -33,9 +25,17 @@ from airflow_provider_modelsync.core.errors import (
     Unauthorized,
     from_os_error,
 )
-from airflow_provider_modelsync.core.faults import NotSent, ServerBusy, check_headers, classify, status_error
-from airflow_provider_modelsync.core.http import USER_AGENT, Backoff
-from airflow_provider_modelsync.core.network import CONNECT_SECONDS
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.http.addresses import (
+    MAX_REDIRECTS,
+    REDIRECTS,
+    credentials_in,
+    headers_for,
+    redirect_target,
+)
+from airflow_provider_modelsync.core.http.faults import NotSent, ServerBusy, check_headers, classify, status_error
+from airflow_provider_modelsync.core.http.network import CONNECT_SECONDS
+from airflow_provider_modelsync.core.http.policy import USER_AGENT, Backoff
 from airflow_provider_modelsync.core.redact import excerpt, secrets_of, show_url
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.watchdog import Pace, Watch, Watchdog
@@ -97,7 +97,7 @@ class MovedResponse:
     secrets: tuple[str, ...] = ()
 
     def raise_for_status(self, doing: str, *, not_found: type[ModelSyncError] = InvalidInput) -> None:
-        """Raise what a registry's refusal means. See :func:`~airflow_provider_modelsync.core.http.raise_for_status`."""
+        """Raise what a registry's refusal means, as :func:`.http.policy.raise_for_status` does."""
         error = status_error(
             self.status, self.headers, self._text, self._named(doing), not_found=not_found, secrets=self.secrets
         )

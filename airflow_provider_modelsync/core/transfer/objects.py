@@ -16,11 +16,11 @@ from functools import cached_property
 
 from airflow_provider_modelsync.core.archive.digest import FileEntry
 from airflow_provider_modelsync.core.archive.names import show
-from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import RegistryUnavailable
-from airflow_provider_modelsync.core.flow import Flow, SyncDriver
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.parallel import for_each
+from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver
 from airflow_provider_modelsync.core.models import TransferStats
-from airflow_provider_modelsync.core.parallel import for_each
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.mover import Mover, with_retries
 from airflow_provider_modelsync.core.transfer.plan import Address, PutObjects, Stored, UploadGone

@@ -16,7 +16,7 @@ from pydantic import JsonValue
 from airflow_provider_modelsync.core.archive.digest import FileEntry, Source
 from airflow_provider_modelsync.core.archive.layout import TarLayout
 from airflow_provider_modelsync.core.errors import Retryable
-from airflow_provider_modelsync.core.flow import Flow
+from airflow_provider_modelsync.core.flow.steps import Flow
 from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Ticket
 from airflow_provider_modelsync.core.transfer.checkpoint import OpenUpload, UploadMemory
 from airflow_provider_modelsync.core.transfer.control import Control

@@ -7,9 +7,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import ModelNotFound, RegistryUnavailable
-from airflow_provider_modelsync.core.flow import SyncDriver
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.steps import SyncDriver
 from airflow_provider_modelsync.core.transfer.mover import Download, Mover, UrlExpired, with_retries
 from airflow_provider_modelsync.core.transfer.plan import Address, AskAddress
 

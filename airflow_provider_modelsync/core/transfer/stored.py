@@ -16,7 +16,7 @@ from typing import NamedTuple
 from airflow_provider_modelsync.core.archive.digest import BLOCK, FileEntry, Source, digest_of
 from airflow_provider_modelsync.core.archive.names import show
 from airflow_provider_modelsync.core.errors import DigestMismatch, RegistryUnavailable
-from airflow_provider_modelsync.core.flow import SyncDriver
+from airflow_provider_modelsync.core.flow.steps import SyncDriver
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.download import read_stored
 from airflow_provider_modelsync.core.transfer.local import ReadInto

@@ -6,11 +6,11 @@ from itertools import count
 
 from airflow_provider_modelsync.core.archive.digest import Source
 from airflow_provider_modelsync.core.archive.names import show
-from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import RegistryUnavailable, SourceChanged, VersionConflict
-from airflow_provider_modelsync.core.flow import SyncDriver
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.parallel import for_each
+from airflow_provider_modelsync.core.flow.steps import SyncDriver
 from airflow_provider_modelsync.core.models import TransferStats
-from airflow_provider_modelsync.core.parallel import for_each
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.files import put_files
 from airflow_provider_modelsync.core.transfer.local import copy_files

@@ -12,10 +12,10 @@ from pathlib import Path
 from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.archive.extract import DirectorySink, unpack
 from airflow_provider_modelsync.core.archive.names import RESERVED_DIRECTORY
-from airflow_provider_modelsync.core.cancel import CancelToken
-from airflow_provider_modelsync.core.transfer import pieces
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.transfer import large_files
 from airflow_provider_modelsync.core.transfer.control import Control
-from airflow_provider_modelsync.core.transfer.pieces import Journal, LargeFile, Pulled, fetch_pieces
+from airflow_provider_modelsync.core.transfer.large_files import Journal, LargeFile, Pulled, fetch_pieces
 from airflow_provider_modelsync.core.transfer.progress import Progress
 from airflow_provider_modelsync.core.transfer.ranges import PROBE, RangedObject
 
@@ -41,7 +41,7 @@ def pull_ranges(source: RangedObject, first: memoryview, target: Path, ref: str,
         large: list[LargeFile] = []
 
         def put_aside(path: str, size: int, executable: bool, offset: int) -> bool:
-            if size < pieces.LARGE:
+            if size < large_files.LARGE:
                 return False
             large.append(LargeFile(path, size, executable, offset, journal.directory / str(offset), source))
             return True

@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import Cancelled, ModelSyncError, TransferStalled
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
 
 _TICK = 0.1  # seconds between two looks
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from airflow_provider_modelsync.core.archive import digest
 from airflow_provider_modelsync.core.archive.digest import FileEntry, digest_directory, digest_of, memory_key, read_tree
-from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import Cancelled, InvalidInput, SourceChanged
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from tests.core.processes import at_once
 from tests.core.stores import write_tree
 

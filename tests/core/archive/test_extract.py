@@ -24,7 +24,6 @@ import pytest
 
 from airflow_provider_modelsync.core.archive.digest import read_tree
 from airflow_provider_modelsync.core.archive.extract import DirectorySink, Limits, extract_archive, unpack
-from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import (
     Cancelled,
     CorruptArchive,
@@ -34,6 +33,7 @@ from airflow_provider_modelsync.core.errors import (
     TargetExists,
     UnsafeArchive,
 )
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from tests.core.archive import hostile
 from tests.core.archive.hostile import (
     CASES,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_provider_modelsync.core.http import Backoff
+from airflow_provider_modelsync.core.http.policy import Backoff
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     import moto.s3.models
 
     from airflow_provider_modelsync.core.transfer import plan
-    from tests.core.registries.buckets import KIB
+    from tests.core.registries.modelstore.buckets import KIB
 
     monkeypatch.setattr(plan, "_MIB", 16 * KIB)
     monkeypatch.setattr(moto.s3.models, "S3_UPLOAD_PART_MIN_SIZE", 16 * KIB)

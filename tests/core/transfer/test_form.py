@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from airflow_provider_modelsync.core.archive.digest import read_tree
-from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import (
     Cancelled,
     InvalidInput,
@@ -22,8 +21,9 @@ from airflow_provider_modelsync.core.errors import (
     SourceChanged,
     Unauthorized,
 )
-from airflow_provider_modelsync.core.flow import Flow, SyncDriver
-from airflow_provider_modelsync.core.http import Backoff
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver
+from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.models import TransferStats
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.control import Control

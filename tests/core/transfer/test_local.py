@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_modelsync.core.archive.digest import FileEntry, read_tree
-from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import Cancelled, DiskFull
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.transfer.local import ReadInto, copy_files
 from tests.core.stores import snapshot, write_tree
 

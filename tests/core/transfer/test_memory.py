@@ -19,21 +19,21 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_modelsync.core import pull as pulling
-from airflow_provider_modelsync.core import push as pushing
 from airflow_provider_modelsync.core.archive.digest import FileEntry, SourceTree, Stamp
 from airflow_provider_modelsync.core.archive.layout import TarLayout
-from airflow_provider_modelsync.core.drive import driver_for
-from airflow_provider_modelsync.core.flow import Flow, SyncDriver
+from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver
 from airflow_provider_modelsync.core.models import Query
-from airflow_provider_modelsync.core.registries.bentocloud import BentoCloud, BentoCloudSettings
-from airflow_provider_modelsync.core.registries.wallaroo import Wallaroo, WallarooSettings
+from airflow_provider_modelsync.core.registries.bentocloud.registry import BentoCloud, BentoCloudSettings
+from airflow_provider_modelsync.core.registries.wallaroo.registry import Wallaroo, WallarooSettings
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.checkpoint import OpenUpload, UploadMemory
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.mover import Mover
 from airflow_provider_modelsync.core.transfer.plan import Address, PutParts, choose_part_size
 from airflow_provider_modelsync.core.transfer.upload import upload
+from airflow_provider_modelsync.core.verbs import pull as pulling
+from airflow_provider_modelsync.core.verbs import push as pushing
+from airflow_provider_modelsync.core.verbs.drive import driver_for
 from tests.standins.bentocloud import BentoCloudStandIn, StoredObject
 from tests.standins.wallaroo import WallarooStandIn
 

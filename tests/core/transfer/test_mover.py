@@ -21,7 +21,6 @@ from typing import Any
 import pytest
 from urllib3.exceptions import InsecureRequestWarning
 
-from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import (
     Cancelled,
     InvalidInput,
@@ -34,7 +33,8 @@ from airflow_provider_modelsync.core.errors import (
     TransferStalled,
     Unauthorized,
 )
-from airflow_provider_modelsync.core.http import Backoff
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.mover import (
     BLOCK,

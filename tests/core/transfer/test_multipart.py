@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 from pydantic import JsonValue
 
-from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import (
     Cancelled,
     ModelSyncError,
@@ -25,13 +24,14 @@ from airflow_provider_modelsync.core.errors import (
     RegistryUnavailable,
     SourceChanged,
 )
-from airflow_provider_modelsync.core.http import Backoff
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.models import VersionStatus
 from airflow_provider_modelsync.core.transfer.checkpoint import CheckpointStore
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.plan import UploadGone
 from airflow_provider_modelsync.core.transfer.progress import Report
-from tests.core.registries.cloud import FINISH, OBJECT, Cloud
+from tests.core.registries.bentocloud.cloud import FINISH, OBJECT, Cloud
 from tests.core.stores import snapshot
 from tests.standins.bentocloud import BentoCloudStandIn, ExpirePresign, ObjectStore, StoredObject, StoreError
 from tests.standins.http_server import Action, Answer, LoseAnswer, Request, Reset, Respond, Rewrite

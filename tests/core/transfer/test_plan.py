@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_modelsync.core.archive.digest import FileEntry, SourceTree
 from airflow_provider_modelsync.core.archive.layout import TarLayout
-from airflow_provider_modelsync.core.flow import Flow
+from airflow_provider_modelsync.core.flow.steps import Flow
 from airflow_provider_modelsync.core.transfer.checkpoint import OpenUpload, UploadMemory
 from airflow_provider_modelsync.core.transfer.plan import Address, PutParts, choose_part_size
 

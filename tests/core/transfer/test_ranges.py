@@ -16,8 +16,6 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_modelsync.core import pull
-from airflow_provider_modelsync.core.cancel import CancelToken
 from airflow_provider_modelsync.core.errors import (
     Cancelled,
     CorruptArchive,
@@ -26,16 +24,18 @@ from airflow_provider_modelsync.core.errors import (
     ModelNotFound,
     RegistryUnavailable,
 )
-from airflow_provider_modelsync.core.http import Backoff
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.models import TransferStats
 from airflow_provider_modelsync.core.registries.base import Registry
-from airflow_provider_modelsync.core.transfer import pieces, ranges
+from airflow_provider_modelsync.core.transfer import large_files, ranges
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.mover import Mover
 from airflow_provider_modelsync.core.transfer.progress import Report
 from airflow_provider_modelsync.core.transfer.ranges import PROBE
 from airflow_provider_modelsync.core.transfer.watchdog import Pace
-from tests.core.registries.cloud import DOWNLOAD, OBJECT, Cloud, archive_of
+from airflow_provider_modelsync.core.verbs import pull
+from tests.core.registries.bentocloud.cloud import DOWNLOAD, OBJECT, Cloud, archive_of
 from tests.core.stores import hidden, snapshot, write_tree
 from tests.core.transfer.test_multipart import HookedStore, store_of
 from tests.standins.bentocloud import BentoCloudStandIn, StoreError
@@ -55,8 +55,8 @@ random_bytes = random.Random(3).randbytes
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of some hundred KiB are large, and tries follow each other at once."""
-    monkeypatch.setattr(pieces, "LARGE", LARGE)
-    monkeypatch.setattr(pieces, "PIECE", PIECE)
+    monkeypatch.setattr(large_files, "LARGE", LARGE)
+    monkeypatch.setattr(large_files, "PIECE", PIECE)
     monkeypatch.setattr(Backoff, "delay", lambda self, failures: 0.0)
 
 
@@ -187,7 +187,7 @@ def test_hardly_more_is_asked_for_than_there_is(
 def test_the_sizes_of_steps_are_as_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests here make them smaller; whoever changes them has measured anew."""
     monkeypatch.undo()
-    assert (ranges.PROBE, pieces.LARGE, pieces.PIECE) == (64 * KIB, 8 * MIB, 16 * MIB)
+    assert (ranges.PROBE, large_files.LARGE, large_files.PIECE) == (64 * KIB, 8 * MIB, 16 * MIB)
 
 
 def test_progress_ends_at_the_size_of_the_archive(pushed: BentoCloudStandIn, cloud: Cloud, target: Path) -> None:

@@ -20,12 +20,11 @@ import pytest
 from pydantic import JsonValue
 
 from airflow_provider_modelsync.core.errors import ModelNotFound, RegistryUnavailable
-from airflow_provider_modelsync.core.http import Backoff
-from airflow_provider_modelsync.core.transfer import checkpoint, plan, ranges
-from airflow_provider_modelsync.core.transfer import pieces as pulling
+from airflow_provider_modelsync.core.http.policy import Backoff
+from airflow_provider_modelsync.core.transfer import checkpoint, large_files, plan, ranges
 from airflow_provider_modelsync.core.transfer.control import Control
 from tests.core.processes import at_once, killed_at
-from tests.core.registries.cloud import OBJECT, Cloud, archive_of
+from tests.core.registries.bentocloud.cloud import OBJECT, Cloud, archive_of
 from tests.core.stores import hidden, snapshot, write_tree
 from tests.core.transfer.test_multipart import COMPLETE, START, HookedStore, Memory, store_of
 from tests.standins.bentocloud import BentoCloudStandIn, StoreError
@@ -140,8 +139,8 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts and large files have some KiB, every part is remembered at once, and tries follow each other at once."""
     use_parts_of(PART, monkeypatch)
     monkeypatch.setattr(checkpoint, "FLUSH_SECONDS", 0.0)
-    monkeypatch.setattr(pulling, "LARGE", LARGE)
-    monkeypatch.setattr(pulling, "PIECE", PIECE)
+    monkeypatch.setattr(large_files, "LARGE", LARGE)
+    monkeypatch.setattr(large_files, "PIECE", PIECE)
     monkeypatch.setattr(Backoff, "delay", lambda self, failures: 0.0)
 
 
@@ -685,7 +684,7 @@ def test_after_a_restart_of_the_machine_nothing_is_taken_up(
 ) -> None:
     """What was written before may have been lost."""
     spoil(left)
-    monkeypatch.setattr(pulling, "_boot_id", lambda: "another")
+    monkeypatch.setattr(large_files, "_boot_id", lambda: "another")
     pull(origin, target)
     require_pulled(target, model)
     assert fetched_again(origin, model) == PIECES

@@ -1,0 +1,76 @@
+"""Running one function over many items in a few threads, ending together."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
+
+T = TypeVar("T")
+
+_GRACE = 3.0  # seconds that stuck threads get once the work is over for everyone: a kill must end in 4 s
+
+
+def for_each(
+    fn: Callable[[T, CancelToken], None],
+    items: Iterable[T],
+    *,
+    workers: int,
+    cancel: CancelToken,
+) -> None:
+    """Call ``fn(item, token)`` for every item.
+
+    The first error stops all workers, who learn of it from ``token``, and is raised. The threads are daemons and are
+    joined for a limited time only, so that one stuck in a system call cannot hold up the end of a task.
+
+    :param fn: the work; must look at its token often.
+    :param items: the work list.
+    :param workers: how many threads at most.
+    :param cancel: the caller's token; its cancellation raises :class:`~.errors.Cancelled` here.
+    """
+    queue = deque(items)
+    token = CancelToken(cancel)
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        while not token.cancelled:
+            try:
+                item = queue.popleft()
+            except IndexError:
+                return
+            try:
+                fn(item, token)
+            except BaseException as error:
+                errors.append(error)
+                token.cancel()
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(workers, len(queue)))]
+    for thread in threads:
+        thread.start()
+    try:
+        while not token.cancelled and any(thread.is_alive() for thread in threads):
+            next(thread for thread in threads if thread.is_alive() or thread is threads[-1]).join(0.1)
+    finally:  # also for a timeout that Airflow raises in this thread
+        if any(thread.is_alive() for thread in threads):
+            token.cancel()
+        end = time.monotonic() + _GRACE
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
+    cancel.check()
+    if errors:
+        raise errors[0]
+
+
+def interruptible(fn: Callable[[], T], cancel: CancelToken) -> T:
+    """Call a function that may hang in a system call; once cancelled, it is no longer waited for.
+
+    :param fn: the function.
+    :param cancel: its cancellation raises :class:`~.errors.Cancelled` here.
+    """
+    results: list[T] = []
+    for_each(lambda _, __: results.append(fn()), [None], workers=1, cancel=cancel)
+    return results[0]

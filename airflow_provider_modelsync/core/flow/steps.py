@@ -1,0 +1,230 @@
+"""Flows: protocol logic written once, run by workers in threads and by the triggerer on its event loop.
+
+A flow is a generator that yields steps, receives their results, and returns its own result. It does no I/O
+itself, so the same code serves both drivers. Compose flows with ``yield from``::
+
+    def newest(self, name: str) -> Flow[str | None]:
+        files = yield from call(os.listdir, name)
+        ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Generator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import httpx
+
+from airflow_provider_modelsync.core.flow import exchange
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.loop import LoopThread
+from airflow_provider_modelsync.core.flow.parallel import interruptible
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A step that blocks: run in place by the sync driver, in a thread by the async one.
+
+    :param fn: what to call.
+    :param is_remote: it waits for another machine: the sync driver does not wait for it once it is cancelled.
+    """
+
+    fn: Callable[[], Any]
+    is_remote: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Await:
+    """A step that only asynchronous code can do: the sync driver runs it on an event loop in a thread of its own."""
+
+    fn: Callable[[], Coroutine[Any, Any, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """A step that waits.
+
+    :param seconds: how long.
+    """
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A step that sends one request once, without the request policy. The policy itself yields these.
+
+    :param request: the request.
+    :param seconds: how long it may take as a whole, its answer's body included.
+    """
+
+    request: httpx.Request
+    seconds: float | None = None
+
+
+Step = httpx.Request | Call | Await | Sleep | Exchange
+Flow = Generator[Step, Any, T]
+Policy = Callable[[httpx.Request], Flow[httpx.Response]]
+
+
+def call(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Flow[T]:
+    """Run a blocking function as a step and return what it returns."""
+    result: T = yield Call(partial(fn, *args, **kwargs))
+    return result
+
+
+def call_remote(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Flow[T]:
+    """Run a function that waits for another machine as a step and return what it returns."""
+    result: T = yield Call(partial(fn, *args, **kwargs), is_remote=True)
+    return result
+
+
+def wait_for(fn: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> Flow[T]:
+    """Run a coroutine function as a step and return what it returns. All steps of one driver share an event loop."""
+    result: T = yield Await(partial(fn, *args, **kwargs))
+    return result
+
+
+def send(request: httpx.Request) -> Flow[httpx.Response]:
+    """Send a request under the driver's request policy and return the response, its body read."""
+    response: httpx.Response = yield request
+    return response
+
+
+def sleep(seconds: float) -> Flow[None]:
+    """Wait some seconds."""
+    yield Sleep(seconds)
+
+
+def send_once(request: httpx.Request) -> Flow[httpx.Response]:
+    """The plainest policy: one request, one response."""
+    response: httpx.Response = yield Exchange(request)
+    return response
+
+
+class SyncDriver:
+    """Runs flows in the calling thread.
+
+    :param client: sends the requests; may be left out for registries that make none.
+    :param policy: turns one request into exchanges, waits and a response or an error.
+    :param cancel: looked at before every step and during waits.
+    """
+
+    def __init__(
+        self,
+        client: httpx.Client | None = None,
+        *,
+        policy: Policy = send_once,
+        cancel: CancelToken | None = None,
+    ) -> None:
+        self._client = client
+        self._policy = policy
+        self._cancel = cancel or CancelToken()
+        self._loop = LoopThread()
+
+    def close(self) -> None:
+        """End what steps have left running on the event loop."""
+        self._loop.close()
+
+    def shielded(self) -> SyncDriver:
+        """Return a driver that no cancellation reaches, for cleaning up after one."""
+        return SyncDriver(self._client, policy=self._policy)
+
+    def run(self, flow: Flow[T]) -> T:
+        """Run a flow to its end.
+
+        :return: what the flow returns.
+        :raises Cancelled: when the token is cancelled; the flow sees it first and may clean up.
+        """
+        step = _Stepper(flow)
+        while not step.finished:
+            try:
+                self._cancel.check()
+                result = self._perform(step.current)
+            except BaseException as error:  # the flow's own ``finally`` blocks must run for every kind
+                step.fail(error)
+            else:
+                step.succeed(result)
+        return step.result
+
+    def _perform(self, step: Step) -> Any:
+        match step:
+            case Call(fn, is_remote=True):
+                return interruptible(fn, self._cancel)
+            case Call(fn):
+                return fn()
+            case Await(fn):
+                return self._loop.run(fn(), self._cancel)
+            case Sleep(seconds):
+                return self._cancel.sleep(seconds)
+            case Exchange(request, seconds):
+                return exchange.send(_needed(self._client), request, cancel=self._cancel, seconds=seconds)
+            case request:
+                return self.run(self._policy(request))
+
+
+class AsyncDriver:
+    """Runs flows on an event loop. Parameters as for :class:`SyncDriver`, with an async client."""
+
+    def __init__(self, client: httpx.AsyncClient | None = None, *, policy: Policy = send_once) -> None:
+        self._client = client
+        self._policy = policy
+
+    async def run(self, flow: Flow[T]) -> T:
+        """Run a flow to its end and return what it returns."""
+        step = _Stepper(flow)
+        while not step.finished:
+            try:
+                result = await self._perform(step.current)
+            except BaseException as error:
+                step.fail(error)
+            else:
+                step.succeed(result)
+        return step.result
+
+    async def _perform(self, step: Step) -> Any:
+        match step:
+            case Call(fn):
+                return await asyncio.to_thread(fn)
+            case Await(fn):
+                return await fn()
+            case Sleep(seconds):
+                return await asyncio.sleep(seconds)
+            case Exchange(request, seconds):
+                return await exchange.asend(_needed(self._client), request, seconds=seconds)
+            case request:
+                return await self.run(self._policy(request))
+
+
+class _Stepper(Generic[T]):
+    """What both drivers share: the step to perform next, and the result once the flow has ended."""
+
+    def __init__(self, flow: Flow[T]) -> None:
+        self._flow = flow
+        self._advance(lambda: next(flow))
+
+    def succeed(self, result: Any) -> None:
+        self._advance(lambda: self._flow.send(result))
+
+    def fail(self, error: BaseException) -> None:
+        self._advance(lambda: self._flow.throw(error))
+
+    def _advance(self, move: Callable[[], Step]) -> None:
+        try:
+            self.current: Step = move()
+            self.finished = False
+        except StopIteration as stop:
+            self.result: T = stop.value
+            self.finished = True
+
+
+def _needed(client: Any) -> Any:
+    if client is None:
+        raise RuntimeError("this driver was built without an HTTP client")
+    return client

@@ -1,0 +1,428 @@
+"""BentoCloud, and Yatai, which speaks the same model API.
+
+Facts come from the unmodified bentoml 1.4.40 client on the wire, the public OpenAPI document, and Yatai's source. A
+model is a tar of plain files; its record's ``manifest.metadata`` is the one place where a client can keep facts of its
+own, so the digest lies there, under ``modelsync``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, TypeVar, cast
+
+from pydantic import BaseModel
+
+from airflow_provider_modelsync.core.archive.names import show
+from airflow_provider_modelsync.core.errors import (
+    InvalidInput,
+    ModelNotFound,
+    NotSupported,
+    RegistryUnavailable,
+    VersionConflict,
+    VersionFailed,
+)
+from airflow_provider_modelsync.core.flow.steps import Flow, Policy, call, send, sleep
+from airflow_provider_modelsync.core.http.policy import ApiClient, RequestPolicy
+from airflow_provider_modelsync.core.models import (
+    LATEST,
+    Deployment,
+    ModelRef,
+    ModelVersion,
+    Query,
+    VersionStatus,
+)
+from airflow_provider_modelsync.core.registries.base import Capability, Registry
+from airflow_provider_modelsync.core.registries.bentocloud.api import (
+    CLIENT_VERSION,
+    Calls,
+    Text,
+    is_missing,
+    is_unknown_route,
+    null_as,
+    pairs,
+    refuse,
+)
+from airflow_provider_modelsync.core.registries.bentocloud.deployments import Deployments
+from airflow_provider_modelsync.core.registries.bentocloud.records import (
+    OURS,
+    Draft,
+    ModelRecord,
+    check_pulled,
+    make_draft,
+)
+from airflow_provider_modelsync.core.registries.bentocloud.upload import (
+    ABORT_SECONDS,
+    PROXY,
+    Tag,
+    TagPlan,
+    Uploads,
+    replaced,
+    still_there,
+)
+from airflow_provider_modelsync.core.settings import RegistrySettings, base_url
+from airflow_provider_modelsync.core.transfer.plan import (
+    DownloadPlan,
+    GetArchive,
+    PushRequest,
+    UploadPlan,
+)
+
+_T = TypeVar("_T")
+
+_DEFAULT_HOST = "https://cloud.bentoml.com"
+_TAG_PART = re.compile(r"[a-z0-9](?:[-._a-z0-9]{0,61}[a-z0-9])?")
+_PAGE = 100
+_MAX_LISTED = 100_000
+ROUNDS = 3  # how often a record may change under our hands
+# How long, and how often, a push looks whether a record that is not its own is about to be finished.
+_LOOKS = 6
+_LOOK_SECONDS = 0.5
+_PLAIN_TERM = re.compile(r"[\w./=:-]+")
+
+
+class _Page(BaseModel):
+    total: Annotated[int, null_as(0)] = 0
+    items: Annotated[list[ModelRecord], null_as([])] = []
+
+
+class _User(BaseModel):
+    name: Text = ""
+    email: Text = ""
+
+
+class _Organization(BaseModel):
+    name: str
+
+
+class BentoCloudSettings(RegistrySettings):
+    """A BentoCloud connection.
+
+    :param organization: whose models; by default the organisation that the token belongs to.
+    :param cluster: where deployments run.
+    """
+
+    organization: str | None = None
+    cluster: str | None = None
+
+
+class BentoCloud(Registry):
+    """The models of one organisation.
+
+    :param settings: the connection; ``password`` is the API token.
+    """
+
+    conn_type = "bentocloud"
+    title = "BentoCloud"
+    settings_type = BentoCloudSettings
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {
+            Capability.PUSH,
+            Capability.PULL,
+            Capability.CHOOSE_VERSION,
+            Capability.FORCE,
+            Capability.DELETE,
+            Capability.LABELS,
+            Capability.METADATA,
+            Capability.DEPLOY,
+        }
+    )
+    instead: ClassVar[Mapping[Capability, str]] = {
+        Capability.PREDICT: "call the deployment's own routes; a bento defines them",
+    }
+
+    def __init__(self, settings: RegistrySettings) -> None:
+        super().__init__(settings)
+        if not isinstance(settings, BentoCloudSettings) or settings.password is None:
+            raise InvalidInput("an API token is needed", argument="password", connection=settings.conn_id)
+        self._token = settings.password
+        self.base_url: str = base_url(settings.host or _DEFAULT_HOST, settings.port)
+        headers = {"X-Bentoml-Version": CLIENT_VERSION}
+        self._organization = settings.organization
+        if settings.organization:
+            headers["X-Yatai-Organization"] = settings.organization
+        self._api = ApiClient(settings, self.base_url, headers=headers, credentials=self._credentials)
+        self._calls = Calls(self._api, self.title)
+        self._uploads = Uploads(
+            self._api,
+            self._calls,
+            lambda: {**headers, **self._credentials()},
+            self.title,
+            settings.part_size_mib,
+        )
+        self._deployments = Deployments(self, self._calls, settings.cluster)
+
+    def _credentials(self) -> dict[str, str]:
+        return {"X-YATAI-API-TOKEN": self._token.get_secret_value()}
+
+    def policy(self) -> Policy:
+        return RequestPolicy(self.settings)
+
+    def check(self, ref: ModelRef) -> None:
+        for part, text in (("name", ref.name), ("version", ref.version)):
+            if text is not None and not (_TAG_PART.fullmatch(text) and text != LATEST):
+                raise InvalidInput(
+                    f"the {part} {show(text)} is not lower-case letters, digits, '-', '_' and '.', at most 63, "
+                    "with a letter or digit at both ends",
+                    argument="model",
+                )
+
+    def test(self) -> Flow[str]:
+        doing = "checking the token"
+        user = yield from self._calls.find("GET", "/api/v1/auth/current", _User, doing)
+        if user is None:
+            wanted = self._organization
+            raise InvalidInput(
+                f"{doing}: there is no organisation {wanted!r}" if wanted else f"{doing}: this is no BentoCloud",
+                argument="organization" if wanted else "host",
+            )
+        organization = yield from self._calls.need(
+            "GET", "/api/v1/current_org", _Organization, "reading the organisation"
+        )
+        return f"Connected to {self.base_url} as {user.name or user.email} of the organisation {organization.name}."
+
+    def read_version(self, name: str, version: str) -> Flow[ModelVersion]:
+        record = yield from self._record(Tag(name, version))
+        if record is None:
+            raise ModelNotFound(f"{self.title} has no version {version!r} of {name!r}")
+        return self._version_of(record, name)
+
+    def latest(self, name: str, query: Query) -> Flow[ModelVersion | None]:
+        if not query.matches_name(name):
+            return None
+        # The server lists the newest first, whatever their state, so the first page that holds a match decides.
+        start: int | None = 0
+        while start is not None:
+            doing = f"looking for the newest {name}"
+            records, start = yield from self._page(_versions_of(name), start, query, doing)
+            if chosen := [version for version in self._chosen(records, query, name) if version.ready]:
+                return max(chosen, key=lambda version: version.age_key)
+        return None
+
+    def list_versions(self, name: str, query: Query) -> Flow[list[ModelVersion]]:
+        if not query.matches_name(name):
+            return []
+        records = yield from self._all(_versions_of(name), query, f"listing the versions of {name}")
+        return _newest_first(self._chosen(records, query, name))
+
+    def list_models(self, query: Query) -> Flow[list[ModelVersion]]:
+        records = yield from self._all("/api/v1/models", query, "listing the models")
+        newest: dict[str, ModelVersion] = {}
+        for version in _newest_first(self._chosen(records, query)):
+            if version.ready:
+                newest.setdefault(version.name, version)
+        return list(newest.values())
+
+    def delete(self, ref: ModelRef) -> Flow[bool]:
+        return self._delete(Tag.of(ref))
+
+    def set_labels(self, ref: ModelRef, labels: Mapping[str, str | None]) -> Flow[ModelVersion]:
+        version = yield from self.get(ref)
+        merged = {**version.labels, **labels}
+        # The list replaces all labels there are.
+        body = {"labels": pairs({key: value for key, value in merged.items() if value is not None})}
+        path = Tag(version.name, version.version).path
+        record = yield from self._calls.need("PATCH", path, ModelRecord, f"labelling {version.ref}", json=body)
+        return self._version_of(record, version.name)
+
+    def plan_push(self, request: PushRequest) -> Flow[UploadPlan]:
+        tag = Tag.of(request.ref)
+        draft = yield from call(make_draft, tag, request)
+        # Before anything is registered: this refuses what cannot be archived.
+        layout = yield from call(draft.layout, draft.build_at)
+        yield from self._uploads.ensure_repository(tag)
+        record, is_there = yield from self._settle(tag, draft, request.force)
+        if is_there:
+            return UploadPlan(ref=request.ref, way=None, existing=self._version_of(record, tag.name))
+        if record.build_at and record.build_at != draft.build_at:  # an earlier try's record
+            layout = yield from call(draft.layout, record.build_at)
+        with still_there(tag):
+            way = yield from self._uploads.way_up(tag, record, layout, request.memory)
+        return _ModelPlan(ref=request.ref, way=way, tag=tag, digest=draft.digest)
+
+    def finish_push(self, plan: UploadPlan) -> Flow[ModelVersion]:
+        plan = cast(_ModelPlan, plan)
+        if not plan.is_proxy:
+            yield from self._own_record(plan)  # what others registered meanwhile is not ours to publish
+        yield from self._uploads.finish(plan)
+        record = yield from self._own_record(plan)
+        if record.status is VersionStatus.FAILED:
+            reason = record.upload_finished_reason or "no reason given"
+            raise VersionFailed(f"{self.title} gave {plan.ref} up: {reason}")
+        return self._version_of(record, plan.tag.name)
+
+    def abort_push(self, plan: UploadPlan, error: BaseException) -> Flow[None]:
+        plan = cast(_ModelPlan, plan)
+        if isinstance(error, (VersionConflict, VersionFailed)):  # the record is somebody else's, or has failed already
+            return
+        record = yield from self._record(plan.tag, seconds=ABORT_SECONDS)
+        if record is None or record.digest != plan.digest or record.status is VersionStatus.READY:
+            return  # another push has replaced it, or has brought it to its end
+        reason = f"{type(error).__name__}: {error}"[:500]
+        yield from self._uploads.report(plan.tag, "failed", reason, seconds=ABORT_SECONDS)
+
+    def plan_pull(self, version: ModelVersion) -> Flow[DownloadPlan]:
+        tag = Tag(version.name, version.version)
+        record = yield from self._uploads.presigned(tag, "download", ModelRecord)
+        if reference := record.reference:
+            raise NotSupported(
+                f"{tag} only points to {reference.model_id or 'a model'} at {reference.registry}"
+                f"{f', revision {reference.revision}' if reference.revision else ''}; get the bytes there"
+            )
+        if record.digest != version.digest:
+            raise RegistryUnavailable(f"{tag} was replaced a moment ago")
+        is_proxy = record.transmission_strategy == PROXY or (
+            record.transmission_strategy is None and not record.presigned_download_url
+        )
+        uploads = self._uploads
+        address = uploads.proxy(tag, "download") if is_proxy else uploads.presigning(tag, "download", record)
+        return DownloadPlan(
+            version=version,
+            way=GetArchive(address, is_proxy=is_proxy),
+            generated=record.generated,
+            check=lambda directory, files: check_pulled(tag, record, directory, files),
+        )
+
+    def deploy(self, deployment: str | None, ref: ModelRef, config: Mapping[str, Any]) -> Flow[Deployment]:
+        return self._deployments.deploy(deployment, ref, config)
+
+    def deployment(self, name: str) -> Flow[Deployment]:
+        return self._deployments.get(name)
+
+    def undeploy(self, name: str) -> Flow[Deployment]:
+        return self._deployments.terminate(name)
+
+    def _settle(self, tag: Tag, draft: Draft, force: bool) -> Flow[tuple[ModelRecord, bool]]:
+        """Find or make the record to upload to; return it, and whether it holds these bytes already."""
+        for _ in range(ROUNDS):
+            record = yield from self._record(tag)
+            if record is None:
+                record = yield from self._calls.create(tag.versions, ModelRecord, f"registering {tag}", draft.body())
+                if record is not None:
+                    return record, False
+                continue  # another push was faster: look what it made
+            is_ready = record.status is VersionStatus.READY
+            if record.digest == draft.digest and (is_ready or draft.describes(record)):
+                return record, is_ready
+            if is_ready and not force:
+                known = record.digest or "bytes of an unknown digest"
+                raise VersionConflict(
+                    f"{tag} exists with {known}, the source has {draft.digest}; "
+                    "push under another version, or with force to replace it"
+                )
+            if not is_ready and (yield from self._comes_to_an_end(tag, record)):
+                continue
+            yield from self._delete(tag)
+        raise RegistryUnavailable(f"the record of {tag} keeps changing; another push is at work")
+
+    def _comes_to_an_end(self, tag: Tag, record: ModelRecord) -> Flow[bool]:
+        """Whether somebody else's unfinished record ends within moments: then its writer is alive, and may win."""
+        seen: ModelRecord | None = record
+        for _ in range(_LOOKS):
+            if seen is None or seen.uid != record.uid or seen.status is VersionStatus.READY:
+                return True
+            if seen.status is VersionStatus.FAILED:
+                return False
+            yield from sleep(_LOOK_SECONDS)
+            seen = yield from self._record(tag)
+        return seen is None or seen.uid != record.uid or seen.status is VersionStatus.READY
+
+    def _delete(self, tag: Tag) -> Flow[bool]:
+        doing = f"deleting {tag}"
+        response = yield from send(self._api.request("DELETE", tag.path))
+        if is_unknown_route(response):
+            raise NotSupported(f"{doing}: this server cannot delete or replace versions; push under another version")
+        if is_missing(response):
+            return False
+        refuse(response, doing)
+        return True
+
+    def _own_record(self, plan: _ModelPlan) -> Flow[ModelRecord]:
+        """Return the record of a push; raise when another push has taken its place."""
+        record = yield from self._record(plan.tag)
+        if record is None or record.digest != plan.digest:
+            raise replaced(plan.tag)
+        return record
+
+    def _record(self, tag: Tag, *, seconds: float | None = None) -> Flow[ModelRecord | None]:
+        return self._calls.find("GET", tag.path, ModelRecord, f"reading {tag}", seconds=seconds)
+
+    def _all(self, path: str, query: Query, doing: str) -> Flow[list[ModelRecord]]:
+        records: list[ModelRecord] = []
+        start: int | None = 0
+        while start is not None:
+            more, start = yield from self._page(path, start, query, doing)
+            records += more
+        return records
+
+    def _page(self, path: str, start: int, query: Query, doing: str) -> Flow[tuple[list[ModelRecord], int | None]]:
+        """Return one page, and where the next one starts; a missing repository has none.
+
+        The server may ignore the query, and give fewer than were asked for.
+        """
+        if start >= _MAX_LISTED:
+            raise RegistryUnavailable(f"{doing}: the list does not end after {_MAX_LISTED}")
+        params: dict[str, Any] = {"start": start, "count": _PAGE}
+        if terms := _terms(query):
+            params["q"] = terms
+        page = yield from self._calls.find("GET", path, _Page, doing, params=params)
+        if page is None:
+            return [], None
+        end = start + len(page.items)
+        goes_on = end < page.total if page.total else len(page.items) >= _PAGE
+        return page.items, end if page.items and goes_on else None
+
+    def _chosen(self, records: Sequence[ModelRecord], query: Query, name: str | None = None) -> list[ModelVersion]:
+        versions = {}
+        for record in records:
+            owner = name or (record.repository.name if record.repository else None)
+            if owner is not None:
+                version = self._version_of(record, owner)
+                if query.matches(version):
+                    versions[version.ref] = version  # pages may overlap when versions come or go meanwhile
+        return list(versions.values())
+
+    def page_of(self, model: ModelVersion | None = None) -> str | None:
+        """Return where the console shows a model or a bento; its routes are the API's without the prefix.
+
+        Source: ``dashboard/src/routes.tsx`` of Yatai.
+        """
+        if model is None or model.uri is None:
+            return f"{self.base_url}/models"
+        return model.uri.replace("/api/v1/", "/", 1)
+
+    def _version_of(self, record: ModelRecord, name: str) -> ModelVersion:
+        return ModelVersion(
+            registry=self.conn_type,
+            name=name,
+            version=record.version,
+            status=record.status,
+            digest=record.digest,
+            size_bytes=record.size_bytes,
+            labels={label.key: label.value for label in record.labels},
+            metadata={key: value for key, value in record.manifest.metadata.items() if key != OURS},
+            created_at=record.created_at or record.build_at,
+            uri=f"{self.base_url}{Tag(name, record.version).path}",
+            reference=record.reference,
+            raw=record.model_dump(mode="json", exclude={"presigned_upload_url", "presigned_download_url"}),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ModelPlan(TagPlan):
+    digest: str
+
+
+def _versions_of(name: str) -> str:
+    return Tag(name, "").versions
+
+
+def _terms(query: Query) -> str:
+    """Write a query in the server's grammar, as far as that has room for it; answers are checked in any case."""
+    terms = [f"label:{key}" if value is None else f"label:{key}={value}" for key, value in query.labels.items()]
+    return " ".join(term for term in terms if _PLAIN_TERM.fullmatch(term))
+
+
+def _newest_first(versions: list[ModelVersion]) -> list[ModelVersion]:
+    return sorted(versions, key=lambda version: version.age_key, reverse=True)

@@ -1,0 +1,132 @@
+"""The project's own model store: plain files and a manifest below one root, a directory or a bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import ClassVar, ParamSpec, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from airflow_provider_modelsync.core.archive import names
+from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavailable
+from airflow_provider_modelsync.core.flow.steps import Flow, call, call_remote
+from airflow_provider_modelsync.core.models import LATEST, ModelRef, ModelVersion, Query, require_json
+from airflow_provider_modelsync.core.redact import show_url
+from airflow_provider_modelsync.core.registries.base import Capability, Registry
+from airflow_provider_modelsync.core.registries.modelstore.bucket import Bucket, BucketSettings, OpenSession
+from airflow_provider_modelsync.core.registries.modelstore.directory import DirectoryStore
+from airflow_provider_modelsync.core.registries.modelstore.s3 import S3Store
+from airflow_provider_modelsync.core.registries.modelstore.store import CONN_TYPE, NAME, Manifest, Store
+from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, PushRequest, UploadPlan
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class ModelStore(Registry):
+    """Models in a directory or in a bucket.
+
+    :param settings: the connection; ``host`` is the root: ``file:///path`` or ``s3://bucket/prefix``.
+    :param session: opens the boto3 session to use instead of one with the connection's own keys.
+    :raises InvalidInput: when the root is missing or no such URL.
+    """
+
+    conn_type = CONN_TYPE
+    title = Store.title
+    settings_type = BucketSettings
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {
+            Capability.PUSH,
+            Capability.PULL,
+            Capability.CHOOSE_VERSION,
+            Capability.FORCE,
+            Capability.DELETE,
+            Capability.LABELS,
+            Capability.METADATA,
+        }
+    )
+    instead: ClassVar[Mapping[Capability, str]] = {
+        Capability.DEPLOY: "let the serving system read the version's uri",
+        Capability.PREDICT: "pull the model and run it, or let a serving system read the version's uri",
+    }
+
+    def __init__(self, settings: RegistrySettings, session: OpenSession | None = None) -> None:
+        super().__init__(settings)
+        self._store = _store_at(settings, session)
+
+    def check(self, ref: ModelRef) -> None:
+        for part, text in (("name", ref.name), ("version", ref.version)):
+            if text is not None and not (NAME.fullmatch(text) and text != LATEST):
+                raise InvalidInput(
+                    f"the {part} {names.show(text)} does not match {NAME.pattern}, or is {LATEST!r}", argument="model"
+                )
+
+    def test(self) -> Flow[str]:
+        return self._call(self._store.test)
+
+    def read_version(self, name: str, version: str) -> Flow[ModelVersion]:
+        return self._call(self._store.read_version, name, version)
+
+    def latest(self, name: str, query: Query) -> Flow[ModelVersion | None]:
+        return self._call(self._store.latest, name, query)
+
+    def list_versions(self, name: str, query: Query) -> Flow[list[ModelVersion]]:
+        return self._call(self._store.list_versions, name, query)
+
+    def list_models(self, query: Query) -> Flow[list[ModelVersion]]:
+        return self._call(self._store.list_models, query)
+
+    def delete(self, ref: ModelRef) -> Flow[bool]:
+        return self._call(self._store.delete, ref.name, _exact(ref))
+
+    def set_labels(self, ref: ModelRef, labels: Mapping[str, str | None]) -> Flow[ModelVersion]:
+        require_json("labels", labels)
+        if not all(value is None or isinstance(value, str) for value in labels.values()):
+            raise InvalidInput("a label's value is a string, or None to remove it", argument="labels")
+        version = yield from self.get(ref)
+        yield from self._call(self._store.set_labels, version.name, version.version, labels)
+        return (yield from self.read_version(version.name, version.version))
+
+    def plan_push(self, request: PushRequest) -> Flow[UploadPlan]:
+        if request.options:
+            raise InvalidInput(f"{self.title} takes no options, not {sorted(request.options)}", argument="options")
+        return self._call(self._store.plan_push, request, Manifest.of(request, _exact(request.ref)))
+
+    def finish_push(self, plan: UploadPlan) -> Flow[ModelVersion]:
+        return self._call(self._store.publish, plan)
+
+    def abort_push(self, plan: UploadPlan, error: BaseException) -> Flow[None]:
+        return self._call(self._store.abort, plan)
+
+    def plan_pull(self, version: ModelVersion) -> Flow[DownloadPlan]:
+        return self._call(self._plan_pull, version)
+
+    def _call(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Flow[T]:
+        return (call_remote if self._store.is_remote else call)(fn, *args, **kwargs)
+
+    def _plan_pull(self, version: ModelVersion) -> DownloadPlan:
+        manifest, _ = self._store.read_manifest(version.name, version.version)
+        if manifest.digest != version.digest:
+            raise RegistryUnavailable(f"{version.ref} was replaced just now; the next try sees the new one")
+        manifest.require_safe()
+        return DownloadPlan(version=version, way=self._store.way_down(manifest))
+
+
+def _store_at(settings: RegistrySettings, session: OpenSession | None) -> Store:
+    url = urlsplit(settings.host or "")
+    if url.scheme == "file" and url.netloc in ("", "localhost") and len(url.path) > 1:
+        return DirectoryStore(Path(unquote(url.path)))
+    if url.scheme == "s3" and url.netloc and isinstance(settings, BucketSettings):
+        return S3Store(Bucket(url.netloc, settings, session), url.path.strip("/"), settings.part_size_mib)
+    raise InvalidInput(
+        f"the root {show_url(settings.host or '')!r} is neither a file:///path nor an s3://bucket/prefix URL",
+        argument="host",
+        connection=settings.conn_id,
+    )
+
+
+def _exact(ref: ModelRef) -> str:
+    if ref.version is None:
+        raise InvalidInput(f"{ref.name!r} needs an exact version here, as in '{ref.name}:v1'", argument="model")
+    return ref.version

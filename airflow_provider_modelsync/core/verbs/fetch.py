@@ -1,0 +1,65 @@
+"""A pull without a target: a system brings a model onto its own host, and what is killed takes back its own part."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from airflow_provider_modelsync.core.errors import Cancelled
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.steps import SyncDriver
+from airflow_provider_modelsync.core.models import Fetch, ModelRef, Patience, PulledModel, Query
+from airflow_provider_modelsync.core.registries.base import Registry
+from airflow_provider_modelsync.core.verbs.drive import driver_for
+
+_UNDO_SECONDS = 3.0  # a killed task has five until the worker ends it
+
+log = logging.getLogger("modelsync")
+
+
+def fetch(registry: Registry, driver: SyncDriver, ref: ModelRef, *, query: Query, patience: Patience) -> PulledModel:
+    """Have a system bring a model onto its own host, and wait until it is there.
+
+    :param registry: the system.
+    :param driver: runs the registry's flows.
+    :param ref: the model.
+    :param query: chooses among ready versions.
+    :param patience: how long to wait, and how often to look.
+    :raises InvalidInput: where models are pulled to a directory instead.
+    """
+    with _taking_back(registry) as asked:
+        version = driver.run(registry.fetch(ref, query, patience, asked.append))
+    return PulledModel(path=None, version=version)
+
+
+def start_fetch(registry: Registry, driver: SyncDriver, ref: ModelRef, *, query: Query) -> Fetch:
+    """Only ask for it, unless it is there or on its way. Parameters as for :func:`fetch`."""
+    with _taking_back(registry) as asked:
+        return driver.run(registry.start_fetch(ref, query, asked.append))
+
+
+@contextmanager
+def _taking_back(registry: Registry) -> Iterator[list[Fetch]]:
+    """Cancel what was asked for when the task is killed or runs out of time; an error leaves it to the next try."""
+    asked: list[Fetch] = []
+    try:
+        yield asked
+    except BaseException as error:
+        if asked and (isinstance(error, Cancelled) or not isinstance(error, Exception)):
+            _take_back(registry, asked[-1])
+        raise
+
+
+def _take_back(registry: Registry, asked: Fetch) -> None:
+    cancel = CancelToken()  # the task's own may have been used up
+    clock = threading.Timer(_UNDO_SECONDS, cancel.cancel)
+    clock.start()
+    try:
+        with driver_for(registry, cancel) as driver:
+            log.info(driver.run(registry.cancel_fetch(asked.ref)))
+    except Exception as error:
+        log.warning("what was asked for of %s could not be taken back: %s", asked.name, error)
+    finally:
+        clock.cancel()

@@ -1,0 +1,182 @@
+"""Push: a registry's plan for the way up, carried out by the transfer engine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Container, Mapping
+from contextlib import closing
+from typing import Any
+
+from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
+
+from airflow_provider_modelsync.core.archive.digest import Source, SourceTree, memory_key, read_tree
+from airflow_provider_modelsync.core.errors import (
+    InvalidInput,
+    Permanent,
+)
+from airflow_provider_modelsync.core.flow.steps import SyncDriver
+from airflow_provider_modelsync.core.models import (
+    ModelRef,
+    ModelVersion,
+    TransferStats,
+    require_json,
+)
+from airflow_provider_modelsync.core.registries.base import Capability, Registry
+from airflow_provider_modelsync.core.transfer import checkpoint
+from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.transfer.plan import PushRequest, UploadGone, UploadPlan
+from airflow_provider_modelsync.core.transfer.progress import readable
+from airflow_provider_modelsync.core.transfer.upload import upload
+from airflow_provider_modelsync.core.verbs.drive import mover_for
+
+log = logging.getLogger("modelsync")
+
+_LABELS = TypeAdapter(dict[str, str])
+_METADATA = TypeAdapter(dict[str, JsonValue], config=ConfigDict(allow_inf_nan=False))
+
+
+def push(
+    registry: Registry,
+    driver: SyncDriver,
+    source: str | os.PathLike[str] | Source,
+    ref: ModelRef,
+    control: Control,
+    *,
+    labels: Mapping[str, str] | None = None,
+    metadata: Mapping[str, JsonValue] | None = None,
+    force: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> ModelVersion:
+    """Bring a model into a registry.
+
+    :param registry: where to.
+    :param driver: runs the registry's flows.
+    :param source: a directory or a single file, or a model that is read from elsewhere.
+    :param ref: name and version; a version left out is derived from the digest.
+    :param control: how to cancel, what to tell.
+    :param labels: kept beside the version.
+    :param metadata: kept beside the version.
+    :param force: replace a version that holds other bytes.
+    :param options: what only this registry understands.
+    :return: the published version; ``transfer`` says what was moved.
+    :raises VersionConflict: when the version exists with other bytes.
+    :raises NotSupported: for what the registry cannot do or keep, before any byte is sent.
+    """
+    _check_push(registry, ref, labels=labels, metadata=metadata, force=force)
+    tree = source if isinstance(source, Source) else _read_source(source, control, registry.leaves_out)
+    exact = ref if ref.version else ModelRef(name=ref.name, version=version_of(tree.digest))
+    memory = checkpoint.UploadMemory(control.checkpoint)
+
+    def attempt(passing: tuple[type[BaseException], ...] = ()) -> ModelVersion:
+        plan = driver.run(
+            registry.plan_push(
+                PushRequest(
+                    ref=exact,
+                    source=tree,
+                    labels=labels or {},
+                    metadata=metadata or {},
+                    force=force,
+                    options=options or {},
+                    memory=memory,
+                )
+            )
+        )
+        if plan.existing is not None:
+            log.info("%s is already there with the same digest %s: nothing is sent", plan.existing.ref, tree.digest)
+            return plan.existing.moved(TransferStats(skipped=True))
+        log.info("pushing %s: %s in %d files", plan.ref, readable(tree.size_bytes), len(tree.files))
+        return _carry_out(registry, driver, plan, tree, control, memory, passing)
+
+    try:
+        version = attempt(passing=(UploadGone,))
+    except UploadGone as error:
+        log.warning("%s; beginning it again", error)
+        memory.forget()
+        version = attempt()
+    memory.forget()
+    return version
+
+
+def _carry_out(
+    registry: Registry,
+    driver: SyncDriver,
+    plan: UploadPlan,
+    tree: Source,
+    control: Control,
+    memory: checkpoint.UploadMemory,
+    passing: tuple[type[BaseException], ...],
+) -> ModelVersion:
+    """Move the bytes and finish; what fails for good, or cannot be resumed, is reported to the registry.
+
+    :param passing: the errors that the caller can do something about: nothing is reported after these.
+    """
+    try:
+        stats = _upload(registry, plan, tree, control, driver)
+        version = driver.run(registry.finish_push(plan))
+    except passing:
+        raise
+    except BaseException as error:
+        memory.flush()
+        is_resumable = plan.way is not None and plan.way.is_resumable and not control.is_last_try
+        if isinstance(error, (Permanent, UploadGone)) or not is_resumable:
+            memory.forget()
+            _abort(registry, driver, plan, error)
+        raise
+    log.info("pushed %s with digest %s", version.ref, tree.digest)
+    return version.moved(stats)
+
+
+def version_of(digest: str) -> str:
+    """Return the version that a push without one gets: the same bytes can never become two versions."""
+    return f"m{digest.removeprefix('sha256:')[:15]}"
+
+
+def _check_push(
+    registry: Registry,
+    ref: ModelRef,
+    *,
+    labels: Mapping[str, str] | None,
+    metadata: Mapping[str, JsonValue] | None,
+    force: bool,
+) -> None:
+    needs = {
+        Capability.PUSH: True,
+        Capability.CHOOSE_VERSION: ref.version is not None,
+        Capability.FORCE: force,
+        Capability.LABELS: bool(labels),
+        Capability.METADATA: bool(metadata),
+    }
+    for capability, needed in needs.items():
+        if needed:
+            registry.require(capability)
+    for argument, kind, value in (("labels", _LABELS, labels), ("metadata", _METADATA, metadata)):
+        try:
+            kind.validate_python(dict(value or {}), strict=True)
+        except ValidationError as error:
+            fault = error.errors(include_input=False)[0]
+            where = ".".join(map(str, fault["loc"]))
+            raise InvalidInput(f"{where}: {fault['msg']}", argument=argument) from None
+        require_json(argument, value or {})
+
+
+def _read_source(source: str | os.PathLike[str], control: Control, leave_out: Container[str]) -> SourceTree:
+    remembered = checkpoint.load_digests(control.checkpoint)
+    tree = read_tree(source, cancel=control.cancel, remembered=remembered, leave_out=leave_out)
+    sizes = {memory_key(path, stamp): stamp.size for path, stamp in tree.stamps.items()}
+    checkpoint.save_digests(control.checkpoint, remembered, sizes)
+    return tree
+
+
+def _upload(registry: Registry, plan: UploadPlan, tree: Source, control: Control, driver: SyncDriver) -> TransferStats:
+    if plan.way is None:  # only its record was missing
+        return TransferStats()
+    with closing(mover_for(registry, control)) as mover:
+        return upload(plan.way, tree, control, driver, mover)
+
+
+def _abort(registry: Registry, driver: SyncDriver, plan: UploadPlan, error: BaseException) -> None:
+    try:
+        driver.shielded().run(registry.abort_push(plan, error))
+    except Exception:
+        log.exception("cleaning up after the failed push of %s failed, too", plan.ref)

@@ -1,0 +1,354 @@
+"""Sync: versions of one registry brought into another, as far as they are not there yet."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+from airflow_provider_modelsync.core import durable
+from airflow_provider_modelsync.core.archive.digest import Source, read_tree
+from airflow_provider_modelsync.core.errors import (
+    Cancelled,
+    InvalidInput,
+    ModelNotFound,
+    ModelSyncError,
+    NotSupported,
+    Permanent,
+    RegistryUnavailable,
+    VersionConflict,
+    from_os_error,
+)
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.parallel import for_each
+from airflow_provider_modelsync.core.flow.steps import SyncDriver
+from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Query, SyncedVersion, SyncReport
+from airflow_provider_modelsync.core.registries.base import Capability, Registry
+from airflow_provider_modelsync.core.transfer.checkpoint import Below
+from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.transfer.stored import StoredModel
+from airflow_provider_modelsync.core.verbs.drive import mover_for
+from airflow_provider_modelsync.core.verbs.pull import pull
+from airflow_provider_modelsync.core.verbs.push import push
+
+log = logging.getLogger("modelsync")
+
+Versions = Literal["latest", "all"] | int
+
+AT_ONCE = 2  # models; each moves its bytes in as many threads as the connection says
+CREATED_AT = "source_created_at"  # the metadata that keeps a version's age
+_WILD = frozenset("*?[")
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A registry that takes part in a sync.
+
+    :param registry: the registry.
+    :param driver: runs its flows.
+    """
+
+    registry: Registry
+    driver: SyncDriver
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """What to sync.
+
+    :param models: names, or globs of names.
+    :param versions: of each model that are ready: the ``latest``, ``all``, or so many of the newest.
+    :param labels: that a version must have.
+    :param options: name or glob of names → options of the push; later entries win.
+    :param rename: name → its name in the target.
+    """
+
+    models: Sequence[str] = ("*",)
+    versions: Versions = "latest"
+    labels: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rename: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        counts = isinstance(self.versions, int) and not isinstance(self.versions, bool) and self.versions > 0
+        if not counts and self.versions not in ("latest", "all"):
+            raise InvalidInput(f"{self.versions!r} is neither 'latest' nor 'all' nor a number", argument="versions")
+        if isinstance(self.models, str):
+            raise InvalidInput("it is a list of names or globs", argument="models")
+
+    def chooses(self, name: str) -> bool:
+        """Whether a model takes part."""
+        return any(_matches(name, entry) for entry in self.models)
+
+    def options_of(self, name: str) -> dict[str, Any]:
+        """Return the options that a model is pushed with."""
+        found: dict[str, Any] = {}
+        for entry, options in self.options.items():
+            if _matches(name, entry):
+                found |= options
+        return found
+
+
+def sync(
+    source: Side,
+    target: Side,
+    selection: Selection,
+    control: Control,
+    *,
+    dry_run: bool = False,
+    on_copied: Callable[[SyncedVersion], None] | None = None,
+) -> SyncReport:
+    """Bring versions of one registry into another.
+
+    A model's versions go one after another, the oldest first, so that the newest is the newest in the target, too. A
+    failing model does not stop the others.
+
+    :param source: where from.
+    :param target: where to.
+    :param selection: what.
+    :param control: how to cancel, where to remember; its worker count is that of each of two models at a time.
+    :param dry_run: only say what would be copied.
+    :param on_copied: told of each copy as soon as it is published, from the threads that copy.
+    :raises NotSupported: when the source cannot be read or the target cannot be written.
+    :raises InvalidInput: when two models would become one.
+    """
+    source.registry.require(Capability.PULL)
+    target.registry.require(Capability.PUSH)
+    return _Sync(source, target, selection, control, dry_run, on_copied).run()
+
+
+class _Sync:
+    def __init__(
+        self,
+        source: Side,
+        target: Side,
+        selection: Selection,
+        control: Control,
+        dry_run: bool,
+        on_copied: Callable[[SyncedVersion], None] | None,
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._selection = selection
+        self._control = control
+        self._dry_run = dry_run
+        self._on_copied = on_copied
+        self._done: list[SyncedVersion] = []
+
+    def run(self) -> SyncReport:
+        selection = self._selection
+        query = Query(labels=dict(selection.labels))
+        newest = [
+            version
+            for version in self._source.driver.run(self._source.registry.list_models(query))
+            if selection.chooses(version.name)
+        ]
+        self._require_distinct(version.name for version in newest)
+        for name in sorted(set(selection.models) - {version.name for version in newest}):
+            if not _WILD & set(name):
+                missing = ModelNotFound(f"{self._source.registry.title} has no ready version of {name!r}", model=name)
+                self._failed(name, missing)
+
+        def sync_model(version: ModelVersion, cancel: CancelToken) -> None:
+            try:
+                self._sync_model(version, query, replace(self._control, cancel=cancel))
+            except Cancelled:
+                raise
+            except ModelSyncError as error:
+                self._failed(version.name, error)
+
+        for_each(sync_model, newest, workers=AT_ONCE, cancel=self._control.cancel)
+        return SyncReport(
+            dry_run=self._dry_run, versions=tuple(sorted(self._done, key=lambda done: (done.source, done.target or "")))
+        )
+
+    def _require_distinct(self, names: Iterable[str]) -> None:
+        taken: dict[str, str] = {}
+        for name in names:
+            other = taken.setdefault(self._renamed(name), name)
+            if other != name:
+                raise InvalidInput(
+                    f"{other!r} and {name!r} would both become {self._renamed(name)!r}", argument="rename"
+                )
+
+    def _renamed(self, name: str) -> str:
+        return self._selection.rename.get(name, name)
+
+    def _sync_model(self, newest: ModelVersion, query: Query, control: Control) -> None:
+        """Bring the chosen versions of one model over."""
+        versions = [newest]
+        if self._selection.versions != "latest":
+            listed = self._source.driver.run(self._source.registry.list_versions(newest.name, query))
+            ready = [version for version in listed if version.ready]
+            versions = ready if self._selection.versions == "all" else ready[: self._selection.versions]
+        name = self._renamed(newest.name)
+        self._target.registry.check(ModelRef(name=name))
+        there = self._target.driver.run(self._target.registry.list_versions(name, Query()))
+        for version in sorted(versions, key=lambda version: version.age_key):
+            try:
+                self._sync_version(version, name, there, control)
+            except Permanent as error:  # this version will never come, the next may
+                self._failed(version.ref, error)
+
+    def _sync_version(self, version: ModelVersion, name: str, there: Sequence[ModelVersion], control: Control) -> None:
+        registry = self._target.registry
+        chooses = Capability.CHOOSE_VERSION in registry.capabilities
+        ref = ModelRef(name=name, version=version.version if chooses else None)
+        registry.check(ref)
+        if version.reference is not None:
+            note = f"{self._source.registry.title} only points to it: the bytes are at {version.reference.registry}"
+            self._note(SyncedVersion(source=version.ref, outcome="skipped", note=note))
+            return
+        if found := _counterpart(version, there, chooses=chooses):
+            if version.digest is not None and found.digest is not None and version.digest != found.digest:
+                raise VersionConflict(f"{found.ref} exists with {found.digest}, the source has {version.digest}")
+            self._note(_synced("skipped", version, found))
+            return
+        if self._dry_run:
+            self._note(_synced("copied", version, ref=str(ref)))
+            return
+        control = replace(
+            control,
+            checkpoint=control.checkpoint and Below(control.checkpoint, f"{_key(f'{version.ref} {ref}')}."),
+            on_progress=lambda report: log.info("syncing %s: %s", version.ref, report),
+        )
+        pushed, dropped = self._copy(version, ref, control)
+        is_new = pushed.transfer is not None and not pushed.transfer.skipped
+        done = _synced("copied" if is_new else "skipped", version, pushed, dropped=dropped)
+        self._note(done)
+        if is_new and self._on_copied is not None:
+            self._on_copied(done)
+
+    def _copy(self, version: ModelVersion, ref: ModelRef, control: Control) -> tuple[ModelVersion, tuple[str, ...]]:
+        """Push what a version holds; return the new version, and what the target has no room for."""
+        source = self._source
+        plan = source.driver.run(source.registry.plan_pull(version))
+        with closing(mover_for(source.registry, control)) as mover:
+            stored = StoredModel.of(plan, control, source.driver, mover)
+            if stored is not None:
+                return self._push(stored, version, ref, control)
+        # Files whose hashes are told only by reading them: one copy, which a later try finds again.
+        try:
+            base = self._staging(version)
+
+            def keep(staging: Path, error: BaseException) -> bool:
+                is_over = isinstance(error, Permanent) or control.is_last_try
+                return staging == base and not is_over and any(staging.iterdir())  # no other would be found again
+
+            with durable.staging(base, keep=keep) as staging:
+                return self._push(self._pulled(version, staging / "model", control), version, ref, control)
+        except OSError as error:
+            raise from_os_error(error, f"copying {version.ref} through {tempfile.gettempdir()}") from error
+
+    def _staging(self, version: ModelVersion) -> Path:
+        """Return where a version rests between two registries; no other pair of them shares the place."""
+        source, target = self._source.registry, self._target.registry
+        ends = (source.settings.conn_id, source.base_url or source.settings.host, target.settings.conn_id)
+        key = _key(repr((*ends, version.ref, version.digest)))
+        return _own_directory() / f".copy.{key[:12]}"
+
+    def _pulled(self, version: ModelVersion, place: Path, control: Control) -> Source:
+        """Pull a version, and return it as it lies there."""
+        source, exact = self._source, ModelRef(name=version.name, version=version.version)
+        pulled = pull(source.registry, source.driver, exact, place, control, query=Query(), force=True).version
+        tree = read_tree(place, cancel=control.cancel)
+        if {version.digest, pulled.digest} - {None, tree.digest}:
+            raise RegistryUnavailable(f"{version.ref} was replaced while it was being copied")
+        return tree
+
+    def _push(
+        self, model: Source, version: ModelVersion, ref: ModelRef, control: Control
+    ) -> tuple[ModelVersion, tuple[str, ...]]:
+        target, options = self._target, self._selection.options_of(version.name)
+        facts, dropped = _facts_for(target.registry, version)
+        while True:
+            try:
+                return push(target.registry, target.driver, model, ref, control, options=options, **facts), dropped
+            except NotSupported as error:  # a registry that keeps them, though not beside this model
+                if not facts.pop(error.argument or "", None):
+                    raise
+                dropped = (*dropped, str(error.argument))
+
+    def _note(self, version: SyncedVersion) -> None:
+        self._done.append(version)
+        log.info("%s", version)
+
+    def _failed(self, model: str, error: ModelSyncError) -> None:
+        error.about(model=model)
+        self._done.append(
+            SyncedVersion(source=model, outcome="failed", note=str(error), is_permanent=isinstance(error, Permanent))
+        )
+        log.error("syncing %s failed: %s", model, error)
+
+
+def _own_directory() -> Path:
+    """Return a temporary directory that later tries find again, and that no other user can look into."""
+    place = Path(tempfile.gettempdir()) / f"modelsync-{os.getuid()}"
+    with suppress(FileExistsError):
+        place.mkdir(mode=0o700)
+    facts = place.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
+        raise InvalidInput(f"{place} is not a directory of this user's alone: remove it, or name another TMPDIR")
+    return place
+
+
+def _matches(name: str, entry: str) -> bool:
+    return name == entry or fnmatchcase(name, entry)  # a name may hold what a glob takes for wildcards
+
+
+def _counterpart(version: ModelVersion, there: Sequence[ModelVersion], *, chooses: bool) -> ModelVersion | None:
+    """Return the target's version that stands for one of the source's already."""
+    if chooses:
+        return next((found for found in there if found.version == version.version and found.ready), None)
+    return next((found for found in there if version.digest and found.digest == version.digest), None)
+
+
+def _synced(
+    outcome: Literal["copied", "skipped"],
+    version: ModelVersion,
+    found: ModelVersion | None = None,
+    *,
+    ref: str | None = None,
+    dropped: tuple[str, ...] = (),
+) -> SyncedVersion:
+    is_verified = version.digest is not None and (found is None or found.digest is not None)
+    return SyncedVersion(
+        source=version.ref,
+        target=found.ref if found else ref,
+        outcome=outcome,
+        digest=version.digest or (found.digest if found else None),
+        transfer=found.transfer if found else None,
+        size_bytes=version.size_bytes,
+        created_at=found.created_at if found else None,
+        dropped=dropped,
+        note=None if is_verified else "unverified: its digest is not known",
+    )
+
+
+def _facts_for(target: Registry, version: ModelVersion) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return labels and metadata as far as a registry keeps them, and what it does not keep."""
+    created_at = {CREATED_AT: version.created_at.isoformat()} if version.created_at else {}
+    facts: dict[str, tuple[Capability, Mapping[str, Any], Mapping[str, Any]]] = {
+        "labels": (Capability.LABELS, version.labels, {}),
+        "metadata": (Capability.METADATA, version.metadata, created_at),
+    }
+    kept: dict[str, Any] = {}
+    dropped: list[str] = []
+    for name, (capability, own, added) in facts.items():
+        if capability in target.capabilities:
+            kept[name] = {**added, **own}
+        else:
+            dropped += [name] * bool(own) + [*added]
+    return kept, tuple(dropped)
+
+
+def _key(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

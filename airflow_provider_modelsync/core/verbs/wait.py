@@ -1,0 +1,146 @@
+"""What a waiting task looks for: conditions, checked by tasks on workers and by triggers on the event loop.
+
+And what such a task takes back when it is not to wait any longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+from airflow_provider_modelsync.core.errors import DeploymentFailed, InvalidInput, ModelNotFound, VersionFailed
+from airflow_provider_modelsync.core.flow.steps import Flow
+from airflow_provider_modelsync.core.models import (
+    EMPTY,
+    LATEST,
+    Deployment,
+    ModelVersion,
+    Query,
+    RollOut,
+    Undo,
+    VersionStatus,
+)
+from airflow_provider_modelsync.core.registries.base import Registry
+
+READY = "ready"
+GONE = "gone"
+
+
+def find_version(
+    registry: Registry, model: str, query: Query, *, newer_than: str | None = None, state: str = READY
+) -> Flow[ModelVersion | None]:
+    """Return the version that is waited for, or ``None`` when it is not there yet.
+
+    :param registry: where to look.
+    :param model: ``name`` for the newest ready version, ``name:version`` for an exact one.
+    :param query: chooses among ready versions when no exact one is named.
+    :param newer_than: only a version newer than this one counts: a version of the model, or an ISO 8601 time.
+    :param state: what the version must have reached.
+    :raises VersionFailed: when the exact version has failed.
+    :raises InvalidInput: when an argument makes no sense.
+    """
+    ref = registry.parse(model)
+    if state not in registry.states:
+        raise InvalidInput(
+            f"{registry.title} knows the states {sorted(registry.states)}, not {state!r}", argument="state"
+        )
+    if ref.version and newer_than:
+        raise InvalidInput("an exact version is never newer than another; name only the model", argument="newer_than")
+    if newer_than == LATEST:
+        raise InvalidInput("'latest' moves; name a version or an ISO 8601 time", argument="newer_than")
+    try:
+        found = yield from registry.get(ref, query)
+    except ModelNotFound:
+        return None
+    if found.status is VersionStatus.FAILED:
+        reason = yield from registry.failure_of(found)
+        said = f": {reason}" if reason else ""
+        raise VersionFailed(f"{found.ref} has failed in its registry{said}", model=found.ref)
+    if not found.ready or not registry.has_reached(found, state):
+        return None
+    if newer_than and found.age_key <= (yield from _age_of(registry, ref.name, newer_than)):
+        return None
+    return found
+
+
+def _age_of(registry: Registry, name: str, newer_than: str) -> Flow[tuple[datetime, str]]:
+    """Read ``newer_than`` into what versions are ordered by; a version wins over a time that looks the same."""
+    try:
+        return (yield from registry.get(registry.parse(f"{name}:{newer_than}"))).age_key
+    except (ModelNotFound, InvalidInput):
+        pass
+    try:
+        time = datetime.fromisoformat(newer_than)
+    except ValueError:
+        raise InvalidInput(
+            f"{newer_than!r} is neither a version of {name!r} nor an ISO 8601 time", argument="newer_than"
+        ) from None
+    # Any version of that very instant counts as old.
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)), "\U0010ffff"
+
+
+def find_deployment(registry: Registry, name: str) -> Flow[Deployment | None]:
+    """Return a deployment as it is now, or ``None`` when there is none."""
+    try:
+        return (yield from registry.deployment(name))
+    except ModelNotFound:
+        return None
+
+
+def find_ready(registry: Registry, name: str, revision: str | None = None) -> Flow[Deployment | None]:
+    """Return a deployment that answers requests, or ``None`` when it does not yet.
+
+    :param registry: where to look.
+    :param name: of the deployment.
+    :param revision: what must answer. After an update the revision before may still be shown, running or failed:
+        that says nothing.
+    :raises DeploymentFailed: when waiting is in vain, with the system's reason.
+    """
+    found = yield from find_deployment(registry, name)
+    if found is None:
+        raise DeploymentFailed(f"the deployment {name} does not exist any more")
+    if revision is not None and found.revision != revision:
+        return None
+    if found.failed:
+        reason = f": {found.reason}" if found.reason else ""
+        raise DeploymentFailed(f"the deployment {name} is {found.status}{reason}")
+    return found if found.ready else None
+
+
+def find_gone(registry: Registry, name: str, revision: str | None = None) -> Flow[Deployment | None]:
+    """Return a deployment of which nothing runs any more, or ``None`` while something does."""
+    found = yield from find_deployment(registry, name)
+    if found is None:
+        return Deployment(registry=registry.conn_type, name=name, status="terminated", failed=True, gone=True)
+    return found if found.gone else None
+
+
+# What a task may wait for a deployment to be.
+GOALS: Mapping[str, Callable[[Registry, str, str | None], Flow[Deployment | None]]] = {
+    READY: find_ready,
+    GONE: find_gone,
+}
+
+
+def take_back(registry: Registry, started: RollOut) -> Flow[str]:
+    """Take back what a task has started, and nothing else. Doing it twice does no harm.
+
+    :return: what was done, in a sentence.
+    """
+    name = started.deployment
+    now = yield from find_deployment(registry, name)
+    if now is None or now.gone:
+        return f"{name} has ended already"
+    if started.revision is None and now.revision == started.replaced:
+        return f"{name} was not changed"
+    # Soon after an update the revision before may still be shown, or nothing yet; any third one is somebody else's.
+    is_known = started.revision not in (None, EMPTY)
+    if is_known and now.revision not in (started.revision, started.replaced, EMPTY):
+        return f"{name} is left as it is: revision {now.revision} has been rolled out meanwhile"
+    if started.undo is Undo.TERMINATE:
+        yield from registry.undeploy(name)
+        return f"{name} is being terminated"
+    if started.undo is Undo.RESTORE:
+        back = yield from registry.deploy(name, registry.parse(started.model), {"revision": started.replaced})
+        return f"{name} goes back to what revision {started.replaced} ran, as revision {back.revision}"
+    return f"{name} is left as it is: what ran before is not known to have worked"

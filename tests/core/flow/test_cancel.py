@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from airflow_provider_modelsync.core.errors import Cancelled
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
+
+
+def test_a_new_token_is_not_cancelled() -> None:
+    token = CancelToken()
+    token.check()
+    assert not token.cancelled
+
+
+def test_cancelling_twice_is_no_error() -> None:
+    token = CancelToken()
+    token.cancel()
+    token.cancel()
+    assert token.cancelled
+
+
+def test_a_check_of_a_cancelled_token_raises() -> None:
+    token = CancelToken()
+    token.cancel()
+    with pytest.raises(Cancelled):
+        token.check()
+
+
+def test_a_parents_cancellation_counts_for_its_child() -> None:
+    parent = CancelToken()
+    child = CancelToken(CancelToken(parent))
+    parent.cancel()
+    assert child.cancelled
+
+
+def test_a_childs_cancellation_leaves_its_parent_alone() -> None:
+    parent = CancelToken()
+    CancelToken(parent).cancel()
+    assert not parent.cancelled
+
+
+def test_a_sleep_lasts_as_long_as_asked() -> None:
+    start = time.monotonic()
+    CancelToken().sleep(0.15)
+    assert time.monotonic() - start >= 0.15
+
+
+def test_a_sleep_ends_soon_after_a_cancellation_from_another_thread() -> None:
+    token = CancelToken()
+    threading.Timer(0.1, token.cancel).start()
+    start = time.monotonic()
+    with pytest.raises(Cancelled):
+        token.sleep(60)
+    assert time.monotonic() - start < 4
+
+
+def test_a_signal_handler_may_cancel_the_thread_that_it_interrupts() -> None:
+    token = CancelToken()
+    before = signal.signal(signal.SIGUSR1, lambda *_: token.cancel())
+    try:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        with pytest.raises(Cancelled):
+            token.sleep(60)
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from airflow_provider_modelsync.core.errors import Cancelled
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.parallel import for_each
+
+
+def test_every_item_is_worked_on_once() -> None:
+    done: list[int] = []
+    for_each(lambda item, _: done.append(item), range(100), workers=4, cancel=CancelToken())
+    assert sorted(done) == list(range(100))
+
+
+def test_no_item_is_no_work() -> None:
+    for_each(lambda item, _: pytest.fail("called"), [], workers=4, cancel=CancelToken())
+
+
+def test_one_worker_keeps_the_order() -> None:
+    done: list[int] = []
+    for_each(lambda item, _: done.append(item), range(20), workers=1, cancel=CancelToken())
+    assert done == list(range(20))
+
+
+def test_items_are_worked_on_at_the_same_time_by_as_many_threads_as_asked_for() -> None:
+    together = threading.Barrier(3, timeout=4)
+    for_each(lambda item, _: together.wait() and None, range(3), workers=3, cancel=CancelToken())
+    assert not together.broken
+
+
+def test_never_more_threads_run_than_asked_for() -> None:
+    lock = threading.Lock()
+    now = most = 0
+
+    def work(item: int, token: CancelToken) -> None:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.005)
+        with lock:
+            now -= 1
+
+    for_each(work, range(20), workers=2, cancel=CancelToken())
+    assert most == 2
+
+
+def test_the_first_error_is_raised() -> None:
+    def work(item: int, token: CancelToken) -> None:
+        raise ValueError(f"item {item}")
+
+    with pytest.raises(ValueError, match="item 0"):
+        for_each(work, range(5), workers=1, cancel=CancelToken())
+
+
+def test_an_error_stops_the_other_workers_through_their_token() -> None:
+    seen: list[int] = []
+
+    def work(item: int, token: CancelToken) -> None:
+        if item == 0:
+            raise ValueError("first")
+        seen.append(item)
+        token.sleep(60)
+
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="first"):
+        for_each(work, range(100), workers=2, cancel=CancelToken())
+    assert time.monotonic() - start < 4
+    assert len(seen) <= 1
+
+
+def test_an_error_leaves_the_callers_token_alone() -> None:
+    def work(item: int, token: CancelToken) -> None:
+        raise ValueError
+
+    cancel = CancelToken()
+    with pytest.raises(ValueError):  # noqa: PT011
+        for_each(work, [1], workers=1, cancel=cancel)
+    assert not cancel.cancelled
+
+
+def test_the_callers_cancellation_ends_the_work() -> None:
+    cancel = CancelToken()
+    threading.Timer(0.1, cancel.cancel).start()
+    start = time.monotonic()
+    with pytest.raises(Cancelled):
+        for_each(lambda item, token: token.sleep(60), range(8), workers=4, cancel=cancel)
+    assert time.monotonic() - start < 4
+
+
+def test_a_thread_stuck_in_a_system_call_holds_nothing_up() -> None:
+    release = threading.Event()
+    cancel = CancelToken()
+    threading.Timer(0.1, cancel.cancel).start()
+    start = time.monotonic()
+    try:
+        with pytest.raises(Cancelled):
+            for_each(lambda item, token: release.wait(30) and None, [1], workers=1, cancel=cancel)
+        assert time.monotonic() - start < 4
+    finally:
+        release.set()

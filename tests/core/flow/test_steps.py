@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+
+from airflow_provider_modelsync.core.errors import Cancelled
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.steps import (
+    AsyncDriver,
+    Exchange,
+    Flow,
+    Policy,
+    SyncDriver,
+    call,
+    send,
+    send_once,
+    sleep,
+)
+
+T = TypeVar("T")
+Run = Callable[..., Any]
+
+
+def _answer(request: httpx.Request) -> httpx.Response:
+    return httpx.Response(200, stream=httpx.ByteStream(f"{request.method} {request.url.path}".encode()))
+
+
+def _sync(flow: Flow[T], policy: Policy = send_once) -> T:
+    with httpx.Client(transport=httpx.MockTransport(_answer)) as client:
+        return SyncDriver(client, policy=policy).run(flow)
+
+
+def _async(flow: Flow[T], policy: Policy = send_once) -> T:
+
+    async def run() -> T:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(_answer)) as client:
+            return await AsyncDriver(client, policy=policy).run(flow)
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(params=[_sync, _async], ids=["sync", "async"])
+def run(request: pytest.FixtureRequest) -> Run:
+    result: Run = request.param
+    return result
+
+
+def _get(path: str) -> Flow[str]:
+    response = yield from send(httpx.Request("GET", f"https://registry.test{path}"))
+    return response.text
+
+
+def test_a_flow_without_steps_returns_its_result(run: Run) -> None:
+    def flow() -> Flow[int]:
+        return 7
+        yield
+
+    assert run(flow()) == 7
+
+
+def test_a_call_gives_the_flow_what_the_function_returned(run: Run) -> None:
+    assert run(call(divmod, 7, 2)) == (3, 1)
+
+
+def test_a_request_gives_the_flow_its_response(run: Run) -> None:
+    assert run(_get("/models")) == "GET /models"
+
+
+def test_flows_compose(run: Run) -> None:
+    def flow() -> Flow[list[str]]:
+        yield from sleep(0)
+        first = yield from _get("/a")
+        second = yield from call(str.upper, "b")
+        return [first, second]
+
+    assert run(flow()) == ["GET /a", "B"]
+
+
+def test_an_error_of_a_step_is_thrown_into_the_flow(run: Run) -> None:
+    def flow() -> Flow[str]:
+        try:
+            yield from call(int, "no number")
+        except ValueError as error:
+            return f"seen: {error}"
+        return "not seen"
+
+    assert run(flow()).startswith("seen: invalid literal")
+
+
+def test_an_error_that_the_flow_does_not_catch_comes_out(run: Run) -> None:
+    with pytest.raises(ValueError, match="invalid literal"):
+        run(call(int, "no number"))
+
+
+def test_the_flow_may_turn_an_error_into_another(run: Run) -> None:
+    def flow() -> Flow[None]:
+        try:
+            yield from call(int, "no number")
+        except ValueError:
+            raise LookupError("translated") from None
+
+    with pytest.raises(LookupError, match="translated"):
+        run(flow())
+
+
+def test_finally_runs_after_an_error(run: Run) -> None:
+    events: list[str] = []
+
+    def flow() -> Flow[None]:
+        try:
+            yield from call(int, "no number")
+        finally:
+            yield from call(events.append, "cleaned up")
+
+    with pytest.raises(ValueError, match="invalid literal"):
+        run(flow())
+    assert events == ["cleaned up"]
+
+
+def test_the_policy_decides_how_a_request_is_made(run: Run) -> None:
+    sent: list[str] = []
+
+    def counting(request: httpx.Request) -> Flow[httpx.Response]:
+        for _ in range(2):
+            response: httpx.Response = yield Exchange(request)
+            sent.append(request.url.path)
+        return response
+
+    assert run(_get("/a"), counting) == "GET /a"
+    assert sent == ["/a", "/a"]
+
+
+def test_a_driver_without_a_client_says_so() -> None:
+    with pytest.raises(RuntimeError, match="without an HTTP client"):
+        SyncDriver().run(_get("/a"))
+
+
+def test_the_sync_driver_calls_in_the_same_thread() -> None:
+    assert SyncDriver().run(call(threading.get_ident)) == threading.get_ident()
+
+
+def test_the_async_driver_calls_in_another_thread_so_that_the_loop_goes_on() -> None:
+    async def main() -> tuple[int, int]:
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                ticks += 1
+                await asyncio.sleep(0.01)
+
+        ticker = asyncio.create_task(tick())
+        thread = await AsyncDriver().run(call(lambda: (time.sleep(0.2), threading.get_ident())[1]))
+        ticker.cancel()
+        return thread, ticks
+
+    thread, ticks = asyncio.run(main())
+    assert thread != threading.get_ident()
+    assert ticks > 5
+
+
+def test_a_cancelled_token_stops_the_flow_before_its_next_step() -> None:
+    token = CancelToken()
+    seen: list[str] = []
+
+    def flow() -> Flow[None]:
+        try:
+            yield from call(token.cancel)
+            yield from call(seen.append, "second step")
+        except Cancelled:
+            seen.append("told")
+            raise
+
+    with pytest.raises(Cancelled):
+        SyncDriver(cancel=token).run(flow())
+    assert seen == ["told"]
+
+
+def test_a_cancelled_token_ends_a_wait() -> None:
+    token = CancelToken()
+    threading.Timer(0.1, token.cancel).start()
+    start = time.monotonic()
+    with pytest.raises(Cancelled):
+        SyncDriver(cancel=token).run(sleep(60))
+    assert time.monotonic() - start < 4
+
+
+def test_a_cancelled_token_ends_a_request_that_nobody_answers() -> None:
+    token = CancelToken()
+    release = threading.Event()
+
+    def silent(request: httpx.Request) -> httpx.Response:
+        release.wait(30)
+        return httpx.Response(200)
+
+    threading.Timer(0.1, token.cancel).start()
+    start = time.monotonic()
+    try:
+        with httpx.Client(transport=httpx.MockTransport(silent)) as client, pytest.raises(Cancelled):
+            SyncDriver(client, cancel=token).run(_get("/a"))
+        assert time.monotonic() - start < 4
+    finally:
+        release.set()
+
+
+def test_a_shielded_driver_cleans_up_after_a_cancellation() -> None:
+    token = CancelToken()
+    token.cancel()
+    driver = SyncDriver(cancel=token)
+    assert driver.shielded().run(call(str, 1)) == "1"
+    with pytest.raises(Cancelled):
+        driver.run(call(str, 1))
+
+
+def test_cancelling_the_async_task_runs_the_flows_finally() -> None:
+    events: list[str] = []
+
+    def flow() -> Flow[None]:
+        try:
+            yield from sleep(60)
+        finally:
+            events.append("cleaned up")
+
+    async def main() -> None:
+        task = asyncio.create_task(AsyncDriver().run(flow()))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert events == ["cleaned up"]
+
+
+class _Timeout(BaseException):
+    """Stands for Airflow's task timeout, which is no ``Exception``."""
+
+
+def test_finally_runs_for_errors_that_are_no_exceptions(run: Run) -> None:
+    events: list[str] = []
+
+    def stop() -> None:
+        raise _Timeout
+
+    def flow() -> Flow[None]:
+        try:
+            yield from call(stop)
+        finally:
+            events.append("cleaned up")
+
+    with pytest.raises(_Timeout):
+        run(flow())
+    assert events == ["cleaned up"]

@@ -1,0 +1,727 @@
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_modelsync.core import durable
+from airflow_provider_modelsync.core.archive.digest import digest_directory, digest_of, read_tree
+from airflow_provider_modelsync.core.errors import (
+    InvalidInput,
+    ModelNotFound,
+    ModelSyncError,
+    NotSupported,
+    RegistryUnavailable,
+    UnsafeArchive,
+    VersionConflict,
+)
+from airflow_provider_modelsync.core.models import ModelRef, ModelVersion
+from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
+from airflow_provider_modelsync.core.registries.modelstore.store import Manifest
+from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.transfer.plan import PushRequest
+from tests.core.processes import at_once, running
+from tests.core.stores import Store, hidden, snapshot, write_tree
+
+OLD = {"weights.bin": b"old", "a/b": b"\0"}
+NEW = {"weights.bin": b"new!", "c": b""}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    return write_tree(tmp_path / "old", OLD, executable=["a/b"], directories=["void"])
+
+
+@pytest.fixture
+def new(tmp_path: Path) -> Path:
+    return write_tree(tmp_path / "new", NEW)
+
+
+# The layout
+
+
+def test_a_version_lies_in_the_store_as_plain_files(store: Store, old: Path) -> None:
+    store.push(old, "fraud:v1")
+    assert snapshot(store.root / "fraud" / "v1") == snapshot(old)
+
+
+def test_a_manifest_lies_beside_it_and_nothing_else(store: Store, old: Path) -> None:
+    store.push(old, "fraud:v1")
+    assert store.records("fraud") == ["v1.json"]
+    assert sorted(path.name for path in (store.root / "fraud").iterdir()) == [".modelsync", "v1"]
+
+
+def test_the_manifest_tells_everything_about_a_version(store: Store, old: Path) -> None:
+    store.push(old, "fraud:v1", labels={"stage": "prod"}, metadata={"auc": 0.9})
+    manifest = json.loads(store.meta("fraud", "v1.json").read_bytes())
+    assert {key: manifest[key] for key in ("schema_version", "name", "version", "labels", "metadata")} == {
+        "schema_version": 1,
+        "name": "fraud",
+        "version": "v1",
+        "labels": {"stage": "prod"},
+        "metadata": {"auc": 0.9},
+    }
+    assert manifest["digest"] == digest_directory(old)
+    assert manifest["directories"] == ["void"]
+    assert {file["path"]: (file["size"], file["executable"]) for file in manifest["files"]} == {
+        "a/b": (1, True),
+        "weights.bin": (3, False),
+    }
+
+
+def test_a_version_is_described_as_it_was_pushed(store: Store, old: Path) -> None:
+    before = time.time()
+    pushed = store.push(old, "fraud:v1", labels={"stage": "prod"}, metadata={"auc": 0.9})
+    found = store.get("fraud:v1")
+    assert found == pushed.model_copy(update={"transfer": None})
+    assert (found.ready, found.registry, found.size_bytes) == (True, "modelstore", 4)
+    assert found.digest == digest_directory(old)
+    assert found.created_at is not None
+    assert before - 1 <= found.created_at.timestamp() <= time.time() + 1
+    assert found.uri == (store.root / "fraud" / "v1").as_uri()
+
+
+@pytest.mark.parametrize("root", ["with blank", "größe", "hash#mark", "percent%20", "question?"])
+def test_a_root_may_have_any_path(tmp_path: Path, old: Path, root: str) -> None:
+    store = Store(tmp_path / root)
+    store.push(old, "fraud:v1")
+    assert (tmp_path / root / "fraud" / "v1" / "weights.bin").read_bytes() == b"old"
+    assert store.get("fraud").version == "v1"
+
+
+@pytest.mark.parametrize(
+    "host", [None, "/models", "models", "file://", "file:///", "file://server/share", "http://store", "ftp://x/y"]
+)
+def test_a_root_that_is_no_path_is_refused(host: str | None) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        ModelStore(RegistrySettings(conn_id="models", host=host))
+    assert (caught.value.argument, caught.value.connection) == ("host", "models")
+
+
+def test_the_connection_test_writes_to_the_root_and_leaves_nothing(store: Store) -> None:
+    assert store.root.as_uri() in store.run(store.registry.test())
+    assert list(store.root.iterdir()) == []
+
+
+def test_the_connection_test_names_a_missing_parent(tmp_path: Path) -> None:
+    store = Store(tmp_path / "not" / "mounted")
+    with pytest.raises(ModelSyncError, match="not/mounted"):
+        store.run(store.registry.test())
+    assert not (tmp_path / "not").exists()
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", ["a", "A.b_c-d", "0", "latest.v1", "x" * 128])
+def test_good_names_are_kept_as_they_are(store: Store, old: Path, name: str) -> None:
+    store.push(old, f"{name}:{name}")
+    assert store.get(name).ref == f"{name}:{name}"
+
+
+BAD = ["", ".", "..", ".hidden", "-dash", "_low", "a/b", "a b", "a\n", "a\x00", "größe", "a%2fb", "x" * 129, "a\\b"]
+
+
+@pytest.mark.parametrize("bad", [*BAD, "latest"])
+def test_a_bad_name_or_version_breaks_the_grammar(store: Store, bad: str) -> None:
+    for ref in (ModelRef(name=bad, version="v1"), ModelRef(name="fraud", version=bad)):
+        with pytest.raises(InvalidInput) as caught:
+            store.registry.check(ref)
+        assert caught.value.argument == "model"
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_names_and_versions_are_refused_before_anything_is_written(store: Store, old: Path, bad: str) -> None:
+    for model in (f"{bad}:v1", f"fraud:{bad}"):
+        with pytest.raises(InvalidInput):
+            store.push(old, model)
+    assert not store.root.exists()
+
+
+# Immutable versions
+
+
+def test_pushing_the_same_bytes_again_changes_nothing(store: Store, old: Path, tmp_path: Path) -> None:
+    first = store.push(old, "fraud:v1", labels={"stage": "prod"})
+    before = snapshot(store.root)
+    again = store.push(write_tree(tmp_path / "copy", OLD), "fraud:v1", labels={"stage": "dev"})
+    assert again.transfer is not None
+    assert again.transfer.skipped
+    assert again.model_copy(update={"transfer": None}) == first.model_copy(update={"transfer": None})
+    assert snapshot(store.root) == before
+
+
+def test_pushing_the_same_bytes_again_does_not_make_them_the_latest(store: Store, old: Path, new: Path) -> None:
+    store.push(old, "fraud:v1")
+    store.push(new, "fraud:v2")
+    store.push(old, "fraud:v1", force=True)
+    assert store.get("fraud:latest").version == "v2"
+
+
+def test_other_bytes_under_the_same_version_conflict_and_change_nothing(store: Store, old: Path, new: Path) -> None:
+    store.push(old, "fraud:v1")
+    before = snapshot(store.root)
+    with pytest.raises(VersionConflict) as caught:
+        store.push(new, "fraud:v1")
+    assert digest_directory(old) in str(caught.value)
+    assert digest_directory(new) in str(caught.value)
+    assert snapshot(store.root) == before
+
+
+def test_force_replaces_a_version_as_a_whole(store: Store, old: Path, new: Path) -> None:
+    store.push(old, "fraud:v1", labels={"stage": "prod"})
+    store.set_labels("fraud:v1", {"team": "risk"})
+    replaced = store.push(new, "fraud:v1", force=True, labels={"stage": "dev"})
+    assert snapshot(store.root / "fraud" / "v1") == snapshot(new)
+    assert replaced.digest == digest_directory(new)
+    assert store.get("fraud:v1").labels == {"stage": "dev"}
+    assert store.records("fraud") == ["v1.json"]
+
+
+def test_force_on_a_version_that_is_not_there_pushes_it(store: Store, new: Path) -> None:
+    assert store.push(new, "fraud:v1", force=True).version == "v1"
+
+
+# Claims
+
+
+def _claim(store: Store, source: Path, model: str = "fraud:v1") -> None:
+    """Leave what a push of a source leaves when it is killed."""
+    ref = ModelRef.parse(model)
+    store.meta(ref.name).mkdir(parents=True, exist_ok=True)
+    store.meta(ref.name, f"{ref.version}.claim").write_text(json.dumps({"digest": digest_directory(source)}))
+
+
+def test_a_version_claimed_by_a_push_of_other_bytes_is_refused_with_what_to_do(
+    store: Store, old: Path, new: Path
+) -> None:
+    _claim(store, old)
+    with pytest.raises(VersionConflict, match="push with force when that push is dead") as caught:
+        store.push(new, "fraud:v1")
+    assert digest_directory(old) in str(caught.value)
+    assert store.records("fraud") == ["v1.claim"]
+    assert not (store.root / "fraud" / "v1").exists()
+
+
+def test_force_takes_a_dead_claim_over(store: Store, old: Path, new: Path) -> None:
+    _claim(store, old)
+    assert store.push(new, "fraud:v1", force=True).digest == digest_directory(new)
+    assert store.records("fraud") == ["v1.json"]
+
+
+def test_a_push_of_the_same_bytes_joins_a_claim(store: Store, old: Path) -> None:
+    _claim(store, old)
+    store.push(old, "fraud:v1")
+    assert store.records("fraud") == ["v1.json"]
+
+
+def test_a_claim_that_was_left_behind_by_a_finished_push_is_given_up_at_the_next(store: Store, old: Path) -> None:
+    store.push(old, "fraud:v1")
+    _claim(store, old)
+    store.push(old, "fraud:v1")
+    assert store.records("fraud") == ["v1.json"]
+
+
+def test_a_push_whose_claim_was_taken_over_meanwhile_does_not_publish(store: Store, old: Path, new: Path) -> None:
+    plan = _plan(store, old)
+    store.push(new, "fraud:v1", force=True)
+    with pytest.raises(VersionConflict):
+        store.run(store.registry.finish_push(plan))
+    assert snapshot(store.root / "fraud" / "v1") == snapshot(new)
+
+
+def test_a_push_whose_claim_was_taken_over_leaves_the_version_to_whoever_took_it(
+    store: Store, old: Path, new: Path
+) -> None:
+    first, second = _plan(store, old), _plan(store, new, force=True)
+    for plan, files in ((first, OLD), (second, NEW)):
+        write_tree(plan.way.directory, files)
+    with pytest.raises(VersionConflict):
+        store.run(store.registry.finish_push(first))
+    assert store.list_versions("fraud") == []
+    store.run(store.registry.finish_push(second))
+    assert snapshot(store.root / "fraud" / "v1") == snapshot(new)
+    assert store.records("fraud") == ["v1.json"]
+
+
+def test_a_failed_push_gives_its_claim_and_its_staging_up(store: Store, old: Path, new: Path) -> None:
+    plan = _plan(store, old)
+    store.run(store.registry.abort_push(plan, RuntimeError()))
+    assert store.records("fraud") == []
+    store.push(new, "fraud:v1")
+
+
+def test_a_push_that_cannot_begin_leaves_no_claim(store: Store, old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(base: Path, **_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "staging", refuse)
+        with pytest.raises(ModelSyncError, match="No space left"):
+            store.push(old, "fraud:v1")
+    assert store.records("fraud") == []
+
+
+def test_two_pushes_of_the_same_bytes_share_no_staging_and_end_in_one_version(store: Store, old: Path) -> None:
+    first, second = _plan(store, old), _plan(store, old)
+    assert first.way.directory != second.way.directory
+    for plan in (first, second):
+        write_tree(plan.way.directory, OLD)
+    published = [store.run(store.registry.finish_push(plan)) for plan in (first, second)]
+    assert published[0] == published[1]
+    assert store.records("fraud") == ["v1.json"]
+
+
+def _plan(store: Store, source: Path, *, force: bool = False) -> Any:
+    return store.run(
+        store.registry.plan_push(
+            PushRequest(ref=ModelRef.parse("fraud:v1"), source=read_tree(source), force=force),
+        )
+    )
+
+
+# Two processes
+
+
+def _push(store: Store, source: Path, **options: Any) -> Callable[[], ModelVersion]:
+    return lambda: store.push(source, "fraud:v1", **options)
+
+
+LOCKS = pytest.mark.parametrize("locks", [True, False], ids=["with locks", "where locks do nothing"])
+
+
+@LOCKS
+def test_two_processes_pushing_the_same_bytes_end_in_one_version(
+    store: Store, old: Path, locks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+    for turn in range(8):
+        results = at_once(*[lambda turn=turn: store.push(old, f"fraud:v{turn}")] * 2)
+        for result in results:
+            # Without locks one may find the other's directory in its way; its next try finds the version.
+            assert isinstance(result, ModelVersion if locks else (ModelVersion, RegistryUnavailable)), result
+        assert store.push(old, f"fraud:v{turn}").transfer.skipped  # type: ignore[union-attr]
+        assert snapshot(store.root / "fraud" / f"v{turn}") == snapshot(old)
+    assert store.records("fraud") == [f"v{turn}.json" for turn in range(8)]
+
+
+@LOCKS
+def test_two_processes_pushing_other_bytes_end_in_one_version_and_one_conflict(
+    store: Store, old: Path, new: Path, locks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+    for turn in range(8):
+        sources = old, new
+        works = [lambda turn=turn, source=source: store.push(source, f"fraud:v{turn}") for source in sources]
+        results = at_once(*works)
+        assert {type(result) for result in results} == {ModelVersion, VersionConflict}, results
+        winner = sources[0] if isinstance(results[0], ModelVersion) else sources[1]
+        assert snapshot(store.root / "fraud" / f"v{turn}") == snapshot(winner)
+        assert store.get(f"fraud:v{turn}").digest == digest_directory(winner)
+    assert store.records("fraud") == [f"v{turn}.json" for turn in range(8)]
+
+
+def test_two_processes_pushing_other_bytes_with_force_end_in_one_whole_version(
+    store: Store, old: Path, new: Path
+) -> None:
+    for _ in range(8):
+        results = at_once(_push(store, old, force=True), _push(store, new, force=True))
+        assert any(isinstance(result, ModelVersion) for result in results), results
+        assert all(isinstance(result, ModelVersion | VersionConflict) for result in results), results
+        assert digest_directory(store.root / "fraud" / "v1") == store.get("fraud:v1").digest
+        assert store.records("fraud") == ["v1.json"]
+
+
+def test_a_reader_beside_a_writer_sees_whole_versions_or_none(store: Store, old: Path, new: Path) -> None:
+    store.push(old, "fraud:v1")
+    steady = store.push(old, "fraud:steady").digest
+
+    def replace_and_delete() -> None:
+        while True:
+            store.push(new, "fraud:v1", force=True)
+            store.delete("fraud:v1")
+            store.push(old, "fraud:v1")
+
+    digests = {digest_directory(old), digest_directory(new)}
+    with running(replace_and_delete):
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            assert steady in {version.digest for version in store.list_versions("fraud")}
+            assert store.list_models()
+            with suppress(ModelNotFound):
+                assert store.get("fraud:v1").digest in digests
+
+
+# Listing
+
+
+def test_versions_are_listed_newest_first(store: Store, old: Path, new: Path) -> None:
+    for version, source in (("b", old), ("c", new), ("a", old)):
+        store.push(source, f"fraud:{version}")
+    assert [version.version for version in store.list_versions("fraud")] == ["a", "c", "b"]
+
+
+def test_the_time_of_its_manifest_is_a_versions_age(store: Store, old: Path, new: Path) -> None:
+    store.push(old, "fraud:v1")
+    store.push(new, "fraud:v2")
+    os.utime(store.meta("fraud", "v1.json"), (2e9, 2e9))
+    assert store.get("fraud").version == "v1"
+    assert store.get("fraud").created_at.timestamp() == 2e9  # type: ignore[union-attr]
+
+
+def test_versions_of_the_same_time_are_ordered_by_version(store: Store, old: Path) -> None:
+    for version in ("v1", "v3", "v2"):
+        store.push(old, f"fraud:{version}")
+        os.utime(store.meta("fraud", f"{version}.json"), (1e9, 1e9))
+    assert [version.version for version in store.list_versions("fraud")] == ["v3", "v2", "v1"]
+
+
+def test_labels_do_not_change_a_versions_age(store: Store, old: Path, new: Path) -> None:
+    store.push(old, "fraud:v1")
+    store.push(new, "fraud:v2")
+    store.set_labels("fraud:v1", {"stage": "prod"})
+    assert store.get("fraud").version == "v2"
+
+
+def test_models_are_listed_by_their_newest_version_newest_first(store: Store, old: Path, new: Path) -> None:
+    for model in ("fraud:v1", "card:v1", "fraud:v2"):
+        store.push(old, model)
+    assert [version.ref for version in store.list_models()] == ["fraud:v2", "card:v1"]
+
+
+def test_a_query_chooses_models_and_versions(store: Store, old: Path) -> None:
+    store.push(old, "fraud:v1", labels={"stage": "prod"})
+    store.push(old, "fraud:v2", labels={"stage": "dev"})
+    store.push(old, "card:v1")
+    assert [version.ref for version in store.list_models("label:stage=prod")] == ["fraud:v1"]
+    assert [version.ref for version in store.list_models("fra")] == ["fraud:v2"]
+    assert [version.ref for version in store.list_versions("fraud", "label:stage")] == ["fraud:v2", "fraud:v1"]
+    assert store.list_versions("fraud", "card") == []
+
+
+def test_an_absent_store_holds_nothing(store: Store) -> None:
+    assert store.list_models() == []
+    assert store.list_versions("fraud") == []
+    assert store.delete("fraud:v1") is False
+    for model in ("fraud", "fraud:v1"):
+        with pytest.raises(ModelNotFound, match="fraud"):
+            store.get(model)
+
+
+def test_strange_things_in_the_root_are_no_models(store: Store, old: Path) -> None:
+    store.push(old, "fraud:v1")
+    (store.root / "README").write_text("a file")
+    (store.root / "lost+found").mkdir()
+    (store.root / "empty").mkdir()
+    (store.root / "fraud" / ".modelsync" / "notes.txt").touch()
+    (store.root / "fraud" / ".modelsync" / "not a version.json").touch()
+    assert [version.ref for version in store.list_models()] == ["fraud:v1"]
+    assert [version.ref for version in store.list_versions("fraud")] == ["fraud:v1"]
+    assert store.list_versions("README") == []
+
+
+def test_files_without_a_manifest_are_no_version(store: Store, old: Path) -> None:
+    write_tree(store.root / "fraud" / "v1", OLD)
+    store.meta("fraud").mkdir()
+    assert store.list_versions("fraud") == []
+    store.push(old, "fraud:v1")
+    assert snapshot(store.root / "fraud" / "v1") == snapshot(old)
+
+
+# Deleting
+
+
+def test_a_deleted_version_is_gone_with_its_files_and_labels(store: Store, old: Path, new: Path) -> None:
+    store.push(old, "fraud:v1", labels={"stage": "prod"})
+    store.set_labels("fraud:v1", {"team": "risk"})
+    store.push(new, "fraud:v2")
+    assert store.delete("fraud:v1") is True
+    assert store.records("fraud") == ["v2.json"]
+    assert not (store.root / "fraud" / "v1").exists()
+    assert store.get("fraud").version == "v2"
+
+
+def test_deleting_what_is_gone_is_no_error(store: Store, old: Path) -> None:
+    store.push(old, "fraud:v1")
+    store.delete("fraud:v1")
+    assert store.delete("fraud:v1") is False
+    assert store.delete("card:v1") is False
+
+
+def test_deleting_needs_an_exact_version(store: Store, old: Path) -> None:
+    store.push(old, "fraud:v1")
+    for model in ("fraud", "fraud:latest"):
+        with pytest.raises(InvalidInput, match="exact version"):
+            store.delete(model)
+    assert store.get("fraud").version == "v1"
+
+
+def test_deleting_removes_files_that_a_killed_delete_left(store: Store, old: Path) -> None:
+    store.push(old, "fraud:v1")
+    store.meta("fraud", "v1.json").unlink()
+    store.delete("fraud:v1")
+    assert not (store.root / "fraud" / "v1").exists()
+
+
+def test_a_version_pushed_after_a_killed_delete_does_not_inherit_labels(store: Store, old: Path, new: Path) -> None:
+    store.push(old, "fraud:v1")
+    store.set_labels("fraud:v1", {"stage": "prod"})
+    store.meta("fraud", "v1.json").unlink()
+    store.push(new, "fraud:v1")
+    assert store.get("fraud:v1").labels == {}
+
+
+def test_a_damaged_version_can_be_deleted(store: Store, old: Path) -> None:
+    store.push(old, "fraud:v1")
+    store.meta("fraud", "v1.json").write_text("{")
+    assert store.delete("fraud:v1") is True
+    assert store.list_versions("fraud") == []
+
+
+# Labels
+
+
+@pytest.mark.parametrize(
+    ("change", "after"),
+    [
+        ({"team": "risk"}, {"stage": "dev", "team": "risk"}),
+        ({"stage": "prod"}, {"stage": "prod"}),
+        ({"stage": None}, {}),
+        ({"stage": None, "team": "risk"}, {"team": "risk"}),
+        ({"never": None}, {"stage": "dev"}),
+        ({}, {"stage": "dev"}),
+    ],
+)
+def test_labels_are_merged_and_none_removes(
+    store: Store, old: Path, change: Mapping[str, str | None], after: Mapping[str, str]
+) -> None:
+    pushed = store.push(old, "fraud:v1", labels={"stage": "dev"})
+    assert store.set_labels("fraud:v1", change).labels == after
+    found = store.get("fraud:v1")
+    assert found.labels == after
+    assert (found.digest, found.created_at) == (pushed.digest, pushed.created_at)
+
+
+def test_changes_of_labels_add_up(store: Store, old: Path) -> None:
+    store.push(old, "fraud:v1", labels={"a": "1"})
+    store.set_labels("fraud:v1", {"b": "2"})
+    store.set_labels("fraud:v1", {"a": None})
+    assert store.get("fraud:v1").labels == {"b": "2"}
+
+
+def test_a_model_without_a_version_means_its_newest_when_labels_change(store: Store, old: Path, new: Path) -> None:
+    store.push(old, "fraud:v1")
+    store.push(new, "fraud:v2")
+    assert store.set_labels("fraud", {"stage": "prod"}).ref == "fraud:v2"
+
+
+def test_the_manifest_itself_is_written_once(store: Store, old: Path) -> None:
+    store.push(old, "fraud:v1", labels={"stage": "dev"})
+    before = store.meta("fraud", "v1.json").read_bytes()
+    store.set_labels("fraud:v1", {"stage": "prod"})
+    assert store.meta("fraud", "v1.json").read_bytes() == before
+
+
+def test_labels_of_a_version_that_is_not_there_cannot_change(store: Store) -> None:
+    with pytest.raises(ModelNotFound):
+        store.set_labels("fraud:v1", {"stage": "prod"})
+    assert not store.root.exists()
+
+
+def test_changes_of_labels_by_many_processes_all_count(store: Store, old: Path) -> None:
+    store.push(old, "fraud:v1")
+    at_once(*[lambda key=key: store.set_labels("fraud:v1", {key: "x"}) for key in "abcdef"])
+    assert store.get("fraud:v1").labels == dict.fromkeys("abcdef", "x")
+
+
+@pytest.mark.parametrize("value", [1, True, ["x"], "lone \ud800 surrogate"])
+def test_a_label_that_is_no_text_is_refused(store: Store, old: Path, value: Any) -> None:
+    store.push(old, "fraud:v1")
+    with pytest.raises(InvalidInput) as caught:
+        store.set_labels("fraud:v1", {"stage": value})
+    assert caught.value.argument == "labels"
+    assert store.get("fraud:v1").labels == {}
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("labels", {"stage": "lone \ud800 surrogate"}),
+        ("labels", {"\udcff": "x"}),
+        ("metadata", {"auc": float("nan")}),
+        ("metadata", {"nested": [{"auc": float("inf")}]}),
+        ("metadata", {"note": "lone \ud800 surrogate"}),
+    ],
+)
+def test_what_json_cannot_keep_is_refused_before_a_forced_push_touches_the_old_version(
+    store: Store, old: Path, new: Path, argument: str, value: Mapping[str, Any]
+) -> None:
+    store.push(old, "fraud:v1")
+    before = snapshot(store.root)
+    with pytest.raises(InvalidInput) as caught:
+        store.push(new, "fraud:v1", force=True, **{argument: value})
+    assert caught.value.argument == argument
+    assert snapshot(store.root) == before
+
+
+def test_metadata_comes_back_as_it_was(store: Store, old: Path) -> None:
+    metadata = {"größe": [1, 2.5, None, True, {"nested": "\n\u2028"}], "": "", "large": 2**60}
+    store.push(old, "fraud:v1", metadata=metadata)
+    assert store.get("fraud").metadata == metadata
+
+
+# What the model store does not do
+
+
+def test_options_are_refused(store: Store, old: Path) -> None:
+    with pytest.raises(InvalidInput, match="framework") as caught:
+        store.push(old, "fraud:v1", options={"framework": "onnx"})
+    assert caught.value.argument == "options"
+
+
+@pytest.mark.parametrize("verb", ["deploy", "deployment", "undeploy"])
+def test_deploying_is_not_offered_and_the_nearest_thing_is_named(store: Store, verb: str) -> None:
+    arguments: tuple[Any, ...] = (None, ModelRef(name="m"), {}) if verb == "deploy" else ("d",)
+    with pytest.raises(NotSupported, match=r"the model store does not offer to deploy models; .* uri"):
+        getattr(store.registry, verb)(*arguments)
+
+
+# Damaged and hostile manifests
+
+
+def _write_manifest(store: Store, source: Path, **changes: Any) -> None:
+    """Push a version, then change what its manifest says."""
+    store.push(source, "fraud:v1")
+    path = store.meta("fraud", "v1.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("content", ["", "{", "null", "[]", "{}", '{"schema_version": 2}', "\0" * 100])
+def test_a_damaged_manifest_is_told_with_its_path(store: Store, old: Path, content: str) -> None:
+    store.push(old, "fraud:v1")
+    store.meta("fraud", "v1.json").write_text(content)
+    for look in (store.get, store.list_versions):
+        with pytest.raises(RegistryUnavailable, match=r"v1\.json is damaged or of a newer format"):
+            look("fraud")
+
+
+def test_damaged_labels_are_told_with_their_path(store: Store, old: Path) -> None:
+    store.push(old, "fraud:v1")
+    store.meta("fraud", "v1.labels").write_text("{")
+    with pytest.raises(RegistryUnavailable, match=r"v1\.labels is damaged"):
+        store.get("fraud:v1")
+
+
+def test_a_manifest_that_holds_more_than_is_known_is_read(store: Store, old: Path) -> None:
+    _write_manifest(store, old, future={"x": 1})
+    assert store.get("fraud:v1").digest == digest_directory(old)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"name": "../../elsewhere"}, {"name": "card"}, {"version": "../v1"}, {"version": "v2"}]
+)
+def test_a_manifest_that_names_another_version_is_refused(
+    store: Store, old: Path, tmp_path: Path, changes: Mapping[str, str]
+) -> None:
+    _write_manifest(store, old, **changes)
+    for look in (
+        lambda: store.get("fraud:v1"),
+        lambda: store.list_versions("fraud"),
+        lambda: store.set_labels("fraud:v1", {"a": "b"}),
+        lambda: store.pull("fraud:v1", tmp_path / "target"),
+    ):
+        with pytest.raises(UnsafeArchive, match=r"v1\.json"):
+            look()
+
+
+def _file(path: str, size: int = 0) -> dict[str, Any]:
+    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    return {"path": path, "size": size, "sha256": empty, "executable": False}
+
+
+@pytest.mark.parametrize(
+    ("files", "directories"),
+    [
+        ([_file("/etc/cron.d/x")], []),
+        ([_file("../x")], []),
+        ([_file("a/../../x")], []),
+        ([_file("a\\b")], []),
+        ([_file("a\nb")], []),
+        ([_file(".modelsync/v2.json")], []),
+        ([_file("x"), _file("x")], []),
+        ([_file("x"), _file("X")], []),
+        ([_file("x"), _file("x/y")], []),
+        ([_file("x")], ["x"]),
+        ([_file("x")], ["../y"]),
+        ([_file("x")], ["/y"]),
+        ([_file("x", size=-5)], []),
+    ],
+)
+def test_a_manifest_that_names_what_must_not_be_written_is_refused_before_anything_is(
+    store: Store, old: Path, tmp_path: Path, files: list[dict[str, Any]], directories: list[str]
+) -> None:
+    parsed = Manifest(
+        name="fraud",
+        version="v1",
+        digest="",
+        size_bytes=0,
+        files=files,
+        directories=directories,  # type: ignore[arg-type]
+    )
+    _write_manifest(store, old, files=files, directories=directories, digest=digest_of(parsed.files))
+    before = snapshot(tmp_path)
+    with pytest.raises(UnsafeArchive):
+        store.pull("fraud:v1", tmp_path / "target")
+    assert snapshot(tmp_path) == before
+
+
+def test_a_manifest_that_does_not_match_its_own_digest_is_refused(store: Store, old: Path, tmp_path: Path) -> None:
+    _write_manifest(store, old, files=[_file("other")])
+    with pytest.raises(UnsafeArchive, match="does not match its own digest"):
+        store.pull("fraud:v1", tmp_path / "target")
+
+
+def test_a_version_replaced_between_the_look_and_the_pull_is_tried_again(store: Store, old: Path, new: Path) -> None:
+    seen = store.push(old, "fraud:v1")
+    store.push(new, "fraud:v1", force=True)
+    with pytest.raises(RegistryUnavailable, match="was replaced"):
+        store.run(store.registry.plan_pull(seen))
+
+
+def test_a_version_deleted_between_the_look_and_the_pull_is_not_found(store: Store, old: Path) -> None:
+    seen = store.push(old, "fraud:v1")
+    store.delete("fraud:v1")
+    with pytest.raises(ModelNotFound):
+        store.run(store.registry.plan_pull(seen))
+
+
+# What killed writers left
+
+
+def test_what_killed_writers_left_a_day_ago_is_swept_by_the_next_push_of_any_version(
+    store: Store, old: Path, new: Path
+) -> None:
+    store.push(old, "fraud:v1")
+    key = "0123456789ab"
+    left = [write_tree(store.meta("fraud", f".gone.{key}"), OLD), store.meta("fraud", f".gone.json.{key}")]
+    left[1].touch()
+    store.push(new, "fraud:v2")
+    assert all(path.exists() for path in left)
+    for path in left:
+        os.utime(path, (1e9, 1e9))
+    store.push(new, "fraud:v3")
+    assert hidden(store.meta("fraud")) == []

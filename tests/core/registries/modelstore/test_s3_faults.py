@@ -1,0 +1,383 @@
+"""What goes wrong between a model store and its bucket, and what comes of it."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from airflow_provider_modelsync.core.archive.digest import digest_directory
+from airflow_provider_modelsync.core.errors import (
+    Cancelled,
+    DigestMismatch,
+    InvalidInput,
+    ModelSyncError,
+    RegistryUnavailable,
+    SourceChanged,
+    Unauthorized,
+)
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.registries.modelstore import bucket as modelstore_bucket
+from airflow_provider_modelsync.core.transfer import mover
+from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.transfer.watchdog import Pace
+from tests.core.registries.modelstore.buckets import CLAIM, MANIFEST, PART, BucketStore, bucket_store
+from tests.core.stores import hidden, snapshot, write_tree
+from tests.standins.http_server import FlipBit, LoseAnswer, Reset
+from tests.standins.s3 import Action, Before, Request, Respond, Stall
+from tests.support.until import until
+
+CANARY = "canary-7f+3/a=secret"  # holds characters that look different once quoted
+
+
+@pytest.fixture
+def store(small_parts: None, no_waiting: None) -> Iterator[BucketStore]:
+    with bucket_store() as store:
+        yield store
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A model with a file that goes in two parts, one that an earlier version holds, and a small one."""
+    files = {
+        "weights.bin": random.Random(1).randbytes(PART + 9),
+        "kept.bin": b"kept" * 100,
+        "vocab.txt": b"one two three",
+    }
+    return write_tree(tmp_path / "source", files)
+
+
+def prepare(store: BucketStore, tmp_path: Path) -> None:
+    """Make a version that holds one of the files."""
+    store.push(write_tree(tmp_path / "earlier", {"kept.bin": b"kept" * 100}), "fraud:v0")
+    store.s3.clear()
+
+
+STEPS = [
+    ("PutObject", CLAIM),
+    ("CreateMultipartUpload", "weights"),
+    ("UploadPart", "weights"),
+    ("CompleteMultipartUpload", "weights"),
+    ("PutObject", "vocab"),
+    ("CopyObject", "kept"),
+    ("PutObject", MANIFEST),
+    ("DeleteObject", CLAIM),
+    ("ListObjectsV2", "^$"),
+    ("GetObject", MANIFEST),
+]
+FAULTS: dict[str, Action] = {
+    "lost answer": LoseAnswer(),
+    "reset": Reset(3),
+    "503": Respond(503, "SlowDown"),
+    "error in 200": Respond(200, "InternalError"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_push_survives_a_fault_at_any_step(store: BucketStore, tmp_path: Path, source: Path, fault: str) -> None:
+    prepare(store, tmp_path)
+    # S3 hides errors in a 200 of these two only.
+    steps = [step for step in STEPS if fault != "error in 200" or step[0] in ("CompleteMultipartUpload", "CopyObject")]
+    for number, (what, key) in enumerate(steps, 1):
+        model = f"fraud:v{number}"
+        (source / "vocab.txt").write_text(f"one two {number}")
+        (source / "weights.bin").write_bytes(random.Random(number).randbytes(PART + 9))
+        store.s3.clear()
+        store.s3.fault(what, key, FAULTS[fault])
+        assert store.push(source, model).digest == digest_directory(source), what
+        assert store.tidy(model) == digest_directory(source), what
+        # An answer without a body cannot be cut.
+        assert store.s3.count(what, key) > 1 or (fault, what) == ("reset", "DeleteObject"), what
+
+
+def test_the_wait_that_a_storage_asks_for_is_kept(
+    store: BucketStore, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(CancelToken, "sleep", lambda self, seconds: waits.append(seconds))
+    for what in ("ListObjectsV2", "UploadPart", "CompleteMultipartUpload"):
+        store.s3.fault(what, "", Respond(503, "SlowDown", {"Retry-After": "3"}))
+    store.push(source, "fraud:v1")
+    assert waits == [3.0, 3.0, 3.0]
+
+
+def test_a_storage_that_stays_busy_is_given_up_with_its_own_words(store: BucketStore, source: Path) -> None:
+    store.s3.fault("CompleteMultipartUpload", "", Respond(503, "SlowDown"), times=None)
+    with pytest.raises(RegistryUnavailable, match=r"completing models/fraud/v1/weights\.bin.*503.*SlowDown"):
+        store.push(source, "fraud:v1")
+    assert store.s3.count("CompleteMultipartUpload") == 5
+
+
+@pytest.mark.parametrize("is_last_try", [False, True])
+def test_a_part_that_fails_keeps_the_upload_for_the_next_try_unless_there_is_none(
+    store: BucketStore, source: Path, is_last_try: bool
+) -> None:
+    store.s3.fault("UploadPart", "weights", Respond(500), part=2, times=None)
+    with pytest.raises(RegistryUnavailable, match=r"part 2 of 'weights\.bin'"):
+        store.push(source, "fraud:v1", control=Control(is_last_try=is_last_try))
+    assert store.s3.count("CompleteMultipartUpload") == 0
+    if is_last_try:
+        assert store.keys() == []
+        assert store.uploads() == {}
+    else:
+        assert store.uploads() == {"fraud/v1/weights.bin": {1: PART}}
+        assert store.keys("fraud/.modelsync") == ["fraud/.modelsync/v1.claim"]
+
+
+def test_a_part_that_stalls_is_sent_again(store: BucketStore, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mover, "Pace", lambda: Pace(window_seconds=0.4, answer_seconds=0.4))
+    store.s3.fault("UploadPart", "weights", Stall(after=1000), part=1)
+    store.push(source, "fraud:v1")
+    assert store.s3.count("UploadPart", part=1) == 2
+    assert store.tidy("fraud:v1") == digest_directory(source)
+
+
+def test_parts_that_are_not_those_listed_are_looked_at_again(store: BucketStore, source: Path) -> None:
+    store.s3.fault("CompleteMultipartUpload", "", Respond(400, "InvalidPart"))
+    store.push(source, "fraud:v1")
+    assert store.s3.count("UploadPart") == 2
+    assert store.tidy("fraud:v1") == digest_directory(source)
+
+
+def test_an_upload_that_the_storage_has_dropped_is_begun_again(store: BucketStore, source: Path) -> None:
+    def drop(request: Request) -> None:
+        upload = {"Bucket": request.bucket, "Key": request.key, "UploadId": request.query["uploadId"]}
+        store.s3.client().abort_multipart_upload(**upload)
+
+    store.s3.fault("CompleteMultipartUpload", "", Before(drop))
+    store.push(source, "fraud:v1")
+    assert store.tidy("fraud:v1") == digest_directory(source)
+
+
+def test_a_url_that_has_expired_is_replaced(store: BucketStore, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modelstore_bucket, "SIGNED_SECONDS", 60)
+
+    def set_clock(minutes: int) -> Before:
+        return Before(lambda _: setattr(store.s3, "clock", timedelta(minutes=minutes)))
+
+    store.s3.fault("UploadPart", "", set_clock(10), part=2)
+    store.s3.fault("UploadPart", "", set_clock(0), part=2, nth=2)
+    store.push(source, "fraud:v1", control=Control(workers=1))
+    assert [request.status for request in store.s3.find("UploadPart", part=2)] == [403, 200]
+
+
+@pytest.mark.parametrize("minutes", [-20, 20])
+def test_a_wrong_clock_is_named(store: BucketStore, source: Path, minutes: int) -> None:
+    store.s3.clock = timedelta(minutes=minutes)
+    with pytest.raises(Unauthorized, match="clock of this machine is wrong"):
+        store.push(source, "fraud:v1")
+
+
+@pytest.mark.parametrize(("what", "key"), [("UploadPart", "weights"), ("PutObject", "vocab"), ("PutObject", MANIFEST)])
+def test_a_bit_that_flips_on_the_way_up_is_noticed(store: BucketStore, source: Path, what: str, key: str) -> None:
+    store.s3.fault(what, key, FlipBit(5))
+    store.push(source, "fraud:v1")
+    assert {request.code for request in store.s3.find(what, key)} - {""} <= {"BadDigest", "XAmzContentSHA256Mismatch"}
+    assert store.s3.find(what, key)[0].status == 400
+    assert store.tidy("fraud:v1") == digest_directory(source)
+
+
+def test_a_storage_that_stores_other_bytes_is_noticed_by_its_tag(store: BucketStore, source: Path) -> None:
+    store.s3.fault("CompleteMultipartUpload", "", Before(lambda _: store.put("fraud/v1/vocab.txt", b"ONE two three")))
+    store.push(source, "fraud:v1", control=Control(workers=1))
+    assert store.tidy("fraud:v1") == digest_directory(source)
+
+
+@pytest.mark.parametrize("path", ["weights.bin", "vocab.txt"])
+def test_a_bit_that_flips_on_the_way_down_is_cured_by_another_look(
+    store: BucketStore, source: Path, tmp_path: Path, path: str
+) -> None:
+    store.push(source, "fraud:v1")
+    store.s3.fault("GetObject", path, FlipBit(5))
+    store.pull("fraud:v1", tmp_path / "target")
+    assert snapshot(tmp_path / "target") == snapshot(source)
+    assert store.s3.count("GetObject", path) == 2
+
+
+def test_wrong_bytes_in_the_bucket_are_a_mismatch_and_leave_no_target(
+    store: BucketStore, source: Path, tmp_path: Path
+) -> None:
+    store.push(source, "fraud:v1")
+    store.put("fraud/v1/vocab.txt", b"ONE two three")
+    with pytest.raises(DigestMismatch, match="fraud:v1"):
+        store.pull("fraud:v1", tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+    assert hidden(tmp_path) == []
+
+
+def test_a_source_that_changes_meanwhile_is_not_published(store: BucketStore, source: Path) -> None:
+    store.s3.fault("UploadPart", "", Before(lambda _: (source / "weights.bin").write_bytes(b"other")), part=1)
+    with pytest.raises(SourceChanged, match=r"weights\.bin"):
+        store.push(source, "fraud:v1", control=Control(workers=1))
+    assert store.seen("fraud:v1") is None
+
+
+# Tags that are no MD5
+
+
+def test_tags_that_say_nothing_about_the_bytes_are_no_hindrance(
+    small_parts: None, no_waiting: None, source: Path, tmp_path: Path
+) -> None:
+    with bucket_store(opaque_etags=True) as store:
+        prepare(store, tmp_path)
+        store.s3.fault("CompleteMultipartUpload", "weights", Respond(500), times=5)
+        with pytest.raises(RegistryUnavailable):
+            store.push(source, "fraud:v1")
+        store.again().push(source, "fraud:v1")
+        assert store.tidy("fraud:v1") == digest_directory(source)
+        store.pull("fraud:v1", tmp_path / "target")
+        assert snapshot(tmp_path / "target") == snapshot(source)
+        store.push(write_tree(source, {"more": b"more"}), "fraud:v1", force=True)
+        assert store.tidy("fraud:v1") == digest_directory(source)
+
+
+# Connections
+
+
+@pytest.mark.parametrize(
+    "fields", [{"password": CANARY}, {"login": "AKIASTRANGER", "password": CANARY}], ids=["secret", "key"]
+)
+def test_wrong_keys_are_one_clear_refusal(store: BucketStore, source: Path, fields: dict[str, str]) -> None:
+    stranger = store.again(**fields)
+    with pytest.raises(Unauthorized, match="credentials are refused") as caught:
+        stranger.push(source, "fraud:v1")
+    assert store.s3.count() == 1
+    assert CANARY not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("code", ["ExpiredToken", "InvalidToken"])
+def test_temporary_keys_that_have_expired_are_refused_keys(store: BucketStore, code: str) -> None:
+    store.s3.fault("*", "", Respond(400, code))
+    with pytest.raises(Unauthorized, match="not valid any more"):
+        store.get("fraud:v1")
+    assert store.s3.count() == 1
+
+
+def test_a_missing_bucket_is_named(store: BucketStore, source: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"nowhere-to-be-found at http.*: there is no such bucket") as caught:
+        store.again(host="s3://nowhere-to-be-found/models").push(source, "fraud:v1")
+    assert caught.value.argument == "host"
+
+
+@pytest.mark.parametrize("answer", [Respond(301, "PermanentRedirect"), Respond(400, "AuthorizationHeaderMalformed")])
+def test_another_region_is_named(store: BucketStore, answer: Respond) -> None:
+    store.s3.fault("GET", "", answer, times=None)
+    with pytest.raises(InvalidInput) as caught:
+        store.get("fraud:v1")
+    assert caught.value.argument == "region_name"
+
+
+def test_a_storage_that_does_not_answer_is_given_up_in_time(store: BucketStore) -> None:
+    store.s3.fault("*", "", Stall(), times=None)
+    store.s3.fault("*", "", Before(lambda _: store.s3.stopping.wait(60)), times=None)
+    with pytest.raises(RegistryUnavailable, match="did not answer within the time limit"):
+        store.again(timeout_seconds=0.5).get("fraud:v1")
+    assert store.s3.count() == 1
+
+
+def test_an_endpoint_where_nobody_listens_is_tried_as_often_as_anything(store: BucketStore) -> None:
+    with pytest.raises(RegistryUnavailable, match="Connection refused"):
+        store.again(endpoint_url="http://127.0.0.1:1").get("fraud:v1")
+
+
+def test_an_answer_of_something_else_than_a_storage_is_told(store: BucketStore) -> None:
+    store.s3.fault("ListObjectsV2", "", Respond(200, "<html>"), times=None)
+    with pytest.raises(RegistryUnavailable, match="listing models/fraud/"):
+        store.list_versions("fraud")
+
+
+@pytest.mark.parametrize(("what", "key"), [("GetObject", MANIFEST), ("UploadPart", "weights")])
+def test_a_cancelled_push_ends_in_four_seconds_whatever_it_waits_for(
+    store: BucketStore, source: Path, what: str, key: str
+) -> None:
+    token, reached = CancelToken(), threading.Event()
+    store.s3.fault(what, key, Before(lambda _: (reached.set(), store.s3.stopping.wait(60))))
+    outcome: list[Any] = []
+
+    def push() -> None:
+        try:
+            store.push(source, "fraud:v1", control=Control(cancel=token))
+        except ModelSyncError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=push)
+    thread.start()
+    assert reached.wait(20)
+    token.cancel()
+    cancelled = time.monotonic()
+    thread.join(10)
+    assert time.monotonic() - cancelled < 4
+    assert isinstance(outcome[0], Cancelled)
+
+
+def test_a_version_that_a_killed_push_still_publishes_is_whole(
+    store: BucketStore, source: Path, tmp_path: Path
+) -> None:
+    token, reached, late = CancelToken(), threading.Event(), threading.Event()
+    store.s3.fault("PutObject", MANIFEST, Before(lambda _: (reached.set(), late.wait(60))))
+
+    def push() -> None:
+        with pytest.raises(Cancelled):
+            store.push(source, "fraud:v1", control=Control(cancel=token, is_last_try=True))
+
+    thread = threading.Thread(target=push)
+    thread.start()
+    assert reached.wait(20)
+    token.cancel()
+    thread.join(10)
+    assert not thread.is_alive()
+    late.set()  # only now the storage takes the manifest
+    until(lambda: store.list_versions("fraud"), "the version")
+    store.pull("fraud:v1", tmp_path / "target")
+    assert snapshot(tmp_path / "target") == snapshot(source)
+    assert store.push(source, "fraud:v1").transfer.skipped
+
+
+# Secrets
+
+
+def test_no_secret_gets_into_a_log_an_error_or_a_repr(
+    store: BucketStore, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+
+    class Everything(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(f"{record.name}: {self.format(record)}")
+
+    root, handler = logging.getLogger(), Everything()
+    level = root.level
+    root.setLevel(logging.DEBUG)
+    root.addHandler(handler)
+    token, secret = f"token-{CANARY}", store.s3.secret_key
+    texts: list[str] = []
+    try:
+        mine = store.again(session_token=token)
+        store.s3.fault("UploadPart", "", Respond(503), part=1)
+        mine.push(source, "fraud:v1")
+        mine.pull("fraud:v1", tmp_path / "target")
+        for stranger in (mine.again(password=CANARY), mine.again(endpoint_url="http://127.0.0.1:1")):
+            with pytest.raises(ModelSyncError) as caught:
+                stranger.push(source, "fraud:v2")
+            texts += ["".join(traceback.format_exception(caught.value)), repr(caught.value)]
+        texts += [repr(mine.registry), repr(mine.registry.settings), repr(vars(mine.registry))]
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+    assert len(lines) > 100
+    assert any(line.startswith("botocore.") for line in lines)
+    for canary in (CANARY, secret):
+        for form in (canary, quote(canary), quote(canary, safe="")):
+            leaks = [text for text in (*lines, *texts) if form in text]
+            assert leaks == []
+    signatures = [line for line in lines if "X-Amz-Signature=" in line and "X-Amz-Signature=***" not in line]
+    assert signatures == []

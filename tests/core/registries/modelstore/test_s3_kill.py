@@ -1,0 +1,183 @@
+"""A push to a bucket that is killed at any point: the next one, from anywhere, sends only what is missing."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_modelsync.core.archive.digest import digest_directory
+from airflow_provider_modelsync.core.errors import VersionConflict
+from airflow_provider_modelsync.core.transfer import large_files
+from airflow_provider_modelsync.core.transfer.control import Control
+from tests.core.registries.modelstore.buckets import FILES, KIB, PART, BucketStore, bucket_store, is_killed_at
+from tests.core.stores import hidden, snapshot, write_tree
+from tests.services.ceph_rgw import rgw
+from tests.standins.s3 import S3StandIn
+
+SMALLEST = 5 << 20  # bytes of a part that Ceph takes
+ONE = Control(workers=1)  # so that nothing else is under way when it is killed
+
+
+@pytest.fixture
+def store(small_parts: None) -> Iterator[BucketStore]:
+    with bucket_store() as store:
+        yield store
+
+
+def version(root: Path, number: int, part: int = PART) -> Path:
+    """Write a version that shares a large file with all others."""
+    kept, new = random.Random("kept"), random.Random(number)
+    files = {
+        "kept.bin": kept.randbytes(2 * part + 9),
+        "weights.bin": new.randbytes(2 * part + 7),
+        "layers/1.bin": new.randbytes(900),
+        "empty": b"",
+    }
+    return write_tree(root / str(number), files, executable=["layers/1.bin"], directories=["void"])
+
+
+def missing(store: BucketStore, model: str, source: Path, part: int) -> dict[str, int]:
+    """What a retry has to send of each file that the storage cannot copy, as the bucket is now."""
+    prefix = model.replace(":", "/")
+    there, uploads = store.keys(f"{prefix}/"), store.uploads(f"{prefix}/")
+    found = {}
+    for path, (kind, content, _) in snapshot(source).items():
+        key = f"{prefix}/{path}"
+        if kind == "file" and path != "kept.bin" and key not in there:
+            held = uploads.get(key, {}) if len(content) > part else {}
+            found[f"models/{key}"] = len(content) - sum(held.values())
+    return {key: size for key, size in found.items() if size}
+
+
+def sent(s3: S3StandIn) -> dict[str, int]:
+    """Bytes of each file that went up."""
+    return {key: size for key, size in s3.uploaded.items() if "/.modelsync/" not in key}
+
+
+def test_a_push_killed_after_any_write_is_finished_by_one_that_sends_only_what_is_missing(
+    store: BucketStore, tmp_path: Path
+) -> None:
+    # Reading changes nothing: who is killed after it leaves what the write before has left.
+    store.push(version(tmp_path, 0), "fraud:v0")
+    for nth in count(1):
+        source, model = version(tmp_path, nth), f"fraud:v{nth}"
+        if not is_killed_at(store.s3, lambda: store.again().push(source, model, control=ONE), "write", nth=nth):  # noqa: B023
+            break
+        expected = missing(store, model, source, PART)
+        assert store.seen(model) in (None, digest_directory(source))
+        store.push(source, model, control=ONE)
+        assert sent(store.s3) == expected, f"killed after write {nth}"
+        assert store.tidy(model) == digest_directory(source)
+    # claim; begin, parts, complete; a copy; two objects; manifest; and the claim given up
+    assert nth - 1 == 1 + 5 + 1 + 2 + 1 + 1
+    store.pull("fraud:v1", tmp_path / "target")
+    assert snapshot(tmp_path / "target") == snapshot(tmp_path / "1")
+
+
+@pytest.mark.s3
+def test_a_killed_push_to_ceph_is_finished_by_one_that_sends_only_what_is_missing(tmp_path: Path) -> None:
+    points = [
+        ("PutObject", r"\.claim$", 1),
+        ("CreateMultipartUpload", "weights", 1),
+        ("UploadPart", "weights", 2),
+        ("CompleteMultipartUpload", "weights", 1),
+        ("CopyObject", "kept", 1),
+        ("PutObject", r"\.json$", 1),
+    ]
+    with S3StandIn(rgw()) as s3:
+        store = BucketStore(s3)
+        store.push(version(tmp_path, 0, SMALLEST), "fraud:v0")
+        for number, (what, key, nth) in enumerate(points, 1):
+            source, model = version(tmp_path, number, SMALLEST), f"fraud:v{number}"
+            assert is_killed_at(s3, lambda: store.again().push(source, model, control=ONE), what, key, nth=nth)  # noqa: B023
+            expected = missing(store, model, source, SMALLEST)
+            store.push(source, model, control=ONE)
+            assert sent(s3) == expected, f"killed after {what} of {key}"
+            assert store.tidy(model) == digest_directory(source)
+
+
+def test_an_upload_begun_twice_goes_on_with_the_one_that_has_parts(store: BucketStore, tmp_path: Path) -> None:
+    source = version(tmp_path, 1)
+    assert is_killed_at(store.s3, lambda: store.again().push(source, "fraud:v1", control=ONE), "UploadPart", nth=2)
+    expected = missing(store, "fraud:v1", source, PART)
+    for file in ("kept.bin", "weights.bin"):  # as a lost answer to the request for one leaves it
+        store.past.create_multipart_upload(Bucket=store.s3.bucket, Key=f"models/fraud/v1/{file}")
+    store.push(source, "fraud:v1", control=ONE)
+    assert sum(sent(store.s3).values()) == sum(expected.values()) + len((source / "kept.bin").read_bytes()) - 2 * PART
+    assert store.tidy("fraud:v1") == digest_directory(source)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_killed_push_keeps_the_version_claimed_but_for_force(store: BucketStore, tmp_path: Path, force: bool) -> None:
+    dead, other = version(tmp_path, 1), version(tmp_path, 2)
+    assert is_killed_at(store.s3, lambda: store.again().push(dead, "fraud:v1", control=ONE), "UploadPart", nth=2)
+    if force:
+        store.push(other, "fraud:v1", force=True)
+        assert store.tidy("fraud:v1") == digest_directory(other)
+    else:
+        with pytest.raises(VersionConflict, match="force"):
+            store.push(other, "fraud:v1")
+        assert sent(store.s3) == {}
+
+
+def test_a_killed_delete_is_finished_by_the_next_at_any_point(store: BucketStore, tmp_path: Path) -> None:
+    source = version(tmp_path, 1)
+    for nth in count(1):
+        store.push(source, "fraud:v1", force=True)
+        store.set_labels("fraud:v1", {"stage": "prod"})
+        if not is_killed_at(store.s3, lambda: store.again().delete("fraud:v1"), "write", nth=nth):
+            break
+        assert store.seen("fraud:v1") is None
+        store.delete("fraud:v1")
+        assert store.keys("fraud/") == []
+    assert nth - 1 == 2 + 4
+
+
+@pytest.mark.parametrize(
+    ("what", "key"),
+    [
+        ("PutObject", r"\.claim$"),
+        ("DeleteObject", r"\.json$"),
+        ("CompleteMultipartUpload", "weights"),
+        ("DeleteObject", "old"),
+        ("PutObject", r"\.json$"),
+    ],
+)
+def test_a_killed_forced_push_is_finished_by_one_and_never_leaves_a_mixture(
+    store: BucketStore, tmp_path: Path, what: str, key: str
+) -> None:
+    old, new = version(tmp_path, 1), version(tmp_path, 2)
+    (old / "old").write_bytes(b"of the old version alone")
+    store.push(old, "fraud:v1")
+    assert is_killed_at(store.s3, lambda: store.again().push(new, "fraud:v1", force=True, control=ONE), what, key)
+    assert store.seen("fraud:v1") in (None, digest_directory(old), digest_directory(new))
+    store.push(new, "fraud:v1", force=True)
+    assert store.tidy("fraud:v1") == digest_directory(new)
+
+
+def test_a_killed_pull_is_finished_by_one_that_fetches_only_the_missing_pieces(
+    store: BucketStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(large_files, "LARGE", 96 * KIB)
+    monkeypatch.setattr(large_files, "PIECE", 64 * KIB)
+    source = write_tree(tmp_path / "source", {"large.bin": random.Random(1).randbytes(5 * 64 * KIB), "small": b"s"})
+    store.push(source, "fraud:v1")
+    for nth in count(1):
+        target = tmp_path / f"place-{nth}" / "target"
+        work = partial(store.again().pull, "fraud:v1", target, control=ONE)
+        if not is_killed_at(store.s3, work, "GetObject", FILES, nth=nth):
+            break
+        pulled = store.pull("fraud:v1", target, control=ONE).version.transfer
+        assert pulled
+        # The small file comes first; the piece that was being answered is not there yet.
+        pieces_there = max(0, nth - 2)
+        assert store.s3.downloaded["models/fraud/v1/large.bin"] == (5 - pieces_there) * 64 * KIB
+        assert pulled.resumed_bytes == pieces_there * 64 * KIB
+        assert snapshot(target) == snapshot(source)
+        assert hidden(target.parent) == []
+    assert nth - 1 == 1 + 5
