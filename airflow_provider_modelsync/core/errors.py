@@ -81,6 +81,13 @@ class Cancelled(Retryable):
     """The work was told to stop."""
 
 
+class BeginAgain(Retryable):
+    """What was begun cannot be continued: an upload that is not known any more, a source or a claim that has changed.
+
+    A push that meets this begins again from nothing, once, by itself.
+    """
+
+
 class InvalidInput(Permanent):
     """An argument, a name, a source or a connection field is refused before anything is sent."""
 

@@ -15,7 +15,7 @@ from airflow_provider_modelsync.core.errors import InvalidInput
 from airflow_provider_modelsync.core.flow.steps import Flow
 from airflow_provider_modelsync.core.models import ModelVersion
 from airflow_provider_modelsync.core.registries.base import ANY, Registry
-from airflow_provider_modelsync.core.verbs.watch import Watch
+from airflow_provider_modelsync.core.verbs.watch import Seen
 from airflow_provider_modelsync.triggers.polling import pause_after, shared
 
 if TYPE_CHECKING:
@@ -110,15 +110,15 @@ class Memory:
         self._is_failing = False
         self._key = "modelsync." + hashlib.sha256(f"{registry_conn_id}\n{model}".encode()).hexdigest()[:32]
 
-    async def recall(self) -> Watch:
+    async def recall(self) -> Seen:
         """Return the watch as it was left, or one that begins."""
         for store in self._stores:
             if (kept := await _call(store, "get", self._key)) is not None:
                 try:
-                    return Watch(kept)
+                    return Seen(kept)
                 except ValueError as error:
                     log.warning("the asset's state store is of no use, the watch begins anew: %s", error)
-        return Watch()
+        return Seen()
 
     async def keep(self, marks: JsonValue) -> None:
         """Remember what has fired; a failure is logged when it begins, for the running watcher knows it anyway."""

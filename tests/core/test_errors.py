@@ -26,6 +26,7 @@ RETRYABLE = {
     "SourceChanged",
     "DiskFull",
     "Cancelled",
+    "BeginAgain",
 }
 PERMANENT = {
     "InvalidInput",

@@ -10,7 +10,7 @@ import pytest
 
 from airflow_provider_modelsync.core.errors import RegistryUnavailable
 from airflow_provider_modelsync.core.transfer.checkpoint import UploadMemory
-from airflow_provider_modelsync.core.verbs.watch import Watch
+from airflow_provider_modelsync.core.verbs.watch import Seen
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.operators.base import TaskCheckpoint
 from airflow_provider_modelsync.operators.deployment import DeployModelOperator, PredictOperator, _Memory
@@ -64,7 +64,7 @@ def test_a_checkpoint_of_another_form_is_forgotten() -> None:
 
 def test_a_watcher_does_not_take_up_a_memory_of_another_form() -> None:
     with pytest.raises(ValueError, match="not what a watch remembers"):  # its trigger then begins anew
-        Watch({"of": "a newer release"})
+        Seen({"of": "a newer release"})
 
 
 def test_unknown_extras_are_ignored(connect: Connect, tmp_path: Path) -> None:

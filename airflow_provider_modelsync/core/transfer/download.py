@@ -79,8 +79,7 @@ def _get_archive(way: GetArchive, ref: str, target: Path, control: Control, driv
         refuse(answer, source.address)
         return _unpack(answer, target, control)
 
-    # Each try asks for the address, so there is nothing to refresh when a signature has expired.
-    begun = with_retries(begin, cancel=control.cancel, refresh=lambda: None, passing=(*PASSING, CorruptArchive))
+    begun = with_retries(begin, cancel=control.cancel, passing=(*PASSING, CorruptArchive))
     return begun if isinstance(begun, Pulled) else pull_ranges(source, begun, target, ref, control)
 
 
@@ -91,12 +90,12 @@ def _unpack(answer: Download, target: Path, control: Control) -> Pulled:
     durable.empty_directory(target)  # of what an earlier try has left
     sink = DirectorySink(target)
     progress = control.progress(answer.length or 0)
-    unpack(_Reader(answer), sink, cancel=control.cancel, on_bytes=progress.add)
+    unpack(_ArchiveBytes(answer), sink, cancel=control.cancel, on_bytes=progress.add)
     progress.finish()
     return Pulled(sink.finish(target).files, moved_bytes=progress.done)
 
 
-class _Reader:
+class _ArchiveBytes:
     """A download as the archive reader wants it."""
 
     def __init__(self, answer: Download) -> None:

@@ -37,7 +37,7 @@ def put_files(way: PutFiles, control: Control, driver: SyncDriver, mover: Mover)
             address = driver.run(way.address(file))
             answer = mover.put(
                 address.url,
-                partial(_Reader, way.source, file),
+                partial(_FileBody, way.source, file),
                 file.size,
                 address.headers,
                 method=way.method,
@@ -46,8 +46,7 @@ def put_files(way: PutFiles, control: Control, driver: SyncDriver, mover: Mover)
             )
             way.accept(file, answer)
 
-        # Each try asks for its own address, so there is nothing to refresh when a signature has expired.
-        with_retries(progress.repeatable(put), cancel=cancel, refresh=lambda: None)
+        with_retries(progress.repeatable(put), cancel=cancel)
 
     for_each(put_file, _largest_first(way.files), workers=control.workers, cancel=control.cancel)
     way.source.confirm(file.path for file in way.files)
@@ -116,7 +115,7 @@ def _honours_ranges(way: GetFiles, objects: dict[str, RangedObject], control: Co
             refuse(answer, source.address)
             return answer.status == 206
 
-    return with_retries(ask, cancel=control.cancel, refresh=lambda: None)
+    return with_retries(ask, cancel=control.cancel)
 
 
 def _fetch_whole(
@@ -148,13 +147,13 @@ def _fetch_whole(
 
     try:
         once = progress.repeatable(fetch)
-        sha256 = with_retries(once, cancel=cancel, refresh=lambda: None) if file.size else hashlib.sha256().hexdigest()
+        sha256 = with_retries(once, cancel=cancel) if file.size else hashlib.sha256().hexdigest()
     finally:
         os.close(descriptor)
     return FileEntry(file.path, file.size, sha256, file.executable)
 
 
-class _Reader:
+class _FileBody:
     """A file of a source as the body of a request."""
 
     def __init__(self, source: Source, file: FileEntry) -> None:

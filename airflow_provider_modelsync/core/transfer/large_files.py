@@ -118,7 +118,7 @@ def _fetch(file: LargeFile, start: int, end: int, cancel: CancelToken, progress:
             progress.add(start - position)  # they do not count
             raise
 
-    with_retries(progress.repeatable(once), cancel=cancel, refresh=lambda: None)
+    with_retries(progress.repeatable(once), cancel=cancel)
 
 
 def _pwrite(descriptor: int, block: memoryview, offset: int) -> None:

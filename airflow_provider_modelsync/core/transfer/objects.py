@@ -16,14 +16,14 @@ from functools import cached_property
 
 from airflow_provider_modelsync.core.archive.digest import FileEntry
 from airflow_provider_modelsync.core.archive.names import show
-from airflow_provider_modelsync.core.errors import RegistryUnavailable
+from airflow_provider_modelsync.core.errors import BeginAgain, RegistryUnavailable
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.parallel import for_each
 from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver
 from airflow_provider_modelsync.core.models import TransferStats
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.mover import Mover, with_retries
-from airflow_provider_modelsync.core.transfer.plan import Address, PutObjects, Stored, UploadGone
+from airflow_provider_modelsync.core.transfer.plan import Address, PutObjects, Stored
 
 _CRC32 = "x-amz-checksum-crc32"
 _CONDITION_FAILED = 412
@@ -124,11 +124,10 @@ class _Push:
                 # An answer was lost, or another writer was faster. Whether of the same bytes is seen by the tag, before
                 # the version is published.
                 return Stored(part.size, part.md5)
-            answer.raise_for_store(doing, not_found=UploadGone)
+            answer.raise_for_store(doing, not_found=BeginAgain)
             return part.check(answer.headers, doing)
 
-        # Each try asks for its own address, so there is nothing to refresh when a signature has expired.
-        stored = with_retries(self._progress.repeatable(put), cancel=cancel, refresh=lambda: None)
+        stored = with_retries(self._progress.repeatable(put), cancel=cancel)
         with self._lock:
             self._sent += part.size
         return stored
@@ -185,8 +184,8 @@ class _Part:
     def is_stored_as(self, stored: Stored) -> bool:
         return self.size == stored.size and (stored.etag == self.md5 or stored.crc32 == self.crc32)
 
-    def reader(self) -> _Reader:
-        return _Reader(self.view)
+    def reader(self) -> _PartBody:
+        return _PartBody(self.view)
 
     def check(self, headers: Mapping[str, str], doing: str) -> Stored:
         """Return what a storage says that it has stored; raise when it is something else."""
@@ -200,7 +199,7 @@ class _Part:
         return Stored(self.size, etag, crc32)
 
 
-class _Reader:
+class _PartBody:
     def __init__(self, view: memoryview) -> None:
         self._rest = view
 

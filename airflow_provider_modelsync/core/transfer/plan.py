@@ -15,7 +15,6 @@ from pydantic import JsonValue
 
 from airflow_provider_modelsync.core.archive.digest import FileEntry, Source
 from airflow_provider_modelsync.core.archive.layout import TarLayout
-from airflow_provider_modelsync.core.errors import Retryable
 from airflow_provider_modelsync.core.flow.steps import Flow
 from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Ticket
 from airflow_provider_modelsync.core.transfer.checkpoint import OpenUpload, UploadMemory
@@ -68,10 +67,6 @@ class Address:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     presigned: bool = False
     content: bytes | None = None
-
-
-class UploadGone(Retryable):
-    """A storage does not know an upload any more: it has to be begun again."""
 
 
 # Asked anew for each try: what was signed may have expired.

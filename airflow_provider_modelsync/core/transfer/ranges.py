@@ -109,8 +109,7 @@ class RangedObject:
                 self.check(answer, start, end)
                 return read_all(answer, end - start)
 
-        # Each try asks for the address, so there is nothing to refresh when a signature has expired.
-        return with_retries(once, cancel=cancel, refresh=lambda: None)
+        return with_retries(once, cancel=cancel)
 
 
 def refuse(answer: Download, address: Address) -> None:

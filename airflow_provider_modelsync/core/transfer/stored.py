@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 from airflow_provider_modelsync.core.archive.digest import BLOCK, FileEntry, Source, digest_of
 from airflow_provider_modelsync.core.archive.names import show
-from airflow_provider_modelsync.core.errors import DigestMismatch, RegistryUnavailable
+from airflow_provider_modelsync.core.errors import BeginAgain, DigestMismatch, RegistryUnavailable
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.download import read_stored
 from airflow_provider_modelsync.core.transfer.local import ReadInto
 from airflow_provider_modelsync.core.transfer.mover import Mover, with_retries
-from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, FromDirectory, GetFiles, UploadGone
+from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, FromDirectory, GetFiles
 from airflow_provider_modelsync.core.transfer.ranges import RangedObject
 
 _WINDOW = 16 << 20  # bytes of one request, where less is read at a time
@@ -84,7 +84,7 @@ class StoredModel(Source):
                 self._hashes, self._ahead = {other: _Hash() for other in known}, 0
                 self._mismatches += 1
                 said = f"the bytes of {show(path)} in {self._ref} do not match its hash"
-                raise UploadGone(said) if self._mismatches == 1 else DigestMismatch(f"{said}, seen twice")
+                raise BeginAgain(said) if self._mismatches == 1 else DigestMismatch(f"{said}, seen twice")
 
     def _is_true(self, file: FileEntry) -> bool:
         """Whether all that was ever read of a file is what its hash stands for.
@@ -235,7 +235,7 @@ class _Streams:
             self._keep(path, offset + count, stream)
             return count
 
-        return with_retries(read, cancel=self._control.cancel, refresh=lambda: None)
+        return with_retries(read, cancel=self._control.cancel)
 
     def _keep(self, path: str, offset: int, stream: _Stream) -> None:
         over = [stream] if stream.is_over else []

@@ -6,7 +6,7 @@ from itertools import count
 
 from airflow_provider_modelsync.core.archive.digest import Source
 from airflow_provider_modelsync.core.archive.names import show
-from airflow_provider_modelsync.core.errors import RegistryUnavailable, SourceChanged, VersionConflict
+from airflow_provider_modelsync.core.errors import BeginAgain, RegistryUnavailable, SourceChanged, VersionConflict
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.parallel import for_each
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
@@ -24,7 +24,6 @@ from airflow_provider_modelsync.core.transfer.plan import (
     PutFiles,
     PutObjects,
     PutParts,
-    UploadGone,
     UploadWay,
 )
 from airflow_provider_modelsync.core.transfer.watchdog import Pace
@@ -85,8 +84,7 @@ def _put_archive(way: PutArchive, control: Control, driver: SyncDriver, mover: M
         else:  # what was registered a moment ago is not there any more
             answer.raise_for_status("uploading the model", not_found=VersionConflict)
 
-    # Each try asks for its own address, so there is nothing to refresh when a signature has expired.
-    with_retries(progress.repeatable(put), cancel=control.cancel, refresh=lambda: None)
+    with_retries(progress.repeatable(put), cancel=control.cancel)
     way.layout.confirm()
     progress.finish()
 
@@ -111,14 +109,13 @@ def _put_parts(way: PutParts, control: Control, driver: SyncDriver, mover: Mover
                 cancel=cancel,
                 on_bytes=progress.add,
             )
-            answer.raise_for_store(f"uploading part {number}", not_found=UploadGone)
+            answer.raise_for_store(f"uploading part {number}", not_found=BeginAgain)
             etag = answer.headers.get("ETag")
             if not etag:
                 raise RegistryUnavailable(f"uploading part {number}: the storage gave no ETag")
             return etag
 
-        # Each try asks for its own address, so there is nothing to refresh when a signature has expired.
-        memory.add(number, with_retries(progress.repeatable(put), cancel=cancel, refresh=lambda: None))
+        memory.add(number, with_retries(progress.repeatable(put), cancel=cancel))
 
     missing = [number for number in numbers if number not in memory.parts]
     for_each(put_part, missing, workers=control.workers, cancel=control.cancel)

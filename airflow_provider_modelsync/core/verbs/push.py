@@ -12,6 +12,7 @@ from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from airflow_provider_modelsync.core.archive.digest import Source, SourceTree, memory_key, read_tree
 from airflow_provider_modelsync.core.errors import (
+    BeginAgain,
     InvalidInput,
     Permanent,
 )
@@ -25,7 +26,7 @@ from airflow_provider_modelsync.core.models import (
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
 from airflow_provider_modelsync.core.transfer import checkpoint
 from airflow_provider_modelsync.core.transfer.control import Control
-from airflow_provider_modelsync.core.transfer.plan import PushRequest, UploadGone, UploadPlan
+from airflow_provider_modelsync.core.transfer.plan import PushRequest, UploadPlan
 from airflow_provider_modelsync.core.transfer.progress import readable
 from airflow_provider_modelsync.core.transfer.upload import upload
 from airflow_provider_modelsync.core.verbs.drive import mover_for
@@ -89,8 +90,8 @@ def push(
         return _carry_out(registry, driver, plan, tree, control, memory, passing)
 
     try:
-        version = attempt(passing=(UploadGone,))
-    except UploadGone as error:
+        version = attempt(passing=(BeginAgain,))
+    except BeginAgain as error:
         log.warning("%s; beginning it again", error)
         memory.forget()
         version = attempt()
@@ -119,7 +120,7 @@ def _carry_out(
     except BaseException as error:
         memory.flush()
         is_resumable = plan.way is not None and plan.way.is_resumable and not control.is_last_try
-        if isinstance(error, (Permanent, UploadGone)) or not is_resumable:
+        if isinstance(error, (Permanent, BeginAgain)) or not is_resumable:
             memory.forget()
             _abort(registry, driver, plan, error)
         raise

@@ -15,7 +15,7 @@ LIMIT = 5000
 _MARKS = TypeAdapter(set[str])
 
 
-class Watch:
+class Seen:
     """Tells each version once, as soon as it is ready; what is there at the first sight is never told.
 
     A version that is not ready yet is simply not marked, however old it is and however often others overtake it.

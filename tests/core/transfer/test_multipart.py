@@ -18,6 +18,7 @@ import pytest
 from pydantic import JsonValue
 
 from airflow_provider_modelsync.core.errors import (
+    BeginAgain,
     Cancelled,
     ModelSyncError,
     NotSupported,
@@ -29,7 +30,6 @@ from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.models import VersionStatus
 from airflow_provider_modelsync.core.transfer.checkpoint import CheckpointStore
 from airflow_provider_modelsync.core.transfer.control import Control
-from airflow_provider_modelsync.core.transfer.plan import UploadGone
 from airflow_provider_modelsync.core.transfer.progress import Report
 from tests.core.registries.bentocloud.cloud import FINISH, OBJECT, Cloud
 from tests.core.stores import snapshot
@@ -561,7 +561,7 @@ def test_an_upload_that_is_always_gone_is_begun_again_only_once(
 ) -> None:
     store_of(server).before = lambda request: server.store.uploads.clear() if request.part == 2 else None
     checkpoint = Memory()
-    with pytest.raises(UploadGone):
+    with pytest.raises(BeginAgain):
         cloud.push(source, control=one_worker(checkpoint, is_last_try=is_last_try))
     assert server.count("PATCH", START) == 2
     require_nothing_completed(server)

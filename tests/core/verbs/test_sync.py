@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_modelsync.core.errors import (
+    BeginAgain,
     Cancelled,
     DigestMismatch,
     InvalidInput,
@@ -32,7 +33,6 @@ from airflow_provider_modelsync.core.registries.modelstore.registry import Model
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer import objects, stored
 from airflow_provider_modelsync.core.transfer.control import Control
-from airflow_provider_modelsync.core.transfer.plan import UploadGone
 from airflow_provider_modelsync.core.verbs import sync as syncing
 from airflow_provider_modelsync.core.verbs.drive import driver_for, mover_for
 from airflow_provider_modelsync.core.verbs.push import push
@@ -777,7 +777,7 @@ def test_other_bytes_at_a_second_look_are_never_confirmed(
         opened.read("weights.bin", start, length)
     flip(stored_file, 2 * MIB + 5)
 
-    with pytest.raises(UploadGone):
+    with pytest.raises(BeginAgain):
         opened.confirm(["weights.bin"])
     for start, length in (*first, *second):  # the push that is begun again
         opened.read("weights.bin", start, length)
@@ -785,7 +785,7 @@ def test_other_bytes_at_a_second_look_are_never_confirmed(
 
 
 def test_other_bytes_a_second_time_are_given_up(opened: stored.StoredModel, stored_file: Path) -> None:
-    for error in (UploadGone, DigestMismatch):
+    for error in (BeginAgain, DigestMismatch):
         for _ in range(2):
             for start, length in PARTS:
                 opened.read("weights.bin", start, length)

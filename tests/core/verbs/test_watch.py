@@ -9,7 +9,7 @@ import pytest
 
 from airflow_provider_modelsync.core.models import ModelVersion, VersionStatus
 from airflow_provider_modelsync.core.verbs import watch as module
-from airflow_provider_modelsync.core.verbs.watch import LIMIT, Watch
+from airflow_provider_modelsync.core.verbs.watch import LIMIT, Seen
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -20,103 +20,103 @@ def version(name: str, status: str = "ready", *, age: int = 0) -> ModelVersion:
     return ModelVersion(registry="r", name="m", version=name, status=VersionStatus(status), created_at=made)
 
 
-def told(watch: Watch, *versions: ModelVersion) -> list[str]:
+def told(seen: Seen, *versions: ModelVersion) -> list[str]:
     """Show a listing; return what is told."""
-    return [new.version for new in watch.news(versions)]
+    return [new.version for new in seen.news(versions)]
 
 
 def test_what_is_there_at_first_sight_is_never_told() -> None:
-    watch = Watch()
+    seen = Seen()
 
-    assert told(watch, version("v1"), version("v2", "converting")) == []
-    assert told(watch, version("v1"), version("v2")) == []
+    assert told(seen, version("v1"), version("v2", "converting")) == []
+    assert told(seen, version("v1"), version("v2")) == []
 
 
 def test_a_new_version_is_told_once() -> None:
-    watch = Watch([])
+    seen = Seen([])
 
-    assert told(watch, version("v1")) == ["v1"]
-    assert told(watch, version("v1")) == []
+    assert told(seen, version("v1")) == ["v1"]
+    assert told(seen, version("v1")) == []
 
 
 @pytest.mark.parametrize("status", ["pending", "uploading", "converting", "failed", "unknown"])
 def test_a_version_is_told_when_it_becomes_ready(status: str) -> None:
-    watch = Watch([])
+    seen = Seen([])
 
-    assert told(watch, version("v1", status)) == []
-    assert told(watch, version("v1")) == ["v1"]
+    assert told(seen, version("v1", status)) == []
+    assert told(seen, version("v1")) == ["v1"]
 
 
 def test_a_version_that_is_overtaken_by_newer_ones_is_not_forgotten() -> None:
-    watch = Watch([])
+    seen = Seen([])
 
-    assert told(watch, version("slow", "converting", age=9), version("fast")) == ["fast"]
-    assert told(watch, version("slow", age=9), version("fast")) == ["slow"]
+    assert told(seen, version("slow", "converting", age=9), version("fast")) == ["fast"]
+    assert told(seen, version("slow", age=9), version("fast")) == ["slow"]
 
 
 def test_a_version_may_have_an_older_time_than_those_seen() -> None:
-    watch = Watch()
-    told(watch, version("v2"))
+    seen = Seen()
+    told(seen, version("v2"))
 
-    assert told(watch, version("v1", age=1), version("v2")) == ["v1"]
+    assert told(seen, version("v1", age=1), version("v2")) == ["v1"]
 
 
 def test_a_version_that_is_missing_from_one_listing_is_not_told_again() -> None:
-    watch = Watch()
-    told(watch, version("v1"))
+    seen = Seen()
+    told(seen, version("v1"))
 
-    assert told(watch) == []
-    assert told(watch, version("v1")) == []
+    assert told(seen) == []
+    assert told(seen, version("v1")) == []
 
 
 def test_several_are_told_oldest_first() -> None:
-    assert told(Watch([]), version("b"), version("c", age=1), version("a", age=2)) == ["a", "c", "b"]
+    assert told(Seen([]), version("b"), version("c", age=1), version("a", age=2)) == ["a", "c", "b"]
 
 
 def test_another_takes_up_where_one_has_left_off() -> None:
-    first = Watch()
+    first = Seen()
     told(first, version("v1"), version("v2", "converting"))
     told(first, version("v3"))
     kept = json.loads(json.dumps(first.keep()))
 
-    assert told(Watch(kept), *map(version, ("v1", "v2", "v3", "v4"))) == ["v4"]
+    assert told(Seen(kept), *map(version, ("v1", "v2", "v3", "v4"))) == ["v4"]
 
 
 def test_a_model_without_versions_is_seen_too() -> None:
-    watch = Watch()
-    told(watch)
+    seen = Seen()
+    told(seen)
 
-    assert watch.keep() == []
-    assert told(Watch(watch.keep()), version("v1")) == ["v1"]
+    assert seen.keep() == []
+    assert told(Seen(seen.keep()), version("v1")) == ["v1"]
 
 
 def test_what_is_to_be_kept_is_known() -> None:
-    watch, changes = Watch(), []
+    seen, changes = Seen(), []
     for listing in ([], [], ["v1"], ["v1"]):
-        told(watch, *map(version, listing))
-        changes.append(watch.has_changed)
+        told(seen, *map(version, listing))
+        changes.append(seen.has_changed)
 
     assert changes == [True, False, True, False]
 
 
 def test_what_is_kept_stays_small() -> None:
-    watch = Watch()
-    told(watch, *(version(f"a-rather-long-name-for-a-version-{number}") for number in range(LIMIT)))
+    seen = Seen()
+    told(seen, *(version(f"a-rather-long-name-for-a-version-{number}") for number in range(LIMIT)))
 
-    assert len(json.dumps(watch.keep())) < 65_536
+    assert len(json.dumps(seen.keep())) < 65_536
 
 
 def test_beyond_the_limit_only_what_is_listed_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LIMIT", 2)
-    watch = Watch([])
-    told(watch, version("v1"), version("v2"))
-    told(watch, version("v2"), version("v3"))
+    seen = Seen([])
+    told(seen, version("v1"), version("v2"))
+    told(seen, version("v2"), version("v3"))
 
-    assert len(json.loads(json.dumps(watch.keep()))) == 2
-    assert told(watch, version("v2"), version("v3")) == []
+    assert len(json.loads(json.dumps(seen.keep()))) == 2
+    assert told(seen, version("v2"), version("v3")) == []
 
 
 @pytest.mark.parametrize("kept", [5, "v1", {"v1": 1}, [1, 2]], ids=str)
 def test_nonsense_is_refused(kept: object) -> None:
     with pytest.raises(ValueError, match="not what a watch remembers"):
-        Watch(kept)  # type: ignore[arg-type]
+        Seen(kept)  # type: ignore[arg-type]

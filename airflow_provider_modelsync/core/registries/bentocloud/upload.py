@@ -16,7 +16,13 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from airflow_provider_modelsync.core.archive.layout import TarLayout
-from airflow_provider_modelsync.core.errors import InvalidInput, ModelNotFound, RegistryUnavailable, VersionConflict
+from airflow_provider_modelsync.core.errors import (
+    BeginAgain,
+    InvalidInput,
+    ModelNotFound,
+    RegistryUnavailable,
+    VersionConflict,
+)
 from airflow_provider_modelsync.core.flow.steps import Flow, send
 from airflow_provider_modelsync.core.http.policy import USER_AGENT, ApiClient
 from airflow_provider_modelsync.core.models import ModelRef, VersionStatus
@@ -35,7 +41,6 @@ from airflow_provider_modelsync.core.transfer.plan import (
     AskAddress,
     PutArchive,
     PutParts,
-    UploadGone,
     UploadPlan,
     UploadWay,
     choose_part_size,
@@ -241,9 +246,9 @@ class Uploads:
         if (is_gone or response.status_code >= 500) and (yield from self._holds(tag, way, or_one_as_large=is_gone)):
             return
         if is_gone:
-            raise UploadGone(f"{doing}: the storage does not know the upload any more")
+            raise BeginAgain(f"{doing}: the storage does not know the upload any more")
         if "InvalidPart" in response.text:
-            raise UploadGone(f"{doing}: the storage does not know a part of the upload any more")
+            raise BeginAgain(f"{doing}: the storage does not know a part of the upload any more")
         refuse(response, doing)
 
     def _holds(self, tag: Tag, way: PutParts, *, or_one_as_large: bool) -> Flow[bool]:

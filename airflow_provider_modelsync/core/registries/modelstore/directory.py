@@ -32,7 +32,7 @@ from airflow_provider_modelsync.core.transfer.room import require_room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan(StorePlan):
+class _DirectoryPlan(StorePlan):
     staging: Path
     release: ExitStack  # gives the staging directory up
 
@@ -104,7 +104,7 @@ class DirectoryStore(Store):
             except BaseException:
                 self._release_claim(manifest)
                 raise
-        return _Plan(
+        return _DirectoryPlan(
             ref=manifest.ref,
             way=IntoDirectory(staging),
             manifest=manifest,
@@ -114,7 +114,7 @@ class DirectoryStore(Store):
         )
 
     def publish(self, plan: UploadPlan) -> ModelVersion:
-        plan = cast(_Plan, plan)
+        plan = cast(_DirectoryPlan, plan)
         manifest = plan.manifest
         pair = manifest.name, manifest.version
         final = self.root / manifest.name / manifest.version
@@ -142,7 +142,7 @@ class DirectoryStore(Store):
             ) from error
 
     def abort(self, plan: UploadPlan) -> None:
-        plan = cast(_Plan, plan)
+        plan = cast(_DirectoryPlan, plan)
         plan.release.close()
         self._release_claim(plan.manifest)
 

@@ -19,6 +19,7 @@ from typing import cast
 from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.archive.digest import FileEntry
 from airflow_provider_modelsync.core.errors import (
+    BeginAgain,
     DigestMismatch,
     ModelNotFound,
     ModelSyncError,
@@ -50,7 +51,6 @@ from airflow_provider_modelsync.core.transfer.plan import (
     PushRequest,
     PutObjects,
     Stored,
-    UploadGone,
     UploadPlan,
     choose_part_size,
 )
@@ -63,7 +63,7 @@ _CACHED_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan(StorePlan):
+class _BucketPlan(StorePlan):
     way: PutObjects
     origins: Mapping[str, str]  # record of a manifest → its tag when files of its version were chosen to be copied
 
@@ -149,10 +149,10 @@ class S3Store(Store):
             open=self._open_uploads(manifest),
             copies=frozenset(copies),
         )
-        return _Plan(ref=manifest.ref, way=way, manifest=manifest, force=request.force, origins=origins)
+        return _BucketPlan(ref=manifest.ref, way=way, manifest=manifest, force=request.force, origins=origins)
 
     def publish(self, plan: UploadPlan) -> ModelVersion:
-        plan = cast(_Plan, plan)
+        plan = cast(_BucketPlan, plan)
         manifest = plan.manifest
         if published := self.require_claim(manifest):
             self._abort_begun(manifest)
@@ -160,11 +160,11 @@ class S3Store(Store):
         there = self._objects(manifest)
         for path, etag in plan.way.etags.items():
             if (path not in there or there[path].etag != etag) and not self._is_stored(manifest, path, etag):
-                raise UploadGone(f"{names.show(path)} of {plan.ref} was changed by somebody else")
+                raise BeginAgain(f"{names.show(path)} of {plan.ref} was changed by somebody else")
         entries = self.entries(manifest.name)
         for record, tag in plan.origins.items():
             if record not in entries or entries[record].tag != tag:
-                raise UploadGone(f"the version that files of {plan.ref} were copied from was replaced")
+                raise BeginAgain(f"the version that files of {plan.ref} were copied from was replaced")
         self._delete_all(found for path, found in there.items() if path not in plan.way.etags)
         self._abort_uploads(manifest.name, manifest.version)
         if self.require_claim(manifest) is None:
@@ -178,7 +178,7 @@ class S3Store(Store):
         raise RegistryUnavailable(f"{plan.ref} was withdrawn just now; the next try sees what came of it")
 
     def abort(self, plan: UploadPlan) -> None:
-        manifest = cast(_Plan, plan).manifest
+        manifest = cast(_BucketPlan, plan).manifest
         self._abort_begun(manifest)
         if manifest.ref in self._publishing:
             return  # a killed push no longer waits for this request, which may still publish what lies there
@@ -243,7 +243,7 @@ class S3Store(Store):
         if holder is None:  # another push has ended: one of the same bytes, or one that had taken the claim over
             if published := self.settle(manifest, force=False):
                 return published
-            raise UploadGone(f"{manifest.ref} is not claimed by this push any more")
+            raise BeginAgain(f"{manifest.ref} is not claimed by this push any more")
         if not self.is_claimed_by(manifest, holder):
             raise self.claimed(manifest, holder)
         return None
@@ -466,7 +466,7 @@ class _Writer:
         # Or the answer to an earlier request was lost, or another writer of the same bytes was faster.
         found = self._bucket.head(self._key(file))
         if found is None or (found[0].size, found[1].get(_SHA256)) != (file.size, file.sha256):
-            raise UploadGone(f"the storage knows the upload of {names.show(file.path)} no more")
+            raise BeginAgain(f"the storage knows the upload of {names.show(file.path)} no more")
         return found[0].etag
 
 
