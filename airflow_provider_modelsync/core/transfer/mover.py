@@ -420,7 +420,6 @@ def with_retries(
     fn: Callable[[], T],
     *,
     cancel: CancelToken,
-    refresh: Callable[[], object] | None = None,
     passing: tuple[type[ModelSyncError], ...] = PASSING,
     seconds: float | None = None,
     backoff: Backoff | None = None,
@@ -428,9 +427,8 @@ def with_retries(
 ) -> T:
     """Call a function until it succeeds, or what it raises would not pass.
 
-    :param fn: sends or receives one part.
+    :param fn: sends or receives one part. It asks for the address itself: what was signed may have expired meanwhile.
     :param cancel: ends the waits.
-    :param refresh: gets a new URL after :class:`UrlExpired`; without it that error ends the tries.
     :param passing: the errors to try again after. Only :data:`UNPROCESSED` for what must not be done twice.
     :param seconds: how long all tries may take.
     :param backoff: how often and when to try again.
@@ -450,13 +448,10 @@ def with_retries(
                 raise RegistryUnavailable(
                     f"{error.message}: it wants us to wait {wait:.0f} s, which is too long"
                 ) from None
-            is_expired = isinstance(error, UrlExpired)
-            if failures >= backoff.attempts or delay > rest or (is_expired and refresh is None):
+            if failures >= backoff.attempts or delay > rest:
                 raise
             _log.info("%s; trying again in %.1f s (%d of %d)", error.message, delay, failures, backoff.attempts)
         cancel.sleep(delay)
-        if is_expired and refresh:
-            refresh()
     raise AssertionError("unreachable")
 
 
