@@ -144,16 +144,13 @@ class Download:
     :param head: the answer as far as it is known.
     :param source: gives the bytes as they are stored.
     :param watch: observes the transfer.
-    :param on_bytes: told how many bytes have come.
     """
 
-    def __init__(
-        self, head: MovedResponse, source: ReadInto, watch: Watch, on_bytes: Callable[[int], None] | None = None
-    ) -> None:
+    def __init__(self, head: MovedResponse, source: ReadInto, watch: Watch) -> None:
         self._head = head
         self._source = source
         self._watch = watch
-        self._on_bytes = on_bytes
+        self.on_bytes: Callable[[int], None] | None = None  # told how many bytes have come
         self.status = head.status
         self.headers = head.headers
         self.received = 0
@@ -182,8 +179,8 @@ class Download:
                 self._watch.pause()
             self._watch.check(doing)  # a connection that was broken off looks like an end
         self.received += count
-        if count and self._on_bytes:
-            self._on_bytes(count)
+        if count and self.on_bytes:
+            self.on_bytes(count)
         if self.received == self.length or (not count and self.length is None):
             self.complete = True
         elif not count and len(buffer):
@@ -263,13 +260,16 @@ class Mover:
         :raises TransferStalled: when bytes stopped moving.
         :raises SourceChanged: when the body is shorter than it should be.
         """
-        headers = dict(headers or {})
-        for _ in range(MAX_REDIRECTS + 1):
-            answer = self._put_once(method, url, body, length, headers, pace, cancel, on_bytes)
-            if answer.status not in _BODY_REDIRECTS or "Location" not in answer.headers:
-                return answer
-            url, headers = self._redirected(url, answer.headers["Location"], headers)
-        raise self._too_many_redirects(url)
+        upload = _Upload(body, length, on_bytes)
+        try:
+            with self._followed(method, url, headers, upload, pace, cancel) as download:
+                answer = download.answer()
+        except BaseException:
+            upload.take_back()
+            raise
+        if not 200 <= answer.status < 300:
+            upload.take_back()
+        return answer
 
     @contextlib.contextmanager
     def get(
@@ -295,16 +295,8 @@ class Mover:
         :param on_bytes: told how many bytes have come.
         :return: the answer, whatever its status, its bytes to be received.
         """
-        headers = dict(headers or {})
-        followed = REDIRECTS if method == "GET" else _BODY_REDIRECTS
-        for _ in range(MAX_REDIRECTS + 1):
-            with self._exchange(method, url, headers, content, pace, cancel, on_bytes) as download:
-                if download.status not in followed or "Location" not in download.headers:
-                    yield download
-                    return
-                location = download.headers["Location"]
-            url, headers = self._redirected(url, location, headers)
-        raise self._too_many_redirects(url)
+        with self._followed(method, url, headers, content, pace, cancel, on_bytes) as download:
+            yield download
 
     @contextlib.contextmanager
     def exchange(
@@ -322,46 +314,33 @@ class Mover:
 
         Parameters and errors as for :meth:`put`, the answer as for :meth:`get`.
         """
-        headers = dict(headers or {})
-        for _ in range(MAX_REDIRECTS + 1):
-            sent = _Sent(None)
-            with contextlib.closing(_blocks_of(body, length, sent)) as blocks:
-                sized = {**headers, "Content-Length": str(length)}
-                with self._exchange(method, url, sized, blocks, pace, cancel) as download:
-                    try:
-                        if download.status not in _BODY_REDIRECTS or "Location" not in download.headers:
-                            yield download
-                            return
-                        location = download.headers["Location"]
-                    finally:
-                        download.complete &= sent.count == length  # else the next request would count as the rest
-            url, headers = self._redirected(url, location, headers)
-        raise self._too_many_redirects(url)
+        with self._followed(method, url, headers, _Upload(body, length), pace, cancel) as download:
+            yield download
 
-    def _put_once(
+    @contextlib.contextmanager
+    def _followed(
         self,
         method: str,
         url: str,
-        body: BodyFactory,
-        length: int,
-        headers: Mapping[str, str],
+        headers: Mapping[str, str] | None,
+        content: _Upload | bytes | None,
         pace: Pace | None,
         cancel: CancelToken | None,
-        on_bytes: Callable[[int], None] | None,
-    ) -> MovedResponse:
-        sent = _Sent(on_bytes)
-        headers = {**headers, "Content-Length": str(length)}
-        try:
-            with contextlib.closing(_blocks_of(body, length, sent)) as blocks:
-                with self._exchange(method, url, headers, blocks, pace, cancel) as download:
-                    answer = download.answer()
-                    download.complete &= sent.count == length  # else the next request would count as the rest
-        except BaseException:
-            sent.take_back()
-            raise
-        if not 200 <= answer.status < 300:
-            sent.take_back()
-        return answer
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> Iterator[Download]:
+        """Send a request, and again to wherever the server redirects it; the block receives the last answer."""
+        headers = dict(headers or {})
+        follows = REDIRECTS if method == "GET" else _BODY_REDIRECTS
+        for _ in range(MAX_REDIRECTS + 1):
+            with self._exchange(method, url, headers, content, pace, cancel) as download:
+                if download.status not in follows or "Location" not in download.headers:
+                    download.on_bytes = on_bytes
+                    yield download
+                    return
+                location = download.answer().headers["Location"]  # read to its end, so that the connection is kept
+            target = redirect_target(url, location, self._settings, base=self._base_url)
+            url, headers = target, headers_for(target, url, headers)
+        raise InvalidInput(f"{show_url(url, self._secrets)}: more than {MAX_REDIRECTS} redirects", argument="host")
 
     @contextlib.contextmanager
     def _exchange(
@@ -369,28 +348,34 @@ class Mover:
         method: str,
         url: str,
         headers: Mapping[str, str],
-        body: bytes | Iterator[bytes | memoryview] | None,
+        content: _Upload | bytes | None,
         pace: Pace | None,
         cancel: CancelToken | None,
-        on_bytes: Callable[[int], None] | None = None,
     ) -> Iterator[Download]:
         """Send one request; the block receives the answer. The connection is kept when that was read to its end."""
         from airflow_provider_modelsync.core.transfer import connections
 
+        upload = content if isinstance(content, _Upload) else None
+        headers = {"Accept-Encoding": "identity", "User-Agent": USER_AGENT, **headers}
+        if upload:
+            headers["Content-Length"] = str(upload.length)
         secrets = (*self._secrets, *credentials_in(headers))
         shown = show_url(url, secrets)
         check_headers(headers)
         cancel = cancel or self._cancel
         cancel.check()
         watch = Watch(pace or self._pace, cancel)
-        with self._watchdog.over(watch):
+        with (
+            contextlib.closing(upload.blocks()) if upload else contextlib.nullcontext() as blocks,
+            self._watchdog.over(watch),
+        ):
             # Only this call: the body may open further answers of this thread, and the block may keep this one open.
             with connections.observed_by(watch), _translated(watch, f"{method} {shown}"):
                 response = connections.pool_for(url, self._pools, self._settings).urlopen(
                     method,
                     url,
-                    body=_untimed(body, watch) if isinstance(body, Iterator) else body,
-                    headers={"Accept-Encoding": "identity", "User-Agent": USER_AGENT, **headers},
+                    body=_untimed(blocks, watch) if blocks else content,
+                    headers=headers,
                     redirect=False,
                     retries=False,
                     preload_content=False,
@@ -399,21 +384,15 @@ class Mover:
                 )
             watch.pause()  # until bytes are asked for
             head = MovedResponse(shown, response.status, response.headers, b"", secrets)
-            download = Download(head, connections.reply(), watch, on_bytes)
+            download = Download(head, connections.reply(), watch)
             try:
                 yield download
             finally:
-                if download.complete:
+                # The rest of a body that was not sent would be taken for the next request.
+                if download.complete and (upload is None or upload.is_sent):
                     response.release_conn()
                 else:
                     response.close()
-
-    def _redirected(self, url: str, location: str, headers: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-        target = redirect_target(url, location, self._settings, base=self._base_url)
-        return target, headers_for(target, url, headers)
-
-    def _too_many_redirects(self, url: str) -> InvalidInput:
-        return InvalidInput(f"{show_url(url, self._secrets)}: more than {MAX_REDIRECTS} redirects", argument="host")
 
 
 def with_retries(
@@ -455,39 +434,50 @@ def with_retries(
     raise AssertionError("unreachable")
 
 
-class _Sent:
-    """Counts the bytes of one try."""
+class _Upload:
+    """A body of size on its way up, from its beginning again at each redirect.
 
-    def __init__(self, on_bytes: Callable[[int], None] | None) -> None:
+    :param body: makes the body.
+    :param length: its length in bytes.
+    :param on_bytes: told how many bytes were sent; a negative number when they turn out not to count.
+    """
+
+    def __init__(self, body: BodyFactory, length: int, on_bytes: Callable[[int], None] | None = None) -> None:
+        self._body = body
         self._on_bytes = on_bytes or (lambda _: None)
-        self.count = 0
+        self._sent = 0
+        self.length = length
 
-    def add(self, count: int) -> None:
-        self.count += count
-        self._on_bytes(count)
+    @property
+    def is_sent(self) -> bool:
+        """Whether all of it went up."""
+        return self._sent == self.length
 
     def take_back(self) -> None:
-        if self.count:
-            self._on_bytes(-self.count)
+        """Let what was sent not count."""
+        if self._sent:
+            self._on_bytes(-self._sent)
+            self._sent = 0
 
-
-def _blocks_of(factory: BodyFactory, length: int, sent: _Sent) -> Generator[bytes | memoryview, None, None]:
-    """Yield exactly ``length`` bytes of a body, in blocks; what was yielded before counts as sent."""
-    body: Any = factory()
-    buffer = memoryview(bytearray(min(BLOCK, length) if hasattr(body, "readinto") else 0))
-    try:
-        while (rest := length - sent.count) > 0:
-            try:
-                block = buffer[: body.readinto(buffer[:rest]) or 0] if buffer else body.read(min(BLOCK, rest))
-            except OSError as error:
-                raise from_os_error(error, "reading what is to be sent") from None
-            if not block:
-                raise SourceChanged(f"what is to be sent ended after {sent.count} of {length} bytes")
-            yield block
-            sent.add(len(block))
-    finally:
-        if hasattr(body, "close"):
-            body.close()
+    def blocks(self) -> Generator[bytes | memoryview, None, None]:
+        """Yield exactly its bytes, in blocks; what was yielded before counts as sent."""
+        self.take_back()
+        body: Any = self._body()
+        buffer = memoryview(bytearray(min(BLOCK, self.length) if hasattr(body, "readinto") else 0))
+        try:
+            while (rest := self.length - self._sent) > 0:
+                try:
+                    block = buffer[: body.readinto(buffer[:rest]) or 0] if buffer else body.read(min(BLOCK, rest))
+                except OSError as error:
+                    raise from_os_error(error, "reading what is to be sent") from None
+                if not block:
+                    raise SourceChanged(f"what is to be sent ended after {self._sent} of {self.length} bytes")
+                yield block
+                self._sent += len(block)
+                self._on_bytes(len(block))
+        finally:
+            if hasattr(body, "close"):
+                body.close()
 
 
 def _untimed(blocks: Iterator[bytes | memoryview], watch: Watch) -> Iterator[bytes | memoryview]:

@@ -410,6 +410,14 @@ def test_a_redirected_download_takes_no_credential_along(mover: Mover) -> None:
     assert other.requests[0].header_names == {"host", "accept-encoding", "user-agent", "range"}
 
 
+def test_a_redirect_within_a_server_keeps_the_connection_and_its_page_does_not_count(mover: Mover) -> None:
+    moved: list[int] = []
+    with FaultServer([answer(302, b"over there", headers={"Location": "/there"})], [answer(200, b"bytes")]) as server:
+        with mover.get(server.url, on_bytes=moved.append) as download:
+            assert b"".join(map(bytes, download.blocks())) == b"bytes"
+    assert (server.connections, sum(moved)) == (1, 5)
+
+
 @pytest.mark.parametrize("location", ["/again", "file:///etc/passwd", "http://u:p@127.0.0.1/"])
 def test_a_redirect_that_leads_nowhere_ends(mover: Mover, location: str) -> None:
     with FaultServer([answer(307, headers={"Location": location})]) as server:
