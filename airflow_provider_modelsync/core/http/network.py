@@ -18,7 +18,7 @@ from typing import TypedDict
 import httpx
 
 from airflow_provider_modelsync.core.errors import InvalidInput
-from airflow_provider_modelsync.core.http.addresses import has_proper_host, origin_of
+from airflow_provider_modelsync.core.http.addresses import Reach, has_proper_host, origin_of
 from airflow_provider_modelsync.core.redact import guard_logs, secrets_of
 from airflow_provider_modelsync.core.settings import RegistrySettings
 
@@ -102,6 +102,7 @@ def botocore_options(url: str, settings: RegistrySettings) -> BotocoreOptions:
     :param url: the endpoint.
     :param settings: the connection.
     """
+    Reach(settings, url).check(url)
     proxy = proxy_for(url, settings)
     authorities = ca_file(settings)
     certificate, key = settings.client_cert, settings.client_key
@@ -113,30 +114,40 @@ def botocore_options(url: str, settings: RegistrySettings) -> BotocoreOptions:
     )
 
 
-def client(settings: RegistrySettings) -> httpx.Client:
-    """Return a new client for API calls. It follows no redirects and adds no header by itself."""
-    return httpx.Client(transport=_Transport(settings), timeout=_TIMEOUT, trust_env=False, follow_redirects=False)
+def client(settings: RegistrySettings, base: str | None = None) -> httpx.Client:
+    """Return a new client for API calls. It follows no redirects and adds no header by itself.
+
+    :param settings: the connection.
+    :param base: its base URL, where that is not its ``host``.
+    """
+    transport = _Transport(settings, base)
+    return httpx.Client(transport=transport, timeout=_TIMEOUT, trust_env=False, follow_redirects=False)
 
 
-def async_client(settings: RegistrySettings) -> httpx.AsyncClient:
+def async_client(settings: RegistrySettings, base: str | None = None) -> httpx.AsyncClient:
     """Return a new client for API calls on one event loop. Otherwise as :func:`client`."""
-    transport = _AsyncTransport(settings)
+    transport = _AsyncTransport(settings, base)
     return httpx.AsyncClient(transport=transport, timeout=_TIMEOUT, trust_env=False, follow_redirects=False)
 
 
 class _Transport(httpx.BaseTransport):
     """Sends each request over the proxy that :func:`proxy_for` names: httpx's own rules know no address ranges."""
 
-    def __init__(self, settings: RegistrySettings) -> None:
+    def __init__(self, settings: RegistrySettings, base: str | None) -> None:
         self._settings = settings
+        self._reach = Reach(settings, base)
         guard_logs(secrets_of(settings))
         self._context = ssl_context(settings)
         self._ways: dict[str | None, httpx.HTTPTransport] = {}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
+        from airflow_provider_modelsync.core.http import backends
+
+        self._reach.check(request.url)
         proxy = proxy_for(str(request.url), self._settings)
         if proxy not in self._ways:
             way = httpx.HTTPTransport(self._context, limits=_LIMITS, proxy=_for_httpx(proxy, self._context))
+            backends.connect_by(way._pool, backends.Backend(self._reach, is_proxy=proxy is not None))
             self._ways.setdefault(proxy, way)
         return self._ways[proxy].handle_request(request)
 
@@ -148,16 +159,21 @@ class _Transport(httpx.BaseTransport):
 class _AsyncTransport(httpx.AsyncBaseTransport):
     """As :class:`_Transport`, for an event loop."""
 
-    def __init__(self, settings: RegistrySettings) -> None:
+    def __init__(self, settings: RegistrySettings, base: str | None) -> None:
         self._settings = settings
+        self._reach = Reach(settings, base)
         guard_logs(secrets_of(settings))
         self._context = ssl_context(settings)
         self._ways: dict[str | None, httpx.AsyncHTTPTransport] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        from airflow_provider_modelsync.core.http import backends
+
+        self._reach.check(request.url)
         proxy = proxy_for(str(request.url), self._settings)
         if proxy not in self._ways:
             way = httpx.AsyncHTTPTransport(self._context, limits=_LIMITS, proxy=_for_httpx(proxy, self._context))
+            backends.connect_by(way._pool, backends.AsyncBackend(self._reach, is_proxy=proxy is not None))
             self._ways[proxy] = way
         return await self._ways[proxy].handle_async_request(request)
 

@@ -18,6 +18,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
+from airflow_provider_modelsync.core.http.addresses import Reach
 from airflow_provider_modelsync.core.http.network import proxy_for, ssl_context
 from airflow_provider_modelsync.core.redact import guard_logs, secrets_of
 from airflow_provider_modelsync.core.settings import RegistrySettings
@@ -29,14 +30,14 @@ _active = threading.local()
 
 
 @contextlib.contextmanager
-def observed_by(watch: Watch) -> Iterator[None]:
-    """Let connections used by this thread report to a watch while the block runs."""
-    before = getattr(_active, "watch", None)
-    _active.watch = watch
+def observed_by(watch: Watch, reach: Reach) -> Iterator[None]:
+    """Let connections used by this thread report to a watch, and reach only what they may, while the block runs."""
+    before = getattr(_active, "watch", None), getattr(_active, "reach", None)
+    _active.watch, _active.reach = watch, reach
     try:
         yield
     finally:
-        _active.watch = before
+        _active.watch, _active.reach = before
 
 
 def pool_manager(proxy: str | None, settings: RegistrySettings, *, connections: int) -> urllib3.PoolManager:
@@ -150,7 +151,7 @@ class _Observed(HTTPConnection):
     def _new_conn(self) -> socket.socket:
         """Connect as urllib3 does, but so that it can be broken off."""
         try:
-            found = socket.getaddrinfo(self._dns_host, self.port, type=socket.SOCK_STREAM)
+            found = _active.reach.resolve(self._dns_host, self.port, is_proxy=self.proxy is not None)
         except (socket.gaierror, UnicodeError) as error:
             raise NameResolutionError(self.host, self, socket.gaierror(str(error))) from error
         problem: OSError | None = None

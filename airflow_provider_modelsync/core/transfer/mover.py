@@ -29,6 +29,7 @@ from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.http.addresses import (
     MAX_REDIRECTS,
     REDIRECTS,
+    Reach,
     credentials_in,
     headers_for,
     redirect_target,
@@ -223,6 +224,7 @@ class Mover:
         self._settings = settings
         self._secrets = secrets_of(settings)
         self._base_url = base_url
+        self._reach = Reach(settings, base_url)
         self._cancel = cancel or CancelToken()
         self._pace = pace or Pace()
         self._watchdog = Watchdog()
@@ -362,6 +364,7 @@ class Mover:
         secrets = (*self._secrets, *credentials_in(headers))
         shown = show_url(url, secrets)
         check_headers(headers)
+        self._reach.check(url)
         cancel = cancel or self._cancel
         cancel.check()
         watch = Watch(pace or self._pace, cancel)
@@ -370,7 +373,7 @@ class Mover:
             self._watchdog.over(watch),
         ):
             # Only this call: the body may open further answers of this thread, and the block may keep this one open.
-            with connections.observed_by(watch), _translated(watch, f"{method} {shown}"):
+            with connections.observed_by(watch, self._reach), _translated(watch, f"{method} {shown}"):
                 response = connections.pool_for(url, self._pools, self._settings).urlopen(
                     method,
                     url,

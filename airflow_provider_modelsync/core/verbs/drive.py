@@ -26,7 +26,7 @@ def driver_for(registry: Registry, cancel: CancelToken | None = None) -> Iterato
     if registry.base_url is None:
         yield SyncDriver(cancel=cancel)
         return
-    with network.client(registry.settings) as client:
+    with network.client(registry.settings, registry.base_url) as client:
         with closing(SyncDriver(client, policy=registry.policy(), cancel=cancel)) as driver:
             yield driver
 
@@ -37,7 +37,7 @@ async def async_driver_for(registry: Registry) -> AsyncIterator[AsyncDriver]:
     if registry.base_url is None:
         yield AsyncDriver()
         return
-    async with network.async_client(registry.settings) as client:
+    async with network.async_client(registry.settings, registry.base_url) as client:
         yield AsyncDriver(client, policy=registry.policy())
 
 

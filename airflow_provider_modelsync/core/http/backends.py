@@ -1,0 +1,96 @@
+"""How httpx connects: to addresses that were judged. Imported with the first request, as httpx loads its own.
+
+The byte mover has the same in :mod:`~airflow_provider_modelsync.core.transfer.connections`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import httpcore
+
+from airflow_provider_modelsync.core.http.addresses import Found, Reach
+
+
+class Backend(httpcore.SyncBackend):
+    """Connects to nothing but addresses that were judged: a second look-up could answer something else."""
+
+    def __init__(self, reach: Reach, *, is_proxy: bool) -> None:
+        self._reach = reach
+        self._is_proxy = is_proxy
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.NetworkStream:
+        try:
+            found = self._reach.resolve(host, port, is_proxy=self._is_proxy)
+        except (OSError, UnicodeError) as error:
+            raise httpcore.ConnectError(_lookup_error(error)) from error  # the cause gets lost on the way, not this
+        problem: Exception = httpcore.ConnectError("no address")
+        for address, seconds in _one_by_one(found, timeout):
+            try:
+                return super().connect_tcp(address, port, seconds, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                problem = error
+        raise problem
+
+
+class AsyncBackend(httpcore.AnyIOBackend):
+    """As :class:`Backend`, for an event loop."""
+
+    def __init__(self, reach: Reach, *, is_proxy: bool) -> None:
+        self._reach = reach
+        self._is_proxy = is_proxy
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(timeout):
+                found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except TimeoutError as error:
+            raise httpcore.ConnectTimeout("the name was not looked up in time") from error
+        except (OSError, UnicodeError) as error:
+            raise httpcore.ConnectError(_lookup_error(error)) from error  # the cause gets lost on the way, not this
+        problem: Exception = httpcore.ConnectError("no address")
+        for address, seconds in _one_by_one(self._reach.judged(host, port, found, is_proxy=self._is_proxy), timeout):
+            try:
+                return await super().connect_tcp(address, port, seconds, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                problem = error
+        raise problem
+
+
+def connect_by(pool: Any, backend: Backend | AsyncBackend) -> None:
+    """Let a pool of httpx connect by a backend of ours, which httpx itself has no argument for."""
+    if not isinstance(pool._network_backend, (httpcore.NetworkBackend, httpcore.AsyncNetworkBackend)):
+        raise TypeError("this version of httpx connects in an unknown way")
+    pool._network_backend = backend
+
+
+def _lookup_error(error: Exception) -> Exception:
+    return error if isinstance(error, OSError) else socket.gaierror(socket.EAI_NONAME, "no host name")
+
+
+def _one_by_one(found: list[Found], timeout: float | None) -> Iterator[tuple[str, float | None]]:
+    """Yield addresses with the seconds that each may take: all of them together get the time for one host."""
+    addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
+    end = None if timeout is None else time.monotonic() + timeout
+    for number, address in enumerate(addresses):
+        rest = None if end is None else max(end - time.monotonic(), 0.1) / (len(addresses) - number)
+        yield address, rest
