@@ -12,10 +12,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from airflow_provider_modelsync.core.errors import InvalidInput
+from airflow_provider_modelsync.xcom import fitted, fitted_lists
 
 LATEST = "latest"
 EMPTY = "empty"  # the revision of a deployment that runs, with no model loaded so far
-XCOM_LIMIT = 4096  # bytes of JSON; results live in the metadata database and are no place for bulk
 
 
 class _Value(BaseModel):
@@ -149,11 +149,7 @@ class ModelVersion(_Value):
         :param more: further entries, e.g. ``path``.
         """
         fields = self.model_dump(mode="json", exclude={"raw", "transfer"})
-        xcom = {**fields, "ref": self.ref, **more}
-        for heavy in ("metadata", "labels"):
-            if len(json.dumps(xcom).encode()) > XCOM_LIMIT:
-                xcom |= {heavy: {}, "truncated": True}
-        return xcom
+        return fitted({**fields, "ref": self.ref, **more}, spare={"metadata": {}, "labels": {}})
 
 
 class PulledModel(_Value):
@@ -231,13 +227,9 @@ class SyncReport(_Value):
             for outcome in ("copied", "skipped", "failed")
         }
         counts = {outcome: len(entries) for outcome, entries in lists.items()}
-        xcom: dict[str, JsonValue] = {"dry_run": self.dry_run, "counts": dict(counts), **lists}
-        for outcome in ("skipped", "copied", "failed"):
-            while lists[outcome] and len(json.dumps(xcom).encode()) > XCOM_LIMIT - len(', "truncated": true'):
-                # By halves: a list may hold thousands.
-                lists[outcome] = xcom[outcome] = lists[outcome][: len(lists[outcome]) // 2]
-                xcom["truncated"] = True
-        return xcom
+        return fitted_lists(
+            {"dry_run": self.dry_run, "counts": dict(counts)}, lists, shorten=("skipped", "copied", "failed")
+        )
 
 
 class Patience(_Value):
@@ -303,11 +295,8 @@ class Deployment(_Value):
 
         What only helps people is left out when it would be larger; ``truncated`` is then true.
         """
-        xcom = self.model_dump(mode="json", exclude={"raw"})
-        for heavy in ("reason", "page", "url"):
-            if len(json.dumps(xcom).encode()) > XCOM_LIMIT:
-                xcom |= {heavy: None, "truncated": True}
-        return xcom
+        fields = self.model_dump(mode="json", exclude={"raw"})
+        return fitted(fields, spare={"reason": None, "page": None, "url": None})
 
 
 class Predictions(_Value):

@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("core",),  # the ground: settings, redaction
     ("core.models", "core.errors"),
 )
-DATA = ("", "provider_info")  # hold facts, import nothing of the package, and may be imported by all
+DATA = ("", "provider_info", "xcom")  # hold facts, import nothing of the package, and may be imported by all
 # Sensors and operators share what turns errors into Airflow's, and nothing else.
 SIDEWAYS = {
     ("sensors", "operators"): {"operators.base"},

@@ -9,13 +9,13 @@ from pydantic import ValidationError
 
 from airflow_provider_modelsync.core.errors import InvalidInput
 from airflow_provider_modelsync.core.models import (
-    XCOM_LIMIT,
     ModelRef,
     ModelVersion,
     Query,
     TransferStats,
     VersionStatus,
 )
+from airflow_provider_modelsync.xcom import XCOM_LIMIT
 
 NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
 

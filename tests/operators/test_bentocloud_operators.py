@@ -16,8 +16,8 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow.sdk.serde import serialize
 
 from airflow_provider_modelsync.core.http.policy import Backoff
-from airflow_provider_modelsync.core.models import XCOM_LIMIT
 from airflow_provider_modelsync.operators.bentocloud import PushBentoOperator
+from airflow_provider_modelsync.xcom import XCOM_LIMIT
 from tests.conftest import Connect
 from tests.core.stores import write_tree
 from tests.standins.bentocloud import BentoCloudStandIn

@@ -19,13 +19,13 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 from airflow.sdk.serde import serialize
 
 from airflow_provider_modelsync.core.http.policy import Backoff
-from airflow_provider_modelsync.core.models import XCOM_LIMIT
 from airflow_provider_modelsync.core.registries.bentocloud import deployments as bentocloud_deployments
 from airflow_provider_modelsync.hooks.bentocloud import BentoCloudHook
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 from airflow_provider_modelsync.links import DeploymentLink, RegistryConsoleLink
 from airflow_provider_modelsync.operators.deployment import DeployModelOperator, UndeployModelOperator
 from airflow_provider_modelsync.triggers.deployment import DeploymentTrigger
+from airflow_provider_modelsync.xcom import XCOM_LIMIT
 from tests.conftest import Connect
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.http_server import Delay, LoseAnswer, Reset, Respond

@@ -15,7 +15,6 @@ from airflow.sdk import Asset
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowTaskTimeout, TaskDeferred
 from airflow.sdk.serde import serialize
 
-from airflow_provider_modelsync.core.models import XCOM_LIMIT
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 from airflow_provider_modelsync.operators.deployment import DeployModelOperator, UndeployModelOperator
 from airflow_provider_modelsync.operators.pieces import PiecesUpdateModelOperator
@@ -23,6 +22,7 @@ from airflow_provider_modelsync.operators.transfer import PullModelOperator, Pus
 from airflow_provider_modelsync.sensors.model import ModelVersionSensor
 from airflow_provider_modelsync.triggers import fetch as triggers
 from airflow_provider_modelsync.triggers.fetch import FetchTrigger
+from airflow_provider_modelsync.xcom import XCOM_LIMIT
 from tests.conftest import Connect
 from tests.standins.http_server import Delay
 from tests.standins.pieces import Download, PiecesStandIn

@@ -14,11 +14,11 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
 
 from airflow_provider_modelsync.core.http.policy import Backoff
-from airflow_provider_modelsync.core.models import XCOM_LIMIT
 from airflow_provider_modelsync.core.registries.wallaroo import pipelines as wallaroo_pipelines
 from airflow_provider_modelsync.links import RegistryConsoleLink
 from airflow_provider_modelsync.operators.deployment import DeployModelOperator, UndeployModelOperator
 from airflow_provider_modelsync.triggers import deployment as triggers
+from airflow_provider_modelsync.xcom import XCOM_LIMIT
 from tests.conftest import Connect
 from tests.standins.http_server import LoseAnswer, Respond
 from tests.support.pipelines import CANARY, CONNECTION, DEPLOY, STATUS, Instance, ref, running_instance

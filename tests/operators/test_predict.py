@@ -17,10 +17,10 @@ from airflow.sdk.serde import serialize
 from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_modelsync.core.http.policy import Backoff
-from airflow_provider_modelsync.core.models import XCOM_LIMIT
 from airflow_provider_modelsync.core.registries.wallaroo import pipelines as wallaroo_pipelines
 from airflow_provider_modelsync.core.registries.wallaroo.registry import Wallaroo
 from airflow_provider_modelsync.operators.deployment import PredictOperator
+from airflow_provider_modelsync.xcom import XCOM_LIMIT
 from tests.conftest import Connect
 from tests.standins.fault_server import Drip, FaultServer, ReadRest, Send
 from tests.standins.http_server import Delay, Respond

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from airflow_provider_modelsync.core.models import XCOM_LIMIT
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.hooks.supervisely import SuperviselyHook
 from airflow_provider_modelsync.operators.transfer import SyncModelsOperator
+from airflow_provider_modelsync.xcom import XCOM_LIMIT
 from tests.conftest import Connect
 from tests.standins.supervisely import SuperviselyStandIn
 

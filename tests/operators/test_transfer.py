@@ -13,10 +13,10 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskD
 from airflow.sdk.serde import serialize
 
 from airflow_provider_modelsync.core.archive.digest import digest_directory
-from airflow_provider_modelsync.core.models import XCOM_LIMIT
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.operators.transfer import PullModelOperator, PushModelOperator
 from airflow_provider_modelsync.triggers.model import ModelVersionTrigger
+from airflow_provider_modelsync.xcom import XCOM_LIMIT
 from tests.support.scripted import Script
 
 VERSION_KEYS = {

@@ -25,7 +25,7 @@ from airflow_provider_modelsync.core.errors import (
     VersionConflict,
 )
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
-from airflow_provider_modelsync.core.models import XCOM_LIMIT, Query, SyncedVersion, SyncReport
+from airflow_provider_modelsync.core.models import Query, SyncedVersion, SyncReport
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
 from airflow_provider_modelsync.core.registries.bentocloud.registry import BentoCloud, BentoCloudSettings
 from airflow_provider_modelsync.core.registries.modelstore.bucket import BucketSettings
@@ -37,6 +37,7 @@ from airflow_provider_modelsync.core.verbs import sync as syncing
 from airflow_provider_modelsync.core.verbs.drive import driver_for, mover_for
 from airflow_provider_modelsync.core.verbs.push import push
 from airflow_provider_modelsync.core.verbs.sync import CREATED_AT, Selection, Side, sync
+from airflow_provider_modelsync.xcom import XCOM_LIMIT
 from tests.core.registries.bentocloud.cloud import DOWNLOAD, OBJECT
 from tests.core.registries.supervisely.serving import LIST, platform
 from tests.core.stores import Store, snapshot, write_tree

@@ -21,10 +21,11 @@ from airflow_provider_modelsync.core.errors import (
     RegistryUnavailable,
     Unauthorized,
 )
-from airflow_provider_modelsync.core.models import XCOM_LIMIT, Deployment, RollOut, Undo
+from airflow_provider_modelsync.core.models import Deployment, RollOut, Undo
 from airflow_provider_modelsync.core.registries.base import Capability
 from airflow_provider_modelsync.core.registries.bentocloud import deployments as bentocloud_deployments
 from airflow_provider_modelsync.core.verbs.wait import find_gone, find_ready, take_back
+from airflow_provider_modelsync.xcom import XCOM_LIMIT
 from tests.core.registries.bentocloud.cloud import Cloud
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.http_server import LoseAnswer, Request, Respond, Rewrite
