@@ -11,11 +11,13 @@ from airflow.sdk import Asset, AssetAlias, BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_provider_modelsync.assets import model_asset
+from airflow_provider_modelsync.core.arguments import Text
 from airflow_provider_modelsync.core.errors import ModelSyncError, Permanent
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
 from airflow_provider_modelsync.lineage import Trace
 from airflow_provider_modelsync.links import remember_link
+from airflow_provider_modelsync.operators.arguments import TakesArguments
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -78,14 +80,30 @@ class TaskCheckpoint:
             log.warning("the task's state store could not be %s, this try goes on without it: %s", done, error)
 
 
-class ModelSyncOperator(BaseOperator):
-    """Base of all operators: hooks that end their work when the task is killed."""
+class ModelSyncOperator(TakesArguments, BaseOperator):
+    """Base of all operators: arguments that are read once, hooks that end their work when the task is killed."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         # Made here, not in execute: a kill may come before execute has begun.
         self._cancel_token = CancelToken()
         self._trace = Trace()
+        self._is_over = False
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Do within it whatever the task does: it reads the arguments first, and turns errors into Airflow's.
+
+        What belongs to one try is made anew for the next one, which may run on the same object.
+        """
+        if self._is_over:  # whatever was told to stop since then, it was not this try
+            self._cancel_token, self._trace, self._is_over = CancelToken(), Trace(), False
+        try:
+            with translated():
+                self.read_arguments()
+                yield
+        finally:
+            self._is_over = True
 
     def hook_for(self, registry_conn_id: str, context: Context | None = None) -> RegistryHook:
         """Return a connection's hook, which ends its work when this task is killed.
@@ -126,7 +144,7 @@ class RegistryOperator(ModelSyncOperator):
     # Whether the versions that it emits are what it takes, not what it makes.
     takes_models: ClassVar[bool] = False
 
-    def __init__(self, *, registry_conn_id: str = DEFAULT_CONN_ID, **kwargs: Any) -> None:
+    def __init__(self, *, registry_conn_id: Text = DEFAULT_CONN_ID, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.registry_conn_id = registry_conn_id
 

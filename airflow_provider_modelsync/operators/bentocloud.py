@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperatorLink
 
+from airflow_provider_modelsync.core.arguments import Flag, Text
 from airflow_provider_modelsync.core.errors import InvalidInput
 from airflow_provider_modelsync.core.models import TransferStats
 from airflow_provider_modelsync.links import RegistryConsoleLink
-from airflow_provider_modelsync.operators.base import RegistryOperator, TaskCheckpoint, translated
-from airflow_provider_modelsync.operators.storage import Location, local_source
+from airflow_provider_modelsync.operators.arguments import Place
+from airflow_provider_modelsync.operators.base import RegistryOperator, TaskCheckpoint
+from airflow_provider_modelsync.operators.storage import local_source
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -31,16 +33,15 @@ class PushBentoOperator(RegistryOperator):
     :return: the bento's version as a dictionary, with ``skipped`` and ``resumed_bytes``.
     """
 
-    template_fields: Sequence[str] = ("registry_conn_id", "source")
     operator_extra_links: Sequence[BaseOperatorLink] = (RegistryConsoleLink(),)
     ui_color = "#d5e8d4"
 
     def __init__(
         self,
         *,
-        source: Location,
-        force: bool = False,
-        registry_conn_id: str = "bentocloud_default",
+        source: Place,
+        force: Flag = False,
+        registry_conn_id: Text = "bentocloud_default",
         **kwargs: Any,
     ) -> None:
         super().__init__(registry_conn_id=registry_conn_id, **kwargs)
@@ -50,7 +51,7 @@ class PushBentoOperator(RegistryOperator):
     def execute(self, context: Context) -> dict[str, JsonValue]:
         from airflow_provider_modelsync.hooks.bentocloud import BentoCloudHook
 
-        with translated():
+        with self.attempt():
             hook = self.get_hook(context)
             if not isinstance(hook, BentoCloudHook):
                 raise InvalidInput(

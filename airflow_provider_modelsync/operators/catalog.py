@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_provider_modelsync.operators.base import RegistryOperator, translated
+from airflow_provider_modelsync.core.arguments import LabelChanges, Reference, Text
+from airflow_provider_modelsync.operators.base import RegistryOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -20,15 +20,14 @@ class ListModelsOperator(RegistryOperator):
     :return: a list of version dictionaries; feed it to ``.expand()`` to spread work over models.
     """
 
-    template_fields: Sequence[str] = ("registry_conn_id", "query")
     ui_color = "#fff2cc"
 
-    def __init__(self, *, query: str | None = None, **kwargs: Any) -> None:
+    def __init__(self, *, query: Text | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.query = query
 
     def execute(self, context: Context) -> list[dict[str, JsonValue]]:
-        with translated():
+        with self.attempt():
             versions = self.get_hook().list_models(self.query)
         self.log.info("%d models", len(versions))
         return [version.to_xcom() for version in versions]
@@ -42,15 +41,14 @@ class DeleteModelOperator(RegistryOperator):
     :return: ``{"ref": …, "deleted": whether it was there}``.
     """
 
-    template_fields: Sequence[str] = ("registry_conn_id", "model")
     ui_color = "#f8cecc"
 
-    def __init__(self, *, model: str, **kwargs: Any) -> None:
+    def __init__(self, *, model: Reference, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.model = model
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
-        with translated():
+        with self.attempt():
             deleted = self.get_hook().delete(self.model)
         self.log.info("%s %s", self.model, "is deleted" if deleted else "was not there")
         return {"ref": self.model, "deleted": deleted}
@@ -65,17 +63,16 @@ class LabelModelOperator(RegistryOperator):
     :return: the version as a dictionary.
     """
 
-    template_fields: Sequence[str] = ("registry_conn_id", "model", "labels")
     template_fields_renderers: ClassVar[dict[str, str]] = {"labels": "json"}
     ui_color = "#e1d5e7"
 
-    def __init__(self, *, model: str, labels: Mapping[str, str | None], **kwargs: Any) -> None:
+    def __init__(self, *, model: Reference, labels: LabelChanges, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.model = model
         self.labels = labels
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
-        with translated():
+        with self.attempt():
             version = self.get_hook().set_labels(self.model, self.labels)
         self.emit(context, version)
         return version.to_xcom()

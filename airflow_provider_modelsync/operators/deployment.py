@@ -16,11 +16,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.sdk import BaseOperatorLink, ObjectStoragePath, conf
+from airflow.sdk import BaseOperatorLink, ObjectStoragePath
 from airflow.sdk.exceptions import AirflowTaskTimeout
 from airflow.sdk.log import mask_secret
 from pydantic import ValidationError
 
+from airflow_provider_modelsync.core.arguments import (
+    DeploymentName,
+    Flag,
+    Options,
+    Reference,
+    Seconds,
+    Span,
+    Values,
+    structure,
+)
 from airflow_provider_modelsync.core.errors import (
     Cancelled,
     InvalidInput,
@@ -42,9 +52,10 @@ from airflow_provider_modelsync.core.models import (
 from airflow_provider_modelsync.core.verbs.wait import GOALS, GONE, READY, find_deployment, take_back
 from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
 from airflow_provider_modelsync.links import DeploymentLink, RegistryConsoleLink, remember_link
-from airflow_provider_modelsync.operators.base import RegistryOperator, TaskCheckpoint, translated
+from airflow_provider_modelsync.operators.arguments import DEFERRABLE, Place
+from airflow_provider_modelsync.operators.base import RegistryOperator, TaskCheckpoint
 from airflow_provider_modelsync.operators.fetch import fetch
-from airflow_provider_modelsync.operators.storage import Location, local_source, publish_file, resolve
+from airflow_provider_modelsync.operators.storage import local_source, publish_file, resolve
 from airflow_provider_modelsync.triggers.base import DEFAULT_POLL_INTERVAL, outcome_of
 from airflow_provider_modelsync.triggers.deployment import DeploymentTrigger
 from airflow_provider_modelsync.triggers.predict import PredictTrigger
@@ -74,11 +85,11 @@ class _DeploymentOperator(RegistryOperator):
     def __init__(
         self,
         *,
-        deployment: str | None,
-        wait_for_completion: bool = True,
-        timeout: float | timedelta = 3600,
-        poll_interval: float = DEFAULT_POLL_INTERVAL,
-        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        deployment: DeploymentName | None,
+        wait_for_completion: Flag = True,
+        timeout: Span = 3600,
+        poll_interval: Seconds = DEFAULT_POLL_INTERVAL,
+        deferrable: Flag = DEFERRABLE,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -104,7 +115,7 @@ class _DeploymentOperator(RegistryOperator):
 
         :param model: what is served, for systems that do not tell.
         """
-        with translated():
+        with self.attempt():
             outcome_of(event)
             deployment = self._look(self.get_hook(), (event or {}).get("revision"))
             if deployment is None:
@@ -190,7 +201,6 @@ class DeployModelOperator(_DeploymentOperator):
     :return: the deployment as a dictionary.
     """
 
-    template_fields: Sequence[str] = ("registry_conn_id", "deployment", "model", "config")
     template_fields_renderers: ClassVar[dict[str, str]] = {"config": "json"}
     operator_extra_links: Sequence[BaseOperatorLink] = (RegistryConsoleLink(), DeploymentLink())
     ui_color = "#d0e0e3"
@@ -198,7 +208,12 @@ class DeployModelOperator(_DeploymentOperator):
     takes_models = True
 
     def __init__(
-        self, *, model: str, deployment: str | None = None, config: Mapping[str, Any] | None = None, **kwargs: Any
+        self,
+        *,
+        model: Reference,
+        deployment: DeploymentName | None = None,
+        config: Options | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(deployment=deployment, **kwargs)
         self.model = model
@@ -215,14 +230,14 @@ class DeployModelOperator(_DeploymentOperator):
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
         self._mask()  # again: that method is Airflow's own, and logs are not to depend on it
-        with translated():
+        with self.attempt():
             self._fetch(context)
             return self._roll_out(context)
 
     def execute_fetched(self, context: Context, event: Mapping[str, Any] | None) -> dict[str, JsonValue]:
         """Take over from the trigger that waited for the model to be where it is served."""
         self._mask()
-        with translated():
+        with self.attempt():
             outcome_of(event)
             return self._roll_out(context)
 
@@ -310,7 +325,7 @@ class DeployModelOperator(_DeploymentOperator):
         )
 
     def _mask(self) -> None:
-        for value in _environment_values(self.config):
+        for value in _secrets_in(self.config):
             mask_secret(value)
 
     def _asked(self) -> str:
@@ -331,12 +346,11 @@ class UndeployModelOperator(_DeploymentOperator):
     :return: the deployment as a dictionary.
     """
 
-    template_fields: Sequence[str] = ("registry_conn_id", "deployment")
     ui_color = "#f4cccc"
     goal = GONE
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
-        with translated():
+        with self.attempt():
             deployment = self.get_hook().undeploy(self._name)
             if self.wait_for_completion and not deployment.gone:
                 deployment = self._wait()
@@ -363,45 +377,47 @@ class PredictOperator(RegistryOperator):
     :return: registry, deployment, model, output, format, count and size of the predictions, as a dictionary.
     """
 
-    template_fields: Sequence[str] = ("registry_conn_id", "deployment", "inputs", "output_path", "options")
     template_fields_renderers: ClassVar[dict[str, str]] = {"inputs": "json", "options": "json"}
     ui_color = "#fff2cc"
+    # The argument: Airflow looks by an argument's own name for what it depends on. It stands in the place of Airflow's
+    # property for the task's XCom; that is ``XComArg(task)`` here.
+    output: Any = None
 
     def __init__(
         self,
         *,
-        inputs: Any,
-        output: Location,
-        deployment: str | None = None,
-        options: Mapping[str, Any] | None = None,
-        timeout: float | timedelta = timedelta(days=1),
-        poll_interval: float = DEFAULT_POLL_INTERVAL,
-        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        inputs: Values,
+        output: Place,
+        deployment: DeploymentName | None = None,
+        options: Options | None = None,
+        timeout: Span = timedelta(days=1),
+        poll_interval: Seconds = DEFAULT_POLL_INTERVAL,
+        deferrable: Flag = DEFERRABLE,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.deployment = deployment
         self.inputs = inputs
-        self.output_path = output  # ``output`` is what Airflow calls a task's XCom
+        self.output = output
         self.options = options
         self.timeout = timeout
         self.poll_interval = poll_interval
         self.deferrable = deferrable
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
-        with translated():
+        with self.attempt():
             return self._make(context)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None) -> dict[str, JsonValue]:
         """Take over from the trigger: fetch what was made, and what is still made, and write it."""
-        with translated():
+        with self.attempt():
             outcome_of(event)
             return self._make(context, Ticket.model_validate((event or {}).get("ticket")))
 
     def _make(self, context: Context, ticket: Ticket | None = None) -> dict[str, JsonValue]:
         if clash := sorted(_ARGUMENTS & (self.options or {}).keys()):
             raise InvalidInput(f"{', '.join(clash)}: arguments of the task, not options", argument="options")
-        output = resolve(self.output_path, "output")
+        output = resolve(self.output, "output")
         with self._local_inputs() as inputs:
             if self.deferrable and ticket is None:
                 self._defer(inputs, output)
@@ -511,6 +527,21 @@ def _undo(before: Deployment | None) -> Undo:
     if before is None or before.gone:
         return Undo.TERMINATE
     return Undo.RESTORE if before.ready and before.revision else Undo.LEAVE
+
+
+def _secrets_in(config: Any) -> Iterator[str]:
+    """Return what nobody may see of a configuration, whatever form it has."""
+    if not isinstance(config, str):
+        yield from _environment_values(config)
+        return
+    try:
+        values = list(_environment_values(structure(config)))
+    except ValueError:
+        yield config  # nobody can tell what in it is secret
+        return
+    for value in values:
+        yield from dict.fromkeys((value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]))
+        yield repr(value)[1:-1]
 
 
 def _environment_values(value: Any, *, inside: bool = False) -> Iterator[str]:

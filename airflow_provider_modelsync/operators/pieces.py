@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from airflow_provider_modelsync.core.arguments import Options, Reference, Text
 from airflow_provider_modelsync.core.errors import InvalidInput
-from airflow_provider_modelsync.operators.base import RegistryOperator, translated
+from airflow_provider_modelsync.operators.base import RegistryOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -24,16 +24,15 @@ class PiecesUpdateModelOperator(RegistryOperator):
     :return: the version as a dictionary.
     """
 
-    template_fields: Sequence[str] = ("registry_conn_id", "model", "changes")
     template_fields_renderers: ClassVar[dict[str, str]] = {"changes": "json"}
     ui_color = "#e1d5e7"
 
     def __init__(
         self,
         *,
-        model: str,
-        changes: Mapping[str, Any],
-        registry_conn_id: str = "pieces_default",
+        model: Reference,
+        changes: Options,
+        registry_conn_id: Text = "pieces_default",
         **kwargs: Any,
     ) -> None:
         super().__init__(registry_conn_id=registry_conn_id, **kwargs)
@@ -43,7 +42,7 @@ class PiecesUpdateModelOperator(RegistryOperator):
     def execute(self, context: Context) -> dict[str, JsonValue]:
         from airflow_provider_modelsync.hooks.pieces import PiecesHook
 
-        with translated():
+        with self.attempt():
             hook = self.get_hook(context)
             if not isinstance(hook, PiecesHook):
                 raise InvalidInput(

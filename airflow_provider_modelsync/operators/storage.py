@@ -15,8 +15,7 @@ from airflow.sdk import ObjectStoragePath
 from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavailable, TargetExists
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
-
-Location = str | os.PathLike[str] | ObjectStoragePath
+from airflow_provider_modelsync.operators.arguments import Location
 
 _BLOCK = 1 << 20  # bytes copied at a time
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_modelsync.core.arguments import DeploymentName, Text
 from airflow_provider_modelsync.core.errors import InvalidInput
-from airflow_provider_modelsync.operators.base import RegistryOperator, translated
+from airflow_provider_modelsync.operators.base import RegistryOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -23,14 +23,13 @@ class SuperviselyFreezeOperator(RegistryOperator):
     :return: ``frozen``, and the app's ``message``, as a dictionary.
     """
 
-    template_fields: Sequence[str] = ("registry_conn_id", "deployment")
     ui_color = "#cfe2f3"
 
     def __init__(
         self,
         *,
-        deployment: str | None = None,
-        registry_conn_id: str = "supervisely_default",
+        deployment: DeploymentName | None = None,
+        registry_conn_id: Text = "supervisely_default",
         **kwargs: Any,
     ) -> None:
         super().__init__(registry_conn_id=registry_conn_id, **kwargs)
@@ -40,7 +39,7 @@ class SuperviselyFreezeOperator(RegistryOperator):
         from airflow_provider_modelsync.core.registries.supervisely.session import FROZEN
         from airflow_provider_modelsync.hooks.supervisely import SuperviselyHook
 
-        with translated():
+        with self.attempt():
             hook = self.get_hook()
             if not isinstance(hook, SuperviselyHook):
                 raise InvalidInput(

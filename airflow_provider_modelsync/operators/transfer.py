@@ -12,9 +12,22 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
-from airflow.sdk import Asset, AssetAlias, BaseOperatorLink, conf
+from airflow.sdk import Asset, AssetAlias, BaseOperatorLink
 
 from airflow_provider_modelsync.assets import model_asset
+from airflow_provider_modelsync.core.arguments import (
+    Facts,
+    Flag,
+    Labels,
+    ModelNames,
+    Options,
+    OptionsByName,
+    Reference,
+    Seconds,
+    Span,
+    Text,
+    Versions,
+)
 from airflow_provider_modelsync.core.errors import Permanent, RegistryUnavailable, Retryable
 from airflow_provider_modelsync.core.models import (
     ModelVersion,
@@ -28,14 +41,14 @@ from airflow_provider_modelsync.core.models import (
 from airflow_provider_modelsync.core.verbs.wait import find_version
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 from airflow_provider_modelsync.links import RegistryConsoleLink, remember_link
+from airflow_provider_modelsync.operators.arguments import DEFERRABLE, Place
 from airflow_provider_modelsync.operators.base import (
     ModelSyncOperator,
     RegistryOperator,
     TaskCheckpoint,
-    translated,
 )
 from airflow_provider_modelsync.operators.fetch import fetch
-from airflow_provider_modelsync.operators.storage import Location, local_source, resolve, upload_directory
+from airflow_provider_modelsync.operators.storage import local_source, resolve, upload_directory
 from airflow_provider_modelsync.triggers.base import DEFAULT_POLL_INTERVAL, outcome_of
 from airflow_provider_modelsync.triggers.model import ModelVersionTrigger
 
@@ -44,7 +57,6 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from airflow_provider_modelsync.core.transfer.checkpoint import CheckpointStore
-    from airflow_provider_modelsync.core.verbs.sync import Versions
 
     Event = dict[str, JsonValue]
 
@@ -69,7 +81,6 @@ class PushModelOperator(RegistryOperator):
     :return: the version as a dictionary, with ``skipped`` and ``resumed_bytes``.
     """
 
-    template_fields: Sequence[str] = ("registry_conn_id", "model", "source", "labels", "metadata", "options")
     template_fields_renderers: ClassVar[dict[str, str]] = {"labels": "json", "metadata": "json", "options": "json"}
     operator_extra_links: Sequence[BaseOperatorLink] = (RegistryConsoleLink(),)
     ui_color = "#d5e8d4"
@@ -77,16 +88,16 @@ class PushModelOperator(RegistryOperator):
     def __init__(
         self,
         *,
-        model: str,
-        source: Location,
-        labels: Mapping[str, str] | None = None,
-        metadata: Mapping[str, JsonValue] | None = None,
-        force: bool = False,
-        options: Mapping[str, Any] | None = None,
-        wait_for_ready: bool = True,
-        ready_timeout: float | timedelta = 3600,
-        poll_interval: float = DEFAULT_POLL_INTERVAL,
-        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        model: Reference,
+        source: Place,
+        labels: Labels | None = None,
+        metadata: Facts | None = None,
+        force: Flag = False,
+        options: Options | None = None,
+        wait_for_ready: Flag = True,
+        ready_timeout: Span = 3600,
+        poll_interval: Seconds = DEFAULT_POLL_INTERVAL,
+        deferrable: Flag = DEFERRABLE,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -102,7 +113,7 @@ class PushModelOperator(RegistryOperator):
         self.deferrable = deferrable
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
-        with translated():
+        with self.attempt():
             with local_source(self.source, self._cancel_token) as source:
                 version = self.get_hook(context).push(
                     source,
@@ -122,7 +133,7 @@ class PushModelOperator(RegistryOperator):
         self, context: Context, event: Mapping[str, Any] | None, transfer: Mapping[str, Any]
     ) -> dict[str, JsonValue]:
         """Take over from the trigger: read the version once more and return it."""
-        with translated():
+        with self.attempt():
             version = self.get_hook().get(outcome_of(event))
             return self._finish(context, version, TransferStats.model_validate(transfer))
 
@@ -180,7 +191,6 @@ class PullModelOperator(RegistryOperator):
     :return: the version as a dictionary, with ``path`` and ``skipped``.
     """
 
-    template_fields: Sequence[str] = ("registry_conn_id", "model", "target", "labels", "query")
     template_fields_renderers: ClassVar[dict[str, str]] = {"labels": "json"}
     operator_extra_links: Sequence[BaseOperatorLink] = (RegistryConsoleLink(),)
     ui_color = "#dae8fc"
@@ -189,15 +199,15 @@ class PullModelOperator(RegistryOperator):
     def __init__(
         self,
         *,
-        model: str,
-        target: Location | None = None,
-        labels: Mapping[str, str] | None = None,
-        query: str | None = None,
-        force: bool = False,
-        verify: bool = True,
-        timeout: float | timedelta = 6 * 3600,
-        poll_interval: float = DEFAULT_POLL_INTERVAL,
-        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        model: Reference,
+        target: Place | None = None,
+        labels: Labels | None = None,
+        query: Text | None = None,
+        force: Flag = False,
+        verify: Flag = True,
+        timeout: Span = 6 * 3600,
+        poll_interval: Seconds = DEFAULT_POLL_INTERVAL,
+        deferrable: Flag = DEFERRABLE,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -212,7 +222,7 @@ class PullModelOperator(RegistryOperator):
         self.deferrable = deferrable
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
-        with translated():
+        with self.attempt():
             if self.target is None:
                 return self._finish(context, self._fetch(context))
             target = resolve(self.target, "target")
@@ -226,7 +236,7 @@ class PullModelOperator(RegistryOperator):
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None) -> dict[str, JsonValue]:
         """Take over from the trigger: read the version once more and return it."""
-        with translated():
+        with self.attempt():
             return self._finish(context, self.get_hook().get(outcome_of(event)))
 
     def _fetch(self, context: Context) -> ModelVersion:
@@ -274,31 +284,24 @@ class SyncModelsOperator(ModelSyncOperator):
     :return: ``counts`` and lists of what was ``copied``, ``skipped`` and ``failed``.
     """
 
-    template_fields: Sequence[str] = (
-        "source_conn_id",
-        "target_conn_id",
-        "models",
-        "versions",
-        "labels",
-        "options",
-        "rename",
-    )
     template_fields_renderers: ClassVar[dict[str, str]] = {"labels": "json", "options": "json", "rename": "json"}
     operator_extra_links: Sequence[BaseOperatorLink] = (RegistryConsoleLink(),)
     ui_color = "#ffe6cc"
+    # The argument, in the place of a method of Airflow's that renders templates and shows them.
+    dry_run: Any = False
 
     def __init__(
         self,
         *,
-        source_conn_id: str,
-        target_conn_id: str,
-        models: Sequence[str] = ("*",),
-        versions: Versions | str = "latest",
-        labels: Mapping[str, str] | None = None,
-        options: Mapping[str, Mapping[str, Any]] | None = None,
-        rename: Mapping[str, str] | None = None,
-        fail_on_error: bool = True,
-        dry_run: bool = False,
+        source_conn_id: Text,
+        target_conn_id: Text,
+        models: ModelNames = ("*",),
+        versions: Versions = "latest",
+        labels: Labels | None = None,
+        options: OptionsByName | None = None,
+        rename: Labels | None = None,
+        fail_on_error: Flag = True,
+        dry_run: Flag = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -310,26 +313,26 @@ class SyncModelsOperator(ModelSyncOperator):
         self.options = options
         self.rename = rename
         self.fail_on_error = fail_on_error
-        self._only_say = dry_run  # operators have a method of the argument's name
+        self.dry_run = dry_run
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
         from airflow_provider_modelsync.core.verbs.sync import Selection
 
-        with translated():
+        with self.attempt():
             source, target = (self.hook_for(conn_id, context) for conn_id in (self.source_conn_id, self.target_conn_id))
             remember_link(context, target.page_of)
             checkpoint = TaskCheckpoint.of(context)
-            copies = _Copies(checkpoint if self.outlets and not self._only_say else None, target)
+            copies = _Copies(checkpoint if self.outlets and not self.dry_run else None, target)
             report = source.sync_to(
                 target,
                 Selection(
                     models=self.models,
-                    versions=_versions(self.versions),
+                    versions=self.versions,
                     labels=self.labels or {},
                     options=self.options or {},
                     rename=self.rename or {},
                 ),
-                dry_run=self._only_say,
+                dry_run=self.dry_run,
                 checkpoint=checkpoint,
                 on_copied=copies.add,
             )
@@ -422,11 +425,6 @@ def _version(hook: RegistryHook, ref: str, copy: SyncedVersion) -> ModelVersion:
     return ModelVersion(
         registry=hook.conn_type, name=name, version=version, status=VersionStatus.READY, digest=copy.digest
     )
-
-
-def _versions(versions: Versions | str) -> Any:
-    """Return what a template may have made a string."""
-    return int(versions) if isinstance(versions, str) and versions.isdecimal() else versions
 
 
 def _seconds(span: float | timedelta) -> float:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.sdk import BaseOperatorLink, BaseSensorOperator, PokeReturnValue, conf
+from airflow.sdk import BaseOperatorLink, BaseSensorOperator, PokeReturnValue
 from airflow.sdk.exceptions import AirflowException, AirflowSensorTimeout, AirflowSkipException
 
+from airflow_provider_modelsync.core.arguments import Flag, Labels, Moment, Reference, Text
 from airflow_provider_modelsync.core.errors import Retryable
 from airflow_provider_modelsync.core.models import ModelVersion, Query
 from airflow_provider_modelsync.core.verbs.wait import READY, find_version
 from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
 from airflow_provider_modelsync.links import RegistryConsoleLink, remember_link
+from airflow_provider_modelsync.operators.arguments import DEFERRABLE, TakesArguments
 from airflow_provider_modelsync.operators.base import DEFAULT_CONN_ID, translated
 from airflow_provider_modelsync.triggers.base import outcome_of
 from airflow_provider_modelsync.triggers.model import ModelVersionTrigger
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
 
-class ModelVersionSensor(BaseSensorOperator):
+class ModelVersionSensor(TakesArguments, BaseSensorOperator):
     """Wait until a model version is there.
 
     A model that does not exist yet is waited for; passing faults of the registry never end the wait.
@@ -38,7 +41,6 @@ class ModelVersionSensor(BaseSensorOperator):
     :return: the version as a dictionary.
     """
 
-    template_fields: Sequence[str] = ("registry_conn_id", "model", "labels", "newer_than")
     template_fields_renderers: ClassVar[dict[str, str]] = {"labels": "json"}
     operator_extra_links: Sequence[BaseOperatorLink] = (RegistryConsoleLink(),)
     ui_color = "#ffe6cc"
@@ -46,12 +48,12 @@ class ModelVersionSensor(BaseSensorOperator):
     def __init__(
         self,
         *,
-        model: str,
-        registry_conn_id: str = DEFAULT_CONN_ID,
-        labels: Mapping[str, str] | None = None,
-        newer_than: str | None = None,
-        state: str = READY,
-        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        model: Reference,
+        registry_conn_id: Text = DEFAULT_CONN_ID,
+        labels: Labels | None = None,
+        newer_than: Moment | None = None,
+        state: Text = READY,
+        deferrable: Flag = DEFERRABLE,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -64,15 +66,13 @@ class ModelVersionSensor(BaseSensorOperator):
         self._hook: RegistryHook | None = None
 
     def execute(self, context: Context) -> Any:
+        with self._skipping(), translated():
+            self.read_arguments()
         if not self.deferrable:
             return super().execute(context)
         # Looking once first spares a deferral, and keeps the trigger from firing at once.
-        try:
+        with self._skipping():
             found = self._look()
-        except AirflowException as error:  # as Airflow does for the sensors that poke
-            if self.soft_fail or self.never_fail:
-                raise AirflowSkipException(f"skipped, as soft_fail or never_fail is set: {error}") from error
-            raise
         if found:
             return self._tell(context, found)
         timeout = float(self.timeout)
@@ -96,12 +96,23 @@ class ModelVersionSensor(BaseSensorOperator):
         if event and event.get("status") == "timeout":
             raise AirflowSensorTimeout(str(event.get("message")))
         with translated():
+            self.read_arguments()
             self._hook = get_registry_hook(self.registry_conn_id)
             return self._tell(context, self._hook.get(outcome_of(event)))
 
     def poke(self, context: Context) -> PokeReturnValue:
         found = self._look()
         return PokeReturnValue(is_done=found is not None, xcom_value=self._tell(context, found) if found else None)
+
+    @contextmanager
+    def _skipping(self) -> Iterator[None]:
+        """Skip instead of failing where Airflow's own sensors do so when they poke."""
+        try:
+            yield
+        except AirflowException as error:
+            if self.soft_fail or self.never_fail:
+                raise AirflowSkipException(f"skipped, as soft_fail or never_fail is set: {error}") from error
+            raise
 
     def _tell(self, context: Context, found: ModelVersion) -> dict[str, JsonValue]:
         if hook := self._hook:
@@ -110,6 +121,7 @@ class ModelVersionSensor(BaseSensorOperator):
 
     def _look(self) -> ModelVersion | None:
         with translated():
+            self.read_arguments()
             self._hook = self._hook or get_registry_hook(self.registry_conn_id)
             query = Query.parse(None, self.labels)
             try:

@@ -32,12 +32,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("core.archive", "core.http"),
     ("core.flow", "core.durable"),
     ("core",),  # the ground: settings, redaction
-    ("core.models", "core.errors"),
+    ("core.arguments", "core.models", "core.errors"),
 )
 DATA = ("", "provider_info", "xcom")  # hold facts, import nothing of the package, and may be imported by all
-# Sensors and operators share what turns errors into Airflow's, and nothing else.
+# Sensors and operators share how arguments are read and errors become Airflow's, and nothing else.
 SIDEWAYS = {
-    ("sensors", "operators"): {"operators.base"},
+    ("sensors", "operators"): {"operators.arguments", "operators.base"},
     ("operators", "sensors"): set(),
     ("core.archive", "core.http"): set(),
     ("core.http", "core.archive"): set(),

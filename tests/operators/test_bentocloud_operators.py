@@ -168,7 +168,6 @@ def test_renders_its_templates(server: BentoCloudStandIn, bento: Path) -> None:
     operator.render_template_fields(variables)
 
     assert (operator.source, operator.registry_conn_id) == (str(bento), "other")
-    assert set(operator.template_fields) == {"source", "registry_conn_id"}
 
 
 def test_tells_the_outlet_assets(server: BentoCloudStandIn, bento: Path, context: Any) -> None:

@@ -547,6 +547,22 @@ class TestSecrets:
         assert context["task"].config == {"envs": [{"name": "API_KEY", "value": secret}]}
         assert redact(context["task"].config, "config") == {"envs": [{"name": "API_KEY", "value": "***"}]}
 
+    @pytest.mark.parametrize(
+        "form",
+        ["{{ config }}", "{{ config | tojson }}", {"envs": "{{ config.envs }}"}, "{{ config | tojson }} cut"],
+        ids=["python", "json", "nested", "unreadable"],
+    )
+    @pytest.mark.parametrize("secret", ["canary-of-text", 'canary-"quoted"-\\é'])
+    def test_are_masked_whatever_form_the_configuration_has(self, form: Any, secret: str) -> None:
+        from airflow.sdk._shared.secrets_masker import redact
+
+        with DAG("masked"):
+            task = deploy(config=form)
+        task.render_template_fields({"config": {"envs": [{"name": "API_KEY", "value": secret}]}})
+
+        assert "canary-" in str(task.config)
+        assert "canary-" not in str(redact(task.config, "config"))
+
 
 class TestArguments:
     @pytest.mark.parametrize("operator_class", [DeployModelOperator, UndeployModelOperator])
@@ -557,7 +573,7 @@ class TestArguments:
             operator = operator_class(task_id="task", registry_conn_id="{{ name }}", **mine)
         operator.render_template_fields({"name": "demo"})
 
-        assert set(operator_class.template_fields) == {"registry_conn_id", *mine}
+        assert set(operator_class.template_fields) >= {"registry_conn_id", *mine}
         assert set(operator_class.template_fields_renderers) <= set(operator_class.template_fields)
         assert "{{" not in json.dumps({name: getattr(operator, name) for name in operator.template_fields})
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk import DAG, ObjectStoragePath
+from airflow.sdk import DAG, ObjectStoragePath, XComArg
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow.sdk.serde import serialize
 from fsspec.implementations.memory import MemoryFileSystem
@@ -199,22 +199,23 @@ def test_arguments_are_rendered(context: Any) -> None:
         operator = predict("{{ run_id }}.json", "{{ run_id }}", options={"dataset": ["{{ run_id }}"]})
     operator.render_template_fields(context)
 
-    assert (operator.output_path, operator.inputs) == ("manual__1.json", "manual__1")
+    assert (operator.output, operator.inputs) == ("manual__1.json", "manual__1")
     assert operator.options == {"dataset": ["manual__1"]}
 
 
-def test_inputs_of_another_task_and_the_xcom_of_this_one_are_what_airflow_makes_of_them() -> None:
+def test_inputs_and_output_of_another_task_are_waited_for() -> None:
     with DAG("dag") as dag:
         first = predict("/tmp/first", task_id="first")
-        second = predict("/tmp/second", first.output["output"], task_id="second")
+        second = predict("/tmp/second", XComArg(first)["output"], task_id="second")
+        third = predict(XComArg(second)["output"], task_id="third")
         mapped = PredictOperator.partial(
             task_id="mapped", registry_conn_id=CONNECTION, deployment="demo"
         ).expand_kwargs([{"inputs": RECORDS, "output": f"/tmp/{number}"} for number in range(2)])
 
-    assert second.upstream_task_ids == {"first"}
+    assert (second.upstream_task_ids, third.upstream_task_ids) == ({"first"}, {"second"})
     assert mapped.task_id in dag.task_dict
     unmapped = mapped.unmap({"inputs": RECORDS, "output": "/tmp/0"})
-    assert (unmapped.output_path, unmapped.inputs) == ("/tmp/0", RECORDS)
+    assert (unmapped.output, unmapped.inputs) == ("/tmp/0", RECORDS)
 
 
 def test_a_system_without_predictions_fails_for_good(modelstore: Path, output: Path, context: Any) -> None:

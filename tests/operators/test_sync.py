@@ -87,10 +87,6 @@ def test_failures_may_be_left_to_the_next_task(pushed: Path, target: Path, conte
     assert report["failed"][0]["source"] == "absent"
 
 
-def test_airflow_s_own_dry_run_still_works(target: Path) -> None:
-    assert callable(sync(dry_run=True).dry_run)
-
-
 def test_a_kill_ends_the_transfer_of_both_sides(pushed: Path, target: Path, context: Any) -> None:
     operator = sync()
     operator.on_kill()

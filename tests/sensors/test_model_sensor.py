@@ -228,6 +228,8 @@ def test_every_text_argument_is_templated() -> None:
 
     rendered = {name: getattr(templated, name) for name in templated.template_fields}
     assert rendered == {
+        "state": "ready",
+        "deferrable": False,
         "registry_conn_id": "digits",
         "model": "digits",
         "labels": {"k": "digits"},
