@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from airflow_provider_modelsync.core.archive.digest import Source
 from airflow_provider_modelsync.core.flow.steps import Flow
 from airflow_provider_modelsync.core.models import ModelVersion, PulledModel, Query
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
@@ -62,7 +63,9 @@ class Bench:
         parent.mkdir()
         return parent / "target"
 
-    def push(self, source: Path, model: str, *, control: Control | None = None, **options: Any) -> ModelVersion:
+    def push(
+        self, source: Path | Source, model: str, *, control: Control | None = None, **options: Any
+    ) -> ModelVersion:
         control = control or Control(workers=2)
         with self.under_test.driver(self.registry, control.cancel) as driver:
             options = {"options": self.under_test.push_options, **options}

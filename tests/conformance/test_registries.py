@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_modelsync.core.archive.digest import digest_directory
+from airflow_provider_modelsync.core.archive.digest import digest_directory, read_tree
 from airflow_provider_modelsync.core.errors import (
     Cancelled,
     InvalidInput,
     ModelNotFound,
     NotSupported,
+    SourceChanged,
     VersionConflict,
 )
 from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Query
@@ -99,11 +101,26 @@ def test_force_replaces_a_version(bench: Bench) -> None:
 @needs(PUSH)
 def test_an_unusable_source_is_refused_before_anything_is_sent(bench: Bench) -> None:
     source = bench.source("one")
-    (source / "link").symlink_to("weights.bin")
+    (source / "link").symlink_to("/etc/passwd")
     before = bench.under_test.trace()
     with pytest.raises(InvalidInput, match="'link'"):
         bench.push(source, bench.model())
     assert bench.under_test.trace() == before
+
+
+@needs(PUSH)
+def test_bytes_that_change_unseen_once_they_were_hashed_are_never_published(bench: Bench) -> None:
+    source = bench.source("one")
+    largest = max((path for path in source.iterdir() if path.is_file()), key=lambda path: path.stat().st_size)
+    with largest.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+        view[0] = view[0]  # from here on the page is dirty, and writing to it leaves the file's times as they are
+        tree = read_tree(source)
+        view[1000] ^= 1
+        with pytest.raises(SourceChanged, match=largest.name):
+            bench.push(tree, bench.model())
+    bench.under_test.settle()
+    assert bench.ready_versions(bench.name) == []
+    assert bench.push(source, bench.model()).digest == digest_directory(source)
 
 
 # Pull

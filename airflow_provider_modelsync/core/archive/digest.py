@@ -5,18 +5,25 @@ UTF-8 bytes of its path, the line ``<sha256 of the file>␠␠<path>\\n``. That 
 checked by hand::
 
     export LC_ALL=C; find . -type f -print0 | sort -z | xargs -0 sha256sum | sed 's|  [.]/|  |' | sha256sum
+
+What is sent must be what was hashed. Times do not prove that: a writer through a memory map leaves them as they are. So
+the hash pass also takes a checksum of every :data:`SPAN`, and each read is compared with it before anybody sees a byte.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterable, Iterator, MutableMapping
+from array import array
+from collections.abc import Callable, Container, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.errors import InvalidInput, SourceChanged, from_os_error
@@ -24,7 +31,12 @@ from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.parallel import for_each
 
 BLOCK = 1 << 20  # bytes read at a time: larger blocks hash no faster
+SPAN = 1 << 17  # bytes of a file that one checksum stands for: what is read beside a range that begins inside of one
 HASH_WORKERS = min(4, os.cpu_count() or 1)
+
+FollowLinks = Literal["inside", "never"]
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +57,20 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What tells that a file was not touched: size in bytes, modification time in ns, inode."""
+    """What tells that a file was not touched: size in bytes, times in ns, and which file it is.
+
+    Whoever sets a file's modification time back, as ``rsync -t`` does, cannot set back the time of that change.
+    """
 
     size: int
     mtime_ns: int
+    ctime_ns: int
     inode: int
+    device: int
 
     @classmethod
     def of(cls, facts: os.stat_result) -> Stamp:
-        return cls(facts.st_size, facts.st_mtime_ns, facts.st_ino)
+        return cls(facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino, facts.st_dev)
 
 
 class Source(ABC):
@@ -97,6 +114,9 @@ class Source(ABC):
         size = next(file.size for file in self.files if file.path == path)
         return bytes(self.read(path, 0, min(size, limit)))
 
+    def prepare(self, paths: Iterable[str], cancel: CancelToken) -> None:  # noqa: B027
+        """Get ready for reading some files; what takes long is done here, while no request is open."""
+
     @abstractmethod
     def confirm(self, paths: Iterable[str]) -> None:
         """Raise unless what was read of some files is what was hashed; called once all of it has been sent."""
@@ -110,14 +130,20 @@ class SourceTree(Source):
     :param files: all files, sorted by the UTF-8 bytes of their paths.
     :param directories: the empty directories, sorted likewise.
     :param stamps: path → what the file looked like when it was hashed.
+    :param places: path → where the file is, for those that are elsewhere: links lead to them.
+    :param checksums: path → the CRC-32 of each of its spans. Files whose hashes were remembered have none until
+        they are read.
     """
 
     root: Path
     files: tuple[FileEntry, ...]
     directories: tuple[str, ...]
     stamps: dict[str, Stamp]
+    places: dict[str, str] = field(default_factory=dict)
+    checksums: MutableMapping[str, Sequence[int]] = field(default_factory=dict, compare=False, repr=False)
 
     def read_into(self, path: str, offset: int, view: memoryview) -> int:
+        self.prepare([path], CancelToken())
         done = 0
         try:
             with self.open(path) as descriptor:
@@ -126,32 +152,62 @@ class SourceTree(Source):
                     if count == 0:
                         break  # it became shorter; what is compared at the end says so, too
                     done += count
+                is_true = done == len(view) and self._is_true(descriptor, path, offset, view)
         except OSError as error:
             raise from_os_error(error, f"reading {names.show(path)}", argument="source") from error
         if done < len(view):
             raise SourceChanged(f"{names.show(path)} ended early while the model was being read")
+        if not is_true:
+            raise _changed(path)
         return done
 
+    def prepare(self, paths: Iterable[str], cancel: CancelToken) -> None:
+        """Hash files again whose hashes were remembered, and so have no checksums to compare reads with.
+
+        :raises SourceChanged: when a file is not what was remembered of it.
+        """
+        missing = [path for path in paths if path not in self.checksums]
+        if missing:
+            hashes = {file.path: file.sha256 for file in self.files}
+
+            def check(path: str, token: CancelToken) -> None:
+                sha256, checksums = _hash_file(self._place(path), path, self.stamps[path], token, None)
+                if sha256 != hashes[path]:
+                    raise _changed(path)
+                self.checksums[path] = checksums
+
+            for_each(check, missing, workers=HASH_WORKERS, cancel=cancel)
+
     def confirm(self, paths: Iterable[str]) -> None:
-        """Nothing is left to do: every read has looked at the file's stamp."""
+        """Nothing is left to do: every read has been compared."""
 
     @contextmanager
     def open(self, path: str) -> Iterator[int]:
         """Open a file for reading and yield its descriptor; it must be as it was when it was hashed, until the end.
 
+        What is read is not compared with its checksums.
+
         :raises SourceChanged: when it was replaced, truncated, touched or removed.
         """
-        descriptor = _open(self.root, path)
-        try:
-            try:
-                yield descriptor
-            except OSError:  # as from a pipe that has taken the file's place
-                _require_unchanged(descriptor, path, self.stamps[path])
-                raise
-            # Once is enough: whatever was read from this descriptor before, a change would show in its stamp now.
-            _require_unchanged(descriptor, path, self.stamps[path])
-        finally:
-            os.close(descriptor)
+        with _unchanged(self._place(path), path, self.stamps[path]) as descriptor:
+            yield descriptor
+
+    def _place(self, path: str) -> str:
+        return self.places.get(path) or f"{self.root}/{path}"
+
+    def _is_true(self, descriptor: int, path: str, offset: int, view: memoryview) -> bool:
+        """Whether bytes that were read are those that were hashed: with the rest of the spans that they are in."""
+        size, checksums = self.stamps[path].size, self.checksums[path]
+        end = offset + len(view)
+        for index in range(offset // SPAN, -(-end // SPAN)):
+            first, last = index * SPAN, min((index + 1) * SPAN, size)
+            found = zlib.crc32(os.pread(descriptor, offset - first, first)) if first < offset else 0
+            found = zlib.crc32(view[max(first - offset, 0) : last - offset], found)
+            if end < last:
+                found = zlib.crc32(os.pread(descriptor, last - end, end), found)
+            if found != checksums[index]:
+                return False
+        return True
 
 
 def digest_of(files: Iterable[FileEntry]) -> str:
@@ -162,12 +218,13 @@ def digest_of(files: Iterable[FileEntry]) -> str:
     return f"sha256:{total.hexdigest()}"
 
 
-def digest_directory(directory: str | os.PathLike[str]) -> str:
+def digest_directory(directory: str | os.PathLike[str], *, follow_links: FollowLinks = "inside") -> str:
     """Return the digest of a directory or of a single file taken as a model.
 
-    :raises InvalidInput: for links, special files and names that a model may not hold.
+    :param follow_links: as for :func:`read_tree`.
+    :raises InvalidInput: for links that are not followed, special files and names that a model may not hold.
     """
-    return read_tree(directory).digest
+    return read_tree(directory, follow_links=follow_links).digest
 
 
 def read_tree(
@@ -177,27 +234,36 @@ def read_tree(
     on_bytes: Callable[[int], None] | None = None,
     remembered: MutableMapping[str, str] | None = None,
     leave_out: Container[str] = (),
+    follow_links: FollowLinks = "never",
 ) -> SourceTree:
     """Scan and hash a model.
 
-    :param source: a directory, or a single file, which makes a model of one file under its base name.
+    :param source: a directory, or a single file, which makes a model of one file under its base name. It may be a link,
+        and so may any directory above it: what is named is resolved once.
     :param cancel: looked at once a block.
     :param on_bytes: called from worker threads with the number of bytes hashed.
     :param remembered: hashes of an earlier try, keyed by :func:`memory_key`; new ones are added.
     :param leave_out: names at the top of a directory that are not looked at.
-    :raises InvalidInput: when the source is missing, empty, or holds a link, a special file or a bad name.
+    :param follow_links: ``"inside"`` reads links to files as these files, as long as they lie below the source, or
+        below the cache that a Hugging Face snapshot belongs to; ``"never"`` refuses all links in the source.
+    :raises InvalidInput: when the source is missing, empty, or holds a link that is not followed, a special file or a
+        bad name.
     :raises SourceChanged: when a file changes while it is read.
     """
     cancel = cancel or CancelToken()
     memory = {} if remembered is None else remembered
-    root, stamps, executable, directories = _scan(Path(source), leave_out)
+    scan = _Scan(Path(source), leave_out, follow_links)
+    stamps, places = scan.stamps, scan.places
     hashes: dict[str, str] = {}
+    checksums: dict[str, Sequence[int]] = {}
 
     def hash_one(path: str, token: CancelToken) -> None:
         key = memory_key(path, stamps[path])
         known = memory.get(key)
         if known is None:
-            known = memory[key] = _hash_file(root, path, stamps[path], token, on_bytes)
+            place = places.get(path) or f"{scan.root}/{path}"
+            known, checksums[path] = _hash_file(place, path, stamps[path], token, on_bytes)
+            memory[key] = known
         elif on_bytes is not None:
             on_bytes(stamps[path].size)
         hashes[path] = known
@@ -206,105 +272,197 @@ def read_tree(
     order = sorted(stamps, key=lambda path: -stamps[path].size)
     for_each(hash_one, order, workers=HASH_WORKERS, cancel=cancel)
     files = tuple(
-        FileEntry(path, stamps[path].size, hashes[path], path in executable) for path in sorted(stamps, key=str.encode)
+        FileEntry(path, stamps[path].size, hashes[path], path in scan.executable)
+        for path in sorted(stamps, key=str.encode)
     )
-    return SourceTree(root, files, tuple(sorted(directories, key=str.encode)), stamps)
+    directories = tuple(sorted(scan.empty, key=str.encode))
+    return SourceTree(Path(scan.root), files, directories, stamps, places, checksums)
 
 
 def memory_key(path: str, stamp: Stamp) -> str:
     """Return the key under which a file's hash is remembered: another key as soon as the file was touched."""
-    return f"{stamp.size}:{stamp.mtime_ns}:{stamp.inode}:{path}"
+    return f"{stamp.size}:{stamp.mtime_ns}:{stamp.ctime_ns}:{stamp.device}:{stamp.inode}:{path}"
 
 
-def _hash_file(root: Path, path: str, stamp: Stamp, cancel: CancelToken, on_bytes: Callable[[int], None] | None) -> str:
+def _hash_file(
+    place: str, path: str, stamp: Stamp, cancel: CancelToken, on_bytes: Callable[[int], None] | None
+) -> tuple[str, Sequence[int]]:
+    """Return a file's hash and the checksums of its spans, both of the very same bytes."""
     total = hashlib.sha256()
+    checksums = array("I")
     buffer = memoryview(bytearray(min(BLOCK, stamp.size)))
-    rest = stamp.size
-    descriptor = _open(root, path)
+    done = 0
     try:
-        while rest and (count := os.readv(descriptor, [buffer[:rest]])):
-            cancel.check()
-            total.update(buffer[:count])
-            rest -= count
-            if on_bytes is not None:
-                on_bytes(count)
-        _require_unchanged(descriptor, path, stamp)
+        with _unchanged(place, path, stamp) as descriptor:
+            while done < stamp.size:
+                block = buffer[: stamp.size - done]
+                filled = 0
+                while filled < len(block) and (count := os.readv(descriptor, [block[filled:]])):
+                    cancel.check()
+                    filled += count
+                    if on_bytes is not None:
+                        on_bytes(count)
+                if filled < len(block):
+                    break  # it became shorter, as its stamp says
+                total.update(block)
+                checksums.extend(zlib.crc32(block[start : start + SPAN]) for start in range(0, filled, SPAN))
+                done += filled
     except OSError as error:
         raise from_os_error(error, f"reading {names.show(path)}", argument="source") from error
-    finally:
-        os.close(descriptor)
-    return total.hexdigest()
+    if done < stamp.size:
+        raise _changed(path)
+    return total.hexdigest(), checksums
 
 
-def _open(root: Path, path: str) -> int:
-    """Open a file of a model; a link is never followed, and a pipe never waited for."""
+@contextmanager
+def _unchanged(place: str, path: str, stamp: Stamp) -> Iterator[int]:
+    """Open a file of a model; a link is never followed, a pipe never waited for, and another file never read."""
     try:
-        return os.open(f"{root}/{path}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except PermissionError as error:
         raise from_os_error(error, f"reading {names.show(path)}", argument="source") from error
     except OSError as error:
         raise SourceChanged(f"{names.show(path)} cannot be opened any more: {error.strerror}") from error
+    try:
+        _require_unchanged(descriptor, path, stamp)
+        try:
+            yield descriptor
+        except OSError:
+            _require_unchanged(descriptor, path, stamp)
+            raise
+        # Once is enough: whatever was read from this descriptor before, a change would show in its stamp now.
+        _require_unchanged(descriptor, path, stamp)
+    finally:
+        os.close(descriptor)
 
 
 def _require_unchanged(descriptor: int, path: str, stamp: Stamp) -> None:
     if Stamp.of(os.fstat(descriptor)) != stamp:
-        raise SourceChanged(f"{names.show(path)} changed while the model was being read")
+        raise _changed(path)
 
 
-def _scan(source: Path, leave_out: Container[str]) -> tuple[Path, dict[str, Stamp], set[str], list[str]]:
-    """Return root, stamps of all files, the paths of executable ones, and the empty directories."""
-    stamps: dict[str, Stamp] = {}
-    executable: set[str] = set()
-    empty: list[str] = []
+def _changed(path: str) -> SourceChanged:
+    return SourceChanged(f"{names.show(path)} changed while the model was being read")
 
-    def add_file(path: str, facts: os.stat_result) -> None:
-        stamps[path] = Stamp.of(facts)
+
+class _Scan:
+    """What lies in a source, found without following a link that somebody may have put in a directory's place.
+
+    :ivar root: the source, or the directory that it is in, resolved.
+    :ivar stamps: of all files.
+    :ivar places: path → where the file is that a link leads to.
+    :ivar executable: paths of the files that may be executed.
+    :ivar empty: the empty directories.
+    """
+
+    def __init__(self, source: Path, leave_out: Container[str], follow_links: FollowLinks) -> None:
+        self.stamps: dict[str, Stamp] = {}
+        self.places: dict[str, str] = {}
+        self.executable: set[str] = set()
+        self.empty: list[str] = []
+        self._leave_out = leave_out
+        self._follows = follow_links == "inside"
+        shown = names.show(os.fspath(source))
+        try:
+            self.root = os.path.realpath(source)
+            try:
+                facts = os.lstat(self.root)
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise InvalidInput(f"{shown} does not exist", argument="source") from error
+            if stat.S_ISDIR(facts.st_mode):
+                self._bounds = _bounds_of(self.root)
+                self._walk_from(os.open(self.root, _DIRECTORY), "")
+            else:
+                _require_regular(os.fspath(source), facts)
+                self._add_single(source.name, facts)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise SourceChanged(f"{shown} changed while it was being scanned: {error.strerror}") from error
+        except OSError as error:
+            if error.errno == errno.ELOOP:  # a link has taken a directory's place
+                raise SourceChanged(f"{shown} changed while it was being scanned: {error.strerror}") from error
+            raise from_os_error(error, f"scanning {shown}", argument="source") from error
+        if not self.stamps:
+            raise InvalidInput(f"{shown} holds no file", argument="source")
+
+    def _add_single(self, name: str, facts: os.stat_result) -> None:
+        """Add the one file of the source; it is called as the user has called it."""
+        _refuse_bad_name(name)
+        if name != os.path.basename(self.root):
+            self.places[name] = self.root
+        self.root = os.path.dirname(self.root)
+        self._add_file(name, facts)
+
+    def _add_file(self, path: str, facts: os.stat_result) -> None:
+        self.stamps[path] = Stamp.of(facts)
         if facts.st_mode & stat.S_IXUSR:
-            executable.add(path)
+            self.executable.add(path)
 
-    def walk(directory: str, prefix: str) -> None:
-        with os.scandir(directory) as listing:
-            entries = [entry for entry in listing if prefix or entry.name not in leave_out]
+    def _walk_from(self, descriptor: int, prefix: str) -> None:
+        try:
+            self._walk(descriptor, prefix)
+        finally:
+            os.close(descriptor)
+
+    def _walk(self, descriptor: int, prefix: str) -> None:
+        with os.scandir(descriptor) as listing:
+            entries = [entry for entry in listing if prefix or entry.name not in self._leave_out]
         if not entries and prefix:
-            empty.append(prefix.rstrip("/"))
+            self.empty.append(prefix.rstrip("/"))
         for entry in entries:
             path = prefix + entry.name
             _refuse_bad_name(path)
             facts = entry.stat(follow_symlinks=False)
             if stat.S_ISDIR(facts.st_mode):
-                walk(entry.path, f"{path}/")
-            else:
-                _refuse_unless_regular(path, facts)
-                add_file(path, facts)
+                self._walk_from(os.open(entry.name, _DIRECTORY, dir_fd=descriptor), f"{path}/")
+                continue
+            if stat.S_ISLNK(facts.st_mode):
+                facts = self._follow(path)
+            _require_regular(path, facts)
+            self._add_file(path, facts)
 
-    shown = names.show(os.fspath(source))
-    try:
-        facts = source.lstat()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InvalidInput(f"{shown} does not exist", argument="source") from error
-    except OSError as error:
-        raise from_os_error(error, f"scanning {shown}", argument="source") from error
-    try:
+    def _follow(self, path: str) -> os.stat_result:
+        """Return what a link leads to, and note where that is."""
+        link = f"{names.show(path)} is a symbolic link"
+        if not self._follows:
+            raise InvalidInput(f"{link}; models hold files only", argument="source")
+        try:
+            place = os.path.realpath(f"{self.root}/{path}", strict=True)
+        except PermissionError:
+            raise
+        except OSError as error:
+            raise InvalidInput(f"{link} that leads nowhere: {error.strerror}", argument="source") from error
+        bound = next((bound for bound in self._bounds if place.startswith(f"{bound}/")), None)
+        if bound is None:
+            raise InvalidInput(f"{link} that leads out of the source", argument="source")
+        facts = _stat_below(bound, place.removeprefix(f"{bound}/"))
         if stat.S_ISDIR(facts.st_mode):
-            root = source
-            walk(os.fspath(source), "")
-        else:
-            root = source.parent
-            _refuse_unless_regular(os.fspath(source), facts)
-            _refuse_bad_name(source.name)
-            add_file(source.name, facts)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise SourceChanged(f"{shown} changed while it was being scanned: {error.strerror}") from error
-    except OSError as error:
-        raise from_os_error(error, f"scanning {shown}", argument="source") from error
-    if not stamps:
-        raise InvalidInput(f"{shown} holds no file", argument="source")
-    if clash := names.clash_among(stamps, empty):
-        raise InvalidInput(
-            f"{names.show(clash[0])} and {names.show(clash[1])} differ only in case or Unicode form",
-            argument="source",
-        )
-    return root, stamps, executable, empty
+            raise InvalidInput(f"{link} to a directory; only links to files are followed", argument="source")
+        self.places[path] = place
+        return facts
+
+
+def _bounds_of(root: str) -> list[str]:
+    """Return the directories that links in a source may lead into."""
+    bounds = [root]
+    for place in (Path(root), *Path(root).parents):
+        repository = place.parent.parent
+        if place.parent.name == "snapshots" and repository.name.startswith("models--"):
+            bounds.append(os.fspath(repository))  # of a Hugging Face cache, with the files that its snapshots share
+    return bounds
+
+
+def _stat_below(bound: str, path: str) -> os.stat_result:
+    """Look at a file below a directory; whatever link has come between them by now is not followed."""
+    *parents, name = path.split("/")
+    descriptor = os.open(bound, _DIRECTORY)
+    try:
+        for parent in parents:
+            below = os.open(parent, _DIRECTORY, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = below
+        return os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+    finally:
+        os.close(descriptor)
 
 
 def _refuse_bad_name(path: str) -> None:
@@ -312,8 +470,6 @@ def _refuse_bad_name(path: str) -> None:
         raise InvalidInput(f"the path {names.show(path)} {fault}", argument="source")
 
 
-def _refuse_unless_regular(path: str, facts: os.stat_result) -> None:
-    if stat.S_ISLNK(facts.st_mode):
-        raise InvalidInput(f"{names.show(path)} is a symbolic link; models hold files only", argument="source")
+def _require_regular(path: str, facts: os.stat_result) -> None:
     if not stat.S_ISREG(facts.st_mode):
         raise InvalidInput(f"{names.show(path)} is neither a file nor a directory", argument="source")

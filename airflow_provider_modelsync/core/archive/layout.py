@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 import tarfile
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -78,7 +78,7 @@ class TarLayout:
     @classmethod
     def of(cls, directory: str | os.PathLike[str]) -> TarLayout:
         """Scan and hash a directory, or a single file, and lay it out; errors as of :func:`~.digest.read_tree`."""
-        return cls.from_tree(read_tree(directory))
+        return cls.from_tree(read_tree(directory, follow_links="inside"))
 
     @classmethod
     def from_tree(cls, tree: Source, *, generated: Mapping[str, bytes] | None = None) -> TarLayout:
@@ -130,6 +130,12 @@ class TarLayout:
         while done < len(view):
             done += self._fill(offset + done, view[done:])
         return done
+
+    def files_in(self, offset: int, length: int) -> list[str]:
+        """Return the paths of the source's files of which a range of the archive holds something."""
+        first = max(0, bisect_right(self._starts, offset) - 1)
+        last = bisect_left(self._starts, offset + length)
+        return [member.name for member in self.members[first:last] if member.kind == "file"]
 
     def confirm(self) -> None:
         """Raise unless what was read of the model is what was hashed; see :meth:`~.digest.Source.confirm`."""

@@ -81,6 +81,12 @@ def save_digests(store: CheckpointStore | None, digests: Mapping[str, str], size
         store.set(_DIGESTS, kept)
 
 
+def forget_digests(store: CheckpointStore | None) -> None:
+    """Have the next try hash every file: one has changed though nothing that can be seen of it says so."""
+    if store is not None:
+        store.delete(_DIGESTS)
+
+
 @dataclass(frozen=True, slots=True)
 class OpenUpload:
     """A multipart upload that was begun.

@@ -114,6 +114,11 @@ class PutParts:
         """How many parts there are."""
         return -(-self.layout.size // self.upload.part_size)
 
+    @property
+    def missing(self) -> list[int]:
+        """The numbers of the parts that are not there yet."""
+        return [number for number in range(1, self.count + 1) if number not in self.memory.parts]
+
     def span(self, number: int) -> tuple[int, int]:
         """Return a part's offset in the archive and its length in bytes."""
         start = (number - 1) * self.upload.part_size

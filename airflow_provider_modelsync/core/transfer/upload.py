@@ -39,6 +39,7 @@ def upload(way: UploadWay, source: Source, control: Control, driver: SyncDriver,
     :param mover: sends bodies.
     :raises SourceChanged: when what was sent is not what was hashed.
     """
+    source.prepare(_reads_of(way, source), control.cancel)
     match way:
         case IntoDirectory():
             _write_files(way, source, control)
@@ -54,6 +55,20 @@ def upload(way: UploadWay, source: Source, control: Control, driver: SyncDriver,
             return put_objects(way, control, driver, mover)
         case PostForm():
             return _post_form(way, control, driver, mover)
+
+
+def _reads_of(way: UploadWay, source: Source) -> set[str]:
+    """Return the paths of the files that are going to be read, as far as that is known already."""
+    match way:
+        case PutParts():
+            missing = [way.span(number) for number in way.missing]
+            return {path for start, length in missing for path in way.layout.files_in(start, length)}
+        case PutFiles():
+            return {file.path for file in way.files}
+        case PutObjects():
+            return {file.path for file in source.files} - way.there.keys() - way.copies
+        case _:
+            return {file.path for file in source.files}
 
 
 def _write_files(way: IntoDirectory, source: Source, control: Control) -> None:
@@ -91,8 +106,8 @@ def _put_archive(way: PutArchive, control: Control, driver: SyncDriver, mover: M
 
 def _put_parts(way: PutParts, control: Control, driver: SyncDriver, mover: Mover) -> TransferStats:
     layout, memory = way.layout, way.memory
-    numbers = range(1, way.count + 1)
-    resumed = sum(way.span(number)[1] for number in numbers if number in memory.parts)
+    missing = way.missing
+    resumed = layout.size - sum(way.span(number)[1] for number in missing)
     progress = control.progress(layout.size)
     progress.pass_over(resumed)
 
@@ -117,7 +132,6 @@ def _put_parts(way: PutParts, control: Control, driver: SyncDriver, mover: Mover
 
         memory.add(number, with_retries(progress.repeatable(put), cancel=cancel))
 
-    missing = [number for number in numbers if number not in memory.parts]
     for_each(put_part, missing, workers=control.workers, cancel=control.cancel)
     memory.flush()  # a try that is killed from here on leaves all of them to the next
     layout.confirm()

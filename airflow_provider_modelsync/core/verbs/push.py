@@ -6,15 +6,16 @@ import logging
 import os
 from collections.abc import Container, Mapping
 from contextlib import closing
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
-from airflow_provider_modelsync.core.archive.digest import Source, SourceTree, memory_key, read_tree
+from airflow_provider_modelsync.core.archive.digest import FollowLinks, Source, SourceTree, memory_key, read_tree
 from airflow_provider_modelsync.core.errors import (
     BeginAgain,
     InvalidInput,
     Permanent,
+    SourceChanged,
 )
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
 from airflow_provider_modelsync.core.models import (
@@ -48,6 +49,7 @@ def push(
     metadata: Mapping[str, JsonValue] | None = None,
     force: bool = False,
     options: Mapping[str, Any] | None = None,
+    follow_links: FollowLinks = "inside",
 ) -> ModelVersion:
     """Bring a model into a registry.
 
@@ -60,12 +62,14 @@ def push(
     :param metadata: kept beside the version.
     :param force: replace a version that holds other bytes.
     :param options: what only this registry understands.
+    :param follow_links: whether links in the source are read as the files that they lead to, see
+        :func:`~..archive.digest.read_tree`.
     :return: the published version; ``transfer`` says what was moved.
     :raises VersionConflict: when the version exists with other bytes.
     :raises NotSupported: for what the registry cannot do or keep, before any byte is sent.
     """
     _check_push(registry, ref, labels=labels, metadata=metadata, force=force)
-    tree = source if isinstance(source, Source) else _read_source(source, control, registry.leaves_out)
+    tree = source if isinstance(source, Source) else _read_source(source, control, registry.leaves_out, follow_links)
     exact = ref if ref.version else ModelRef(name=ref.name, version=version_of(tree.digest))
     memory = checkpoint.UploadMemory(control.checkpoint)
 
@@ -90,11 +94,15 @@ def push(
         return _carry_out(registry, driver, plan, tree, control, memory, passing)
 
     try:
-        version = attempt(passing=(BeginAgain,))
-    except BeginAgain as error:
-        log.warning("%s; beginning it again", error)
-        memory.forget()
-        version = attempt()
+        try:
+            version = attempt(passing=(BeginAgain,))
+        except BeginAgain as error:
+            log.warning("%s; beginning it again", error)
+            memory.forget()
+            version = attempt()
+    except SourceChanged:
+        checkpoint.forget_digests(control.checkpoint)
+        raise
     memory.forget()
     return version
 
@@ -120,7 +128,8 @@ def _carry_out(
     except BaseException as error:
         memory.flush()
         is_resumable = plan.way is not None and plan.way.is_resumable and not control.is_last_try
-        if isinstance(error, (Permanent, BeginAgain)) or not is_resumable:
+        # Of a source that has changed, nothing is left that could be resumed.
+        if isinstance(error, (Permanent, BeginAgain, SourceChanged)) or not is_resumable:
             memory.forget()
             _abort(registry, driver, plan, error)
         raise
@@ -161,9 +170,15 @@ def _check_push(
         require_json(argument, value or {})
 
 
-def _read_source(source: str | os.PathLike[str], control: Control, leave_out: Container[str]) -> SourceTree:
+def _read_source(
+    source: str | os.PathLike[str], control: Control, leave_out: Container[str], follow_links: FollowLinks
+) -> SourceTree:
+    if follow_links not in get_args(FollowLinks):
+        raise InvalidInput(f"{follow_links!r} is neither 'inside' nor 'never'", argument="follow_links")
     remembered = checkpoint.load_digests(control.checkpoint)
-    tree = read_tree(source, cancel=control.cancel, remembered=remembered, leave_out=leave_out)
+    tree = read_tree(
+        source, cancel=control.cancel, remembered=remembered, leave_out=leave_out, follow_links=follow_links
+    )
     sizes = {memory_key(path, stamp): stamp.size for path, stamp in tree.stamps.items()}
     checkpoint.save_digests(control.checkpoint, remembered, sizes)
     return tree

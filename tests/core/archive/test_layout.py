@@ -11,6 +11,7 @@ import tarfile
 import threading
 import time
 import tracemalloc
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
-from airflow_provider_modelsync.core.archive.digest import FileEntry, SourceTree, Stamp, read_tree
+from airflow_provider_modelsync.core.archive.digest import SPAN, FileEntry, SourceTree, Stamp, read_tree
 from airflow_provider_modelsync.core.archive.extract import extract_archive
 from airflow_provider_modelsync.core.archive.layout import TarLayout
 from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavailable, SourceChanged
@@ -343,6 +344,16 @@ def test_a_failing_disk_is_told_with_the_path(layout: TarLayout, monkeypatch: py
         layout.read(0, layout.size)
 
 
+def test_the_files_in_a_range_are_those_that_it_holds_a_byte_of(layout: TarLayout) -> None:
+    paths = [member.name for member in layout.members if member.kind == "file"]
+    assert layout.files_in(0, layout.size) == paths
+    for member in layout.members:
+        whole = member.offset + member.size - member.header_offset
+        expected = [member.name] if member.kind == "file" else []
+        assert layout.files_in(member.header_offset, whole) == expected
+        assert set(layout.files_in(member.header_offset - 1, whole + 1)) >= set(expected)
+
+
 # --- large and many --------------------------------------------------------------------------------------------------
 
 
@@ -355,7 +366,9 @@ def test_a_file_of_more_than_8_gib_is_laid_out(tmp_path: Path) -> None:
     (tmp_path / "last").write_bytes(b"last")
     stamps = {name: Stamp.of((tmp_path / name).stat()) for name in ("huge", "last")}
     files = tuple(FileEntry(name, stamp.size, "0" * 64) for name, stamp in stamps.items())
-    layout = TarLayout.from_tree(SourceTree(tmp_path, files, (), stamps))
+    end = zlib.crc32(bytes(SPAN - len(mark)) + mark)
+    checksums = {"huge": [zlib.crc32(bytes(SPAN))] * (size // SPAN - 1) + [end], "last": [zlib.crc32(b"last")]}
+    layout = TarLayout.from_tree(SourceTree(tmp_path, files, (), stamps, checksums=checksums))
     huge = layout.members[0]
     assert layout.read(huge.offset + size - 7, 7) == mark
     assert layout.read(huge.offset + (5 << 30), 100) == bytes(100)
