@@ -108,7 +108,7 @@ def test_a_single_file_is_pushed_under_its_base_name(store: Store, model: Path, 
 def test_a_bad_source_is_refused_before_anything_is_written(store: Store, model: Path, what: str) -> None:
     source = {"absent": model / "absent", "empty directory": model / "void"}.get(what, model)
     if what == "link":
-        (model / "link").symlink_to("weights.bin")
+        (model / "link").symlink_to("/etc/passwd")
     if what == "bad name":
         (model / "back\\slash").touch()
     with pytest.raises(InvalidInput) as caught:
