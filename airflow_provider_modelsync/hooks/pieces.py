@@ -47,12 +47,12 @@ class PiecesHook(RegistryHook):
         """Wait for a download that somebody else began, with its progress in the log. As :meth:`download` besides."""
         version = self.get(model)
         fetch = Fetch(ref=str(version.metadata["id"]), name=version.name)
-        return self.run(lambda pieces: pieces.finish_fetch(fetch, patience or Patience()), model=model)
+        return self.run(lambda pieces: cast("Pieces", pieces).finish_fetch(fetch, patience or Patience()), model=model)
 
     def cancel_download(self, model: str) -> str:
         """Cancel a model's download, whoever began it; return what was done in a sentence."""
         ref = str(self.get(model).metadata["id"])
-        return self.run(lambda pieces: pieces.cancel_fetch(ref), model=model)
+        return self.run(lambda pieces: cast("Pieces", pieces).cancel_fetch(ref), model=model)
 
     def load(self, model: str) -> ModelVersion:
         """Bring a downloaded model into memory.

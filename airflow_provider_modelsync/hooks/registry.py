@@ -34,6 +34,7 @@ from airflow_provider_modelsync.core.models import (
 )
 from airflow_provider_modelsync.core.redact import redact, secrets_of
 from airflow_provider_modelsync.core.registries.base import Registry
+from airflow_provider_modelsync.core.registries.capabilities import Deploys
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.progress import Tally
 from airflow_provider_modelsync.core.verbs.drive import async_driver_for, driver_for
@@ -334,24 +335,25 @@ class RegistryHook(BaseHook, ABC):
         :raises InvalidInput: for a name or a configuration that is refused before anything is sent.
         :raises NotSupported: where the system does not deploy.
         """
-        from airflow_provider_modelsync.core.verbs.fetch import fetch
+        from airflow_provider_modelsync.core.verbs.fetch import fetch, needs_fetch
 
         with self._named(model), self._session() as (registry, driver):
+            deploys = Deploys.of(registry)
             ref, config = registry.parse(model), config or {}
-            if driver.run(registry.needs_fetch(deployment, ref, config)):
+            if driver.run(needs_fetch(registry, deployment, ref, config)):
                 fetch(registry, driver, ref, query=Query(), patience=Patience())
-            return driver.run(registry.deploy(deployment, ref, config))
+            return driver.run(deploys.deploy(deployment, ref, config))
 
     def deployment(self, name: str) -> Deployment:
         """Return a deployment as it is now.
 
         :raises ModelNotFound: when there is none.
         """
-        return self.run(lambda registry: registry.deployment(name))
+        return self.run(lambda registry: Deploys.of(registry).deployment(name))
 
     def undeploy(self, name: str) -> Deployment:
         """Ask for a deployment's end; return once that is accepted. One that has ended already is fine."""
-        return self.run(lambda registry: registry.undeploy(name))
+        return self.run(lambda registry: Deploys.of(registry).undeploy(name))
 
     def predict(
         self,

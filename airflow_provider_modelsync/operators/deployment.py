@@ -49,6 +49,8 @@ from airflow_provider_modelsync.core.models import (
     Undo,
     VersionStatus,
 )
+from airflow_provider_modelsync.core.registries.capabilities import Deploys, PredictsAlone
+from airflow_provider_modelsync.core.verbs.fetch import needs_fetch
 from airflow_provider_modelsync.core.verbs.wait import GOALS, GONE, READY, find_deployment, take_back
 from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
 from airflow_provider_modelsync.links import DeploymentLink, RegistryConsoleLink, remember_link
@@ -101,7 +103,7 @@ class _DeploymentOperator(RegistryOperator):
 
     @cached_property
     def _name(self) -> str:
-        return self.deployment or self.get_hook().get_conn().own_deployment(self._served)
+        return self.deployment or Deploys.of(self.get_hook().get_conn()).own_deployment(self._served)
 
     @property
     def _served(self) -> str | None:
@@ -244,7 +246,7 @@ class DeployModelOperator(_DeploymentOperator):
     def _fetch(self, context: Context) -> None:
         hook = self.get_hook(context)
         config = self.config or {}
-        if hook.run(lambda registry: registry.needs_fetch(self.deployment, registry.parse(self.model), config)):
+        if hook.run(lambda registry: needs_fetch(registry, self.deployment, registry.parse(self.model), config)):
             patience = Patience(seconds=_seconds(self.timeout), poll_interval=self.poll_interval)
             fetch(self, hook, self.model, patience, then="execute_fetched" if self.deferrable else None)
 
@@ -446,7 +448,7 @@ class PredictOperator(RegistryOperator):
             return
         if self._cancel_token.cancelled:  # nobody else would know of the request
             with _parting_hook(self.registry_conn_id) as hook:
-                self.log.info(hook.run(lambda registry: registry.stop_predict(ticket)))
+                self.log.info(hook.run(lambda registry: PredictsAlone.of(registry).stop_predict(ticket)))
             raise Cancelled("the task was killed")
         seconds = _seconds(self.timeout)
         self.defer(

@@ -10,6 +10,7 @@ from typing import Any
 from airflow.triggers.base import TriggerEvent
 
 from airflow_provider_modelsync.core.models import Fetch, Patience
+from airflow_provider_modelsync.core.registries.capabilities import Fetches
 from airflow_provider_modelsync.hooks.registry import aget_registry_hook
 from airflow_provider_modelsync.triggers.base import (
     DEFAULT_POLL_INTERVAL,
@@ -58,7 +59,7 @@ class FetchTrigger(RegistryTrigger):
         patience = Patience(seconds=max(0.0, self.deadline - time.time()), poll_interval=self.poll_interval)
         try:
             hook = await aget_registry_hook(self.registry_conn_id)
-            await hook.arun(lambda registry: registry.finish_fetch(fetch, patience), model=self.name)
+            await hook.arun(lambda registry: Fetches.of(registry).finish_fetch(fetch, patience), model=self.name)
         except Exception as error:
             yield TriggerEvent(failure_of(error))
         else:
@@ -70,6 +71,6 @@ class FetchTrigger(RegistryTrigger):
         try:
             async with asyncio.timeout(_UNDO_SECONDS):
                 hook = await aget_registry_hook(self.registry_conn_id)
-                self.log.info(await hook.arun(lambda registry: registry.cancel_fetch(self.ref)))
+                self.log.info(await hook.arun(lambda registry: Fetches.of(registry).cancel_fetch(self.ref)))
         except Exception as error:
             self.log.warning("What was asked for of %s could not be taken back: %s", self.name, error)

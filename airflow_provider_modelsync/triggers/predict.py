@@ -9,6 +9,7 @@ from typing import Any
 
 from airflow_provider_modelsync.core.errors import Retryable
 from airflow_provider_modelsync.core.models import Headway, Ticket
+from airflow_provider_modelsync.core.registries.capabilities import PredictsAlone
 from airflow_provider_modelsync.hooks.registry import RegistryHook, aget_registry_hook
 from airflow_provider_modelsync.triggers.base import DEFAULT_POLL_INTERVAL, MIN_POLL_INTERVAL, WaitTrigger
 
@@ -46,7 +47,7 @@ class PredictTrigger(WaitTrigger):
     async def look(self, hook: RegistryHook) -> dict[str, Any] | None:
         ticket = Ticket.model_validate(self.ticket)
         try:
-            now = await hook.arun(lambda registry: registry.headway_of(ticket))
+            now = await hook.arun(lambda registry: PredictsAlone.of(registry).headway_of(ticket))
         except Retryable as error:
             await self._check_patience(hook, ticket, f": {error}")
             raise
@@ -77,7 +78,7 @@ class PredictTrigger(WaitTrigger):
             ticket = Ticket.model_validate(self.ticket)
             async with asyncio.timeout(_UNDO_SECONDS):
                 hook = hook or await aget_registry_hook(self.registry_conn_id)
-                done = await hook.arun(lambda registry: registry.stop_predict(ticket))
+                done = await hook.arun(lambda registry: PredictsAlone.of(registry).stop_predict(ticket))
         except Exception as error:
             self.log.warning("The predictions that were begun could not be stopped: %s", error)
             return f"they could not be stopped: {type(error).__name__}"

@@ -21,8 +21,11 @@ from airflow_provider_modelsync.core.errors import (
 )
 from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Query
 from airflow_provider_modelsync.core.registries.base import Capability
+from airflow_provider_modelsync.core.registries.capabilities import Deploys, Predicts
 from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.verbs.predict import predict, start_predict
 from airflow_provider_modelsync.core.verbs.push import version_of
+from airflow_provider_modelsync.core.verbs.wait import find_deployment
 from tests.conformance.bench import Bench, needs
 from tests.core.stores import CancelAfter, hidden, snapshot
 
@@ -319,12 +322,20 @@ def _use(bench: Bench, capability: Capability) -> None:
         case Capability.DELETE:
             bench.run(lambda registry: registry.delete(ref))
         case Capability.DEPLOY:
-            for ask in (lambda r: r.deployment("d"), lambda r: r.undeploy("d")):
+            for ask in (lambda r: Deploys.of(r).deployment("d"), lambda r: Deploys.of(r).undeploy("d")):
                 with pytest.raises(NotSupported):
                     bench.run(ask)
-            bench.run(lambda registry: registry.deploy("d", ref, {}))
+            bench.run(lambda registry: find_deployment(registry, "d"))
         case Capability.PREDICT:
-            bench.registry.require(capability)
+            with bench.under_test.driver(bench.registry, None) as driver:
+                with pytest.raises(NotSupported):
+                    start_predict(bench.registry, driver, "d", {})
+                predict(bench.registry, driver, "d", {}, Control())
+
+
+def test_what_a_registry_derives_from_and_what_it_says_it_does_agree(bench: Bench) -> None:
+    for offer in (Deploys, Predicts):
+        assert isinstance(bench.registry, offer) == (offer.capability in bench.registry.capabilities)
 
 
 def test_what_is_missing_is_refused_with_the_system_and_the_nearest_thing(bench: Bench, missing: Capability) -> None:

@@ -1,37 +1,26 @@
 """What a registry is, and what it may leave out.
 
 A registry knows one system's protocol: names, records, and where bytes go. It moves no bytes and knows no Airflow. All
-its methods that talk to the system are flows, run by workers and by the triggerer alike.
+its methods that talk to the system are flows, run by workers and by the triggerer alike. What only some systems do has
+a class of its own in ``capabilities.py``.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from airflow_provider_modelsync.core.errors import InvalidInput, ModelNotFound, NotSupported
+from airflow_provider_modelsync.core.errors import ModelNotFound, ModelSyncError, NotSupported
 from airflow_provider_modelsync.core.flow.steps import Flow, Policy, send_once
-from airflow_provider_modelsync.core.models import (
-    Deployment,
-    Fetch,
-    Headway,
-    ModelRef,
-    ModelVersion,
-    Patience,
-    Predictions,
-    Query,
-    Ticket,
-)
+from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Query
 from airflow_provider_modelsync.core.settings import RegistrySettings
 
 if TYPE_CHECKING:
-    from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, PredictRequest, PushRequest, UploadPlan
+    from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, PushRequest, UploadPlan
 
 ANY = Query()
-
-Note = Callable[[Fetch], None]
 
 
 class Capability(StrEnum):
@@ -56,6 +45,7 @@ class Registry(ABC):
 
     conn_type: ClassVar[str]
     title: ClassVar[str]
+    # What it does; each Offer that it derives from adds its own.
     capabilities: ClassVar[frozenset[Capability]]
     # What to use instead of a capability that is missing.
     instead: ClassVar[Mapping[Capability, str]] = {}
@@ -67,6 +57,11 @@ class Registry(ABC):
     leaves_out: ClassVar[frozenset[str]] = frozenset()
     # Where requests go, for registries that are reached by HTTP.
     base_url: str | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        offers = [base.capability for base in cls.__mro__ if issubclass(base, Offer)]
+        cls.capabilities = getattr(cls, "capabilities", frozenset()) | set(filter(None, offers))
 
     def __init__(self, settings: RegistrySettings) -> None:
         self.settings = settings
@@ -177,79 +172,28 @@ class Registry(ABC):
         """Say how a version's bytes come down."""
         raise self.not_supported(Capability.PULL)
 
-    def fetch(self, ref: ModelRef, query: Query, patience: Patience, note: Note) -> Flow[ModelVersion]:
-        """Have the system bring a model onto its own host, and wait until it is there.
 
-        :param note: as for :meth:`start_fetch`.
-        :raises InvalidInput: where models are pulled to a directory instead.
+class Offer(ABC):  # noqa: B024  # what its subclasses hold is abstract
+    """Something that only some systems do: a registry derives from it, too, and callers ask by :meth:`of`.
+
+    A subclass holds what belongs to it and nothing else. Deriving from it states its capability.
+    """
+
+    # What it stands for in a registry's capabilities.
+    capability: ClassVar[Capability | None] = None
+
+    @classmethod
+    def of(cls, registry: Registry) -> Self:
+        """Return a registry as one that does this.
+
+        :raises NotSupported: naming the nearest thing on offer, where it does not.
         """
-        raise _no_target()
+        if not isinstance(registry, cls):
+            raise cls.missing(registry)
+        return registry
 
-    def start_fetch(self, ref: ModelRef, query: Query, note: Note) -> Flow[Fetch]:
-        """Ask the system to bring a model onto its own host, unless it does or did so already.
-
-        :param note: told what is about to be asked for: the answer may be lost.
-        :raises InvalidInput: where models are pulled to a directory instead.
-        """
-        raise _no_target()
-
-    def finish_fetch(self, fetch: Fetch, patience: Patience) -> Flow[ModelVersion]:
-        """Wait until a model is on the system's host; only look, and take back what is ours when the time is over."""
-        raise _no_target()
-
-    def cancel_fetch(self, ref: str) -> Flow[str]:
-        """End what was asked for, as far as it has not come to its end; return what was done in a sentence."""
-        raise _no_target()
-
-    def needs_fetch(self, deployment: str | None, ref: ModelRef, config: Mapping[str, Any]) -> Flow[bool]:
-        """Return whether a model has to be fetched before it can be deployed so. Parameters as for :meth:`deploy`."""
-        yield from ()
-        return False
-
-    def own_deployment(self, model: str | None) -> str:
-        """Return the name of the deployment that is meant where none is named.
-
-        :param model: what is to be served, if anything is.
-        :raises InvalidInput: when there is none.
-        """
-        raise InvalidInput("a deployment must be named", argument="deployment")
-
-    def deploy(self, deployment: str | None, ref: ModelRef, config: Mapping[str, Any]) -> Flow[Deployment]:
-        """Ask for a model to be served; return once the request is accepted."""
-        raise self.not_supported(Capability.DEPLOY)
-
-    def deployment(self, name: str) -> Flow[Deployment]:
-        """Return a deployment as it is now."""
-        raise self.not_supported(Capability.DEPLOY)
-
-    def undeploy(self, name: str) -> Flow[Deployment]:
-        """Ask for a deployment's end."""
-        raise self.not_supported(Capability.DEPLOY)
-
-    def predict(self, request: PredictRequest) -> Flow[Predictions]:
-        """Have a deployment make predictions, and write them to the file that the request names.
-
-        :param request: what to predict from, and where to.
-        :raises InvalidInput: for inputs or options that the system cannot take, before anything is sent.
-        """
-        raise self.not_supported(Capability.PREDICT)
-
-    def start_predict(self, deployment: str | None, inputs: Any, options: Mapping[str, Any]) -> Flow[Ticket | None]:
-        """Begin predictions that the system then makes by itself; ``None`` where it does not, and nothing is begun.
-
-        Parameters as of the hook's ``predict``. :meth:`predict` fetches what was made.
-        """
-        yield from ()
-        return None
-
-    def headway_of(self, ticket: Ticket) -> Flow[Headway]:
-        """Return how far predictions are; fetches none of them."""
-        raise self.not_supported(Capability.PREDICT)
-
-    def stop_predict(self, ticket: Ticket) -> Flow[str]:
-        """End predictions that were begun, and no others; return what was done in a sentence."""
-        raise self.not_supported(Capability.PREDICT)
-
-
-def _no_target() -> InvalidInput:
-    return InvalidInput("a target directory is needed", argument="target")
+    @classmethod
+    def missing(cls, registry: Registry) -> ModelSyncError:
+        """Return the error for a registry that does not do this."""
+        assert cls.capability is not None
+        return registry.not_supported(cls.capability)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from airflow_provider_modelsync.core.errors import Cancelled
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
-from airflow_provider_modelsync.core.flow.steps import SyncDriver
+from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver
 from airflow_provider_modelsync.core.models import Fetch, ModelRef, Patience, PulledModel, Query
 from airflow_provider_modelsync.core.registries.base import Registry
+from airflow_provider_modelsync.core.registries.capabilities import Fetches
 from airflow_provider_modelsync.core.verbs.drive import driver_for
 
 _UNDO_SECONDS = 3.0  # a killed task has five until the worker ends it
@@ -29,15 +31,22 @@ def fetch(registry: Registry, driver: SyncDriver, ref: ModelRef, *, query: Query
     :param patience: how long to wait, and how often to look.
     :raises InvalidInput: where models are pulled to a directory instead.
     """
+    fetches = Fetches.of(registry)
     with _taking_back(registry) as asked:
-        version = driver.run(registry.fetch(ref, query, patience, asked.append))
+        version = driver.run(fetches.fetch(ref, query, patience, asked.append))
     return PulledModel(path=None, version=version)
 
 
 def start_fetch(registry: Registry, driver: SyncDriver, ref: ModelRef, *, query: Query) -> Fetch:
     """Only ask for it, unless it is there or on its way. Parameters as for :func:`fetch`."""
+    fetches = Fetches.of(registry)
     with _taking_back(registry) as asked:
-        return driver.run(registry.start_fetch(ref, query, asked.append))
+        return driver.run(fetches.start_fetch(ref, query, asked.append))
+
+
+def needs_fetch(registry: Registry, deployment: str | None, ref: ModelRef, config: Mapping[str, Any]) -> Flow[bool]:
+    """Return whether a model has to be fetched before it can be deployed so; never where models are not fetched."""
+    return isinstance(registry, Fetches) and (yield from registry.needs_fetch(deployment, ref, config))
 
 
 @contextmanager
@@ -58,7 +67,7 @@ def _take_back(registry: Registry, asked: Fetch) -> None:
     clock.start()
     try:
         with driver_for(registry, cancel) as driver:
-            log.info(driver.run(registry.cancel_fetch(asked.ref)))
+            log.info(driver.run(Fetches.of(registry).cancel_fetch(asked.ref)))
     except Exception as error:
         log.warning("what was asked for of %s could not be taken back: %s", asked.name, error)
     finally:

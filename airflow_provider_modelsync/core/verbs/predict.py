@@ -14,7 +14,8 @@ from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.errors import InvalidInput, from_os_error
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
 from airflow_provider_modelsync.core.models import Predictions, Ticket
-from airflow_provider_modelsync.core.registries.base import Capability, Registry
+from airflow_provider_modelsync.core.registries.base import Registry
+from airflow_provider_modelsync.core.registries.capabilities import Predicts, PredictsAlone
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.plan import PredictRequest
 from airflow_provider_modelsync.core.verbs.drive import mover_for
@@ -48,7 +49,7 @@ def predict(
     :param ticket: what :func:`start_predict` has begun: it is fetched, not begun again.
     :raises InvalidInput: for what the registry cannot take, before anything is sent.
     """
-    registry.require(Capability.PREDICT)
+    predicts = Predicts.of(registry)
 
     def run(target: Path) -> Predictions:
         with closing(mover_for(registry, control)) as mover:
@@ -61,7 +62,7 @@ def predict(
                 options=options or {},
                 ticket=ticket,
             )
-            return driver.run(registry.predict(request))
+            return driver.run(predicts.predict(request))
 
     if output is not None:
         return _publish(run, _place(output))
@@ -83,10 +84,12 @@ def start_predict(
 
     Parameters as for :func:`predict`.
     """
-    registry.require(Capability.PREDICT)
+    predicts = Predicts.of(registry)
     if output is not None:
         _place(output)
-    return driver.run(registry.start_predict(deployment, inputs, options or {}))
+    if not isinstance(predicts, PredictsAlone):
+        return None
+    return driver.run(predicts.start_predict(deployment, inputs, options or {}))
 
 
 def _place(output: str | os.PathLike[str]) -> Path:

@@ -21,6 +21,7 @@ from airflow_provider_modelsync.core.models import (
     VersionStatus,
 )
 from airflow_provider_modelsync.core.registries.base import Registry
+from airflow_provider_modelsync.core.registries.capabilities import Deploys
 
 READY = "ready"
 GONE = "gone"
@@ -82,7 +83,7 @@ def _age_of(registry: Registry, name: str, newer_than: str) -> Flow[tuple[dateti
 def find_deployment(registry: Registry, name: str) -> Flow[Deployment | None]:
     """Return a deployment as it is now, or ``None`` when there is none."""
     try:
-        return (yield from registry.deployment(name))
+        return (yield from Deploys.of(registry).deployment(name))
     except ModelNotFound:
         return None
 
@@ -138,9 +139,10 @@ def take_back(registry: Registry, started: RollOut) -> Flow[str]:
     if is_known and now.revision not in (started.revision, started.replaced, EMPTY):
         return f"{name} is left as it is: revision {now.revision} has been rolled out meanwhile"
     if started.undo is Undo.TERMINATE:
-        yield from registry.undeploy(name)
+        yield from Deploys.of(registry).undeploy(name)
         return f"{name} is being terminated"
     if started.undo is Undo.RESTORE:
-        back = yield from registry.deploy(name, registry.parse(started.model), {"revision": started.replaced})
+        ref, config = registry.parse(started.model), {"revision": started.replaced}
+        back = yield from Deploys.of(registry).deploy(name, ref, config)
         return f"{name} goes back to what revision {started.replaced} ran, as revision {back.revision}"
     return f"{name} is left as it is: what ran before is not known to have worked"

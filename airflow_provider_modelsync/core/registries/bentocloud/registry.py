@@ -61,6 +61,7 @@ from airflow_provider_modelsync.core.registries.bentocloud.upload import (
     replaced,
     still_there,
 )
+from airflow_provider_modelsync.core.registries.capabilities import Deploys
 from airflow_provider_modelsync.core.settings import RegistrySettings, base_url
 from airflow_provider_modelsync.core.transfer.plan import (
     DownloadPlan,
@@ -107,7 +108,7 @@ class BentoCloudSettings(RegistrySettings):
     cluster: str | None = None
 
 
-class BentoCloud(Registry):
+class BentoCloud(Registry, Deploys):
     """The models of one organisation.
 
     :param settings: the connection; ``password`` is the API token.
@@ -125,7 +126,6 @@ class BentoCloud(Registry):
             Capability.DELETE,
             Capability.LABELS,
             Capability.METADATA,
-            Capability.DEPLOY,
         }
     )
     instead: ClassVar[Mapping[Capability, str]] = {

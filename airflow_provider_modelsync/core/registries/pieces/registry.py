@@ -35,7 +35,8 @@ from airflow_provider_modelsync.core.models import (
     VersionStatus,
     require_json,
 )
-from airflow_provider_modelsync.core.registries.base import ANY, Capability, Note, Registry
+from airflow_provider_modelsync.core.registries.base import ANY, Capability, Registry
+from airflow_provider_modelsync.core.registries.capabilities import Deploys, Fetches, Note
 from airflow_provider_modelsync.core.registries.pieces.api import Calls, PiecesModel, PiecesSettings, is_ok, not_ok
 from airflow_provider_modelsync.core.registries.pieces.progress import Outcome, ProgressSocket
 from airflow_provider_modelsync.core.settings import RegistrySettings
@@ -55,7 +56,7 @@ _CANCEL_SECONDS, _CANCEL_LOOKS, _CANCEL_PAUSE = 2.0, 3, 0.3
 _log = logging.getLogger("modelsync")
 
 
-class Pieces(Registry):
+class Pieces(Registry, Fetches, Deploys):
     """The models of one host.
 
     :param settings: the connection.
@@ -64,7 +65,7 @@ class Pieces(Registry):
     conn_type = "pieces"
     title = "Pieces OS"
     settings_type = PiecesSettings
-    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.DELETE, Capability.DEPLOY})
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.DELETE})
     instead: ClassVar[Mapping[Capability, str]] = {
         Capability.PUSH: "describe a model of your own with `register`, or change its description with `update`",
         Capability.PULL: "leave the target out: the model is then downloaded on the host where Pieces OS runs",

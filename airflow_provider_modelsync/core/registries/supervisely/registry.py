@@ -39,6 +39,7 @@ from airflow_provider_modelsync.core.models import (
     Ticket,
 )
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
+from airflow_provider_modelsync.core.registries.capabilities import Deploys, PredictsAlone
 from airflow_provider_modelsync.core.registries.supervisely.api import Arguments, Platform, SuperviselySettings, Text
 from airflow_provider_modelsync.core.registries.supervisely.deployments import Deployments
 from airflow_provider_modelsync.core.registries.supervisely.files import (
@@ -126,7 +127,7 @@ class _FilesPlan(UploadPlan):
     draft: _Draft
 
 
-class Supervisely(Registry):
+class Supervisely(Registry, Deploys, PredictsAlone):
     """The experiments and the deployments of one connection.
 
     :param settings: the connection; ``password`` is the API token.
@@ -136,7 +137,17 @@ class Supervisely(Registry):
     title = "Supervisely"
     settings_type = SuperviselySettings
     settings: SuperviselySettings
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability)
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {
+            Capability.PUSH,
+            Capability.PULL,
+            Capability.CHOOSE_VERSION,
+            Capability.FORCE,
+            Capability.DELETE,
+            Capability.LABELS,
+            Capability.METADATA,
+        }
+    )
 
     def __init__(self, settings: RegistrySettings) -> None:
         super().__init__(settings)

@@ -42,6 +42,7 @@ from airflow_provider_modelsync.core.models import (
 )
 from airflow_provider_modelsync.core.redact import excerpt, secrets_of
 from airflow_provider_modelsync.core.registries.base import ANY, Capability, Registry
+from airflow_provider_modelsync.core.registries.capabilities import Deploys, Predicts
 from airflow_provider_modelsync.core.registries.wallaroo.api import (
     Calls,
     Found,
@@ -158,7 +159,7 @@ class WallarooSettings(RegistrySettings):
         )
 
 
-class Wallaroo(Registry):
+class Wallaroo(Registry, Deploys, Predicts):
     """The models of one workspace.
 
     :param settings: the connection.
@@ -168,9 +169,7 @@ class Wallaroo(Registry):
     title = "Wallaroo"
     settings_type = WallarooSettings
     settings: WallarooSettings
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {Capability.PUSH, Capability.DELETE, Capability.DEPLOY, Capability.PREDICT}
-    )
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.PUSH, Capability.DELETE})
     instead: ClassVar[Mapping[Capability, str]] = {
         Capability.PULL: "it gives no artifact back; keep the model in a model store or another registry, and have "
         "SyncModelsOperator or PullModelOperator read it from there",

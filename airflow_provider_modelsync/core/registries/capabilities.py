@@ -1,0 +1,124 @@
+"""What only some systems do, each in a class of its own: fetching, serving, predicting.
+
+A registry that does one of these derives from its class, too. A caller who needs it asks with :meth:`Offer.of`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError
+from airflow_provider_modelsync.core.flow.steps import Flow
+from airflow_provider_modelsync.core.models import (
+    Deployment,
+    Fetch,
+    Headway,
+    ModelRef,
+    ModelVersion,
+    Patience,
+    Predictions,
+    Query,
+    Ticket,
+)
+from airflow_provider_modelsync.core.registries.base import Capability, Offer, Registry
+
+if TYPE_CHECKING:
+    from airflow_provider_modelsync.core.transfer.plan import PredictRequest
+
+Note = Callable[[Fetch], None]
+
+
+class Fetches(Offer):
+    """Models stay on the system's own host: a pull without a target has it bring one there."""
+
+    @classmethod
+    def missing(cls, registry: Registry) -> ModelSyncError:
+        """Return the error of a pull without a target, where models are pulled to a directory instead."""
+        return InvalidInput("a target directory is needed", argument="target")
+
+    @abstractmethod
+    def fetch(self, ref: ModelRef, query: Query, patience: Patience, note: Note) -> Flow[ModelVersion]:
+        """Have the system bring a model onto its own host, and wait until it is there.
+
+        :param note: as for :meth:`start_fetch`.
+        """
+
+    @abstractmethod
+    def start_fetch(self, ref: ModelRef, query: Query, note: Note) -> Flow[Fetch]:
+        """Ask the system to bring a model onto its own host, unless it does or did so already.
+
+        :param note: told what is about to be asked for: the answer may be lost.
+        """
+
+    @abstractmethod
+    def finish_fetch(self, fetch: Fetch, patience: Patience) -> Flow[ModelVersion]:
+        """Wait until a model is on the system's host; only look, and take back what is ours when the time is over."""
+
+    @abstractmethod
+    def cancel_fetch(self, ref: str) -> Flow[str]:
+        """End what was asked for, as far as it has not come to its end; return what was done in a sentence."""
+
+    @abstractmethod
+    def needs_fetch(self, deployment: str | None, ref: ModelRef, config: Mapping[str, Any]) -> Flow[bool]:
+        """Return whether a model has to be fetched before it can be deployed so. Parameters as for a deployment."""
+
+
+class Deploys(Offer):
+    """The system serves models under a name that lasts."""
+
+    capability = Capability.DEPLOY
+
+    def own_deployment(self, model: str | None) -> str:
+        """Return the name of the deployment that is meant where none is named.
+
+        :param model: what is to be served, if anything is.
+        :raises InvalidInput: when there is none.
+        """
+        raise InvalidInput("a deployment must be named", argument="deployment")
+
+    @abstractmethod
+    def deploy(self, deployment: str | None, ref: ModelRef, config: Mapping[str, Any]) -> Flow[Deployment]:
+        """Ask for a model to be served; return once the request is accepted."""
+
+    @abstractmethod
+    def deployment(self, name: str) -> Flow[Deployment]:
+        """Return a deployment as it is now."""
+
+    @abstractmethod
+    def undeploy(self, name: str) -> Flow[Deployment]:
+        """Ask for a deployment's end."""
+
+
+class Predicts(Offer):
+    """What is deployed answers with predictions while somebody waits."""
+
+    capability = Capability.PREDICT
+
+    @abstractmethod
+    def predict(self, request: PredictRequest) -> Flow[Predictions]:
+        """Have a deployment make predictions, and write them to the file that the request names.
+
+        :param request: what to predict from, and where to.
+        :raises InvalidInput: for inputs or options that the system cannot take, before anything is sent.
+        """
+
+
+class PredictsAlone(Predicts):
+    """The system goes on with predictions when nobody waits, and keeps them until they are fetched."""
+
+    @abstractmethod
+    def start_predict(self, deployment: str | None, inputs: Any, options: Mapping[str, Any]) -> Flow[Ticket | None]:
+        """Begin predictions; ``None`` where these are made only while somebody waits, and nothing is begun.
+
+        Parameters as of the hook's ``predict``. :meth:`predict` fetches what was made.
+        """
+
+    @abstractmethod
+    def headway_of(self, ticket: Ticket) -> Flow[Headway]:
+        """Return how far predictions are; fetches none of them."""
+
+    @abstractmethod
+    def stop_predict(self, ticket: Ticket) -> Flow[str]:
+        """End predictions that were begun, and no others; return what was done in a sentence."""
