@@ -6,12 +6,15 @@ here imports Airflow: the core's tests do without it.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -21,6 +24,8 @@ import pytest
 from tests.support.state_store import StateStore
 
 if TYPE_CHECKING:
+    from fsspec.implementations.memory import MemoryFileSystem
+
     from tests.support.scripted import Script
 
 TESTS = Path(__file__).parent
@@ -69,6 +74,33 @@ def forgotten_secrets() -> Iterator[None]:
             module._secrets_masker().reset_masker()
 
 
+@pytest.fixture(autouse=True)
+def own_process() -> Iterator[None]:
+    """Have a test leave the process as it found it: environment, working directory, alarms, object storage in memory.
+
+    Airflow's time-outs, for one, leave a handler behind that fails whatever an alarm of somebody else's meets.
+    """
+    environment, directory, on_alarm = dict(os.environ), os.getcwd(), signal.getsignal(signal.SIGALRM)
+    yield
+    pending = signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, on_alarm)
+    os.chdir(directory)
+    for name in os.environ.keys() - environment.keys() - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+    os.environ.update(environment)
+    empty_object_storage()
+    assert pending == (0.0, 0.0), "an alarm is left that would end another test"
+
+
+def empty_object_storage() -> None:
+    """Forget what fsspec's file system in memory holds, and what Airflow remembers of object storage."""
+    if memory := sys.modules.get("fsspec.implementations.memory"):
+        memory.MemoryFileSystem.store.clear()
+        memory.MemoryFileSystem.pseudo_dirs[:] = [""]
+    if airflow := sys.modules.get("airflow.sdk.io.store"):
+        airflow._STORE_CACHE.clear()
+
+
 @pytest.fixture
 def connect(monkeypatch: pytest.MonkeyPatch) -> Connect:
     """Define an Airflow connection: ``connect("some_id", conn_type=…, host=…, extra={…})``."""
@@ -110,6 +142,22 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def storage() -> MemoryFileSystem:
+    """An empty object storage: ``memory://…``."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    return MemoryFileSystem()
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tries follow each other at once."""
+    from airflow_provider_modelsync.core.http.policy import Backoff
+
+    monkeypatch.setattr(Backoff, "delay", lambda self, failures: 0.0)
+
+
+@pytest.fixture
 def context() -> dict[str, Any]:
     """What Airflow hands to ``execute``, as far as this package uses it."""
     from airflow.sdk.execution_time.context import OutletEventAccessors
@@ -123,17 +171,43 @@ def context() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that all processes of a test run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def migrated_database(whole_run: Path) -> Path:
     """An empty, migrated SQLite database to copy."""
     from scripts.local_airflow import migrated_database
 
-    return migrated_database(tmp_path_factory.mktemp("database"))
+    with alone(whole_run / "database.lock"):
+        return migrated_database(whole_run / "database")
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Keep the run's other processes out: what takes long is made by one of them."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture
 def airflow_database(migrated_database: Path) -> Iterator[Path]:
     """A fresh metadata database for the Airflow in this process."""
+    forget_database()
     database = AIRFLOW_HOME / "airflow.db"
     shutil.copyfile(migrated_database, database)
     yield database
+    forget_database()
     database.unlink()
+
+
+def forget_database() -> None:
+    """Close Airflow's connections to the metadata database of a test: the next one has another under the same name."""
+    settings = sys.modules.get("airflow.settings")
+    if settings and settings.engine:
+        settings.Session.remove()
+        settings.engine.dispose()

@@ -1,4 +1,7 @@
-"""``airflow modelsync`` as people and scripts meet it: the real command in a process of its own."""
+"""``airflow modelsync`` as people and scripts meet it.
+
+Signals and a terminal need a process of Airflow's own; all else is called in this one.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,9 @@ from airflow_provider_modelsync.provider_info import get_provider_info
 from tests.conftest import Connect
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.http_server import Delay
+from tests.support.command import Run, airflow
 from tests.support.until import until
 from tests.ui.servers import GOOD, SERVERS, UNREACHABLE, WRONG
-
-pytestmark = pytest.mark.slow
 
 AIRFLOW = (sys.executable, "-m", "airflow")
 CANARY = "canary-4f1c0de5"
@@ -32,23 +34,17 @@ KILL_LIMIT = 4.0  # seconds from the signal to the end
 TRY_AGAIN = 75
 
 
-def airflow(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of Airflow."""
-    command = (*AIRFLOW, *map(str, arguments))
-    return subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, timeout=60)
-
-
-def modelsync(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+def modelsync(*arguments: str | Path, **env: str) -> Run:
     """Run a command that is to succeed."""
     run = airflow("modelsync", *arguments, **env)
-    assert run.returncode == 0, run.stderr
+    assert run.status == 0, run.stderr
     return run
 
 
-def refused(*arguments: str | Path, code: int, **env: str) -> str:
+def refused(*arguments: str | Path, code: int) -> str:
     """Run a command that is to fail, and return the one line that it says why in."""
-    run = airflow("modelsync", *arguments, **env)
-    assert (run.returncode, run.stdout) == (code, ""), run.stderr
+    run = airflow("modelsync", *arguments)
+    assert (run.status, run.stdout) == (code, ""), run.stderr
     assert "Traceback" not in run.stderr
     complaint = run.stderr.splitlines()[-1]
     assert complaint.startswith("airflow modelsync: ")
@@ -130,7 +126,7 @@ def test_a_sync_that_lacks_a_model_copies_the_others_and_fails(
 
     run = airflow("modelsync", "sync", "modelsync_default", "backup", "--models", "digits", "absent")
 
-    assert run.returncode == 1
+    assert run.status == 1
     assert run.stdout.splitlines()[-1] == "1 copied, 0 skipped, 1 failed"
     assert ModelStoreHook("backup").get("digits").version == "v1"
 
@@ -163,7 +159,7 @@ def test_wrong_usage_is_told_before_anything_is_done(
 
 @pytest.mark.parametrize("conn_type", SERVERS)
 def test_good_wrong_and_unreachable_credentials_are_told_apart(
-    conn_type: str, connect: Connect, tmp_path: Path
+    conn_type: str, connect: Connect, tmp_path: Path, no_waiting: None
 ) -> None:
     with SERVERS[conn_type](tmp_path) as cases:
         for name in (GOOD, WRONG, UNREACHABLE):
@@ -183,7 +179,7 @@ def test_a_verbose_refusal_tells_where_it_comes_from_and_no_secret(server: Bento
     connect("wrong", conn_type="bentocloud", host=server.url, password=CANARY)
     denied = airflow("modelsync", "ls", "--conn", "wrong", "--verbose")
 
-    assert (denied.returncode, denied.stdout) == (1, "")
+    assert (denied.status, denied.stdout) == (1, "")
     assert "Traceback" in denied.stderr
     assert "connection 'wrong'" in denied.stderr.splitlines()[-1]
     assert CANARY not in denied.stderr
@@ -204,7 +200,7 @@ def test_connections_may_be_kept_by_a_secrets_backend(source: Path, tmp_path: Pa
 def test_connections_may_be_kept_in_the_metadata_database(airflow_database: Path, source: Path, tmp_path: Path) -> None:
     store = (tmp_path / "store").as_uri()
     added = airflow("connections", "add", "kept_inside", "--conn-type", "modelstore", "--conn-host", store)
-    assert added.returncode == 0, added.stderr
+    assert added.status == 0, added.stderr
 
     run = modelsync("push", source, "digits:v1", "--conn-id", "kept_inside", "--json")
 
@@ -270,10 +266,12 @@ def test_a_terminal_shows_a_bar_and_the_answer_stays_clean(modelstore: Path, sou
 
 
 def test_the_answer_may_be_cut_short(modelstore: Path) -> None:
-    command = " ".join((*AIRFLOW, "modelsync", "ls"))
-    run = subprocess.run(f"{command} | true", shell=True, capture_output=True, text=True)
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = airflow("modelsync", "ls", stdout=writer)
+    os.close(writer)
 
-    assert "Traceback" not in run.stderr
+    assert (run.status, run.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_help_lists_the_commands_and_loads_nothing_of_ours_but_their_definition() -> None:

@@ -9,17 +9,11 @@ from __future__ import annotations
 import asyncio
 import configparser
 import json
-import os
 import re
 import shlex
-import shutil
-import signal
 import subprocess
-import sys
-import tempfile
 import textwrap
 import tomllib
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from importlib import import_module
@@ -30,7 +24,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow import settings
 from airflow.configuration import conf
 from airflow.models import Connection
 from airflow.sdk import DAG, BaseHook
@@ -45,10 +38,10 @@ from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.hooks.registry import get_registry_hook
 from airflow_provider_modelsync.operators.transfer import PushModelOperator
 from airflow_provider_modelsync.provider_info import get_provider_info
-from tests.conftest import AIRFLOW_HOME
 from tests.docs.documents import ROOT, Block, code_blocks
 from tests.docs.policy import check_policy
 from tests.docs.world import World, world_of
+from tests.support.command import airflow
 from tests.support.examples import run_dag
 from tests.support.until import until
 
@@ -56,25 +49,9 @@ BLOCKS = code_blocks()
 PATIENCE = 30  # seconds
 
 
-@pytest.fixture(scope="module")
-def database(migrated_database: Path) -> Iterator[None]:
-    """One metadata database for all blocks."""
-    file = AIRFLOW_HOME / "airflow.db"
-    forget_connections()  # they lead to the databases of other tests
-    shutil.copyfile(migrated_database, file)
-    yield
-    forget_connections()
-    file.unlink()
-
-
-def forget_connections() -> None:
-    settings.Session.remove()
-    settings.engine.dispose()
-
-
 @pytest.fixture
 def world(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: None
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, airflow_database: Path
 ) -> Iterator[World]:
     block: Block = request.node.callspec.params["block"]
     with world_of(block.text, tmp_path, monkeypatch) as world:
@@ -227,43 +204,14 @@ def use_connection(conn_id: str, world: World) -> None:
 def run_airflow(words: list[str], world: World, printed: str) -> str:
     """Run Airflow's command line."""
     world.monkeypatch.setenv("AIRFLOW__CORE__TEST_CONNECTION", "Enabled")
-    status, told = in_child("airflow", *words)
-    assert status == 0, told
+    run = airflow(*words)
+    assert run.status == 0, run.stderr
     if words[:2] == ["connections", "add"]:
         with create_session() as session:
             added = session.scalars(select(Connection).where(Connection.conn_id == words[2])).one()
             world.monkeypatch.setenv(f"AIRFLOW_CONN_{words[2].upper()}", added.as_json())
         use_connection(words[2], world)
-    return told
-
-
-def in_child(*command: str) -> tuple[int, str]:
-    """Run Airflow's command line in a fork of this process: a process of its own takes seconds to import Airflow."""
-    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as log:
-        if not (child := os.fork()):
-            status = 70
-            signal.alarm(PATIENCE)  # a lock may have been held when the process was forked
-            try:
-                os.dup2(output.fileno(), 1)
-                os.dup2(log.fileno(), 2)
-                sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-                from airflow.cli.cli_parser import get_parser
-
-                args = get_parser().parse_args(command[1:])
-                args.func(args)
-                status = 0
-            except SystemExit as end:
-                status = end.code if isinstance(end.code, int) else int(end.code is not None)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        output.seek(0)
-        log.seek(0)
-        return status, output.read() if status == 0 else log.read()
+    return run.stdout
 
 
 def run_pip(words: list[str], world: World, printed: str) -> None:

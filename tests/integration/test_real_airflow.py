@@ -15,7 +15,7 @@ from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from scripts.local_airflow import LocalAirflow, local_airflow
 from tests.conftest import Connect
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("a running Airflow")]
 
 EXAMPLE, WAITING = "train_push_wait_pull", "wait_for_version"
 ROOT = Path(__file__).parents[2]

@@ -46,14 +46,6 @@ def output(tmp_path: Path) -> Path:
     return tmp_path / "out" / "predictions.json"
 
 
-@pytest.fixture
-def storage() -> Iterator[MemoryFileSystem]:
-    """An empty object storage."""
-    yield MemoryFileSystem()
-    MemoryFileSystem.store.clear()
-    MemoryFileSystem.pseudo_dirs[:] = [""]
-
-
 def predict(output: Any, inputs: Any = RECORDS, **arguments: Any) -> PredictOperator:
     defaults = {"task_id": "predict", "registry_conn_id": CONNECTION, "deployment": "demo"}
     return PredictOperator(**{**defaults, "inputs": inputs, "output": output, **arguments})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,6 @@ from airflow_provider_modelsync.operators.storage import local_source, resolve, 
 from airflow_provider_modelsync.operators.transfer import PullModelOperator, PushModelOperator
 
 BUCKET = "memory://bucket/models"
-
-
-@pytest.fixture
-def storage() -> Iterator[MemoryFileSystem]:
-    """An empty object storage."""
-    yield MemoryFileSystem()
-    MemoryFileSystem.store.clear()
-    MemoryFileSystem.pseudo_dirs[:] = [""]
 
 
 @pytest.fixture

@@ -4,14 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_provider_modelsync.core.http.policy import Backoff
-
-
-@pytest.fixture
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tries follow each other at once."""
-    monkeypatch.setattr(Backoff, "delay", lambda self, failures: 0.0)
-
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
