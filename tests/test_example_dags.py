@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ AMAZON = {"boto3", "botocore"}
 # Undefined in runs that an asset or the API has triggered, where templating then fails the task.
 DATE_WORDS = re.compile(r"\b(ds|ds_nodash|ts|ts_nodash|logical_date|execution_date|data_interval_\w+)\b")
 
+pytestmark = pytest.mark.xdist_group("examples")
 each_example = pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 
 
@@ -25,21 +27,40 @@ def test_there_are_examples() -> None:
     assert EXAMPLES
 
 
-@each_example
-def test_it_parses_lightly_and_without_any_connection(example: Path) -> None:
-    script = (
-        "import json, runpy, sys\n"
-        "from airflow.sdk import DAG\n"
-        "names = runpy.run_path(sys.argv[1])\n"
-        "from airflow.dag_processing.dagbag import DagBag\n"
-        "bag = DagBag(sys.argv[1], load_op_links=False)\n"
-        "print(json.dumps({'errors': bag.import_errors, 'dags': {d.dag_id: len(d.tasks) for d in bag.dags.values()},"
-        " 'modules': sorted(sys.modules)}))\n"
-    )
+# Loads Airflow once, and parses each file in a fork of its own.
+PARSE = """
+import json, os, runpy, sys, traceback
+from airflow.sdk import DAG
+from airflow.dag_processing.dagbag import DagBag
+
+for example in sys.argv[1:]:
+    if not os.fork():
+        try:
+            runpy.run_path(example)
+            bag = DagBag(example, load_op_links=False)
+            told = {"errors": bag.import_errors, "dags": {dag.dag_id: len(dag.tasks) for dag in bag.dags.values()}}
+        except BaseException:
+            told = {"errors": traceback.format_exc()}
+        print(json.dumps({"example": example, **told, "modules": sorted(sys.modules)}), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+@pytest.fixture(scope="module")
+def parsed() -> dict[Path, dict[str, Any]]:
+    """What parsing each example has led to, by its path."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_CONN_")}
-    run = subprocess.run((sys.executable, "-c", script, str(example)), env=env, capture_output=True, text=True)
+    command = (sys.executable, "-c", PARSE, *map(str, EXAMPLES))
+    run = subprocess.run(command, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    told = json.loads(run.stdout.splitlines()[-1])
+    lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith('{"example"')]
+    return {Path(told["example"]): told for told in lines}
+
+
+@each_example
+def test_it_parses_lightly_and_without_any_connection(example: Path, parsed: dict[Path, dict[str, Any]]) -> None:
+    told = parsed[example]
 
     assert told["errors"] == {}
     assert told["dags"]
