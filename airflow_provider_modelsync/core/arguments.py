@@ -8,6 +8,7 @@ works with, or refuses it by name.
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import json
 import math
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from types import NoneType
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, ParamSpec, TypeVar, get_args
 
 from pydantic import BeforeValidator, JsonValue, TypeAdapter, ValidationError
 
@@ -317,6 +318,25 @@ class Signature:
             annotation, default = self._annotations[name]
             self._arguments[name] = _Argument(TypeAdapter(annotation), default, NoneType in get_args(annotation))
         return self._arguments[name].read(name, value)
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def understood(function: Callable[P, T]) -> Callable[P, T]:
+    """Have a function's declared arguments read before it is called."""
+    signature, parameters = Signature(function), inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        given = parameters.bind(*args, **kwargs)
+        for name in signature.names:
+            if name in given.arguments:
+                given.arguments[name] = signature.read(name, given.arguments[name])
+        return function(*given.args, **given.kwargs)
+
+    return call
 
 
 def _declared(function: Callable[..., Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:

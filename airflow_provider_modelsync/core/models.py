@@ -417,8 +417,21 @@ class Query(_Value):
 
     def matches(self, version: ModelVersion) -> bool:
         """Whether a version's name and labels satisfy every term."""
-        return self.matches_name(version.name) and all(
-            key in version.labels and value in (None, version.labels[key]) for key, value in self.labels.items()
+        return not self.misses(version)
+
+    def misses(self, version: ModelVersion) -> str:
+        """Return which terms a version does not satisfy, in words; empty when it satisfies all."""
+        has = version.labels
+        return "; ".join(
+            [
+                *(f"its name does not hold {word!r}" for word in self.words if word not in version.name),
+                *(f"it has no label {key!r}" for key in self.labels if key not in has),
+                *(
+                    f"its label {key!r} is {has[key]!r}, not {value!r}"
+                    for key, value in self.labels.items()
+                    if key in has and value not in (None, has[key])
+                ),
+            ]
         )
 
 

@@ -6,16 +6,29 @@ imported by the methods that do so: DAG files load this module whenever they are
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowException
 
+from airflow_provider_modelsync.core.arguments import (
+    DeploymentName,
+    Facts,
+    Flag,
+    LabelChanges,
+    Labels,
+    Options,
+    Reference,
+    Text,
+    Values,
+    understood,
+)
 from airflow_provider_modelsync.core.errors import Cancelled, InvalidInput, ModelSyncError, RegistryUnavailable
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.parallel import interruptible
@@ -44,7 +57,6 @@ if TYPE_CHECKING:
     import os
 
     from airflow.sdk import Connection
-    from pydantic import JsonValue
 
     from airflow_provider_modelsync.core.transfer.checkpoint import CheckpointStore
     from airflow_provider_modelsync.core.transfer.control import Control
@@ -52,7 +64,26 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("modelsync")
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def _understood(verb: Callable[P, T]) -> Callable[P, T]:
+    """Read a verb's arguments as operators do; errors name the connection."""
+    read = understood(verb)
+
+    @functools.wraps(verb)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return read(*args, **kwargs)
+        except InvalidInput as error:
+            hook = args[0]
+            assert isinstance(hook, RegistryHook)
+            error.about(connection=hook.registry_conn_id)
+            raise
+
+    return call
+
 
 _STANDARD_FIELDS = ("host", "port", "login", "password")
 
@@ -160,15 +191,16 @@ class RegistryHook(BaseHook, ABC):
             finally:
                 self._driver = None
 
+    @_understood
     def push(
         self,
         source: str | os.PathLike[str],
-        model: str,
+        model: Reference,
         *,
-        labels: Mapping[str, str] | None = None,
-        metadata: Mapping[str, JsonValue] | None = None,
-        force: bool = False,
-        options: Mapping[str, Any] | None = None,
+        labels: Labels | None = None,
+        metadata: Facts | None = None,
+        force: Flag = False,
+        options: Options | None = None,
         checkpoint: CheckpointStore | None = None,
     ) -> ModelVersion:
         """Push a model.
@@ -204,15 +236,16 @@ class RegistryHook(BaseHook, ABC):
                 note(version.transfer)
             return version
 
+    @_understood
     def pull(
         self,
-        model: str,
+        model: Reference,
         target: str | os.PathLike[str] | None,
         *,
-        labels: Mapping[str, str] | None = None,
-        query: str | None = None,
-        force: bool = False,
-        verify: bool = True,
+        labels: Labels | None = None,
+        query: Text | None = None,
+        force: Flag = False,
+        verify: Flag = True,
         checkpoint: CheckpointStore | None = None,
         patience: Patience | None = None,
     ) -> PulledModel:
@@ -221,8 +254,8 @@ class RegistryHook(BaseHook, ABC):
         :param model: ``name`` or ``name:latest`` for the newest ready version, ``name:version`` for an exact one.
         :param target: a directory; filled when absent or empty, left alone when it holds exactly this model. ``None``
             where the system keeps models on its own host: it is to have the model there.
-        :param labels: choose among ready versions.
-        :param query: chooses among ready versions: name substrings, ``label:k``, ``label:k=v``.
+        :param labels: that the version must have, an exact one, too.
+        :param query: that it must satisfy: name substrings, ``label:k``, ``label:k=v``.
         :param force: replace whatever the target holds, once the new copy is verified.
         :param verify: compare the bytes with the version's digest.
         :param checkpoint: where tries remember what is done.
@@ -250,12 +283,13 @@ class RegistryHook(BaseHook, ABC):
                 note(pulled.version.transfer)
             return pulled
 
+    @_understood
     def sync_to(
         self,
         target: RegistryHook,
         selection: Selection,
         *,
-        dry_run: bool = False,
+        dry_run: Flag = False,
         checkpoint: CheckpointStore | None = None,
         on_copied: Callable[[SyncedVersion], None] | None = None,
     ) -> SyncReport:
@@ -286,7 +320,8 @@ class RegistryHook(BaseHook, ABC):
                 note(report)
             return report
 
-    def start_fetch(self, model: str, *, labels: Mapping[str, str] | None = None, query: str | None = None) -> Fetch:
+    @_understood
+    def start_fetch(self, model: Reference, *, labels: Labels | None = None, query: Text | None = None) -> Fetch:
         """Begin a pull onto the system's own host, and do not wait for it. Parameters as for :meth:`pull`.
 
         :raises InvalidInput: where models are pulled to a directory instead.
@@ -296,35 +331,43 @@ class RegistryHook(BaseHook, ABC):
         with self._named(model), self._session() as (registry, driver):
             return start_fetch(registry, driver, registry.parse(model), query=Query.parse(query, labels))
 
-    def get(self, model: str, *, labels: Mapping[str, str] | None = None, query: str | None = None) -> ModelVersion:
+    @_understood
+    def get(self, model: Reference, *, labels: Labels | None = None, query: Text | None = None) -> ModelVersion:
         """Return a model version.
 
         :raises ModelNotFound: when there is none.
         """
         return self.run(lambda registry: registry.get(registry.parse(model), Query.parse(query, labels)), model=model)
 
-    def list_models(self, query: str | None = None) -> list[ModelVersion]:
+    @_understood
+    def list_models(self, query: Text | None = None) -> list[ModelVersion]:
         """Return the newest ready version of each name that the query chooses, newest first."""
         return self.run(lambda registry: registry.list_models(Query.parse(query)))
 
-    def list_versions(self, name: str, query: str | None = None) -> list[ModelVersion]:
+    @_understood
+    def list_versions(self, name: Reference, query: Text | None = None) -> list[ModelVersion]:
         """Return every version of a name that the query chooses, in any state, newest first."""
         return self.run(
             lambda registry: registry.list_versions(registry.parse(name).name, Query.parse(query)), model=name
         )
 
-    def delete(self, model: str) -> bool:
+    @_understood
+    def delete(self, model: Reference) -> bool:
         """Delete an exact version.
 
         :return: whether it was there; deleting what is gone already is no error.
         """
         return self.run(lambda registry: registry.delete(registry.parse(model)), model=model)
 
-    def set_labels(self, model: str, labels: Mapping[str, str | None]) -> ModelVersion:
+    @_understood
+    def set_labels(self, model: Reference, labels: LabelChanges) -> ModelVersion:
         """Merge labels into a version's; a ``None`` value removes one."""
         return self.run(lambda registry: registry.set_labels(registry.parse(model), labels), model=model)
 
-    def deploy(self, deployment: str | None, model: str, *, config: Mapping[str, Any] | None = None) -> Deployment:
+    @_understood
+    def deploy(
+        self, deployment: DeploymentName | None, model: Reference, *, config: Options | None = None
+    ) -> Deployment:
         """Have a model served; return once the request is accepted. What runs exactly so already is left alone.
 
         Where the system serves from its own host, the model is brought there first, and waited for.
@@ -344,21 +387,24 @@ class RegistryHook(BaseHook, ABC):
                 fetch(registry, driver, ref, query=Query(), patience=Patience())
             return driver.run(deploys.deploy(deployment, ref, config))
 
-    def deployment(self, name: str) -> Deployment:
+    @_understood
+    def deployment(self, name: DeploymentName) -> Deployment:
         """Return a deployment as it is now.
 
         :raises ModelNotFound: when there is none.
         """
         return self.run(lambda registry: Deploys.of(registry).deployment(name))
 
-    def undeploy(self, name: str) -> Deployment:
+    @_understood
+    def undeploy(self, name: DeploymentName) -> Deployment:
         """Ask for a deployment's end; return once that is accepted. One that has ended already is fine."""
         return self.run(lambda registry: Deploys.of(registry).undeploy(name))
 
+    @_understood
     def predict(
         self,
-        deployment: str | None,
-        inputs: Any,
+        deployment: DeploymentName | None,
+        inputs: Values,
         *,
         output: str | os.PathLike[str] | None = None,
         ticket: Ticket | None = None,
@@ -382,10 +428,11 @@ class RegistryHook(BaseHook, ABC):
             control = self._control(registry, f"predicting with {deployment}", None)
             return predict(registry, driver, deployment, inputs, control, output=output, options=options, ticket=ticket)
 
+    @_understood
     def start_predict(
         self,
-        deployment: str | None,
-        inputs: Any,
+        deployment: DeploymentName | None,
+        inputs: Values,
         *,
         output: str | os.PathLike[str] | None = None,
         **options: Any,

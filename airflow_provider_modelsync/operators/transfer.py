@@ -181,8 +181,8 @@ class PullModelOperator(RegistryOperator):
         (templated).
     :param target: a directory: a local path, or an object storage URL, which is filled after the pull (templated).
         Left out where the system keeps models on its own host: it is then to have the model there.
-    :param labels: choose among ready versions (templated).
-    :param query: chooses among ready versions: name substrings, ``label:k``, ``label:k=v`` (templated).
+    :param labels: that the version must have, an exact one, too (templated).
+    :param query: that it must satisfy: name substrings, ``label:k``, ``label:k=v`` (templated).
     :param force: replace whatever the target holds, once the new copy is verified.
     :param verify: compare the bytes with the version's digest.
     :param timeout: how long to wait for the system's own host, in seconds or as a timedelta.

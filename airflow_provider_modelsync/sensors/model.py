@@ -34,7 +34,7 @@ class ModelVersionSensor(TakesArguments, BaseSensorOperator):
 
     :param registry_conn_id: the registry's connection (templated).
     :param model: ``name`` for the newest ready version, ``name:version`` for an exact one (templated).
-    :param labels: choose among ready versions (templated).
+    :param labels: that the version must have; an exact one is waited for until it has them (templated).
     :param newer_than: a version or an ISO 8601 time that the version must be newer than (templated).
     :param state: what the version must have reached.
     :param deferrable: wait in the triggerer instead of a worker slot. Give such a task a retry.

@@ -246,6 +246,23 @@ def test_labels_choose_among_versions(bench: Bench, run: Run) -> None:
         run(lambda registry: registry.get(registry.parse(bench.name), Query.parse("label:stage=test")))
 
 
+@needs(PUSH)
+def test_an_exact_version_must_be_the_one_that_is_asked_for(bench: Bench) -> None:
+    published = bench.publish("one", bench.model())
+    assert bench.get(published.ref, Query.parse(published.name[:3])).ref == published.ref
+    for query, difference in (("banana", "does not hold 'banana'"), ("label:stage=approved", "no label 'stage'")):
+        with pytest.raises(ModelNotFound, match=difference):
+            bench.get(published.ref, Query.parse(query))
+
+
+@needs(PUSH, LABELS)
+def test_an_exact_version_must_have_the_labels_that_are_asked_for(bench: Bench) -> None:
+    published = bench.publish("one", bench.model(), labels={"stage": "dev"})
+    assert bench.get(published.ref, Query.parse("label:stage")).ref == published.ref
+    with pytest.raises(ModelNotFound, match=r"label 'stage' is 'dev', not 'approved'"):
+        bench.get(published.ref, Query.parse("label:stage=approved"))
+
+
 @needs(PUSH, LABELS)
 def test_labels_are_merged_and_none_removes(bench: Bench) -> None:
     published = bench.publish("one", bench.model(), labels={"stage": "dev", "team": "risk"})

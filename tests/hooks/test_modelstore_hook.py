@@ -189,3 +189,17 @@ def _without_privileges() -> Iterator[None]:
         yield
     finally:
         os.seteuid(0)
+
+
+def test_verbs_read_their_arguments_as_operators_do(hook: ModelStoreHook, source: Path, tmp_path: Path) -> None:
+    pushed = hook.push(source, "digits:v1", labels='{"stage": "dev"}', force="False")  # type: ignore[arg-type]
+    for model in (pushed, pushed.to_xcom(), pushed.to_event()):
+        assert hook.get(model).labels == {"stage": "dev"}  # type: ignore[arg-type]
+    (source / "weights.bin").write_bytes(b"other")
+
+    with pytest.raises(VersionConflict):
+        hook.push(source, "digits:v1", force="no")  # type: ignore[arg-type]
+    for wrong in ({"force": "maybe"}, {"labels": 5}):
+        with pytest.raises(InvalidInput, match=rf"argument '{next(iter(wrong))}', connection 'modelsync_default'"):
+            hook.pull("digits:v1", tmp_path / "out", **wrong)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()

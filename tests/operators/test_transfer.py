@@ -288,3 +288,15 @@ class TestPull:
             PullModelOperator(**arguments).execute(context)
         assert not (tmp_path / "pulled").exists()
         assert PullModelOperator(verify=False, **arguments).execute(context)["ref"] == "digits:v2"
+
+
+@pytest.mark.parametrize("choice", [{"labels": {"stage": "approved"}}, {"query": "label:stage=approved"}], ids=str)
+def test_an_exact_version_without_the_label_is_not_pulled(
+    modelstore: Path, source: Path, tmp_path: Path, context: Any, choice: dict[str, Any]
+) -> None:
+    ModelStoreHook("modelsync_default").push(source, "digits:v1", labels={"stage": "dev"})
+    target = tmp_path / "pulled"
+
+    with pytest.raises(AirflowFailException, match=r"label 'stage' is 'dev', not 'approved'.*digits:v1"):
+        PullModelOperator(task_id="pull", model="digits:v1", target=str(target), **choice).execute(context)
+    assert not target.exists()

@@ -74,6 +74,13 @@ class TestLook:
         assert looks_and_finds(context, labels={"stage": "production"}) == "digits:v1"
         assert looks_and_finds(context, labels={"stage": "archived"}) is None
 
+    def test_labels_count_for_an_exact_version(
+        self, two_versions: datetime, hook: ModelStoreHook, context: Any
+    ) -> None:
+        assert looks_and_finds(context, model="digits:v2", labels={"stage": "production"}) is None
+        hook.set_labels("digits:v2", {"stage": "production"})
+        assert looks_and_finds(context, model="digits:v2", labels={"stage": "production"}) == "digits:v2"
+
     def test_a_version_that_is_not_ready_is_not_there_yet(self, script: Script, source: Path, context: Any) -> None:
         push_digits(source)
         script.write(["converting", "ready"])

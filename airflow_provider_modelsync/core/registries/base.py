@@ -109,12 +109,15 @@ class Registry(ABC):
         """Make one cheap authenticated request; return who and where in a sentence."""
 
     def get(self, ref: ModelRef, query: Query = ANY) -> Flow[ModelVersion]:
-        """Return an exact version, or the newest ready one that the query chooses.
+        """Return an exact version that the query chooses, too, or the newest ready one that it chooses.
 
-        :raises ModelNotFound: when there is none.
+        :raises ModelNotFound: when there is none, naming what differs.
         """
         if ref.version is not None:
-            return (yield from self.read_version(ref.name, ref.version))
+            exact = yield from self.read_version(ref.name, ref.version)
+            if misses := query.misses(exact):
+                raise ModelNotFound(f"{exact.ref} is not what was asked for: {misses}", model=exact.ref)
+            return exact
         chosen = yield from self.latest(ref.name, query)
         if chosen is None:
             wanted = f" with {dict(query.labels)}" if query.labels else ""

@@ -20,7 +20,7 @@ from airflow_provider_modelsync.core.models import (
     Undo,
     VersionStatus,
 )
-from airflow_provider_modelsync.core.registries.base import Registry
+from airflow_provider_modelsync.core.registries.base import ANY, Registry
 from airflow_provider_modelsync.core.registries.capabilities import Deploys
 
 READY = "ready"
@@ -34,7 +34,7 @@ def find_version(
 
     :param registry: where to look.
     :param model: ``name`` for the newest ready version, ``name:version`` for an exact one.
-    :param query: chooses among ready versions when no exact one is named.
+    :param query: chooses among ready versions; an exact one is waited for until it is chosen, too.
     :param newer_than: only a version newer than this one counts: a version of the model, or an ISO 8601 time.
     :param state: what the version must have reached.
     :raises VersionFailed: when the exact version has failed.
@@ -50,14 +50,14 @@ def find_version(
     if newer_than == LATEST:
         raise InvalidInput("'latest' moves; name a version or an ISO 8601 time", argument="newer_than")
     try:
-        found = yield from registry.get(ref, query)
+        found = yield from registry.get(ref, ANY if ref.version else query)
     except ModelNotFound:
         return None
     if found.status is VersionStatus.FAILED:
         reason = yield from registry.failure_of(found)
         said = f": {reason}" if reason else ""
         raise VersionFailed(f"{found.ref} has failed in its registry{said}", model=found.ref)
-    if not found.ready or not registry.has_reached(found, state):
+    if not found.ready or not registry.has_reached(found, state) or not query.matches(found):
         return None
     if newer_than and found.age_key <= (yield from _age_of(registry, ref.name, newer_than)):
         return None

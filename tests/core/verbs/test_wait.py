@@ -57,6 +57,12 @@ def test_labels_choose_among_versions(store: Store) -> None:
     assert _find(store, "fraud", query="label:stage=dev") is None
 
 
+def test_an_exact_version_is_waited_for_until_it_is_chosen(store: Store) -> None:
+    assert _find(store, "fraud:v1", query="label:stage=prod") == "fraud:v1"
+    assert _find(store, "fraud:v2", query="label:stage=prod") is None
+    assert _find(store, "fraud:v1", query="banana") is None
+
+
 def test_a_version_newer_than_another_is_found(store: Store) -> None:
     assert _find(store, "fraud", newer_than="v1") == "fraud:v2"
 

@@ -385,7 +385,7 @@ class Pieces(Registry, Fetches, Deploys):
 
     def _find(self, ref: ModelRef, query: Query = ANY) -> Flow[PiecesModel]:
         text = str(ref)
-        if _ID.fullmatch(text) and (model := (yield from self._calls.find(text))):
+        if _ID.fullmatch(text) and (model := (yield from self._calls.find(text))) and _chosen([model], query):
             return model
         models = yield from self._calls.models()
         for name, version in _readings(text):
