@@ -20,7 +20,8 @@ from airflow.sdk.exceptions import AirflowException
 
 from airflow_provider_modelsync.core.errors import ModelSyncError, Retryable
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
-from airflow_provider_modelsync.core.redact import escape, redact, secrets_of
+from airflow_provider_modelsync.core.redact import redact, secrets_of
+from airflow_provider_modelsync.core.text import escape
 from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
 
 if TYPE_CHECKING:
@@ -134,7 +135,8 @@ def _status_of(error: Exception, session: Session) -> int:
 
 def _complain(error: Exception, session: Session, *, verbose: bool) -> None:
     if verbose:
-        print(redact("".join(traceback.format_exception(error)), session.secrets), file=sys.stderr)  # noqa: T201
+        lines = "".join(traceback.format_exception(error)).splitlines()
+        print("\n".join(redact(line, session.secrets) for line in lines), file=sys.stderr)  # noqa: T201
     if session.ended_by is not None:
         message = "cancelled"
     else:  # what nobody has raised on purpose is not told by its message alone

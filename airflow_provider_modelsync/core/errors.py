@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 from typing import Self
 
+from airflow_provider_modelsync.core.text import escape
+
 
 class ModelSyncError(Exception):
     """Base of all errors that this package raises on purpose.
@@ -27,6 +29,7 @@ class ModelSyncError(Exception):
         model: str | None = None,
         connection: str | None = None,
     ) -> None:
+        message = escape(message)  # it may quote a server, or a name that somebody else has chosen
         super().__init__(message)
         self.message = message
         self.argument = argument

@@ -6,7 +6,6 @@ import base64
 import json
 import logging
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from urllib.parse import quote, quote_plus, urlsplit
@@ -14,16 +13,19 @@ from urllib.parse import quote, quote_plus, urlsplit
 from pydantic import SecretStr
 
 from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.text import escape
 
 SHOWN_BYTES = 2048  # of what a server said
+_MATCHED = 8 << 10  # characters that are looked at; whoever writes more has nothing to tell people
 _MASK = "***"
-_SHORTEST_ENCODED = 4  # characters; the encoded forms of shorter secrets would match anywhere
+_SHORTEST = 4  # characters; a shorter secret protects nothing, and masking it everywhere would garble each message
 
-_USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,20}://)[^\s/?#@\"'<>]+@")
-_URL_QUERY = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,20}://[^\s?#\"'<>]*)\?[^\s\"'<>]*")
-_BARE_QUERY = re.compile(r"\?[\w.~%-]+=[^\s\"'<>]*")  # libraries name targets without scheme and host
+# None of these looks at a character more often than a fixed number of times, whatever the text is.
+_USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,20}+://)[^\s/?#@\"…'<>]++(?:@|…\Z)")
+_WORD = re.compile(r"[^\s\"'<>]+")
+_BARE_QUERY = re.compile(r"\?[\w.~%-]++=[^\s\"'<>]*")  # libraries name targets without scheme and host
 _PARAMETER = re.compile(
-    r"(?i)\b(x-(?:amz|goog)-[a-z-]+|signature|sig|[a-z_]{0,20}token|client_secret|password|api_?key)=[^&\s\"'<>]+"
+    r"(?i)\b(x-(?:amz|goog)-[a-z-]{1,40}|signature|sig|[a-z_]{0,20}token|client_secret|password|api_?key)=[^&\s\"'<>]+"
 )
 _APP_TOKEN = re.compile(r"(/net/)[^\s/?#\"'<>]+")  # of a Supervisely app, part of its address
 _AWS_TOKEN = re.compile(r"(?i)(x-amz-security-token['\"]?\s*:\s*(?:b?['\"])?)[^\s'\",]+")  # botocore logs headers
@@ -48,55 +50,77 @@ _TALKATIVE_LOGGERS = (
     "botocore.signers",
     "botocore.utils",
 )
-_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+OUR_LOGGERS = ("modelsync", "modelsync.socket")  # a logger's filters do not count for those below it
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """Mask secrets in a text, and cut what may hold one.
 
-    :param text: the text.
-    :param secrets: values to mask; also found URL-quoted, base64-encoded and JSON-escaped.
+    :param text: the text; what is beyond 8,192 characters is left out, so that no text can be made to take long.
+    :param secrets: values to mask, if they have 4 characters or more; also found URL-quoted, base64-encoded and
+        JSON-escaped.
     :return: the text with ``***`` for each secret, ``?…`` for the query of each URL, and no URL credentials.
     """
+    forms = [form for secret in secrets if len(secret) >= _SHORTEST for form in _forms_of(secret)]
+    # What straddles the cut must be recognised as well.
+    window = text[: _MATCHED + max((len(form) for form, _ in forms), default=0)]
     # Looked for one by one: an expression of all forms would cost as much as a process has seen secrets, on each line.
-    folded = text.lower()
-    found = {form for secret in secrets if secret for form, lowered in _forms_of(secret) if lowered in folded}
+    folded = window.lower()
+    found = {form for form, lowered in forms if lowered in folded}
+    end = _MATCHED
     if found:
         longest_first = sorted(found, key=len, reverse=True)
         # Quoted forms come in upper and lower case hex; a match too many does no harm.
-        text = re.sub("|".join(map(re.escape, longest_first)), _MASK, text, flags=re.IGNORECASE)
-    text = _USERINFO.sub(rf"\g<1>{_MASK}@", text)
-    text = _APP_TOKEN.sub(rf"\g<1>{_MASK}", text)
-    text = _URL_QUERY.sub(r"\g<1>?…", text)
-    text = _BARE_QUERY.sub("?…", text)
-    text = _AWS_TOKEN.sub(rf"\g<1>{_MASK}", text)
-    return _PARAMETER.sub(rf"\g<1>={_MASK}", text)
+        pattern = re.compile("|".join(map(re.escape, longest_first)), re.IGNORECASE)
+        end = next((match.start() for match in pattern.finditer(window) if match.start() < end < match.end()), end)
+    cut = window[:end] + ("…" if len(text) > end else "")
+    if found:
+        cut = pattern.sub(_MASK, cut)
+    cut = _USERINFO.sub(rf"\g<1>{_MASK}@", cut)
+    cut = _APP_TOKEN.sub(rf"\g<1>{_MASK}", cut)
+    if "://" in cut:
+        cut = _WORD.sub(_without_query, cut)
+    cut = _BARE_QUERY.sub("?…", cut)
+    cut = _AWS_TOKEN.sub(rf"\g<1>{_MASK}", cut)
+    return _PARAMETER.sub(rf"\g<1>={_MASK}", cut)
 
 
-def secrets_of(settings: RegistrySettings) -> tuple[str, ...]:
-    """Return every secret that a connection holds, whatever its type calls the field.
+def _without_query(word: re.Match[str]) -> str:
+    """Return a word without the query of the URL in it, if there is one."""
+    start = word[0].find("://")
+    query = word[0].find("?", start) if start > 0 else -1
+    return word[0] if query < 0 else f"{word[0][:query]}?…"
+
+
+def secret_fields(settings: RegistrySettings) -> Iterator[tuple[str, str]]:
+    """Yield the names and values of a connection's fields that hold a secret, whatever its type calls them.
 
     A proxy's URL counts through its password: the rest of it may be named.
     """
-    found = []
     for name, value in settings:
         if isinstance(value, SecretStr):
             plain = value.get_secret_value()
-            found.append(_password_in(plain) if name == "proxy" else plain)
-    return tuple(secret for secret in found if secret)
+            if secret := _password_in(plain) if name == "proxy" else plain:
+                yield name, secret
+
+
+def secrets_of(settings: RegistrySettings) -> tuple[str, ...]:
+    """Return every secret that a connection holds, as :func:`secret_fields` finds them."""
+    return tuple(secret for _, secret in secret_fields(settings))
 
 
 def show_url(url: object, secrets: Iterable[str] = ()) -> str:
     """Return scheme, host and path of a URL: neither query, which may be a signature, nor credentials."""
     plain, _, _ = str(url).partition("#")
     plain, _, _ = plain.partition("?")
-    return escape(redact(_USERINFO.sub(r"\g<1>", plain), secrets))
+    return escape(redact(_USERINFO.sub(r"\g<1>", plain[: 2 * _MATCHED]), secrets))
 
 
 def excerpt(text: str, secrets: Iterable[str] = ()) -> str:
     """Return the beginning of what a server said: redacted, escaped, at most 2 KiB."""
-    # Far more than is shown, so that no secret is cut in two; not all, as a page can be made to match slowly.
-    shown = escape(redact(text.strip()[: 4 * SHOWN_BYTES], secrets))
+    shown = escape(redact(text.strip(), secrets))
     raw = shown.encode("utf-8", "backslashreplace")
     return shown if len(raw) <= SHOWN_BYTES else raw[: SHOWN_BYTES - 3].decode("utf-8", "ignore") + "…"
 
@@ -117,22 +141,23 @@ class _Guard(logging.Filter):
         self.secrets: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = redact(record.getMessage(), tuple(self.secrets)), ()
+        record.msg, record.args = escape(redact(record.getMessage(), tuple(self.secrets))), ()
+        return True
+
+
+class _OneLine(logging.Filter):
+    """Keeps what a server, or somebody else's model, is called from writing lines of its own into our log."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        record.msg, record.args = escape(said[:_MATCHED]) + ("…" if len(said) > _MATCHED else ""), ()
         return True
 
 
 _guard = _Guard()
-
-
-def escape(text: str) -> str:
-    """Return a text with control characters, line ends and direction marks written as escapes."""
-    return "".join(_escaped(character) for character in text)
-
-
-def _escaped(character: str) -> str:
-    if unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} or character in _BIDI:
-        return character.encode("unicode_escape", "backslashreplace").decode("ascii")
-    return character
+_one_line = _OneLine()
+for _name in OUR_LOGGERS:
+    logging.getLogger(_name).addFilter(_one_line)
 
 
 @lru_cache(maxsize=4096)
@@ -143,8 +168,6 @@ def _forms_of(secret: str) -> tuple[tuple[str, str], ...]:
 
 def _writings_of(secret: str) -> Iterator[str]:
     yield secret
-    if len(secret) < _SHORTEST_ENCODED:
-        return
     yield quote(secret, safe="")
     yield quote(secret)
     yield quote_plus(secret)

@@ -33,6 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("core.flow", "core.durable"),
     ("core",),  # the ground: settings, redaction
     ("core.arguments", "core.models", "core.errors"),
+    ("core.text",),
 )
 DATA = ("", "provider_info", "xcom")  # hold facts, import nothing of the package, and may be imported by all
 # Sensors and operators share how arguments are read and errors become Airflow's, and nothing else.

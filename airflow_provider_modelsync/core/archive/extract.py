@@ -554,8 +554,8 @@ def _look_of(head: bytes) -> str:
     if head[257:262] == _POSIX[:5]:
         return "one with a damaged or cut first header"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    look = next((look for magic, look in _LOOKS if start.lower().startswith(magic)), "something unknown")
-    return f"{look} that starts with {names.show(start[:80].decode('utf-8', 'replace'))}"
+    # No word of it is quoted: it may come from where nobody should have asked.
+    return next((look for magic, look in _LOOKS if start.lower().startswith(magic)), "something unknown")
 
 
 # --- local disk ------------------------------------------------------------------------------------------------------

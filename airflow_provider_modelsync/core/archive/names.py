@@ -9,6 +9,8 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+from airflow_provider_modelsync.core.text import HIDDEN
+
 MAX_DEPTH = 32
 MAX_PATH_BYTES = 1024
 MAX_SEGMENT_BYTES = 255  # what Linux file systems take
@@ -16,8 +18,6 @@ RESERVED_DIRECTORY = ".modelsync"
 
 _DRIVE = re.compile(r"[A-Za-z]:")
 _DEVICE = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?")
-_HIDDEN_CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}  # controls, lone surrogates (bytes that are no UTF-8), line separators
-_BIDI = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def show(path: str) -> str:
@@ -34,9 +34,8 @@ def fault_of(path: str, *, max_depth: int = MAX_DEPTH, max_bytes: int = MAX_PATH
     :param max_bytes: length allowed, in UTF-8 bytes.
     :return: the reason for refusing it, or ``None`` when it is fine.
     """
-    for character in path:
-        if unicodedata.category(character) in _HIDDEN_CATEGORIES or character in _BIDI:
-            return "holds a control character, a direction mark or bytes that are not UTF-8"
+    if HIDDEN.search(path):
+        return "holds a control character, a direction mark or bytes that are not UTF-8"
     if "\\" in path:
         return "holds a backslash"
     if path.startswith("/") or _DRIVE.match(path):

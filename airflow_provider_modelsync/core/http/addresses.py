@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from airflow_provider_modelsync.core.errors import InvalidInput
-from airflow_provider_modelsync.core.redact import escape, secrets_of, show_url
+from airflow_provider_modelsync.core.redact import secrets_of, show_url
 from airflow_provider_modelsync.core.settings import RegistrySettings
 
 MAX_REDIRECTS = 5
@@ -135,7 +135,7 @@ class Reach:
         is_trusted = is_proxy or self._trusts(host.lower().rstrip("."), port)
         for *_, address in found:
             if fault := _fault_of_host(str(address[0]), is_trusted=is_trusted):
-                what = "the proxy" if is_proxy else escape(host)
+                what = "the proxy" if is_proxy else host
                 raise InvalidInput(f"{what} stands for an address that {fault}; nothing is sent there", argument="host")
         return found
 

@@ -22,14 +22,15 @@ from airflow_provider_modelsync.core.errors import (
     RegistryUnavailable,
     Unauthorized,
 )
-from airflow_provider_modelsync.core.redact import excerpt
+from airflow_provider_modelsync.core.redact import excerpt, secret_fields
+from airflow_provider_modelsync.core.settings import RegistrySettings
 
 _LONGEST_WAIT_DIGITS = 12  # of a Retry-After; more would overflow
 
 # Reasons of OpenSSL that another try cannot change; a broken record or an early end can.
 _CLIENT_CERT_REASON = re.compile(r"ALERT_.*(CERT|UNKNOWN_CA)")
 _PROTOCOL_REASON = re.compile(r"WRONG_VERSION_NUMBER|HTTP_REQUEST|PROTOCOL|HANDSHAKE_FAILURE|RECORD_LAYER_FAILURE")
-_BAD_IN_HEADER = re.compile(r"[^\t\x20-\x7e\x80-\xff]")
+_BAD_IN_HEADER = re.compile(r"[^\t\x20-\x7e]")
 
 
 class NotSent(RegistryUnavailable):
@@ -91,14 +92,21 @@ def classify(error: Exception, doing: str) -> ModelSyncError:
     return RegistryUnavailable(what)
 
 
-def check_headers(headers: Mapping[str, str]) -> None:
+def check_headers(headers: Mapping[str, str], settings: RegistrySettings) -> None:
     """Refuse header values that cannot be sent, without quoting them as the HTTP libraries do.
 
-    :raises InvalidInput: naming the header.
+    :param headers: the headers.
+    :param settings: the connection that they may hold secrets of.
+    :raises InvalidInput: naming the connection's field that the value is made of, else the header.
     """
     for name, value in headers.items():
         if _BAD_IN_HEADER.search(value) or value != value.strip():
-            raise InvalidInput(f"the value for the header {name} holds blanks or characters that no header may hold")
+            field = next((field for field, secret in secret_fields(settings) if secret in value), None)
+            what = f"the connection's {field}" if field else f"the value for the header {name}"
+            raise InvalidInput(
+                f"{what} holds line breaks, blanks at an end, or letters beyond ASCII, which no header may hold",
+                argument=field,
+            )
 
 
 def status_error(

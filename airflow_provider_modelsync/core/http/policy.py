@@ -153,7 +153,7 @@ class ApiClient:
         credentials = self._credentials() if ours else {}
         merged = httpx.Headers({"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": USER_AGENT})
         for more in (self._headers if ours else {}, credentials, headers or {}):
-            check_headers(more)
+            check_headers(more, self._settings)
             merged.update(more)
         extensions: dict[str, Any] = {
             _SECRETS: (*self._secrets, *secrets),
@@ -283,7 +283,7 @@ class RequestPolicy:
     def _refreshed(self, request: httpx.Request) -> Flow[httpx.Request]:
         assert self._refresh is not None
         credentials = yield from self._refresh(request)
-        check_headers(credentials)
+        check_headers(credentials, self._settings)
         headers = request.headers.copy()
         headers.update(credentials)
         return httpx.Request(

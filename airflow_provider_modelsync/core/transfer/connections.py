@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import io
@@ -55,7 +56,9 @@ def pool_manager(proxy: str | None, settings: RegistrySettings, *, connections: 
         manager = urllib3.PoolManager(**options)
     else:
         url = urllib3.util.parse_url(proxy)
-        headers = urllib3.make_headers(proxy_basic_auth=unquote(url.auth)) if url.auth else None
+        # Not by urllib3, which takes Latin-1 only and quotes the letter that is none.
+        coded = base64.b64encode(unquote(url.auth).encode()).decode() if url.auth else ""
+        headers = {"proxy-authorization": f"Basic {coded}"} if coded else None
         manager = urllib3.ProxyManager(
             url._replace(auth=None).url, proxy_headers=headers, proxy_ssl_context=context, **options
         )

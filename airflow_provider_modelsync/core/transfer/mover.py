@@ -363,7 +363,7 @@ class Mover:
             headers["Content-Length"] = str(upload.length)
         secrets = (*self._secrets, *credentials_in(headers))
         shown = show_url(url, secrets)
-        check_headers(headers)
+        check_headers(headers, self._settings)
         self._reach.check(url)
         cancel = cancel or self._cancel
         cancel.check()

@@ -151,18 +151,18 @@ def test_an_archive_cut_anywhere_is_corrupt(whole: bytes, tmp_path: Path) -> Non
     ("data", "words"),
     [
         (b"", "it is empty"),
-        (b"<!doctype html><p>502", "an HTML page that starts with '<!doctype html><p>502'"),
-        (b"\n  <Error><Code>ExpiredToken</Code></Error>", "markup that starts with '<Error><Code>ExpiredToken"),
-        (b'{"message": "gone"}', "JSON that starts with"),
+        (b"<!doctype html><p>502", "an HTML page"),
+        (b"\n  <Error><Code>ExpiredToken</Code></Error>", "markup"),
+        (b'{"message": "gone"}', "JSON"),
         (b"BZh91AY&SY", "a bzip2 archive"),
         (b"\x28\xb5\x2f\xfd" + bytes(9), "a zstd archive"),
-        (b"\x1b[31mred", "something unknown that starts with '\\x1b[31mred'"),
+        (b"\x1b[31mred", "something unknown"),
     ],
 )
 def test_what_is_no_archive_is_named_by_its_look(data: bytes, words: str, tmp_path: Path) -> None:
     with pytest.raises(CorruptArchive) as caught:
         extract_archive(io.BytesIO(data), tmp_path / "target")
-    assert words in str(caught.value)
+    assert str(caught.value).endswith(words)  # nothing of it is quoted
 
 
 def test_a_refused_name_is_escaped_in_the_message(tmp_path: Path) -> None:
