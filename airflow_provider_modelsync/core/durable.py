@@ -6,6 +6,7 @@ Files are written into a staging directory on the target's own file system, made
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import logging
 import os
@@ -14,56 +15,118 @@ import secrets
 import shutil
 import stat
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+
+from airflow_provider_modelsync.core import writer
+from airflow_provider_modelsync.core.writer import Writer
 
 log = logging.getLogger("modelsync")
 
 _ABANDONED_AFTER = 24 * 3600  # seconds
+_REST = 60  # seconds by which a disk's clock may run unevenly
+_NAME_BYTES = 100  # of the wanted name in a hidden one: what is added takes up to 120 more, and 255 is the limit
+_CONTENT, _OLD = "model", "replaced"
+_SCRATCH = re.compile(r"\..+\.[0-9a-f]{12}")
+_PRIVATE = re.compile(rf"\.(?P<stem>.+)\.(?P<key>[0-9a-f]{{12}})\.{writer.NAMED}-[0-9a-f]{{6}}", re.DOTALL)
 Keep = Callable[[Path, BaseException], bool]
 
-_OURS = r"\.[0-9a-f]{12}"  # ends the names of everything that is not there to stay
+_in_use: set[str] = set()  # the names of this process's private directories
+_retired: deque[int] = deque()  # descriptors that threads which come late may still lead through
+_RETIRED = 16
+
+
+class Staging:
+    """A directory that one writer has for itself until it is published.
+
+    :ivar path: what is going to be published; empty, or as an earlier try has left it. It leads through a descriptor,
+        so what is written below it goes into this very directory, whatever becomes of the names above it.
+    """
+
+    def __init__(self, private: Path, descriptor: int) -> None:
+        self.path = _anchored(private, descriptor) / _CONTENT
+        self._descriptor = descriptor
+
+    def publish(self, place: Path) -> bool:
+        """Rename the directory into place, over an empty directory, too. Return whether the place was free."""
+        try:
+            os.rename(_CONTENT, place, src_dir_fd=self._descriptor)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                return False
+            raise
+        return True
+
+    def set_aside(self, place: Path) -> None:
+        """Take what is at a place out of the way, if there is anything; it is removed at the end."""
+        if _OLD in os.listdir(self._descriptor):
+            _remove(_OLD, self._descriptor)
+        with suppress(FileNotFoundError):  # somebody was faster
+            os.rename(place, _OLD, dst_dir_fd=self._descriptor)
+
+    def put_back(self, place: Path) -> None:
+        """Undo the last :meth:`set_aside`, if there was one and the place was not taken meanwhile."""
+        with suppress(OSError):
+            if not os.path.lexists(place):
+                os.rename(_OLD, place, src_dir_fd=self._descriptor)
 
 
 @contextmanager
-def staging(base: Path, *, keep: Keep | None = None) -> Iterator[Path]:
-    """Yield an empty directory that no other live writer uses; whatever is left of it at the end is removed.
+def staging(place: Path, key: str, *, keep: Keep | None = None) -> Iterator[Staging]:
+    """Yield a directory that no other writer ever uses; whatever is left of it at the end is removed.
 
-    A killed writer leaves its directory behind, unlocked: the next writer of the same ``base`` takes it up. While it is
-    locked, or where locks do nothing, each writer gets a private one beside it. So a lock saves work and disk, but
-    nothing depends on it.
+    It lies in a private one beside the place, ``.<name>.<key>.<writer>``, which nobody else may look into. The name
+    tells its only writer. What a writer that is surely gone has left (of this user, on this machine) is taken up by
+    one rename out of that writer's private directory, so no lock is needed and two never share anything. What others
+    have left is passed over.
 
-    :param base: the wanted path; its parent exists. Staging directories of the same family share
-        the name up to the last dot, and those abandoned for a day are swept.
-    :param keep: asked after an error whether the directory is left to the next writer; then one that is taken up is
-        not emptied.
+    The directory itself is made as any other is: the umask and its parent decide who may read it once it is published.
+
+    :param place: the wanted path; its parent exists.
+    :param key: 12 hex digits for the content: only what was meant to become the same is taken up.
+    :param keep: asked after an error whether the directory is left to the next try; then what an earlier try has left
+        is not emptied.
     """
-    stem = base.name.rpartition(".")[0]
-    _sweep_directories(base.parent, re.compile(rf"{re.escape(stem)}{_OURS}({_OURS})?"))
-    path, lock = _take(base) or _make_private(base)
-    is_kept = False
-    try:
-        if keep is None:
-            empty_directory(path)
-        yield path
-    except BaseException as error:
-        is_kept = keep is not None and keep(path, error)
-        raise
-    finally:
-        if not is_kept and _is_at(lock, path):  # once it is renamed into place, the path is free for the next writer
-            remove_tree(path)
-        os.close(lock)
+    stem = _stem(place)
+    with _open_directory(place.parent) as above, _private(above, f".{stem}.{key}") as private:
+        os.mkdir(_CONTENT, dir_fd=private.descriptor)
+        _look_around(above, private, stem=stem, key=key, adopts=keep is not None)
+        staged = Staging(place.with_name(private.name), private.descriptor)
+        try:
+            yield staged
+        except BaseException as error:
+            private.is_kept = keep is not None and keep(staged.path, error)
+            raise
 
 
 def sweep(directory: Path) -> None:
-    """Remove what writers killed a day ago or more left in a directory that holds no hidden names but ours."""
-    family = re.compile(rf"\..+{_OURS}")
-    _sweep_directories(directory, family)
+    """Remove what killed writers left in a directory that holds no hidden names but ours.
+
+    Files go a day after they were written, private directories as :func:`clear_up` removes them.
+    """
+    now = time.time()
     for path in directory.iterdir():
         with suppress(OSError):
-            if family.fullmatch(path.name) and _is_abandoned(facts := path.lstat()) and stat.S_ISREG(facts.st_mode):
+            if not _SCRATCH.fullmatch(path.name):
+                continue
+            facts = path.lstat()
+            if stat.S_ISREG(facts.st_mode) and now - facts.st_mtime > _ABANDONED_AFTER:
                 path.unlink()
+    _clear_up(directory, None)
+
+
+def clear_up(place: Path) -> None:
+    """Remove what gone writers of a place have left beside it: at once when nobody can use it, or a day later."""
+    with suppress(OSError):  # where nothing may be written, nothing was left
+        _clear_up(place.parent, _stem(place))
+
+
+def mode_of(executable: bool) -> int:
+    """Return the mode to make a model's file with. The umask and the directory it is made in take from it."""
+    return 0o777 if executable else 0o666
 
 
 def remove_tree(path: Path) -> None:
@@ -92,14 +155,14 @@ def remove_entry(path: Path) -> None:
 
 def sync_file_system(path: Path) -> None:
     """Make everything written to a path's file system durable, in one call however many files there are."""
-    with _directory(path) as descriptor:
+    with _open_directory(path) as descriptor:
         if _syncfs(descriptor) != 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), os.fspath(path))
 
 
 def sync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
-    with _directory(path) as descriptor:
+    with _open_directory(path) as descriptor:
         os.fsync(descriptor)
 
 
@@ -128,7 +191,7 @@ def replace_file(path: Path, content: bytes) -> None:
 @contextmanager
 def directory_lock(directory: Path) -> Iterator[None]:
     """Hold a directory's lock while a few names in it change. Where locks do nothing, this does nothing."""
-    with _directory(directory) as descriptor:
+    with _open_directory(directory) as descriptor:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -146,76 +209,185 @@ def _write_scratch(path: Path, content: bytes) -> Path:
     return scratch
 
 
-def _take(base: Path) -> tuple[Path, int] | None:
-    with suppress(FileExistsError):
-        base.mkdir()
-    try:
-        lock = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return None
-    if _try_lock(lock) and _is_at(lock, base):
-        if _locks_work(lock):
-            return base, lock
-        with suppress(OSError):  # nobody uses it here, so nobody else would remove it
-            base.rmdir()
-    os.close(lock)
-    return None
+@dataclass(slots=True)
+class _Private:
+    """A directory of this process alone."""
 
-
-def _make_private(base: Path) -> tuple[Path, int]:
-    path = base.with_name(f"{base.name}.{secrets.token_hex(6)}")
-    path.mkdir()
-    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    _try_lock(lock)
-    return path, lock
-
-
-def _sweep_directories(directory: Path, family: re.Pattern[str]) -> None:
-    for path in directory.iterdir():
-        if not family.fullmatch(path.name):
-            continue
-        with suppress(OSError), _directory(path) as lock:
-            if _is_abandoned(os.fstat(lock)) and _try_lock(lock):
-                remove_tree(path)
-
-
-def _is_abandoned(facts: os.stat_result) -> bool:
-    return time.time() - facts.st_mtime > _ABANDONED_AFTER
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def _locks_work(held: int) -> bool:
-    """Whether a second lock on a directory that this process holds locked is refused, as it should be."""
-    try:
-        second = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=held)
-    except FileNotFoundError:  # somebody else has removed it, so the lock was worth nothing
-        return False
-    try:
-        return not _try_lock(second)
-    finally:
-        os.close(second)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
-    return False
+    name: str
+    owner: Writer
+    descriptor: int
+    is_kept: bool = False
 
 
 @contextmanager
-def _directory(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+def _private(above: int, prefix: str) -> Iterator[_Private]:
+    """Yield a new private directory; it is removed at the end, or given up to the next try."""
+    me, ending = writer.this_process(), secrets.token_hex(3)
+    name = f"{prefix}.{me}-{ending}"
+    _in_use.add(name)
+    try:
+        os.mkdir(name, 0o700, dir_fd=above)
+        private = _Private(name, me, _open(name, above))
+    except BaseException:
+        _in_use.discard(name)
+        raise
+    is_over = False
+    try:
+        yield private
+        is_over = True
+    finally:
+        if os.getpid() == me.pid or me.pid == 0:  # a fork's copy of this process has nothing to clean up
+            _in_use.discard(name)
+            if private.is_kept:
+                with suppress(OSError):
+                    os.rename(name, f"{prefix}.{me.nobody}-{ending}", src_dir_fd=above, dst_dir_fd=above)
+            else:
+                _empty(private.descriptor)
+                _remove_directory(name, above, private.descriptor)
+        if is_over:
+            os.close(private.descriptor)
+        else:
+            _retire(private.descriptor)
+
+
+def _stem(place: Path) -> str:
+    return os.fsdecode(os.fsencode(place.name)[:_NAME_BYTES])
+
+
+def _clear_up(directory: Path, stem: str | None) -> None:
+    with _open_directory(directory) as above:
+        if any(_found(above, stem)):
+            with _private(above, f".{stem or 'sweep'}.{secrets.token_hex(6)}") as private:
+                _look_around(above, private, stem=stem)
+
+
+def _found(above: int, stem: str | None) -> Iterator[re.Match[str]]:
+    """Yield the names of private directories that this process does not use; ``None`` is everybody's."""
+    with suppress(PermissionError):  # names can be made there, but not listed: then nothing is taken up
+        for name in os.listdir(above):
+            if name not in _in_use and (found := _PRIVATE.fullmatch(name)) and stem in (None, found["stem"]):
+                yield found
+
+
+def _look_around(
+    above: int, private: _Private, *, stem: str | None = None, key: str | None = None, adopts: bool = False
+) -> None:
+    """Take up or remove what gone writers have left beside a private directory.
+
+    Either is done by moving it into that directory: from then on nothing of it can be published by anybody else, even
+    if its writer should live against all evidence.
+
+    :param key: of what is to be staged.
+    :param adopts: whether that may be taken up, once; otherwise it is removed.
+    """
+    me, own = private.owner, private.descriptor
+    mine = os.fstat(own)
+    for found in _found(above, stem):
+        with suppress(OSError), _open_directory(found.string, above) as other:
+            facts = os.fstat(other)
+            # What the disk says of our own is what it says of all that is ours: some disks know no owners or modes.
+            if facts.st_uid != mine.st_uid:
+                continue
+            it, is_same = Writer.of(found), found["key"] == key
+            is_gone = it == me or writer.is_gone(it, me)
+            is_useless = is_gone and (is_same or _CONTENT not in os.listdir(other))  # the rest was published
+            if not is_useless and not _is_abandoned(it, me, mine.st_mtime - _youngest(other), is_gone=is_gone):
+                continue
+            if is_gone and is_same and adopts and stat.S_IMODE(facts.st_mode) == stat.S_IMODE(mine.st_mode):
+                with suppress(FileNotFoundError):
+                    os.rename(_CONTENT, _CONTENT, src_dir_fd=other, dst_dir_fd=own)
+                    adopts = False
+            _swallow(other, own)
+            _remove_directory(found.string, above, other)
+
+
+def _is_abandoned(it: Writer, me: Writer, age: float, *, is_gone: bool) -> bool:
+    """Whether nobody is going to miss what a writer of this user has not touched for so long.
+
+    Of another boot of this machine is what nobody has touched since this boot began: names of machines are copied.
+
+    :param age: seconds, by the disk's clock.
+    """
+    if it.boot == me.boot:
+        return (is_gone or it.space != me.space) and age > _ABANDONED_AFTER
+    return it.host == me.host and age > writer.seconds_since_boot() + _REST
+
+
+def _youngest(descriptor: int) -> float:
+    """Return when anything in a directory was last written."""
+    latest = os.fstat(descriptor).st_mtime
+    for _, directories, files, place in os.fwalk(".", dir_fd=descriptor):
+        for name in (*directories, *files):
+            with suppress(FileNotFoundError):
+                latest = max(latest, os.stat(name, dir_fd=place, follow_symlinks=False).st_mtime)
+    return latest
+
+
+def _swallow(other: int, own: int) -> None:
+    """Move all that is in a directory into another one, and remove it there."""
+    for name in os.listdir(other):
+        scratch = secrets.token_hex(6)
+        os.rename(name, scratch, src_dir_fd=other, dst_dir_fd=own)
+        _remove(scratch, own)
+
+
+def _remove(name: str, directory: int) -> None:
+    try:
+        if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+            shutil.rmtree(name, dir_fd=directory)
+        else:
+            os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        log.warning("could not remove %s: %s", name, error)
+
+
+def _empty(descriptor: int) -> None:
+    for name in os.listdir(descriptor):
+        _remove(name, descriptor)
+
+
+def _remove_directory(name: str, above: int, descriptor: int) -> None:
+    """Remove an empty directory, if it still is the one that is open."""
+    try:
+        if os.path.samestat(os.stat(name, dir_fd=above, follow_symlinks=False), os.fstat(descriptor)):
+            os.rmdir(name, dir_fd=above)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        log.warning("could not remove %s: %s", name, error)
+
+
+def _anchored(private: Path, descriptor: int) -> Path:
+    """Return a path to an open directory that does not depend on any name, where the system has such paths."""
+    anchor = Path(f"/proc/self/fd/{descriptor}")
+    with suppress(OSError):
+        if os.path.samestat(anchor.stat(), os.fstat(descriptor)):
+            return anchor
+    return private
+
+
+def _retire(descriptor: int) -> None:
+    """Close a descriptor later: a thread that was stuck in a system call must not find another directory behind it."""
+    _retired.append(descriptor)
+    while len(_retired) > _RETIRED:
+        os.close(_retired.popleft())
+
+
+@contextmanager
+def _open_directory(path: Path | str, above: int | None = None) -> Iterator[int]:
+    descriptor = _open(path, above)
     try:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _open(path: Path | str, above: int | None = None) -> int:
+    """Open a directory. One that the user has named may be a link, what lies beside others' files may not."""
+    follow = os.O_NOFOLLOW if above is not None else 0
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | follow | os.O_CLOEXEC, dir_fd=above)
 
 
 def _find_syncfs() -> ctypes._NamedFuncPointer | None:

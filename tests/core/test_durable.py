@@ -4,29 +4,31 @@ import errno
 import fcntl
 import os
 import signal
+import stat
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from airflow_provider_modelsync.core import durable
+from airflow_provider_modelsync.core import durable, writer
+from airflow_provider_modelsync.core.writer import Writer
 from tests.core.processes import at_once, running
-from tests.core.stores import hidden, write_tree
+from tests.core.stores import age, hidden, snapshot, write_tree
 from tests.support.until import until
 
 KEY = "0123456789ab"
 OTHER_KEY = "ba9876543210"
-TWO_DAYS_AGO = time.time() - 2 * 86400
-
-
-def _age(path: Path) -> None:
-    os.utime(path, (TWO_DAYS_AGO, TWO_DAYS_AGO))
+DAY = 86400
+ME = writer.this_process()
+GONE = replace(ME, pid=2_147_483_000)  # no kernel has that many
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> Path:
-    return tmp_path / f".target.{KEY}"
+def place(tmp_path: Path) -> Path:
+    return tmp_path / "target"
 
 
 @pytest.fixture
@@ -35,182 +37,346 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)
 
 
+def _left(place: Path, by: Writer, key: str = KEY, *, seconds: float = 0) -> Path:
+    """Leave what a writer leaves that was killed some time ago."""
+    private = place.with_name(f".{place.name}.{key}.{by}-0123ef")
+    write_tree(private / "model", {"a/b": b"half"})
+    private.chmod(0o700)
+    age(private, seconds)
+    return private
+
+
+def _kept(_: Path, __: BaseException) -> bool:
+    return True
+
+
 # Staging
 
 
-def test_staging_is_an_empty_directory_at_the_wanted_path(base: Path) -> None:
-    with durable.staging(base) as staging:
-        assert staging == base
-        assert list(staging.iterdir()) == []
+def test_staging_is_an_empty_directory(place: Path) -> None:
+    with durable.staging(place, KEY) as staging:
+        assert list(staging.path.iterdir()) == []
 
 
-def test_what_is_left_in_staging_is_removed_at_the_end(base: Path) -> None:
-    with durable.staging(base) as staging:
-        write_tree(staging, {"a/b": b"x"})
-    assert hidden(base.parent) == []
+def test_only_its_owner_may_look_into_staging(place: Path) -> None:
+    with durable.staging(place, KEY):
+        (name,) = hidden(place.parent)
+        assert stat.S_IMODE((place.parent / name).stat().st_mode) == 0o700
 
 
-def test_what_is_left_in_staging_is_removed_after_an_error(base: Path) -> None:
+def test_the_name_tells_machine_boot_and_process(place: Path) -> None:
+    with durable.staging(place, KEY):
+        (name,) = hidden(place.parent)
+    assert name.startswith(f".target.{KEY}.{ME}-")
+    assert str(os.getpid()) in name.split("-")
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_the_umask_and_the_parent_decide_about_what_is_published(place: Path, umask: int) -> None:
+    place.parent.chmod(0o2775)
+    before = os.umask(umask)
+    try:
+        with durable.staging(place, KEY) as staging:
+            assert staging.publish(place)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(place.stat().st_mode) == 0o2777 & ~umask
+
+
+def test_what_is_left_in_staging_is_removed_at_the_end(place: Path) -> None:
+    with durable.staging(place, KEY) as staging:
+        write_tree(staging.path, {"a/b": b"x"})
+    assert hidden(place.parent) == []
+
+
+def test_what_is_left_in_staging_is_removed_after_an_error(place: Path) -> None:
     def fail() -> None:
-        with durable.staging(base) as staging:
-            write_tree(staging, {"a/b": b"x"})
+        with durable.staging(place, KEY) as staging:
+            write_tree(staging.path, {"a/b": b"x"})
             raise ValueError("first")
 
     with pytest.raises(ValueError, match="first"):
         fail()
-    assert hidden(base.parent) == []
+    assert hidden(place.parent) == []
 
 
-def test_a_renamed_staging_directory_stays(base: Path) -> None:
-    target = base.with_name("target")
-    with durable.staging(base) as staging:
-        write_tree(staging, {"a": b"x"})
-        staging.rename(target)
-    assert (target / "a").read_bytes() == b"x"
+def test_a_published_directory_stays(place: Path) -> None:
+    with durable.staging(place, KEY) as staging:
+        write_tree(staging.path, {"a": b"x"})
+        assert staging.publish(place)
+    assert snapshot(place.parent) == {
+        "target": ("directory", b"", False),
+        "target/a": ("file", b"x", False),
+    }
 
 
-def test_the_next_writer_may_have_the_path_as_soon_as_the_first_has_renamed_its_directory(base: Path) -> None:
-    with durable.staging(base) as first:
-        first.rename(base.with_name("target"))
-        with durable.staging(base) as second:
-            write_tree(second, {"a": b"x"})
-            second.rename(base.with_name("kept"))
-            write_tree(base, {"third": b"is working here"})
-    assert (base / "third").exists()
+def test_nothing_is_published_over_what_is_there(place: Path) -> None:
+    write_tree(place, {"old": b"old"})
+    with durable.staging(place, KEY) as staging:
+        assert not staging.publish(place)
+    assert (place / "old").exists()
 
 
-def test_a_second_writer_while_the_first_lives_gets_a_private_directory(base: Path) -> None:
-    with durable.staging(base) as first, durable.staging(base) as second:
-        assert second != first
-        assert second.name.startswith(f"{base.name}.")
-        assert list(second.iterdir()) == []
-    assert hidden(base.parent) == []
+def test_what_was_set_aside_can_be_put_back(place: Path) -> None:
+    write_tree(place, {"old": b"old"})
+    with durable.staging(place, KEY) as staging:
+        staging.set_aside(place)
+        assert not place.exists()
+        staging.put_back(place)
+    assert (place / "old").read_bytes() == b"old"
 
 
-def test_what_a_killed_writer_left_is_taken_up_and_emptied(base: Path) -> None:
-    write_tree(base, {"a/b": b"half"})
-    with durable.staging(base) as staging:
-        assert staging == base
-        assert list(staging.iterdir()) == []
+def test_two_writers_of_one_process_have_two_directories(place: Path) -> None:
+    with durable.staging(place, KEY, keep=_kept) as first, durable.staging(place, KEY, keep=_kept) as second:
+        write_tree(first.path, {"a": b"x"})
+        assert list(second.path.iterdir()) == []
+    assert hidden(place.parent) == []
 
 
-def test_a_directory_locked_by_another_process_is_not_taken_up(base: Path) -> None:
+def test_a_living_process_shares_nothing(place: Path) -> None:
     def hold() -> None:
-        with durable.staging(base) as staging:
-            write_tree(staging, {"alive": b""})
+        with durable.staging(place, KEY) as staging:
+            write_tree(staging.path, {"alive": b""})
             signal.pause()  # until this process is killed
 
+    def alive() -> list[Path]:
+        return list(place.parent.glob(".*/model/alive"))
+
     with running(hold):
-        until(lambda: (base / "alive").exists(), "the other process to stage")
-        with durable.staging(base) as staging:
-            assert staging != base
-            assert (base / "alive").exists()
-    with durable.staging(base) as staging:  # its lock has died with it
-        assert staging == base
+        until(lambda: bool(alive()), "the other process to stage")
+        with durable.staging(place, KEY, keep=_kept) as staging:
+            assert list(staging.path.iterdir()) == []
+            assert alive()
+    with durable.staging(place, KEY, keep=_kept) as staging:
+        assert [path.name for path in staging.path.iterdir()] == ["alive"]
 
 
-@pytest.mark.usefixtures("no_locks")
-def test_where_locks_do_nothing_every_writer_gets_a_private_directory(base: Path) -> None:
-    with durable.staging(base) as first, durable.staging(base) as second:
-        assert base not in (first, second)
-        assert first != second
-    assert hidden(base.parent) == []
+def test_what_a_gone_writer_left_is_taken_up(place: Path) -> None:
+    _left(place, GONE)
+    with durable.staging(place, KEY, keep=_kept) as staging:
+        assert (staging.path / "a/b").read_bytes() == b"half"
+        assert len(hidden(place.parent)) == 1
+    assert hidden(place.parent) == []
 
 
-def test_a_file_in_the_way_leads_to_a_private_directory(base: Path) -> None:
-    base.write_bytes(b"not ours")
-    with durable.staging(base) as staging:
-        assert staging != base
-    assert base.read_bytes() == b"not ours"
+def test_what_a_gone_writer_left_is_removed_by_one_that_cannot_use_it(place: Path) -> None:
+    _left(place, GONE)
+    with durable.staging(place, KEY) as staging:
+        assert list(staging.path.iterdir()) == []
+        assert len(hidden(place.parent)) == 1
 
 
-def test_a_link_in_the_way_is_not_followed(base: Path, tmp_path: Path) -> None:
-    elsewhere = write_tree(tmp_path / "elsewhere", {"precious": b""})
-    base.symlink_to(elsewhere)
-    with durable.staging(base) as staging:
-        assert staging != base
-    assert (elsewhere / "precious").exists()
+def test_a_process_with_the_id_of_a_gone_one_is_told_apart(place: Path) -> None:
+    _left(place, replace(ME, start=ME.start - 1))
+    with durable.staging(place, KEY, keep=_kept) as staging:
+        assert (staging.path / "a/b").exists()
 
 
-def test_many_processes_at_once_never_share_a_directory(base: Path) -> None:
-    def work() -> bool:
-        for _ in range(20):
-            with durable.staging(base) as staging:
-                (staging / str(os.getpid())).touch(exist_ok=False)
-                time.sleep(0.001)
-                if [path.name for path in staging.iterdir()] != [str(os.getpid())]:
-                    return False
-        return True
+def test_what_was_kept_is_taken_up_whether_or_not_its_process_lives(place: Path) -> None:
+    def fail() -> None:
+        with durable.staging(place, KEY, keep=_kept) as staging:
+            write_tree(staging.path, {"piece": b"x"})
+            raise ValueError
 
-    assert at_once(*[work] * 4) == [True] * 4
-    assert hidden(base.parent) == []
+    def take_up() -> list[str]:
+        with durable.staging(place, KEY, keep=_kept) as staging:
+            found = [path.name for path in staging.path.iterdir()]
+            raise OSError(*found)
 
-
-def test_many_processes_at_once_may_rename_theirs_away(base: Path) -> None:
-    def work() -> list[int]:
-        found = []
-        for turn in range(20):
-            with durable.staging(base) as staging:
-                for number in range(5):
-                    (staging / str(number)).touch(exist_ok=False)
-                place = base.with_name(f"{os.getpid()}-{turn}")
-                staging.rename(place)
-            found.append(len(list(place.iterdir())))
-        return found
-
-    assert at_once(*[work] * 4) == [[5] * 20] * 4
+    with pytest.raises(ValueError):  # noqa: PT011 - without a message
+        fail()
+    (error,) = at_once(take_up)
+    assert error.args == ("piece",)
+    with durable.staging(place, KEY, keep=_kept) as staging:
+        assert [path.name for path in staging.path.iterdir()] == ["piece"]
 
 
-@pytest.mark.parametrize("name", [f".target.{OTHER_KEY}", f".target.{OTHER_KEY}.{KEY}"])
-def test_directories_of_the_same_family_abandoned_for_a_day_are_swept(base: Path, name: str) -> None:
-    abandoned = write_tree(base.with_name(name), {"a": b"x"})
-    _age(abandoned)
-    with durable.staging(base):
-        assert not abandoned.exists()
+def test_of_many_leftovers_one_is_taken_up_and_the_others_go(place: Path) -> None:
+    _left(place, GONE)
+    _left(place, replace(GONE, pid=GONE.pid + 1))
+    with durable.staging(place, KEY, keep=_kept) as staging:
+        assert (staging.path / "a/b").exists()
+        assert len(hidden(place.parent)) == 1
+
+
+OTHERS = {
+    "another machine": replace(GONE, host="01234567", boot="0123456789ab"),
+    "another machine of the same name": replace(GONE, boot="0123456789ab"),
+    "another container of this machine": replace(ME, space=1, pid=1),
+    "a process that cannot be": replace(ME, pid=9_999_999_999),
+    "a living process": replace(ME, pid=1, start=writer._look(1)[1]),
+}
+
+
+@pytest.mark.parametrize("keep", [None, _kept])
+@pytest.mark.parametrize("other", OTHERS)
+def test_what_is_not_surely_left_by_this_machine_is_passed_over(place: Path, other: str, keep: durable.Keep) -> None:
+    left = _left(place, OTHERS[other], seconds=5)
+    before = snapshot(left)
+    with durable.staging(place, KEY, keep=keep) as staging:
+        assert list(staging.path.iterdir()) == []
+    durable.clear_up(place)
+    assert snapshot(left) == before
+
+
+@pytest.mark.parametrize("other", ["another machine", "a living process"])
+def test_however_old_it_is(place: Path, other: str) -> None:
+    left = _left(place, OTHERS[other], seconds=9999 * DAY)
+    with durable.staging(place, KEY):
+        pass
+    assert (left / "model/a/b").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories to other users")
+def test_what_another_user_left_is_passed_over(place: Path) -> None:
+    left = _left(place, GONE, seconds=9 * DAY)
+    os.chown(left, 65534, 65534)
+    with durable.staging(place, KEY, keep=_kept) as staging:
+        assert list(staging.path.iterdir()) == []
+    assert (left / "model/a/b").exists()
+
+
+def test_what_others_could_write_to_is_not_taken_up(place: Path) -> None:
+    _left(place, GONE).chmod(0o770)
+    with durable.staging(place, KEY, keep=_kept) as staging:
+        assert list(staging.path.iterdir()) == []
+
+
+def test_what_was_left_before_this_machine_started_is_removed(place: Path) -> None:
+    left = _left(place, OTHERS["another machine of the same name"], seconds=writer.seconds_since_boot() + 3600)
+    with durable.staging(place, KEY, keep=_kept) as staging:
+        assert list(staging.path.iterdir()) == []
+        assert not left.exists()
+
+
+@pytest.mark.parametrize("by", [GONE, replace(ME, space=1)])
+def test_what_was_left_for_a_day_is_removed(place: Path, by: Writer) -> None:
+    left = _left(place, by, OTHER_KEY, seconds=2 * DAY)
+    with durable.staging(place, KEY):
+        assert not left.exists()
+
+
+def test_its_age_is_that_of_the_youngest_thing_inside(place: Path) -> None:
+    left = _left(place, GONE, OTHER_KEY, seconds=2 * DAY)
+    (left / "model/a/b").touch()
+    with durable.staging(place, KEY):
+        assert left.exists()
+
+
+def test_what_is_left_of_a_finished_writer_goes_at_once(place: Path) -> None:
+    left = _left(place, GONE, OTHER_KEY)
+    (left / "model").rename(left / "replaced")
+    durable.clear_up(place)
+    assert not left.exists()
 
 
 @pytest.mark.parametrize(
-    "name", [f".other.{OTHER_KEY}", f"target.{OTHER_KEY}", f".target.{OTHER_KEY}x", ".target.config", ".target"]
+    "name", [f".target.{KEY}", ".target.deadbeef0001", f".target.{KEY}.{KEY}", f".other.{KEY}.{GONE}-0123ef", ".target"]
 )
-def test_what_is_not_of_the_family_is_never_swept(base: Path, name: str) -> None:
-    other = write_tree(base.with_name(name), {"a": b"x"})
-    _age(other)
-    with durable.staging(base):
+def test_what_a_person_may_have_named_so_is_never_touched(place: Path, name: str) -> None:
+    own = write_tree(place.with_name(name), {"precious": b"x"})
+    age(own, 9 * DAY)
+    with durable.staging(place, KEY, keep=_kept):
         pass
-    assert (other / "a").exists()
+    durable.clear_up(place)
+    assert (own / "precious").exists()
 
 
-def test_a_file_beside_the_target_is_never_swept(base: Path) -> None:
-    file = base.with_name(f".target.{OTHER_KEY}")
-    file.touch()
-    _age(file)
-    with durable.staging(base):
-        pass
-    assert file.exists()
+def test_files_and_links_of_such_a_name_are_not_followed(place: Path, tmp_path: Path) -> None:
+    elsewhere = write_tree(tmp_path / "elsewhere", {"model/precious": b""})
+    names = [f".target.{KEY}.{replace(GONE, pid=GONE.pid + number)}-0123ef" for number in range(2)]
+    (tmp_path / names[0]).symlink_to(elsewhere)
+    (tmp_path / names[1]).write_bytes(b"not ours")
+    with durable.staging(place, KEY, keep=_kept) as staging:
+        assert list(staging.path.iterdir()) == []
+    assert (elsewhere / "model/precious").exists()
+    assert (tmp_path / names[1]).read_bytes() == b"not ours"
 
 
-def test_fresh_directories_of_the_family_are_not_swept(base: Path) -> None:
-    fresh = write_tree(base.with_name(f".target.{OTHER_KEY}"), {"a": b"x"})
-    with durable.staging(base):
-        pass
-    assert fresh.exists()
+def test_whatever_becomes_of_its_name_writes_go_into_the_same_directory(place: Path, tmp_path: Path) -> None:
+    home = write_tree(tmp_path / "home", {})
+    with durable.staging(place, KEY) as staging:
+        (staging.path / "plugins").mkdir()
+        (name,) = hidden(tmp_path)
+        (tmp_path / name).rename(tmp_path / "stolen")  # as somebody can who may write to the parent
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model").mkdir()
+        (tmp_path / name / "model" / "plugins").symlink_to(home)
+        (staging.path / "plugins" / "own.py").write_bytes(b"")
+        assert staging.publish(place)
+    assert list(home.iterdir()) == []
+    assert (place / "plugins" / "own.py").exists()
+    assert (tmp_path / name / "model" / "plugins").is_symlink()  # somebody else's, so it stays
 
 
-def test_an_old_directory_whose_writer_lives_is_not_swept(base: Path) -> None:
-    with durable.staging(base.with_name(f".target.{OTHER_KEY}")) as old:
-        _age(old)
-        with durable.staging(base):
-            assert old.exists()
+def test_what_was_taken_up_cannot_be_published_by_its_writer_any_more(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with durable.staging(place, KEY) as zombie:
+        write_tree(zombie.path, {"a": b"x"})
+        monkeypatch.setattr(durable, "_in_use", set())  # it looks as if its writer were gone
+        with durable.staging(place, KEY, keep=_kept) as heir:
+            assert (heir.path / "a").exists()
+            with pytest.raises(FileNotFoundError):
+                zombie.publish(place)
+            with pytest.raises(FileNotFoundError):
+                (zombie.path / "b").write_bytes(b"late")
+            assert heir.publish(place)
+    assert [path.name for path in place.iterdir()] == ["a"]
+
+
+def test_many_processes_at_once_never_share_a_directory(place: Path) -> None:
+    def work() -> bool:
+        for _ in range(10):
+            with suppress(ValueError), durable.staging(place, KEY, keep=_kept) as staging:
+                mark = staging.path / str(os.getpid())
+                for left in staging.path.iterdir():
+                    left.unlink()
+                mark.touch(exist_ok=False)
+                time.sleep(0.001)
+                if [path.name for path in staging.path.iterdir()] != [mark.name]:
+                    return False
+                raise ValueError
+        return True
+
+    assert at_once(*[work] * 4) == [True] * 4
+
+
+def test_many_processes_at_once_publish_what_they_have_written(place: Path) -> None:
+    def work() -> list[int]:
+        found = []
+        for turn in range(10):
+            with durable.staging(place, KEY) as staging:
+                for number in range(5):
+                    (staging.path / str(number)).touch(exist_ok=False)
+                mine = place.with_name(f"{os.getpid()}-{turn}")
+                assert staging.publish(mine)
+            found.append(len(list(mine.iterdir())))
+        return found
+
+    assert at_once(*[work] * 4) == [[5] * 10] * 4
+    assert hidden(place.parent) == []
+
+
+def test_the_copy_of_a_process_that_forks_cleans_up_nothing(place: Path) -> None:
+    with durable.staging(place, KEY) as staging:
+        pid = os.fork()
+        if pid == 0:
+            with suppress(BaseException), ExitStack() as stack:
+                stack.push(lambda *_: os._exit(0))
+                raise KeyboardInterrupt
+        os.waitpid(pid, 0)
+        assert staging.path.exists()
 
 
 def test_a_directory_of_ours_is_swept_of_whatever_was_abandoned(tmp_path: Path) -> None:
-    abandoned = [write_tree(tmp_path / f".v1.{KEY}", {"a": b""}), tmp_path / f".v2.json.{KEY}"]
+    abandoned = [_left(tmp_path / "v1", GONE, seconds=2 * DAY), tmp_path / f".v2.json.{KEY}"]
     abandoned[1].write_bytes(b"{")
-    kept = [write_tree(tmp_path / f".v3.{KEY}", {"a": b""}), tmp_path / "v1.json", tmp_path / f".v3.json.{KEY}"]
+    kept = [_left(tmp_path / "v3", GONE), tmp_path / "v1.json", tmp_path / f".v3.json.{KEY}"]
     for file in kept[1:]:
         file.write_bytes(b"{")
-    for path in [*abandoned, kept[1]]:
-        _age(path)
+    for path in [abandoned[1], kept[1]]:
+        age(path)
     durable.sweep(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(kept)
 

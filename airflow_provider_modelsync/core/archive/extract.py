@@ -7,7 +7,6 @@ allows; what two readers could understand differently is refused.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
@@ -40,7 +39,6 @@ _GZIP_BLOCK = 1 << 16  # zlib copies what it could not unpack yet, so it gets li
 _GZIP_HEADROOM = 16 << 20  # unpacked bytes for which the ratio may be exceeded before all of the archive is seen
 _MAX_EXTENSION = 1 << 16  # bytes of a pax header or a GNU long name
 _MAX_SIZE = 1 << 50  # a pebibyte: no file of a model is that large, so another try cannot help
-_PLAIN, _EXECUTABLE = 0o644, 0o755  # modes
 _OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
 _PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,5}) ")
 _OCTAL_SIZE_LIMIT = 0o77777777777  # what writers put in the header when the true size is in a pax record
@@ -145,9 +143,7 @@ class DirectorySink:
 
     def make_directory(self, path: str) -> None:
         with _writing(path):
-            full = f"{self._root}/{path}"
-            os.mkdir(full)
-            os.chmod(full, _EXECUTABLE)  # whatever the umask is
+            os.mkdir(f"{self._root}/{path}")
         self._directories.append(path)
 
     @contextmanager
@@ -161,23 +157,21 @@ class DirectorySink:
 
         with _writing(path):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(f"{self._root}/{path}", flags, 0o600)
+            descriptor = os.open(f"{self._root}/{path}", flags, durable.mode_of(executable))
             try:
                 yield write
-                os.fchmod(descriptor, _EXECUTABLE if executable else _PLAIN)
                 self._stamps[path] = Stamp.of(os.fstat(descriptor))
             finally:
                 os.close(descriptor)
         self._files.append(FileEntry(path, size, total.hexdigest(), executable))
 
     def finish(self, root: str | os.PathLike[str]) -> SourceTree:
-        """Open the directory to readers and make everything in it durable.
+        """Make everything in the directory durable.
 
         :param root: where the directory is going to be.
         :return: the model that was written.
         """
         with _writing(self._root):
-            os.chmod(self._root, _EXECUTABLE)
             durable.sync_file_system(Path(self._root))
         parents = {path.rpartition("/")[0] for path in (*self._stamps, *self._directories)}
         return SourceTree(
@@ -207,16 +201,16 @@ def extract_archive(
     """
     parent, name = _free_place(target)
     place = f"{parent}/{name}"
-    with _opened(archive) as stream, _staging(parent, name) as staging:
-        sink = DirectorySink(staging)
+    with _opened(archive) as stream, _staging(Path(place)) as staging:
+        sink = DirectorySink(staging.path)
         unpack(stream, sink, limits=limits)
         tree = sink.finish(place)
         try:
-            os.rename(staging, place)
+            is_published = staging.publish(Path(place))
         except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise TargetExists(f"{names.show(place)} was filled meanwhile", argument="target") from error
             raise from_os_error(error, f"putting {names.show(place)} in place", argument="target") from error
+        if not is_published:
+            raise TargetExists(f"{names.show(place)} was filled meanwhile", argument="target")
     return tree
 
 
@@ -601,14 +595,12 @@ def _opened(archive: str | os.PathLike[str] | Stream) -> Iterator[Stream]:
 
 
 @contextmanager
-def _staging(parent: str, name: str) -> Iterator[Path]:
-    """Make a private directory beside the target."""
+def _staging(place: Path) -> Iterator[durable.Staging]:
     with ExitStack() as stack:
         try:
-            base = Path(parent, f".{name[:32]}.{secrets.token_hex(6)}")
-            staging = stack.enter_context(durable.staging(base))
+            staging = stack.enter_context(durable.staging(place, secrets.token_hex(6)))
         except OSError as error:
-            raise from_os_error(error, f"writing to {names.show(parent)}", argument="target") from error
+            raise from_os_error(error, f"writing to {names.show(str(place.parent))}", argument="target") from error
         yield staging
 
 

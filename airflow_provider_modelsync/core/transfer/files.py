@@ -91,7 +91,7 @@ def get_files(way: GetFiles, ref: str, target: Path, control: Control, driver: S
                 (target / directory).mkdir(parents=True, exist_ok=True)
             for_each(fetch, _largest_first(small), workers=control.workers, cancel=control.cancel)
         except OSError as error:
-            raise from_os_error(error, f"writing below {target}") from error
+            raise from_os_error(error, "writing the model's files") from error
         resumed = fetch_pieces(large, journal, target, control, progress)
     durable.remove_tree(journal.directory)
     progress.finish()
@@ -122,7 +122,7 @@ def _fetch_whole(
     source: RangedObject, file: FileEntry, target: Path, cancel: CancelToken, progress: Progress
 ) -> FileEntry:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(target / file.path, flags, 0o755 if file.executable else 0o644)
+    descriptor = os.open(target / file.path, flags, durable.mode_of(file.executable))
 
     def fetch() -> str:
         total, size = hashlib.sha256(), 0

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from airflow_provider_modelsync.core import durable
+from airflow_provider_modelsync.core import durable, writer
 from airflow_provider_modelsync.core.archive.digest import BLOCK, FileEntry
 from airflow_provider_modelsync.core.archive.names import RESERVED_DIRECTORY
 from airflow_provider_modelsync.core.errors import RegistryUnavailable, from_os_error
@@ -96,7 +96,7 @@ def fetch_pieces(
         for file in files:
             file.put_in_place(target)
     except OSError as error:
-        raise from_os_error(error, f"writing below {target}") from error
+        raise from_os_error(error, "writing the model's files") from error
     return resumed
 
 
@@ -171,7 +171,9 @@ class LargeFile:
 
     def make(self) -> None:
         """Make room for the pieces."""
-        descriptor = os.open(self._scratch, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(
+            self._scratch, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, durable.mode_of(self.executable)
+        )
         try:
             os.ftruncate(descriptor, self.size)
         finally:
@@ -204,7 +206,6 @@ class LargeFile:
                     self._is_hashing = False
 
     def put_in_place(self, target: Path) -> None:
-        self._scratch.chmod(0o755 if self.executable else 0o644)
         self._scratch.rename(target / self.path)
 
     def entry(self) -> FileEntry:
@@ -216,7 +217,7 @@ class LargeFile:
             while start < end:
                 count = os.preadv(descriptor, [buffer[: end - start]], start)
                 if not count:
-                    raise RegistryUnavailable(f"{self._scratch} was cut by somebody else")
+                    raise RegistryUnavailable(f"{self.path} was cut by somebody else")
                 self._total.update(buffer[:count])
                 start += count
 
@@ -232,7 +233,7 @@ class Journal:
     def __init__(self, directory: Path, identity: Mapping[str, object]) -> None:
         self.directory = directory
         self._path = directory / _JOURNAL
-        header = json.dumps({**identity, "boot": _boot_id()}, sort_keys=True)
+        header = json.dumps({**identity, "boot": _boot()}, sort_keys=True)
         lines = self._lines()
         self.done = _spans(lines[1:]) if lines[:1] == [header] else set()
         keep = bool(self.done)
@@ -278,8 +279,8 @@ def _spans(lines: Iterable[str]) -> set[tuple[int, int]]:
     return spans
 
 
-def _boot_id() -> str:
+def _boot() -> str:
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return writer.boot_id()
     except OSError:
         return secrets.token_hex(8)  # nothing is known, so nothing is taken up

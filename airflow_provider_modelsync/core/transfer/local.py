@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.archive.digest import BLOCK, FileEntry
 from airflow_provider_modelsync.core.errors import from_os_error
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
@@ -50,7 +51,7 @@ def copy_files(
             (target / directory).mkdir(parents=True, exist_ok=True)
         for_each(copy_one, sorted(files, key=lambda file: -file.size), workers=workers, cancel=cancel)
     except OSError as error:
-        raise from_os_error(error, f"writing below {target}") from error
+        raise from_os_error(error, "writing the model's files") from error
     return tuple(written[file.path] for file in files)
 
 
@@ -65,7 +66,7 @@ def _copy(
     size = 0
     buffer = memoryview(bytearray(min(BLOCK, file.size)))
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    sink = os.open(target / file.path, flags, 0o755 if file.executable else 0o644)
+    sink = os.open(target / file.path, flags, durable.mode_of(file.executable))
     try:
         while rest := file.size - size:
             cancel.check()

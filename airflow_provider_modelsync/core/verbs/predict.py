@@ -102,8 +102,8 @@ def _place(output: str | os.PathLike[str]) -> Path:
 def _publish(run: Callable[[Path], Predictions], place: Path) -> Predictions:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with durable.staging(_beside(place)) as staging:
-            written = staging / _NAME
+        with durable.staging(place, hashlib.sha256(os.fsencode(place.name)).hexdigest()[:12]) as staging:
+            written = staging.path / _NAME
             made = run(written)
             with written.open("rb") as file:
                 os.fsync(file.fileno())
@@ -112,9 +112,3 @@ def _publish(run: Callable[[Path], Predictions], place: Path) -> Predictions:
     except OSError as error:
         raise from_os_error(error, f"writing {place}", argument="output") from error
     return made.model_copy(update={"path": place})
-
-
-def _beside(place: Path) -> Path:
-    """Return a hidden name in the same directory, where the try after a killed one clears up."""
-    key = hashlib.sha256(os.fsencode(place.name)).hexdigest()[:12]
-    return place.with_name(f".{os.fsdecode(os.fsencode(place.name)[:_NAME_BYTES])}.{key}")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
-import secrets
 import stat
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 from airflow_provider_modelsync.core import durable
@@ -46,8 +44,6 @@ from airflow_provider_modelsync.core.verbs.fetch import fetch
 log = logging.getLogger("modelsync")
 
 _Download = Callable[[Path], Pulled]
-
-_NAME_BYTES = 150  # of a target's name in the hidden names beside it
 
 
 def pull(
@@ -91,6 +87,7 @@ def pull(
     try:
         if _holds(place, version, control, force=force):
             log.info("%s already holds %s: nothing is pulled", place, version.ref)
+            durable.clear_up(place)
             return PulledModel(path=place, version=version.moved(TransferStats(skipped=True)))
         plan = driver.run(registry.plan_pull(version))
         log.info("pulling %s into %s", version.ref, place)
@@ -149,10 +146,10 @@ def _fill(
         is_over = isinstance(error, (Permanent, DiskFull)) or control.is_last_try
         return not is_over and holds_pieces(staging)
 
-    with durable.staging(_beside(place, key[:12]), keep=keep) as staging:
-        require_room(place.parent, version.size_bytes or 0, staging=staging, argument="target")
-        pulled = _fetch_verified(plan, staging, download_into, verify=verify)
-        durable.sync_file_system(staging)
+    with durable.staging(place, key[:12], keep=keep) as staging:
+        require_room(place.parent, version.size_bytes or 0, staging=staging.path, argument="target")
+        pulled = _fetch_verified(plan, staging.path, download_into, verify=verify)
+        durable.sync_file_system(staging.path)
         _move_in(staging, place, version, control, force=force)
         durable.sync_directory(place.parent)
     return TransferStats(sent_bytes=pulled.moved_bytes, resumed_bytes=pulled.resumed_bytes)
@@ -179,37 +176,13 @@ def _fetch_verified(plan: DownloadPlan, staging: Path, download_into: _Download,
     )
 
 
-def _move_in(staging: Path, place: Path, version: ModelVersion, control: Control, *, force: bool) -> None:
+def _move_in(staging: durable.Staging, place: Path, version: ModelVersion, control: Control, *, force: bool) -> None:
     """Rename the verified copy into place; whoever comes second to the same target checks what the first left."""
-    replaced: list[Path] = []
     try:
-        while not _rename_unless_taken(staging, place):
+        while not staging.publish(place):
             if _holds(place, version, control, force=force):
                 return
-            old = _beside(place, secrets.token_hex(6))
-            with suppress(FileNotFoundError):  # another pull was faster
-                os.utime(place)  # or the old copy would count as abandoned long ago
-                place.rename(old)
-                replaced.append(old)
+            staging.set_aside(place)
     except BaseException:
-        if replaced and not os.path.lexists(place):
-            replaced.pop().rename(place)
+        staging.put_back(place)
         raise
-    finally:
-        for old in replaced:
-            durable.remove_tree(old)
-
-
-def _beside(place: Path, key: str) -> Path:
-    """Return a hidden name in the same directory; long names are cut, as some digits may still be added."""
-    return place.with_name(f".{os.fsdecode(os.fsencode(place.name)[:_NAME_BYTES])}.{key}")
-
-
-def _rename_unless_taken(staging: Path, place: Path) -> bool:
-    try:
-        staging.rename(place)  # over an empty directory, too
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            return False
-        raise
-    return True

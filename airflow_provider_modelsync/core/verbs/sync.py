@@ -237,23 +237,21 @@ class _Sync:
                 return self._push(stored, version, ref, control)
         # Files whose hashes are told only by reading them: one copy, which a later try finds again.
         try:
-            base = self._staging(version)
 
             def keep(staging: Path, error: BaseException) -> bool:
                 is_over = isinstance(error, Permanent) or control.is_last_try
-                return staging == base and not is_over and any(staging.iterdir())  # no other would be found again
+                return not is_over and any(staging.iterdir())
 
-            with durable.staging(base, keep=keep) as staging:
-                return self._push(self._pulled(version, staging / "model", control), version, ref, control)
+            with durable.staging(_own_directory() / "copy", self._copy_key(version), keep=keep) as staging:
+                return self._push(self._pulled(version, staging.path / "model", control), version, ref, control)
         except OSError as error:
             raise from_os_error(error, f"copying {version.ref} through {tempfile.gettempdir()}") from error
 
-    def _staging(self, version: ModelVersion) -> Path:
-        """Return where a version rests between two registries; no other pair of them shares the place."""
+    def _copy_key(self, version: ModelVersion) -> str:
+        """Return the key of a version at rest between two registries; no other pair of them shares it."""
         source, target = self._source.registry, self._target.registry
         ends = (source.settings.conn_id, source.base_url or source.settings.host, target.settings.conn_id)
-        key = _key(repr((*ends, version.ref, version.digest)))
-        return _own_directory() / f".copy.{key[:12]}"
+        return _key(repr((*ends, version.ref, version.digest)))[:12]
 
     def _pulled(self, version: ModelVersion, place: Path, control: Control) -> Source:
         """Pull a version, and return it as it lies there."""

@@ -192,8 +192,8 @@ def test_the_result_is_what_was_written(tmp_path: Path) -> None:
     assert [entry.path for entry in tree.files if entry.executable] == ["d/run"]
 
 
-@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o777])
-def test_modes_follow_the_executable_bit_only(umask: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o022, 0o077])
+def test_modes_follow_the_executable_bit_and_the_umask_only(umask: int, tmp_path: Path) -> None:
     data = tar(file("a", mode=0o7777), file("b", mode=0o066), file("d/c", mode=0o100), folder("d", mode=0o7000))
     before = os.umask(umask)
     try:
@@ -202,11 +202,11 @@ def test_modes_follow_the_executable_bit_only(umask: int, tmp_path: Path) -> Non
         os.umask(before)
     modes = {str(path.relative_to(tmp_path)): stat.S_IMODE(path.stat().st_mode) for path in (tmp_path).rglob("*")}
     assert modes == {
-        "target": 0o755,
-        "target/a": 0o755,
-        "target/b": 0o644,
-        "target/d": 0o755,
-        "target/d/c": 0o755,
+        "target": 0o777 & ~umask,
+        "target/a": 0o777 & ~umask,
+        "target/b": 0o666 & ~umask,
+        "target/d": 0o777 & ~umask,
+        "target/d/c": 0o777 & ~umask,
     }
 
 
@@ -412,7 +412,7 @@ def test_a_kill_while_reading_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_the_first_error_is_told_when_the_cleanup_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def rmtree(path: str) -> None:
+    def rmtree(path: str, **_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(shutil, "rmtree", rmtree)

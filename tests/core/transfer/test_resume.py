@@ -595,7 +595,7 @@ def left(origin: KillingServer, model: Path, target: Path) -> Path:
     fail_no_more(origin)
     assert not target.exists()
     (name,) = hidden(target.parent)
-    return target.parent / name
+    return target.parent / name / "model"
 
 
 def journal(left: Path) -> Path:
@@ -684,7 +684,7 @@ def test_after_a_restart_of_the_machine_nothing_is_taken_up(
 ) -> None:
     """What was written before may have been lost."""
     spoil(left)
-    monkeypatch.setattr(large_files, "_boot_id", lambda: "another")
+    monkeypatch.setattr(large_files, "_boot", lambda: "another")
     pull(origin, target)
     require_pulled(target, model)
     assert fetched_again(origin, model) == PIECES
@@ -807,7 +807,7 @@ def test_another_version_does_not_use_it(origin: KillingServer, model: Path, tar
     origin.seed("digits", "v2", other, size_bytes=3 * PIECE)
     Cloud(origin).pull(target, "digits:v2")
     assert sorted(snapshot(target)) == ["weights"]
-    assert hidden(target.parent) == [left.name]
+    assert hidden(target.parent) == [left.parent.name]
     pull(origin, target)
     assert fetched_again(origin, model) == 1
     require_pulled(target, model)

@@ -33,7 +33,7 @@ from airflow_provider_modelsync.core.transfer.room import require_room
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _DirectoryPlan(StorePlan):
-    staging: Path
+    staging: durable.Staging
     release: ExitStack  # gives the staging directory up
 
 
@@ -90,7 +90,6 @@ class DirectoryStore(Store):
             if existing := self.settle(manifest, request.force):
                 self._release_claim(manifest)  # whoever published it may have died before doing so
                 return UploadPlan(ref=manifest.ref, way=None, existing=existing)
-            require_room(self.root, manifest.size_bytes)
             self._claim(manifest, request.force)
             release = ExitStack()
             try:
@@ -99,14 +98,16 @@ class DirectoryStore(Store):
                     self._release_claim(manifest)
                     return UploadPlan(ref=manifest.ref, way=None, existing=existing)
                 key = manifest.digest.removeprefix("sha256:")[:12]
-                base = self._meta(manifest.name, f".{manifest.version}.{key}")
-                staging = release.enter_context(durable.staging(base))
+                staging = release.enter_context(durable.staging(self._meta(manifest.name, manifest.version), key))
+                # After what a killed try of the same push has left is gone.
+                require_room(self.root, manifest.size_bytes)
             except BaseException:
+                release.close()
                 self._release_claim(manifest)
                 raise
         return _DirectoryPlan(
             ref=manifest.ref,
-            way=IntoDirectory(staging),
+            way=IntoDirectory(staging.path),
             manifest=manifest,
             force=request.force,
             staging=staging,
@@ -119,15 +120,16 @@ class DirectoryStore(Store):
         pair = manifest.name, manifest.version
         final = self.root / manifest.name / manifest.version
         with plan.release, _translated(f"publishing {plan.ref} in {self.root}"):
-            durable.sync_file_system(plan.staging)
-            with self._trash(*pair) as trash, durable.directory_lock(self._meta(manifest.name)):
+            durable.sync_file_system(plan.staging.path)
+            with durable.directory_lock(self._meta(manifest.name)):
                 existing = self.settle(manifest, plan.force)  # another writer of the same bytes may have been faster
                 if existing is None:
                     self._claim(manifest, force=False)  # still ours? another push may have taken it over
                     # Absent from here until the new manifest is there, never a mixture.
                     self._withdraw(*pair)
-                    _move_away(final, trash)
-                    plan.staging.rename(final)
+                    plan.staging.set_aside(final)
+                    if not plan.staging.publish(final):  # where locks do nothing, another writer may be in here, too
+                        raise RegistryUnavailable(f"{plan.ref} was published by somebody else just now")
                     durable.sync_directory(final.parent)
                     # Where locks do nothing, another writer may be in here, too: then one manifest wins.
                     content = manifest.model_dump_json().encode()
@@ -151,11 +153,11 @@ class DirectoryStore(Store):
             return False
         with (
             _translated(f"deleting {name}:{version} in {self.root}"),
-            self._trash(name, version) as trash,
+            durable.staging(self._meta(name, version), secrets.token_hex(6)) as trash,
             durable.directory_lock(self._meta(name)),
         ):
             existed = self._withdraw(name, version)
-            _move_away(self.root / name / version, trash)
+            trash.set_aside(self.root / name / version)
             durable.sweep(self._meta(name))
             return existed
 
@@ -201,15 +203,6 @@ class DirectoryStore(Store):
         durable.sync_directory(self._meta(name))
         return existed
 
-    @contextmanager
-    def _trash(self, name: str, version: str) -> Iterator[Path]:
-        """Yield a free path; whatever was moved there is removed at the end."""
-        path = self._meta(name, f".{version}.{secrets.token_hex(6)}")
-        try:
-            yield path
-        finally:
-            durable.remove_tree(path)
-
 
 def _time(facts: os.stat_result) -> datetime:
     return datetime.fromtimestamp(facts.st_mtime, UTC)
@@ -224,11 +217,6 @@ def _list(directory: Path) -> list[os.DirEntry[str]]:
         return []
     except OSError as error:
         raise from_os_error(error, f"listing {directory}") from error
-
-
-def _move_away(path: Path, trash: Path) -> None:
-    with suppress(FileNotFoundError):
-        path.rename(trash)
 
 
 @contextmanager

@@ -6,12 +6,13 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from airflow_provider_modelsync.core import durable
+from airflow_provider_modelsync.core import durable, writer
 from airflow_provider_modelsync.core.archive.digest import digest_directory, digest_of, read_tree
 from airflow_provider_modelsync.core.errors import (
     InvalidInput,
@@ -28,7 +29,7 @@ from airflow_provider_modelsync.core.registries.modelstore.store import Manifest
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.plan import PushRequest
 from tests.core.processes import at_once, running
-from tests.core.stores import Store, hidden, snapshot, write_tree
+from tests.core.stores import Store, age, hidden, snapshot, write_tree
 
 OLD = {"weights.bin": b"old", "a/b": b"\0"}
 NEW = {"weights.bin": b"new!", "c": b""}
@@ -264,7 +265,7 @@ def test_a_failed_push_gives_its_claim_and_its_staging_up(store: Store, old: Pat
 
 
 def test_a_push_that_cannot_begin_leaves_no_claim(store: Store, old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(base: Path, **_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -716,12 +717,13 @@ def test_what_killed_writers_left_a_day_ago_is_swept_by_the_next_push_of_any_ver
     store: Store, old: Path, new: Path
 ) -> None:
     store.push(old, "fraud:v1")
-    key = "0123456789ab"
-    left = [write_tree(store.meta("fraud", f".gone.{key}"), OLD), store.meta("fraud", f".gone.json.{key}")]
+    key, gone = "0123456789ab", replace(writer.this_process(), pid=2_147_483_000)
+    left = [store.meta("fraud", f".gone.{key}.{gone}-0123ef"), store.meta("fraud", f".gone.json.{key}")]
+    write_tree(left[0] / "model", OLD)
     left[1].touch()
     store.push(new, "fraud:v2")
     assert all(path.exists() for path in left)
     for path in left:
-        os.utime(path, (1e9, 1e9))
+        age(path)
     store.push(new, "fraud:v3")
     assert hidden(store.meta("fraud")) == []
