@@ -24,18 +24,21 @@ from airflow_provider_modelsync.core.registries.supervisely.registry import Supe
 from airflow_provider_modelsync.core.registries.wallaroo.registry import Wallaroo, WallarooSettings
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.verbs.drive import async_driver_for, driver_for
+from tests.docs.skeleton import registry_module
 from tests.services.ceph_rgw import rgw
 from tests.services.moto_server import running_moto
 from tests.services.s3 import S3Service
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.pieces import PiecesStandIn, model
 from tests.standins.s3 import S3StandIn
+from tests.standins.shelf import ShelfStandIn
 from tests.standins.supervisely import SuperviselyStandIn
 from tests.standins.wallaroo import WallarooStandIn
 
 DriverFactory = Callable[[Registry, CancelToken | None], AbstractContextManager[SyncDriver]]
 AsyncDriverFactory = Callable[[Registry], AbstractAsyncContextManager[AsyncDriver]]
 Publish = Callable[[str, str | None, Path], ModelVersion]
+Shelf = registry_module().Shelf
 
 
 def write_source(directory: Path, text: str) -> Path:
@@ -227,6 +230,21 @@ def _supervisely(scratch: Path) -> Iterator[RegistryUnderTest]:
         )
 
 
+@contextmanager
+def _shelf(scratch: Path) -> Iterator[RegistryUnderTest]:
+    """The registry that the documents show how to write."""
+    with ShelfStandIn() as server:
+        settings = RegistrySettings.read("shelf_default", {"host": server.url, "password": server.token})
+        yield RegistryUnderTest(
+            connect=lambda: Shelf(settings),
+            names=("fraud", "fraud-2.x", "c.a-rd"),
+            versions=("v1", "2026.07.01", "x" * 63),
+            bad_names=("", "Fraud", ".hidden", "a/b", "..", "a b", "a\n", "größe", "a%2fb", "x" * 64),
+            bad_versions=("V1", ".hidden", "a/b", "..", "a b", "a\n", "größe", "x" * 64),
+            trace=server.count,
+        )
+
+
 PROVIDERS = {
     "modelstore": Provider(ModelStore, _modelstore),
     "modelstore-moto": Provider(ModelStore, _moto),
@@ -237,4 +255,5 @@ PROVIDERS = {
     "wallaroo": Provider(Wallaroo, _wallaroo),
     "supervisely": Provider(Supervisely, _supervisely),
     "pieces": Provider(Pieces, _pieces),
+    "shelf": Provider(Shelf, _shelf),
 }

@@ -40,6 +40,7 @@ from airflow_provider_modelsync.operators.transfer import PushModelOperator
 from airflow_provider_modelsync.provider_info import get_provider_info
 from tests.docs.documents import ROOT, Block, code_blocks
 from tests.docs.policy import check_policy
+from tests.docs.skeleton import FILES, sources
 from tests.docs.world import World, world_of
 from tests.support.command import airflow
 from tests.support.examples import run_dag
@@ -331,6 +332,11 @@ def check_layout(text: str, world: World) -> None:
     assert claim not in there
 
 
+def check_skeleton(text: str, world: World) -> None:
+    """It is a file of the distribution that tests build, install and use."""
+    assert text in sources().values()
+
+
 KINDS: dict[str, Callable[[str, World], None]] = {
     "python": run_python,
     "bash": run_bash,
@@ -342,4 +348,5 @@ KINDS: dict[str, Callable[[str, World], None]] = {
     "json triggers": check_triggers,
     "text layout": check_layout,
     "text tree": check_tree,
+    **dict.fromkeys(FILES, check_skeleton),
 }
