@@ -16,7 +16,7 @@ demo: $(READY)
 	$(BIN)/python scripts/demo.py
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "$(PLAIN)" -n auto --dist loadgroup --cov --cov-report=term $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "$(PLAIN)" -n auto --dist loadgroup $(PYTEST_ARGS)
 
 # The model store on a real S3, which is started for them.
 test-s3: $(READY) ceph

@@ -7,6 +7,7 @@ here imports Airflow: the core's tests do without it.
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -58,6 +59,12 @@ def _install_test_provider() -> None:
 
 
 _install_test_provider()
+
+
+def pytest_collection_finish() -> None:
+    """Have no later look for garbage go through Airflow and thousands of tests once more."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:

@@ -1,7 +1,6 @@
 """moto's S3 in threads of this process: quick to start, and it knows the conditional writes that Ceph lacks.
 
-It believes every signature and checksum; :mod:`tests.standins.s3` in front of it does not. All servers of one process
-share their buckets.
+It believes every signature and checksum; :mod:`tests.standins.s3` in front of it does not.
 """
 
 from __future__ import annotations
@@ -9,13 +8,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 from tests.services.s3 import S3Service
 
 
 @contextmanager
 def running_moto() -> Iterator[S3Service]:
-    """Run a server on a free port."""
+    """Have a server on a free port: one for the whole process, started when it is first wanted."""
+    yield _server()
+
+
+@cache
+def _server() -> S3Service:
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
     from werkzeug.serving import make_server
 
@@ -27,12 +32,5 @@ def running_moto() -> Iterator[S3Service]:
 
     application = DomainDispatcherApplication(create_backend_app)
     server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
-    # moto's own ThreadedMotoServer takes half a second to stop.
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield S3Service(f"http://127.0.0.1:{server.server_port}", "AKIAMOTO", "moto-secret", checks_signatures=False)
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return S3Service(f"http://127.0.0.1:{server.server_port}", "AKIAMOTO", "moto-secret", checks_signatures=False)

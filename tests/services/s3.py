@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 
@@ -42,5 +43,9 @@ class S3Service:
     def new_bucket(self) -> str:
         """Make a bucket that nobody else knows, and return its name."""
         name = f"test-{secrets.token_hex(8)}"
-        self.client().create_bucket(Bucket=name)
+        self._own_client.create_bucket(Bucket=name)
         return name
+
+    @cached_property
+    def _own_client(self) -> Any:
+        return self.client()
