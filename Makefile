@@ -9,14 +9,21 @@ VENDORS := $(patsubst requirements/vendor-%.txt,%,$(wildcard requirements/vendor
 READY := $(VENV)/.ready
 # Tests that need nothing but Python.
 PLAIN := not vendor and not s3 and not celery and not ui and not e2e
+# What a change breaks most often: the core, the operators, and what every registry promises.
+FAST := tests/core tests/conformance tests/operators
+# Without byte code on disk each process of the tests would compile them again.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-s3 test-celery test-e2e test-ui ceph databases chromium screenshots test-vendors bench-transfer bench-s3 bench-polling check format lock wheel clean
+.PHONY: demo test test-fast test-s3 test-celery test-e2e test-ui ceph databases chromium screenshots test-vendors bench-transfer bench-s3 bench-polling check format lock wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "$(PLAIN)" -n auto --dist loadgroup $(PYTEST_ARGS)
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -m "$(PLAIN) and not slow" -k "not moto" -n auto --dist loadgroup $(FAST) $(PYTEST_ARGS)
 
 # The model store on a real S3, which is started for them.
 test-s3: $(READY) ceph
