@@ -17,10 +17,18 @@ from airflow_provider_modelsync.core.errors import RegistryUnavailable
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.redact import show_url
 
-ANSWER_BYTES = 64 << 20  # of a successful answer, decoded
+ANSWER_BYTES = 4 << 20  # of a successful answer, decoded, unless the request allows for more
+LISTING_BYTES = 8 << 20  # of one that tells all that there is, without pages
 ERROR_BYTES = 64 << 10  # of any other; the rest is not even received
 _TICK = 0.1  # seconds between two looks at the cancel token
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
+_ANSWER_BYTES = "modelsync_answer_bytes"
+
+
+def allow(request: httpx.Request, answer_bytes: int) -> httpx.Request:
+    """Say how large a successful answer to a request may be, decoded, and return the request."""
+    request.extensions[_ANSWER_BYTES] = answer_bytes
+    return request
 
 
 def send(
@@ -41,7 +49,7 @@ def send(
     :param seconds: how long the whole exchange may take.
     :return: the answer with its body, which is cut at 64 KiB unless the status says success.
     :raises httpx.ReadTimeout: when ``seconds`` have passed.
-    :raises RegistryUnavailable: when a successful answer is larger than 64 MiB.
+    :raises RegistryUnavailable: when a successful answer is larger than the request allows, by default 4 MiB.
     """
     answers: list[httpx.Response] = []
     errors: list[BaseException] = []
@@ -110,7 +118,8 @@ class _Body:
 
     def __init__(self, response: httpx.Response) -> None:
         self._response = response
-        self._limit = ANSWER_BYTES if response.is_success else ERROR_BYTES
+        allowed: int = response.request.extensions.get(_ANSWER_BYTES, ANSWER_BYTES)
+        self._limit = allowed if response.is_success else ERROR_BYTES
         self._content = bytearray()
         self._inflate: zlib._Decompress | None = None
         self._readable = True

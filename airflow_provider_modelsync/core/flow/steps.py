@@ -11,6 +11,7 @@ itself, so the same code serves both drivers. Compose flows with ``yield from``:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,9 @@ from airflow_provider_modelsync.core.flow import exchange
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.loop import LoopThread
 from airflow_provider_modelsync.core.flow.parallel import interruptible
+
+_LIGHT = 64 << 10  # bytes received by a flow before it is moved off the event loop
+_ENTRY = 512  # bytes that an entry of a list counts for
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -177,15 +181,23 @@ class AsyncDriver:
         self._policy = policy
 
     async def run(self, flow: Flow[T]) -> T:
-        """Run a flow to its end and return what it returns."""
+        """Run a flow to its end and return what it returns.
+
+        A flow that has received much goes on in a thread, since it is going to work on it for a while.
+        """
         step = _Stepper(flow)
+        weight = 0
         while not step.finished:
             try:
                 result = await self._perform(step.current)
+                weight += _weight_of(result)
             except BaseException as error:
                 step.fail(error)
             else:
-                step.succeed(result)
+                if weight < _LIGHT:
+                    step.succeed(result)
+                else:
+                    await _off_the_loop(step, result)
         return step.result
 
     async def _perform(self, step: Step) -> Any:
@@ -222,6 +234,29 @@ class _Stepper(Generic[T]):
         except StopIteration as stop:
             self.result: T = stop.value
             self.finished = True
+
+
+def _weight_of(result: Any) -> int:
+    """Return about how many bytes a step's result holds that its flow is going to look at."""
+    if isinstance(result, httpx.Response):
+        return len(result.content)
+    return _ENTRY * len(result) if isinstance(result, (list, tuple, dict, set, frozenset)) else 0
+
+
+async def _off_the_loop(step: _Stepper[Any], result: Any) -> None:
+    """Let a flow go on in a thread, up to its next step."""
+    going = asyncio.ensure_future(asyncio.to_thread(step.succeed, result))
+    try:
+        await asyncio.shield(going)
+    except asyncio.CancelledError as cancelled:
+        # It only computes, so it ends soon; and a flow that runs cannot be told.
+        while not going.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([going])
+        if not step.finished:
+            step.fail(cancelled)
+        else:
+            raise
 
 
 def _needed(client: Any) -> Any:

@@ -13,13 +13,15 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import httpx
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from airflow_provider_modelsync import __version__
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError, RegistryUnavailable
+from airflow_provider_modelsync.core.flow.exchange import ANSWER_BYTES, allow
 from airflow_provider_modelsync.core.flow.steps import Exchange, Flow, Sleep, Step
 from airflow_provider_modelsync.core.http.addresses import (
     MAX_REDIRECTS,
@@ -57,6 +59,11 @@ _SEALED = "modelsync_sealed"  # whether its body holds secrets
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+# What one answer may hold: each costs up to some 2 KB of memory once it is read.
+MAX_OBJECTS = 50_000
+MAX_VALUES = 250_000
+_LARGE = 256 << 10  # bytes of JSON that are read in slices
 
 _adapter: Callable[[Any], TypeAdapter[Any]] = functools.lru_cache(maxsize=256)(TypeAdapter)
 _log = logging.getLogger("modelsync")
@@ -130,6 +137,7 @@ class ApiClient:
         seconds: float | None = None,
         may_repeat: bool | None = None,
         secrets: Iterable[str] = (),
+        answer_bytes: int = ANSWER_BYTES,
     ) -> httpx.Request:
         """Build a request.
 
@@ -144,6 +152,7 @@ class ApiClient:
         :param may_repeat: whether the call may be carried out twice; by default as its method promises.
         :param secrets: values in the body that no message may quote, besides the connection's. Such a body is never
             redirected to another origin.
+        :param answer_bytes: how large a successful answer may be, decoded.
         """
         secrets = tuple(secrets)
         target = self._url(url if "://" in url else f"{self.base_url}/{url.lstrip('/')}")
@@ -164,9 +173,10 @@ class ApiClient:
             extensions[_SECONDS] = seconds
         if may_repeat is not None:
             extensions[_REPEATABLE] = may_repeat
-        return httpx.Request(
+        request = httpx.Request(
             method, target, headers=merged, json=json, data=form, content=content, extensions=extensions
         )
+        return allow(request, answer_bytes)
 
     def check_server_url(self, url: str) -> str:
         """Check a URL that the server gave us, such as a presigned one, and return it.
@@ -358,10 +368,18 @@ def read_json(response: httpx.Response, shape: type[T], doing: str = "") -> T:
     """
     request, secrets = response.request, _secrets_in(response.request)
     doing = doing or f"{request.method} {show_url(request.url, secrets)}"
+    content = response.content
+    if content.count(b"{") > MAX_OBJECTS or content.count(b",") > MAX_VALUES or content.count(b"[") > MAX_VALUES:
+        raise RegistryUnavailable(f"{doing}: the answer holds far more than it can mean")
     try:
-        value: T = _adapter(shape).validate_json(response.content)
+        if len(content) < _LARGE:
+            value: T = _adapter(shape).validate_json(content)
+        else:
+            value = _adapter(shape).validate_python(_in_slices(from_json(content), shape))
     except ValidationError as error:
         faults = error.errors(include_input=False, include_url=False, include_context=False)
+    except ValueError:
+        faults = [{"type": "json_invalid", "loc": (), "msg": "", "input": None}]
     else:
         return value
     if faults[0]["type"] == "json_invalid":
@@ -369,6 +387,21 @@ def read_json(response: httpx.Response, shape: type[T], doing: str = "") -> T:
         raise RegistryUnavailable(f"{doing}: the answer is not JSON but {said or 'empty'}")
     shown = "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {fault['msg']}" for fault in faults[:5])
     raise RegistryUnavailable(f"{doing}: the answer is not as expected: {excerpt(shown, secrets)}")
+
+
+def _in_slices(data: Any, shape: Any) -> Any:
+    """Return what was read from JSON, with its lists handed out one entry at a time where the shape wants lists.
+
+    Otherwise all of a list is checked in one call of pydantic, during which no other thread runs: no event loop either.
+    """
+    if isinstance(data, list) and get_origin(shape) is list:
+        return (entry for entry in data)
+    if isinstance(data, dict) and isinstance(shape, type) and issubclass(shape, BaseModel):
+        for name, field in shape.model_fields.items():
+            key = field.alias or name
+            if get_origin(field.annotation) is list and isinstance(data.get(key), list):
+                data[key] = (entry for entry in data[key])
+    return data
 
 
 def _may_repeat(request: httpx.Request) -> bool:

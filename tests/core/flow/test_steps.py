@@ -257,3 +257,63 @@ def test_finally_runs_for_errors_that_are_no_exceptions(run: Run) -> None:
     with pytest.raises(_Timeout):
         run(flow())
     assert events == ["cleaned up"]
+
+
+@pytest.mark.parametrize(
+    ("received", "elsewhere"),
+    [(["x"] * 10, False), (["x"] * 3000, True), (dict.fromkeys(range(3000)), True), ("x" * (1 << 20), False)],
+)
+def test_a_flow_that_has_received_much_goes_on_off_the_loop(received: Any, *, elsewhere: bool) -> None:
+    def flow() -> Flow[tuple[int, int]]:
+        yield from call(lambda: received)
+        first = threading.get_ident()
+        yield from sleep(0)  # what was received is kept, so the work on all of it may still come
+        return first, threading.get_ident()
+
+    assert [ident != threading.get_ident() for ident in _async(flow())] == [elsewhere] * 2
+    assert _sync(flow()) == (threading.get_ident(),) * 2
+
+
+@pytest.mark.parametrize("size", [1000, 20_000])
+def test_pages_that_are_much_together_count(size: int) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, stream=httpx.ByteStream(b"x" * size))
+
+    def flow() -> Flow[int]:
+        for _ in range(4):
+            yield from send(httpx.Request("GET", "http://x/"))
+        return threading.get_ident()
+
+    async def run() -> int:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+            return await AsyncDriver(client).run(flow())
+
+    assert (asyncio.run(run()) != threading.get_ident()) == (size > 1000)
+
+
+def test_cancelling_while_a_flow_computes_off_the_loop_is_told_to_it() -> None:
+    told: list[str] = []
+    computing = threading.Event()
+
+    def flow() -> Flow[str]:
+        try:
+            yield from call(lambda: ["x"] * 3000)
+            computing.set()
+            time.sleep(0.2)
+            yield from sleep(60)
+        except asyncio.CancelledError:
+            told.append("cancelled")
+            raise
+        finally:
+            told.append("cleaned up")
+        return "never"
+
+    async def run() -> None:
+        running = asyncio.ensure_future(AsyncDriver().run(flow()))
+        await asyncio.to_thread(computing.wait)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(run())
+    assert told == ["cancelled", "cleaned up"]

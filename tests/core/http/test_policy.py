@@ -8,20 +8,23 @@ import gzip
 import json
 import logging
 import socket
+import sys
 import threading
 import time
 import traceback
 import tracemalloc
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from airflow_provider_modelsync.core.errors import (
     Cancelled,
@@ -353,10 +356,11 @@ def test_only_the_beginning_of_an_error_page_is_read(caller: Caller) -> None:
 
 @pytest.fixture(scope="module")
 def bomb() -> bytes:
-    """200 KB that unpack to 200 MB."""
+    """Some 100 KiB that unpack to 60 MiB of good JSON."""
     packer = zlib.compressobj(9, wbits=31)
-    block = bytes(1 << 20)
-    return b"".join(packer.compress(block) for _ in range(200)) + packer.flush()
+    block = b'{"name":"fraud"},' * (1 << 16)
+    whole = [packer.compress(b"["), *(packer.compress(block) for _ in range(60)), packer.compress(b"{}]")]
+    return b"".join(whole) + packer.flush()
 
 
 @pytest.mark.parametrize("status", [200, 500])
@@ -366,14 +370,92 @@ def test_a_compressed_page_is_not_unpacked_beyond_its_limit(caller: Caller, stat
     try:
         with FaultServer(script) as server:
             if status == 200:
-                with pytest.raises(RegistryUnavailable, match="larger than 64 MiB"):
+                with pytest.raises(RegistryUnavailable, match="larger than 4 MiB"):
                     caller.call(server, "POST")
             else:
                 assert len(caller.call(server, "POST").content) == 64 << 10
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < (150 << 20 if status == 200 else 4 << 20)
+    assert peak < (16 << 20 if status == 200 else 4 << 20)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "length", "fits"), [(1000, 1000, True), (1000, 1001, False), (8 << 20, 5 << 20, True)]
+)
+def test_a_call_may_say_how_large_its_answer_can_be(caller: Caller, allowed: int, length: int, *, fits: bool) -> None:
+    with FaultServer([answer(200, b"1" * length)]) as server:
+        if fits:
+            assert len(caller.call(server, "POST", answer_bytes=allowed).content) == length
+        else:
+            with pytest.raises(RegistryUnavailable, match="the answer is larger than"):
+                caller.call(server, "POST", answer_bytes=allowed)
+
+
+@pytest.mark.parametrize(
+    "unit", [b"{},", b'{"name":"a"},', b"[],", b"0,", b'"",', b"[" * 300_000 + b"]" * 300_000 + b","]
+)
+def test_an_answer_of_tiny_values_is_refused_before_it_is_read(unit: bytes) -> None:
+    body = b"[" + unit * ((4 << 20) // len(unit) - 1) + b"0]"
+    response = json_response(body)
+    for shape in (list[Model], list[Any], object):
+        tracemalloc.start()
+        try:
+            with pytest.raises(RegistryUnavailable, match="holds far more than it can mean"):
+                read_json(response, shape)  # type: ignore[arg-type]
+            assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        finally:
+            tracemalloc.stop()
+
+
+@pytest.mark.parametrize("body", [b"[" * 5000, b'{"a":' * 5000 + b"1" + b"}" * 5000, b" " * (300 << 10) + b"[" * 5000])
+def test_a_deeply_nested_answer_is_no_json(body: bytes) -> None:
+    with pytest.raises(RegistryUnavailable, match="is not JSON"):
+        read_json(json_response(body), object)
+
+
+class Entry(BaseModel):
+    name: str
+    facts: dict[str, str]
+    made: datetime
+
+
+class Page(BaseModel):
+    total: int
+    entries: list[Entry] = Field(alias="items")
+
+
+def test_a_long_list_is_read_in_slices_during_which_other_threads_run() -> None:
+    """In one call of pydantic no thread but its own would run: the event loop would stand still."""
+    entry = {"name": "a" * 50, "facts": {str(n): "x" * 30 for n in range(10)}, "made": "2026-01-01T00:00:00Z"}
+    body = json.dumps({"total": 7, "items": [entry] * 4000}).encode()
+    looks: list[bool] = []
+
+    async def read() -> Page:
+        reading = asyncio.ensure_future(asyncio.to_thread(read_json, json_response(body), Page))
+        while not reading.done():
+            await asyncio.sleep(0)
+            running = [name for stack in sys._current_frames().values() for name in _functions(stack)]
+            looks.append(any(name.startswith("_in_slices") for name in running))
+        return await reading
+
+    page = asyncio.run(read())
+    assert len(page.entries) == 4000
+    assert page.entries[-1].made.year == 2026
+    assert sum(looks) > 2  # times that the loop ran while the list was being checked
+    assert len(read_json(json_response(json.dumps([entry] * 1000).encode()), list[Entry])) == 1000
+
+
+def test_what_is_wrong_in_a_long_list_is_named() -> None:
+    body = json.dumps({"total": 7, "items": [{"name": "a" * 300_000}]}).encode()
+    with pytest.raises(RegistryUnavailable, match=r"items\.0\.facts: Field required"):
+        read_json(json_response(body), Page)
+
+
+def _functions(frame: FrameType | None) -> Iterator[str]:
+    while frame is not None:
+        yield frame.f_code.co_qualname
+        frame = frame.f_back
 
 
 def test_a_compressed_answer_is_read(caller: Caller) -> None:

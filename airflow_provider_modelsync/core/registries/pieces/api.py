@@ -17,6 +17,7 @@ import httpx
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelNotFound, ModelSyncError, RegistryUnavailable
+from airflow_provider_modelsync.core.flow.exchange import LISTING_BYTES
 from airflow_provider_modelsync.core.flow.steps import Exchange, Flow, send, sleep
 from airflow_provider_modelsync.core.http.policy import ApiClient, Backoff, raise_for_status, read_json
 from airflow_provider_modelsync.core.redact import excerpt
@@ -118,7 +119,7 @@ class Calls:
     def models(self) -> Flow[list[PiecesModel]]:
         """Return all models, as the host lists them."""
         doing = "listing the models"
-        response = yield from self._send("GET", "/models")
+        response = yield from self._send("GET", "/models", answer_bytes=LISTING_BYTES)
         return read_json(raise_for_status(response, doing), _Models, doing).iterable
 
     def find(self, model: str, *, seconds: float | None = None) -> Flow[PiecesModel | None]:

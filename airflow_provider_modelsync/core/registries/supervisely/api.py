@@ -24,14 +24,14 @@ from pydantic import (
 
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelNotFound, ModelSyncError, RegistryUnavailable
 from airflow_provider_modelsync.core.flow.steps import Flow, send
-from airflow_provider_modelsync.core.http.policy import ApiClient, raise_for_status, read_json
+from airflow_provider_modelsync.core.http.policy import MAX_OBJECTS, ApiClient, raise_for_status, read_json
 from airflow_provider_modelsync.core.settings import RegistrySettings, base_url
 
 T = TypeVar("T")
 
 PROXY_SECONDS = 60  # that the platform waits for an app's answer
 _MARGIN_SECONDS = 15.0  # for the way to the platform and back
-_MAX_PAGES = 1000
+_MAX_PAGES = 1000  # of a list
 _TOKEN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
@@ -185,7 +185,9 @@ class Platform:
         body = {**body, "sort": "id", "sort_order": "asc"}
         page = yield from self.ask(method, body, _Page, doing)
         found = list(page.entities)
-        for number in range(2, min(page.pages, _MAX_PAGES) + 1):
+        for number in range(2, page.pages + 1):
+            if number > _MAX_PAGES or len(found) > MAX_OBJECTS:
+                raise RegistryUnavailable(f"{doing}: the list does not end after {len(found)}")
             found += (yield from self.ask(method, {**body, "page": number}, _Page, doing)).entities
         return found
 

@@ -25,6 +25,7 @@ from airflow_provider_modelsync.core.errors import (
     RegistryUnavailable,
     UnsafeArchive,
 )
+from airflow_provider_modelsync.core.flow.exchange import LISTING_BYTES
 from airflow_provider_modelsync.core.flow.steps import Flow, send
 from airflow_provider_modelsync.core.http.policy import USER_AGENT, raise_for_status, read_json
 from airflow_provider_modelsync.core.models import ModelVersion, VersionStatus
@@ -43,6 +44,7 @@ INFO_LIMIT = 16 << 20  # bytes of an experiment_info.json
 OURS = "modelsync"  # the key in it under which ours holds what the system has no room for
 _CLAIM = f"{RESERVED_DIRECTORY}/claim-"
 _HASH_BYTES = 32
+_INFO_BYTES = 1 << 20  # of a description, at most
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 Time = Annotated[
@@ -204,7 +206,7 @@ class TeamFiles:
         team = yield from self.team_id()
         body = {"teamId": team, "path": f"{directory}/", "recursive": True}
         doing = f"listing {show(directory)}"
-        response = yield from self._platform.answer("file-storage.list", body)
+        response = yield from self._platform.answer("file-storage.list", body, answer_bytes=LISTING_BYTES)
         if response.status_code == 404:
             return []
         raise_for_status(response, doing)
@@ -245,7 +247,9 @@ class TeamFiles:
     def _read_info(self, path: str) -> Flow[ExperimentInfo | None]:
         team = yield from self.team_id()
         doing = f"reading {show(path)}"
-        response = yield from self._platform.answer("file-storage.download", {"teamId": team, "path": path})
+        response = yield from self._platform.answer(
+            "file-storage.download", {"teamId": team, "path": path}, answer_bytes=_INFO_BYTES
+        )
         if response.status_code == 404:
             return None
         raise_for_status(response, doing)

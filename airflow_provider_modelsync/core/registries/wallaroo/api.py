@@ -213,16 +213,16 @@ class Calls:
         self._login = login
         self._title = title
 
-    def read(self, path: str, body: Mapping[str, Any], shape: type[_T], doing: str) -> Flow[_T]:
+    def read(self, path: str, body: Mapping[str, Any], shape: type[_T], doing: str, **more: Any) -> Flow[_T]:
         """Ask for something that must be there; may be repeated."""
-        found = yield from self.find(path, body, shape, doing)
+        found = yield from self.find(path, body, shape, doing, **more)
         if found is None:
             raise ModelNotFound(f"{doing}: {self._title} does not know it")
         return found
 
-    def find(self, path: str, body: Mapping[str, Any], shape: type[_T], doing: str) -> Flow[_T | None]:
+    def find(self, path: str, body: Mapping[str, Any], shape: type[_T], doing: str, **more: Any) -> Flow[_T | None]:
         """Ask for something; ``None`` when it, or the route, does not exist. May be repeated."""
-        response = yield from self.answer(path, body, may_repeat=True)
+        response = yield from self.answer(path, body, may_repeat=True, **more)
         if response.status_code == 404:
             return None
         raise_for_status(response, doing)

@@ -28,6 +28,7 @@ from airflow_provider_modelsync.core.errors import (
     RegistryUnavailable,
     VersionConflict,
 )
+from airflow_provider_modelsync.core.flow.exchange import LISTING_BYTES
 from airflow_provider_modelsync.core.flow.steps import Flow, Policy, call, sleep
 from airflow_provider_modelsync.core.http.policy import ApiClient, RequestPolicy, raise_for_status, read_json
 from airflow_provider_modelsync.core.models import (
@@ -440,14 +441,17 @@ class Wallaroo(Registry, Deploys, Predicts):
 
     def _list(self) -> Flow[Listing]:
         body = {"workspace_id": (yield from self.workspace_id())}
-        return (yield from self._calls.read("/v1/api/models/list", body, Listing, "listing the models"))
+        doing = "listing the models"
+        path = "/v1/api/models/list"
+        return (yield from self._calls.read(path, body, Listing, doing, answer_bytes=LISTING_BYTES))
 
     def _entries(self, name: str) -> Flow[list[VersionEntry]]:
         """Return all versions of a name, whatever the server calls it when there are none."""
         workspace = yield from self.workspace_id()
         doing = f"listing the versions of {name}"
         body = {"model_id": name, "workspace_id": workspace}
-        response = yield from self._calls.answer("/v1/api/models/list_versions_for_model", body, may_repeat=True)
+        path = "/v1/api/models/list_versions_for_model"
+        response = yield from self._calls.answer(path, body, may_repeat=True, answer_bytes=LISTING_BYTES)
         if response.status_code in _UNKNOWN:  # the guide does not name this route
             listing = yield from self._list()
         else:
