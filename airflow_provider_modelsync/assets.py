@@ -1,4 +1,7 @@
-"""Models as Airflow's assets: ``modelsync://<connection id>/<name>``. The version is no part of it; events carry it."""
+"""Models as Airflow's assets: ``modelsync://<connection id>/<name>``. The version is no part of it; events carry it.
+
+Bentos are assets of their own, ``modelsync-bento://…``: a DAG that waits for a model is not to start for a bento.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,14 @@ from urllib.parse import quote, unquote, urlsplit
 from airflow.sdk import Asset
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from urllib.parse import SplitResult
 
     from openlineage.client.event_v2 import Dataset
 
 SCHEME = "modelsync"
+BENTO_SCHEME = "modelsync-bento"
+_IN_NAMES = "!()"  # what connection ids may hold and an address, too
 
 
 def model_asset(conn_id: str, name: str, **more: Any) -> Asset:
@@ -22,7 +28,16 @@ def model_asset(conn_id: str, name: str, **more: Any) -> Asset:
     :param name: the model's name.
     :param more: further arguments of ``Asset``, e.g. ``watchers``.
     """
-    uri = f"{SCHEME}://{conn_id}/{quote(name)}"
+    return _asset(SCHEME, conn_id, name, more)
+
+
+def bento_asset(conn_id: str, name: str, **more: Any) -> Asset:
+    """Return the asset that stands for a bento in BentoCloud. Parameters as for :func:`model_asset`."""
+    return _asset(BENTO_SCHEME, conn_id, name, more)
+
+
+def _asset(scheme: str, conn_id: str, name: str, more: Mapping[str, Any]) -> Asset:
+    uri = f"{scheme}://{quote(conn_id, safe=_IN_NAMES)}/{quote(name)}"
     return Asset(name=uri, uri=uri, **more)
 
 
@@ -32,11 +47,11 @@ def sanitize_uri(uri: SplitResult) -> SplitResult:
     :raises ValueError: when it names no connection and model, or more than these.
     """
     if not uri.netloc or not uri.path.strip("/"):
-        raise ValueError(f"write {SCHEME}://<connection id>/<name of the model>")
+        raise ValueError(f"write {uri.scheme}://<connection id>/<name of the model>")
     if "@" in uri.netloc or uri.query:
-        raise ValueError(f"a {SCHEME}:// URI holds no credentials and no query: the connection has them")
+        raise ValueError(f"a {uri.scheme}:// URI holds no credentials and no query: the connection has them")
     if ":" in uri.path:
-        raise ValueError(f"a {SCHEME}:// URI names a model, not a version: the asset's events carry that")
+        raise ValueError(f"a {uri.scheme}:// URI names a model, not a version: the asset's events carry that")
     return uri._replace(path=quote(unquote(uri.path)))
 
 
@@ -46,4 +61,6 @@ def convert_to_openlineage(asset: Asset, lineage_context: Any) -> Dataset:
 
     uri = urlsplit(asset.uri)
     extra = asset.extra or {}
-    return dataset(uri.netloc, unquote(uri.path[1:]), extra.get("version"), extra.get("digest"))
+    return dataset(
+        unquote(uri.netloc), unquote(uri.path[1:]), extra.get("version"), extra.get("digest"), scheme=uri.scheme
+    )

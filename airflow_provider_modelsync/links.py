@@ -18,13 +18,17 @@ log = logging.getLogger("modelsync")
 
 
 class _KeptLink(BaseOperatorLink):
-    """A URL that the task has kept. Airflow asks for it on the worker, once the task has ended."""
+    """A URL that the task has kept. Airflow asks for it on the worker, once the task has ended.
+
+    Tasks of ours have it at hand. XCom is asked for those of others only: what is not there is an error in the log.
+    """
 
     # A key of its own: Airflow overwrites that of the link with what get_link returns.
     kept_as: ClassVar[str]
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        return XCom.get_value(ti_key=ti_key, key=self.kept_as) or ""
+        kept = getattr(operator, "kept_links", None)
+        return (XCom.get_value(ti_key=ti_key, key=self.kept_as) if kept is None else kept.get(self.kept_as)) or ""
 
 
 class RegistryConsoleLink(_KeptLink):
@@ -53,6 +57,8 @@ def remember_link(
     try:
         url = find()
         if url is not None and _is_for_people(url):
+            if (kept := getattr(context.get("task"), "kept_links", None)) is not None:
+                kept[kind.kept_as] = url
             context["ti"].xcom_push(key=kind.kept_as, value=url)
     except Exception as error:
         log.warning("the link %r could not be kept: %s", kind.name, error)

@@ -186,6 +186,12 @@ def get_provider_info() -> dict[str, Any]:
                 "handler": f"{_PACKAGE}.assets.sanitize_uri",
                 "factory": f"{_PACKAGE}.assets.model_asset",
                 "to_openlineage_converter": f"{_PACKAGE}.assets.convert_to_openlineage",
-            }
+            },
+            {
+                "schemes": ["modelsync-bento"],
+                "handler": f"{_PACKAGE}.assets.sanitize_uri",
+                "factory": f"{_PACKAGE}.assets.bento_asset",
+                "to_openlineage_converter": f"{_PACKAGE}.assets.convert_to_openlineage",
+            },
         ],
     }

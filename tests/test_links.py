@@ -158,6 +158,25 @@ def test_links_are_read_where_they_are_kept(monkeypatch: pytest.MonkeyPatch) -> 
     assert DeploymentLink().get_link(task, ti_key=key) == kept[DEPLOYMENT]  # type: ignore[arg-type]
 
 
+def test_no_link_of_our_tasks_is_looked_for_where_it_may_not_be(
+    modelstore: Path, source: Path, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push = PushModelOperator(task_id="push", model="digits:v1", source=str(source))
+    push.execute({**context, "task": push})
+    monkeypatch.delattr("airflow_provider_modelsync.links.XCom.get_value")  # it would log an error
+
+    assert RegistryConsoleLink().get_link(push, ti_key=SimpleNamespace()) == ""  # type: ignore[arg-type]
+
+
+def test_our_tasks_have_their_links_at_hand(
+    server: BentoCloudStandIn, source: Path, context: Any, kept: dict[str, Any]
+) -> None:
+    push = PushModelOperator(task_id="push", registry_conn_id=CONNECTION, model="digits:v1", source=str(source))
+    push.execute({**context, "task": push})
+
+    assert RegistryConsoleLink().get_link(push, ti_key=SimpleNamespace()) == page(server)  # type: ignore[arg-type]
+
+
 def test_links_survive_serialization(source: Path, tmp_path: Path) -> None:
     with DAG("linked") as dag:
         tasks = operators(source, tmp_path / "pulled")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import Asset, AssetAlias, BaseOperator
+from airflow.sdk.definitions.asset import AssetRef
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_provider_modelsync.assets import model_asset
@@ -80,14 +81,39 @@ class TaskCheckpoint:
             log.warning("the task's state store could not be %s, this try goes on without it: %s", done, error)
 
 
-class ModelSyncOperator(TakesArguments, BaseOperator):
+class TellsOfModels(TakesArguments):
+    """What operators and sensors share: what one run of a task tells its outlets, OpenLineage and its links."""
+
+    outlets: list[Any]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._trace = Trace()
+        self.kept_links: dict[str, str] = {}
+
+    def tell_outlets(self, context: Context, asset: Asset, event: Mapping[str, JsonValue]) -> None:
+        """Put an event into those of the task's outlets: assets, references to them, and aliases, which get the asset.
+
+        :param asset: what the event is about.
+        """
+        for outlet in self.outlets:
+            if isinstance(outlet, AssetAlias):
+                context["outlet_events"][outlet].add(asset, extra=dict(event))
+            elif isinstance(outlet, (Asset, AssetRef)):
+                context["outlet_events"][outlet].extra.update(event)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
+        """Tell OpenLineage what was read and written; its provider calls this."""
+        return self._trace.to_openlineage()
+
+
+class ModelSyncOperator(TellsOfModels, BaseOperator):
     """Base of all operators: arguments that are read once, hooks that end their work when the task is killed."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         # Made here, not in execute: a kill may come before execute has begun.
         self._cancel_token = CancelToken()
-        self._trace = Trace()
         self._is_over = False
 
     @contextmanager
@@ -98,6 +124,7 @@ class ModelSyncOperator(TakesArguments, BaseOperator):
         """
         if self._is_over:  # whatever was told to stop since then, it was not this try
             self._cancel_token, self._trace, self._is_over = CancelToken(), Trace(), False
+            self.kept_links = {}
         try:
             with translated():
                 self.read_arguments()
@@ -121,19 +148,6 @@ class ModelSyncOperator(TakesArguments, BaseOperator):
         """End the transfer within 4 s."""
         self._cancel_token.cancel()
 
-    def tell_outlets(self, context: Context, conn_id: str, version: ModelVersion) -> None:
-        """Describe a version in the events of the task's outlets: assets, and aliases, which get the model's asset."""
-        for outlet in self.outlets:
-            if isinstance(outlet, Asset):
-                context["outlet_events"][outlet].extra.update(version.to_event())
-            elif isinstance(outlet, AssetAlias):
-                asset = model_asset(conn_id, version.name)
-                context["outlet_events"][outlet].add(asset, extra=version.to_event())
-
-    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
-        """Tell OpenLineage which versions were read and written; its provider calls this."""
-        return self._trace.to_openlineage()
-
 
 class RegistryOperator(ModelSyncOperator):
     """Base of the operators that work on one registry.
@@ -154,7 +168,7 @@ class RegistryOperator(ModelSyncOperator):
 
     def emit(self, context: Context, version: ModelVersion) -> None:
         """Describe the version that the task is about, in the events of its outlets and in its lineage."""
-        self.tell_outlets(context, self.registry_conn_id, version)
+        self.tell_outlets(context, model_asset(self.registry_conn_id, version.name), version.to_event())
         (self._trace.read if self.takes_models else self._trace.written).append((self.registry_conn_id, version))
         remember_link(context, lambda: self.get_hook().page_of(version))
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperatorLink
 
+from airflow_provider_modelsync.assets import bento_asset
 from airflow_provider_modelsync.core.arguments import Flag, Text
 from airflow_provider_modelsync.core.errors import InvalidInput
 from airflow_provider_modelsync.core.models import TransferStats
-from airflow_provider_modelsync.links import RegistryConsoleLink
+from airflow_provider_modelsync.links import RegistryConsoleLink, remember_link
 from airflow_provider_modelsync.operators.arguments import Place
 from airflow_provider_modelsync.operators.base import RegistryOperator, TaskCheckpoint
 from airflow_provider_modelsync.operators.storage import local_source
@@ -18,6 +19,8 @@ from airflow_provider_modelsync.operators.storage import local_source
 if TYPE_CHECKING:
     from airflow.sdk import Context
     from pydantic import JsonValue
+
+    from airflow_provider_modelsync.core.models import ModelVersion
 
 
 class PushBentoOperator(RegistryOperator):
@@ -61,6 +64,13 @@ class PushBentoOperator(RegistryOperator):
                 )
             with local_source(self.source, self._cancel_token) as source:
                 version = hook.push_bento(source, force=self.force, checkpoint=TaskCheckpoint.of(context))
-            self.emit(context, version)
+            self._announce(context, version)
             transfer = version.transfer or TransferStats()
             return version.to_xcom(skipped=transfer.skipped, resumed_bytes=transfer.resumed_bytes)
+
+    def _announce(self, context: Context, bento: ModelVersion) -> None:
+        # No model: who waits for models of that name would start, and find none.
+        self.tell_outlets(context, bento_asset(self.registry_conn_id, bento.name), bento.to_event())
+        self._trace.bentos.append((self.registry_conn_id, bento))
+        self._trace.places_read.append(str(self.source))
+        remember_link(context, lambda: self.get_hook().page_of(bento))

@@ -321,10 +321,7 @@ class DeployModelOperator(_DeploymentOperator):
             raise
         except ModelSyncError as error:
             self.log.warning("%s; the task's events and lineage lack its digest", error)
-        ref = ModelRef.parse(model)
-        return ModelVersion(
-            registry=hook.conn_type, name=ref.name, version=ref.version or "", status=VersionStatus.UNKNOWN
-        )
+        return _described(hook.conn_type, model)
 
     def _mask(self) -> None:
         for value in _secrets_in(self.config):
@@ -430,7 +427,15 @@ class PredictOperator(RegistryOperator):
                     written = Path(scratch) / "predictions"
                     made = self._predict(context, inputs, written, ticket)
                     publish_file(written, output, cancel=self._cancel_token)
+        self._tell_lineage(made, str(output))
         return made.to_xcom(output=str(output))
+
+    def _tell_lineage(self, made: Predictions, output: str) -> None:
+        if made.model:
+            self._trace.read.append((self.registry_conn_id, _described(made.registry, made.model)))
+        if isinstance(self.inputs, (str, os.PathLike, ObjectStoragePath)):
+            self._trace.places_read.append(str(self.inputs))
+        self._trace.places_written.append(output)
 
     @contextmanager
     def _local_inputs(self) -> Iterator[Any]:
@@ -507,6 +512,12 @@ class _Memory:
 
     def _hash(self, salt: str) -> str:
         return hashlib.scrypt(self._asked.encode(), salt=salt.encode(), n=1 << 14, r=8, p=1, dklen=32).hex()
+
+
+def _described(registry: str, model: str) -> ModelVersion:
+    """Return a version as far as its reference describes it."""
+    ref = ModelRef.parse(model)
+    return ModelVersion(registry=registry, name=ref.name, version=ref.version or "", status=VersionStatus.UNKNOWN)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 from airflow.sdk import Asset, AssetAlias, BaseOperatorLink
+from airflow.sdk.definitions.asset import AssetRef
 
 from airflow_provider_modelsync.assets import model_asset
 from airflow_provider_modelsync.core.arguments import (
@@ -163,10 +164,11 @@ class PushModelOperator(RegistryOperator):
                 return found
             if time.time() >= deadline:
                 raise RegistryUnavailable(f"{version.ref} was not ready after {timeout:.0f} s")
-            self._cancel_token.sleep(self.poll_interval)
+            self._cancel_token.sleep(min(self.poll_interval, max(0.0, deadline - time.time())))
 
     def _finish(self, context: Context, version: ModelVersion, transfer: TransferStats) -> dict[str, JsonValue]:
         self.emit(context, version)
+        self._trace.places_read.append(str(self.source))
         return version.to_xcom(skipped=transfer.skipped, resumed_bytes=transfer.resumed_bytes)
 
 
@@ -252,6 +254,8 @@ class PullModelOperator(RegistryOperator):
 
     def _finish(self, context: Context, version: ModelVersion, path: str | None = None) -> dict[str, JsonValue]:
         self.emit(context, version)
+        if path is not None:
+            self._trace.places_written.append(path)
         return version.to_xcom(path=path, skipped=(version.transfer or TransferStats()).skipped)
 
     def _pull(self, context: Context, target: Path) -> PulledModel:
@@ -361,8 +365,13 @@ class SyncModelsOperator(ModelSyncOperator):
             for alias in (outlet for outlet in self.outlets if isinstance(outlet, AssetAlias)):
                 context["outlet_events"][alias].add(asset, extra=copy)
         for outlet in self.outlets:
-            if isinstance(outlet, Asset) and (own := events.get(outlet.uri)):
+            if isinstance(outlet, (Asset, AssetRef)) and (own := events.get(_uri_of(outlet))):
                 context["outlet_events"][outlet].extra.update(own[0] if len(own) == 1 else {"versions": list(own)})
+
+
+def _uri_of(outlet: Asset | AssetRef) -> str:
+    """Return an outlet's address; a model's asset has it for a name, too."""
+    return str(getattr(outlet, "uri", None) or getattr(outlet, "name", ""))
 
 
 class _Copies:

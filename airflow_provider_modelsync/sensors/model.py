@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.sdk import BaseOperatorLink, BaseSensorOperator, PokeReturnValue
 from airflow.sdk.exceptions import AirflowException, AirflowSensorTimeout, AirflowSkipException
 
+from airflow_provider_modelsync.assets import model_asset
 from airflow_provider_modelsync.core.arguments import Flag, Labels, Moment, Reference, Text
 from airflow_provider_modelsync.core.errors import Retryable
 from airflow_provider_modelsync.core.models import ModelVersion, Query
 from airflow_provider_modelsync.core.verbs.wait import READY, find_version
 from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
+from airflow_provider_modelsync.lineage import Trace
 from airflow_provider_modelsync.links import RegistryConsoleLink, remember_link
-from airflow_provider_modelsync.operators.arguments import DEFERRABLE, TakesArguments
-from airflow_provider_modelsync.operators.base import DEFAULT_CONN_ID, translated
+from airflow_provider_modelsync.operators.arguments import DEFERRABLE
+from airflow_provider_modelsync.operators.base import DEFAULT_CONN_ID, TellsOfModels, translated
 from airflow_provider_modelsync.triggers.base import outcome_of
 from airflow_provider_modelsync.triggers.model import ModelVersionTrigger
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
 
-class ModelVersionSensor(TakesArguments, BaseSensorOperator):
+class ModelVersionSensor(TellsOfModels, BaseSensorOperator):
     """Wait until a model version is there.
 
     A model that does not exist yet is waited for; passing faults of the registry never end the wait.
@@ -115,6 +117,9 @@ class ModelVersionSensor(TakesArguments, BaseSensorOperator):
             raise
 
     def _tell(self, context: Context, found: ModelVersion) -> dict[str, JsonValue]:
+        self._trace, self.kept_links = Trace(), {}
+        self._trace.read.append((self.registry_conn_id, found))
+        self.tell_outlets(context, model_asset(self.registry_conn_id, found.name), found.to_event())
         if hook := self._hook:
             remember_link(context, lambda: hook.page_of(found))
         return found.to_xcom()

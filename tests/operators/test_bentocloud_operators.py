@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
-from airflow.sdk import DAG, Asset
+from airflow.sdk import DAG, Asset, AssetAlias
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow.sdk.serde import serialize
 
+from airflow_provider_modelsync.assets import bento_asset
 from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.operators.bentocloud import PushBentoOperator
 from airflow_provider_modelsync.xcom import XCOM_LIMIT
@@ -176,6 +177,24 @@ def test_tells_the_outlet_assets(server: BentoCloudStandIn, bento: Path, context
     push(bento, outlets=[asset]).execute(context)
 
     assert context["outlet_events"][asset].extra["name"] == "svc"
+
+
+def test_is_no_model_to_those_who_wait_for_models(server: BentoCloudStandIn, bento: Path, context: Any) -> None:
+    alias = AssetAlias("bentos")
+    operator = push(bento, outlets=[alias])
+    operator.execute(context)
+
+    (event,) = context["outlet_events"][alias].asset_alias_events
+    assert (
+        event.dest_asset_key.uri
+        == bento_asset("bentocloud_default", "svc").uri
+        == "modelsync-bento://bentocloud_default/svc"
+    )
+    assert operator._trace.written == []
+    told = operator.get_openlineage_facets_on_complete(None)
+    assert told is not None
+    assert [(one.namespace, one.name) for one in told.outputs] == [("modelsync-bento://bentocloud_default", "svc")]
+    assert [(one.namespace, one.name) for one in told.inputs] == [("file", str(bento))]
 
 
 def test_ends_in_time_when_it_is_killed(server: BentoCloudStandIn, bento: Path, context: Any) -> None:

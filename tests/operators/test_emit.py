@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from airflow.sdk import Asset, AssetAlias
+from airflow.sdk.definitions.asset import AssetUniqueKey
 from airflow.sdk.exceptions import AirflowException
 
-from airflow_provider_modelsync.assets import model_asset
+from airflow_provider_modelsync.assets import convert_to_openlineage, model_asset
 from airflow_provider_modelsync.core.models import SyncedVersion
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
+from airflow_provider_modelsync.lineage import file_dataset
 from airflow_provider_modelsync.operators.base import ModelSyncOperator, TaskCheckpoint
 from airflow_provider_modelsync.operators.catalog import ListModelsOperator
 from airflow_provider_modelsync.operators.deployment import DeployModelOperator
@@ -24,6 +26,7 @@ from airflow_provider_modelsync.operators.transfer import (
     SyncModelsOperator,
     _Copies,
 )
+from airflow_provider_modelsync.sensors.model import ModelVersionSensor
 from tests.conftest import Connect
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.http_server import Respond
@@ -74,6 +77,87 @@ def test_an_alias_gets_the_asset_of_the_model_that_was_pushed(stores: None, sour
     assert set(events_of(context)) == {"modelsync://two/new"}
     assert event == {key: pushed[key] for key in ("registry", "name", "version", "digest", "created_at")}
     assert traced(push) == ([], ["two/new:v1"])
+
+
+@pytest.mark.parametrize("conn_id", ["prod#1", "a/b", "a:1", "x(y)!"])
+def test_whatever_a_connection_is_called_its_models_have_assets(
+    tmp_path: Path, connect: Connect, source: Path, context: Any, conn_id: str
+) -> None:
+    connect(conn_id, conn_type="modelstore", host=(tmp_path / "store").as_uri())
+    push = PushModelOperator(
+        task_id="push", registry_conn_id=conn_id, model="new:v1", source=str(source), outlets=[ALIAS]
+    )
+    push.execute(context)
+
+    ((uri, event),) = events_of(context).items()
+    assert (uri, event["name"]) == (model_asset(conn_id, "new").uri, "new")
+    assert Asset(uri).uri == uri
+    assert convert_to_openlineage(Asset(uri), None).namespace == f"modelsync://{conn_id}"
+
+
+@pytest.mark.parametrize(
+    "ref", [Asset.ref(uri="modelsync://one/fraud"), Asset.ref(name="modelsync://one/fraud")], ids=repr
+)
+@pytest.mark.parametrize("kind", ["push", "sensor", "sync"])
+def test_references_to_assets_are_told_as_assets_are(
+    stores: None, source: Path, context: Any, monkeypatch: pytest.MonkeyPatch, ref: Any, kind: str
+) -> None:
+    events = context["outlet_events"]
+    known = AssetUniqueKey.from_asset(model_asset("one", "fraud"))
+    monkeypatch.setattr(events, "_resolve_asset_ref", lambda ref: (known, {}))  # else the supervisor is asked
+    facts: dict[str, Any] = {"registry_conn_id": "one", "model": "fraud:v1", "outlets": [ref]}
+    if kind == "push":
+        PushModelOperator(task_id="push", source=str(source), **facts).execute(context)
+    elif kind == "sensor":
+        ModelVersionSensor(task_id="wait", **facts).execute(context)
+    else:
+        copy = SyncModelsOperator(task_id="sync", source_conn_id="one", target_conn_id="two", models=["fraud"])
+        copy.outlets = [Asset.ref(uri="modelsync://two/fraud")]
+        copy.execute(context)
+
+    assert events[ref].extra["version"] == "v1"
+
+
+def test_a_sensor_tells_what_it_has_found(stores: None, context: Any) -> None:
+    asset = model_asset("one", "fraud")
+    sensor = ModelVersionSensor(task_id="wait", registry_conn_id="one", model="fraud", outlets=[asset, ALIAS])
+    found = sensor.execute(context)
+
+    assert context["outlet_events"][asset].extra["digest"] == found["digest"]
+    assert set(events_of(context)) == {asset.uri}
+    told = sensor.get_openlineage_facets_on_complete(None)
+    assert told is not None
+    assert [one.name for one in told.inputs] == ["fraud"]
+
+
+def test_lineage_names_where_files_come_from_and_go_to(
+    stores: None, source: Path, tmp_path: Path, context: Any
+) -> None:
+    push = PushModelOperator(task_id="push", registry_conn_id="two", model="new:v1", source=str(source))
+    pull = PullModelOperator(task_id="pull", registry_conn_id="two", model="new", target=str(tmp_path / "pulled"))
+    push.execute(context)
+    pull.execute(context)
+
+    pushed, pulled = (operator.get_openlineage_facets_on_complete(None) for operator in (push, pull))
+    assert pushed is not None
+    assert pulled is not None
+    assert [(one.namespace, one.name) for one in pushed.inputs] == [("file", str(source))]
+    assert [(one.namespace, one.name) for one in pulled.outputs] == [("file", str(tmp_path / "pulled"))]
+
+
+@pytest.mark.parametrize(
+    ("place", "dataset"),
+    [
+        ("s3://aws_default@bucket/a/b/", ("s3://bucket", "a/b")),
+        ("gs://bucket/a", ("gs://bucket", "a")),
+        ("file:///srv/models", ("file", "/srv/models")),
+        ("/srv/models/", ("file", "/srv/models")),
+    ],
+)
+def test_places_have_the_names_that_openlineage_wants(place: str, dataset: tuple[str, str]) -> None:
+    told = file_dataset(place)
+
+    assert (told.namespace, told.name) == dataset
 
 
 def test_a_pull_takes_a_version(stores: None, tmp_path: Path, context: Any) -> None:
