@@ -46,7 +46,7 @@ def put_files(way: PutFiles, control: Control, driver: SyncDriver, mover: Mover)
             )
             way.accept(file, answer)
 
-        with_retries(progress.repeatable(put), cancel=cancel)
+        with_retries(put, cancel=cancel, on_repeat=progress.resend)
 
     for_each(put_file, _largest_first(way.files), workers=control.workers, cancel=control.cancel)
     way.source.confirm(file.path for file in way.files)
@@ -146,8 +146,9 @@ def _fetch_whole(
         return total.hexdigest()
 
     try:
-        once = progress.repeatable(fetch)
-        sha256 = with_retries(once, cancel=cancel) if file.size else hashlib.sha256().hexdigest()
+        sha256 = hashlib.sha256().hexdigest()
+        if file.size:
+            sha256 = with_retries(fetch, cancel=cancel, on_repeat=progress.resend)
     finally:
         os.close(descriptor)
     return FileEntry(file.path, file.size, sha256, file.executable)

@@ -118,7 +118,7 @@ def _fetch(file: LargeFile, start: int, end: int, cancel: CancelToken, progress:
             progress.add(start - position)  # they do not count
             raise
 
-    with_retries(progress.repeatable(once), cancel=cancel)
+    with_retries(once, cancel=cancel, on_repeat=progress.resend)
 
 
 def _pwrite(descriptor: int, block: memoryview, offset: int) -> None:

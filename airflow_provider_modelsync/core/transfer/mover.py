@@ -402,6 +402,7 @@ def with_retries(
     fn: Callable[[], T],
     *,
     cancel: CancelToken,
+    on_repeat: Callable[[], None] = lambda: None,
     passing: tuple[type[ModelSyncError], ...] = PASSING,
     seconds: float | None = None,
     backoff: Backoff | None = None,
@@ -411,6 +412,7 @@ def with_retries(
 
     :param fn: sends or receives one part. It asks for the address itself: what was signed may have expired meanwhile.
     :param cancel: ends the waits.
+    :param on_repeat: called before each further try.
     :param passing: the errors to try again after. Only :data:`UNPROCESSED` for what must not be done twice.
     :param seconds: how long all tries may take.
     :param backoff: how often and when to try again.
@@ -434,6 +436,7 @@ def with_retries(
                 raise
             _log.info("%s; trying again in %.1f s (%d of %d)", error.message, delay, failures, backoff.attempts)
         cancel.sleep(delay)
+        on_repeat()
     raise AssertionError("unreachable")
 
 

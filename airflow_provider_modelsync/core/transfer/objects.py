@@ -127,7 +127,7 @@ class _Push:
             answer.raise_for_store(doing, not_found=BeginAgain)
             return part.check(answer.headers, doing)
 
-        stored = with_retries(self._progress.repeatable(put), cancel=cancel)
+        stored = with_retries(put, cancel=cancel, on_repeat=self._progress.resend)
         with self._lock:
             self._sent += part.size
         return stored

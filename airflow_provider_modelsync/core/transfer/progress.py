@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -96,16 +95,9 @@ class Progress:
         self._tally.add(passed_over=count)
         self.add(count)
 
-    def repeatable(self, attempt: Callable[[], T]) -> Callable[[], T]:
-        """Return an attempt to move one part, each of whose repetitions counts as a part sent again."""
-        attempts = itertools.count()
-
-        def counted() -> T:
-            if next(attempts):
-                self._tally.add(parts_resent=1)
-            return attempt()
-
-        return counted
+    def resend(self) -> None:
+        """Count a part that is moved once more."""
+        self._tally.add(parts_resent=1)
 
     def finish(self) -> None:
         """Report the end."""

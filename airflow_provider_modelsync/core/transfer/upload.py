@@ -99,7 +99,7 @@ def _put_archive(way: PutArchive, control: Control, driver: SyncDriver, mover: M
         else:  # what was registered a moment ago is not there any more
             answer.raise_for_status("uploading the model", not_found=VersionConflict)
 
-    with_retries(progress.repeatable(put), cancel=control.cancel)
+    with_retries(put, cancel=control.cancel, on_repeat=progress.resend)
     way.layout.confirm()
     progress.finish()
 
@@ -130,7 +130,7 @@ def _put_parts(way: PutParts, control: Control, driver: SyncDriver, mover: Mover
                 raise RegistryUnavailable(f"uploading part {number}: the storage gave no ETag")
             return etag
 
-        memory.add(number, with_retries(progress.repeatable(put), cancel=cancel))
+        memory.add(number, with_retries(put, cancel=cancel, on_repeat=progress.resend))
 
     for_each(put_part, missing, workers=control.workers, cancel=control.cancel)
     memory.flush()  # a try that is killed from here on leaves all of them to the next

@@ -121,7 +121,10 @@ def _carry_out(
     :param passing: the errors that the caller can do something about: nothing is reported after these.
     """
     try:
-        stats = _upload(registry, plan, tree, control, driver)
+        stats = TransferStats()
+        if plan.way is not None:  # else only its record was missing
+            with closing(mover_for(registry, control)) as mover:
+                stats = upload(plan.way, tree, control, driver, mover)
         version = driver.run(registry.finish_push(plan))
     except passing:
         raise
@@ -182,13 +185,6 @@ def _read_source(
     sizes = {memory_key(path, stamp): stamp.size for path, stamp in tree.stamps.items()}
     checkpoint.save_digests(control.checkpoint, remembered, sizes)
     return tree
-
-
-def _upload(registry: Registry, plan: UploadPlan, tree: Source, control: Control, driver: SyncDriver) -> TransferStats:
-    if plan.way is None:  # only its record was missing
-        return TransferStats()
-    with closing(mover_for(registry, control)) as mover:
-        return upload(plan.way, tree, control, driver, mover)
 
 
 def _abort(registry: Registry, driver: SyncDriver, plan: UploadPlan, error: BaseException) -> None:

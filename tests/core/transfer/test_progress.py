@@ -4,6 +4,10 @@ import threading
 
 import pytest
 
+from airflow_provider_modelsync.core.errors import RegistryUnavailable
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.http.policy import Backoff
+from airflow_provider_modelsync.core.transfer.mover import with_retries
 from airflow_provider_modelsync.core.transfer.progress import Progress, Report, Tally, readable
 
 
@@ -121,7 +125,13 @@ def test_a_tally_adds_up_all_transfers_of_an_operation() -> None:
 def test_only_repetitions_of_a_part_count_as_sent_again() -> None:
     tally = Tally()
     progress = Progress(1, tally=tally)
-    parts = [progress.repeatable(lambda: "sent") for _ in range(2)]
+    outcomes = iter(["sent", RegistryUnavailable("busy"), RegistryUnavailable("busy"), "sent"])
 
-    assert [parts[0](), parts[1](), parts[1](), parts[1]()] == ["sent"] * 4
+    def part() -> str:
+        if isinstance(outcome := next(outcomes), Exception):
+            raise outcome
+        return outcome
+
+    for _ in range(2):
+        assert with_retries(part, cancel=CancelToken(), backoff=Backoff(first=0), on_repeat=progress.resend) == "sent"
     assert tally.parts_resent == 2
