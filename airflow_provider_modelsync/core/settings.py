@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
@@ -50,6 +50,9 @@ class RegistrySettings(BaseModel):
     :param part_size_mib: size of a multipart upload's parts in MiB; chosen by model size when unset.
     :param presigned_hosts: hosts that presigned URLs may name without https, or on this machine.
     """
+
+    # Environment variables that may name a file of CA certificates, the first that is set counts.
+    ca_variables: ClassVar[tuple[str, ...]] = ("SSL_CERT_FILE",)
 
     # Validation errors would otherwise quote the input, secrets included.
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)

@@ -130,7 +130,7 @@ def status_error(
     if 200 <= status < 300:
         return None
     words = excerpt(_words_in(body), secrets)
-    said = f"{doing}: the server answered {status} {_reason(status)}".rstrip() + (f": {words}" if words else "")
+    said = f"{doing}: the server answered {status} {reason_of(status)}".rstrip() + (f": {words}" if words else "")
     match status:
         case 401 | 403:
             return Unauthorized(f"{said}. The connection's credentials are refused or do not allow this")
@@ -139,13 +139,13 @@ def status_error(
         case 413:
             return NotSupported(f"{said}. The body is too large for the server or a gateway before it; raise its limit")
         case _ if is_unprocessed(status, headers):
-            return ServerBusy(said + _trace(headers), wait=retry_after(headers))
+            return ServerBusy(said + trace_in(headers), wait=retry_after(headers))
         case 408:
             return RegistryUnavailable(said)
         case _ if 400 <= status < 500:
             return InvalidInput(said)
         case _:
-            return RegistryUnavailable(said + _trace(headers))
+            return RegistryUnavailable(said + trace_in(headers))
 
 
 def is_unprocessed(status: int, headers: Mapping[str, str]) -> bool:
@@ -248,12 +248,14 @@ def _words_in(body: str) -> str:
     return body
 
 
-def _trace(headers: Mapping[str, str]) -> str:
+def trace_in(headers: Mapping[str, str]) -> str:
+    """Return the id by which a server finds an answer in its logs, for a message; empty when it gave none."""
     trace = headers.get("x-trace-id")
     return f" (trace id {excerpt(trace)})" if trace else ""
 
 
-def _reason(status: int) -> str:
+def reason_of(status: int) -> str:
+    """Return what a status is called; empty when it has no name."""
     try:
         return HTTPStatus(status).phrase
     except ValueError:

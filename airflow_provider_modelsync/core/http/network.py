@@ -13,7 +13,6 @@ import re
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypedDict
 
 import httpx
 
@@ -52,9 +51,10 @@ def ssl_context(settings: RegistrySettings) -> ssl.SSLContext:
 def ca_file(settings: RegistrySettings) -> Path | None:
     """Return the file of CA certificates to trust, or ``None`` for the system's.
 
-    :raises InvalidInput: when ``SSL_CERT_FILE`` names no file.
+    :raises InvalidInput: when one of the variables that count names no file.
     """
-    return settings.ca_bundle or _path_in("SSL_CERT_FILE", Path.is_file)
+    found = (_path_in(variable, Path.is_file) for variable in settings.ca_variables)
+    return settings.ca_bundle or next((path for path in found if path), None)
 
 
 def proxy_for(url: str, settings: RegistrySettings) -> str | None:
@@ -81,37 +81,6 @@ def proxy_for(url: str, settings: RegistrySettings) -> str | None:
         if value := os.environ.get(name):
             return None if _is_excepted(host, port) else _proxy_url(value, name)
     return None
-
-
-class BotocoreOptions(TypedDict):
-    """What a botocore client is given so that it behaves like the rest.
-
-    :param verify: for ``create_client``; ``None`` leaves the choice to botocore (``AWS_CA_BUNDLE``).
-    :param proxies: for ``Config``; empty means none.
-    :param client_cert: for ``Config``.
-    """
-
-    verify: str | bool | None
-    proxies: dict[str, str]
-    client_cert: str | tuple[str, str] | None
-
-
-def botocore_options(url: str, settings: RegistrySettings) -> BotocoreOptions:
-    """Return proxy, CA and client certificate as botocore wants them.
-
-    :param url: the endpoint.
-    :param settings: the connection.
-    """
-    Reach(settings, url).check(url)
-    proxy = proxy_for(url, settings)
-    authorities = ca_file(settings)
-    certificate, key = settings.client_cert, settings.client_key
-    pair = (str(certificate), str(key)) if key else str(certificate)
-    return BotocoreOptions(
-        verify=(str(authorities) if authorities else None) if settings.verify_tls else False,
-        proxies={"http": proxy, "https": proxy} if proxy else {},
-        client_cert=pair if certificate else None,
-    )
 
 
 def client(settings: RegistrySettings, base: str | None = None) -> httpx.Client:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import re
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +21,6 @@ from airflow_provider_modelsync.core.errors import (
     RegistryUnavailable,
     SourceChanged,
     TransferStalled,
-    Unauthorized,
     from_os_error,
 )
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
@@ -37,7 +35,8 @@ from airflow_provider_modelsync.core.http.addresses import (
 from airflow_provider_modelsync.core.http.faults import NotSent, ServerBusy, check_headers, classify, status_error
 from airflow_provider_modelsync.core.http.network import CONNECT_SECONDS
 from airflow_provider_modelsync.core.http.policy import USER_AGENT, Backoff
-from airflow_provider_modelsync.core.redact import excerpt, secrets_of, show_url
+from airflow_provider_modelsync.core.http.storage import Refusal, UrlExpired, is_url_over
+from airflow_provider_modelsync.core.redact import secrets_of, show_url
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.watchdog import Pace, Watch, Watchdog
 
@@ -53,16 +52,7 @@ PASSING: tuple[type[ModelSyncError], ...] = (RegistryUnavailable, TransferStalle
 UNPROCESSED: tuple[type[ModelSyncError], ...] = (NotSent, ServerBusy)
 
 _BODY_REDIRECTS = frozenset({307, 308})  # the others let clients drop the body
-_XML_CODE = re.compile(r"<Code>\s*([A-Za-z0-9.]{1,100})\s*</Code>")
-_XML_MESSAGE = re.compile(r"<Message>\s*([^<]{1,1000})</Message>")
-_EXPIRED = frozenset({"ExpiredToken", "RequestExpired", "AuthorizationQueryParametersError", "TokenRefreshRequired"})
-_CUT = frozenset({"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentChecksumMismatch"})  # 400 of S3
-
 _log = logging.getLogger("modelsync")
-
-
-class UrlExpired(RegistryUnavailable):
-    """A storage refuses a presigned URL; a new one may do."""
 
 
 class ReadInto(Protocol):
@@ -89,6 +79,7 @@ class MovedResponse:
     :param headers: the headers; names in any case of letters.
     :param body: at most 64 KiB, as they came.
     :param secrets: what messages must not show.
+    :param is_over: whether the URL's time is over; ``None`` when it does not tell.
     """
 
     url: str
@@ -96,6 +87,7 @@ class MovedResponse:
     headers: Mapping[str, str]
     body: bytes
     secrets: tuple[str, ...] = ()
+    is_over: bool | None = None
 
     def raise_for_status(self, doing: str, *, not_found: type[ModelSyncError] = InvalidInput) -> None:
         """Raise what a registry's refusal means, as :func:`.http.policy.raise_for_status` does."""
@@ -110,26 +102,26 @@ class MovedResponse:
 
         :param doing: what was being done, for the message.
         :param not_found: what a 404 means here.
-        :raises UrlExpired: for 403, and what a storage answers after the URL's time.
-        :raises Unauthorized: when this machine's clock is wrong.
+        :raises UrlExpired: when a new URL may do.
+        :raises SumRefused: when another checksum may do.
         """
-        code = self.store_code
-        said = f"{self._named(doing)}: the storage answered {self.status} {code or ''}".rstrip()
-        if found := _XML_MESSAGE.search(self._text):
-            said = f"{said}: {excerpt(found[1], self.secrets)}"
-        if code == "RequestTimeTooSkewed":
-            raise Unauthorized(f"{said}. The clock of this machine, or of the one that signed the URL, is wrong")
-        if self.status == 403 or (self.status == 400 and code in _EXPIRED):
-            raise UrlExpired(f"{said}. The presigned URL has expired or is not valid")
-        if self.status == 400 and code in _CUT:
-            raise RegistryUnavailable(said)
-        self.raise_for_status(doing, not_found=not_found)
+        if not 200 <= self.status < 300:
+            raise self._refusal.error(
+                self._named(doing),
+                not_found=not_found,
+                secrets=self.secrets,
+                is_signed=True,
+                is_over=self.is_over,
+            )
 
     @property
     def store_code(self) -> str | None:
         """The error code in an S3 answer, e.g. ``"NoSuchUpload"``; may come with status 200."""
-        found = _XML_CODE.search(self._text)
-        return found[1] if found else None
+        return self._refusal.code or None
+
+    @property
+    def _refusal(self) -> Refusal:
+        return Refusal.read(self.status, self.headers, self._text)
 
     @property
     def _text(self) -> str:
@@ -202,6 +194,24 @@ class Download:
             while not self.complete and (count := self.readinto(view[filled:])):
                 filled += count
         return replace(self._head, body=bytes(view[:filled]))
+
+    def whole(self, method: str, largest: int) -> MovedResponse:
+        """Return the answer to a small request with all its bytes.
+
+        :raises RegistryUnavailable: when it is cut, or larger than ``largest`` bytes.
+        """
+        if method == "HEAD":
+            self._source.readinto(memoryview(bytearray(1)))  # of which it has none: so that the next may follow
+            self.complete = True
+            return self._head
+        if not 200 <= self.status < 300:
+            return self.answer()
+        body = bytearray()
+        for block in self.blocks():
+            body += block
+            if len(body) > largest:
+                raise RegistryUnavailable(f"{self._head.url} sent more than {largest >> 20} MiB")
+        return replace(self._head, body=bytes(body))
 
 
 class Mover:
@@ -319,6 +329,30 @@ class Mover:
         with self._followed(method, url, headers, _Upload(body, length), pace, cancel) as download:
             yield download
 
+    def call(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        content: bytes | None,
+        doing: str,
+        *,
+        pace: Pace,
+        largest: int,
+    ) -> MovedResponse:
+        """Send a small request once and return the answer, whatever its status; redirects are the caller's.
+
+        :param doing: what is being done, for the messages.
+        :param pace: how long it may take.
+        :param largest: bytes that the answer may have; of one that says no success, 64 KiB are read.
+        :raises RegistryUnavailable: when no answer came in time, or one that is larger.
+        """
+        try:
+            with self._exchange(method, url, headers, content, pace, None, doing=doing) as download:
+                return download.whole(method, largest)
+        except TransferStalled:
+            raise RegistryUnavailable(f"{doing}: the server did not answer within the time limit") from None
+
     @contextlib.contextmanager
     def _followed(
         self,
@@ -353,6 +387,7 @@ class Mover:
         content: _Upload | bytes | None,
         pace: Pace | None,
         cancel: CancelToken | None,
+        doing: str = "",
     ) -> Iterator[Download]:
         """Send one request; the block receives the answer. The connection is kept when that was read to its end."""
         from airflow_provider_modelsync.core.transfer import connections
@@ -373,7 +408,7 @@ class Mover:
             self._watchdog.over(watch),
         ):
             # Only this call: the body may open further answers of this thread, and the block may keep this one open.
-            with connections.observed_by(watch, self._reach), _translated(watch, f"{method} {shown}"):
+            with connections.observed_by(watch, self._reach), _translated(watch, doing or f"{method} {shown}"):
                 response = connections.pool_for(url, self._pools, self._settings).urlopen(
                     method,
                     url,
@@ -386,7 +421,8 @@ class Mover:
                     timeout=connections.timeout(CONNECT_SECONDS),
                 )
             watch.pause()  # until bytes are asked for
-            head = MovedResponse(shown, response.status, response.headers, b"", secrets)
+            is_over = is_url_over(url, response.headers) if response.status >= 400 else None
+            head = MovedResponse(shown, response.status, response.headers, b"", secrets, is_over)
             download = Download(head, connections.reply(), watch)
             try:
                 yield download
@@ -421,6 +457,7 @@ def with_retries(
     """
     backoff = backoff or Backoff()
     deadline = math.inf if seconds is None else clock() + seconds
+    refused_before = False
     for failures in count(1):
         try:
             return fn()
@@ -432,6 +469,10 @@ def with_retries(
                 raise RegistryUnavailable(
                     f"{error.message}: it wants us to wait {wait:.0f} s, which is too long"
                 ) from None
+            if isinstance(error, UrlExpired):
+                if refused_before and error.otherwise:
+                    raise error.otherwise from None
+                refused_before = True
             if failures >= backoff.attempts or delay > rest:
                 raise
             _log.info("%s; trying again in %.1f s (%d of %d)", error.message, delay, failures, backoff.attempts)

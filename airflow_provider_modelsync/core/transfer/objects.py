@@ -20,12 +20,14 @@ from airflow_provider_modelsync.core.errors import BeginAgain, RegistryUnavailab
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.parallel import for_each
 from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver
+from airflow_provider_modelsync.core.http.storage import SumRefused
 from airflow_provider_modelsync.core.models import TransferStats
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.mover import Mover, with_retries
 from airflow_provider_modelsync.core.transfer.plan import Address, PutObjects, Stored
 
 _CRC32 = "x-amz-checksum-crc32"
+_MD5_HEADER = "Content-MD5"
 _CONDITION_FAILED = 412
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
@@ -84,7 +86,7 @@ class _Push:
         file, writer = upload.file, self._way.writer
         part = self._read(file, number)
         if upload.is_whole:
-            stored = self._send(part, lambda: writer.whole(file, part.crc32), f"uploading {show(file.path)}", cancel)
+            stored = self._send(part, lambda: writer.whole(file, part), f"uploading {show(file.path)}", cancel)
             self._way.etags[file.path] = stored.etag
             return
         known = upload.known.get(number)
@@ -95,7 +97,7 @@ class _Push:
             upload_id = upload.begun(self._driver)
             stored = self._send(
                 part,
-                lambda: writer.part(file, upload_id, number, part.crc32),
+                lambda: writer.part(file, upload_id, number, part),
                 f"uploading part {number} of {show(file.path)}",
                 cancel,
             )
@@ -124,8 +126,15 @@ class _Push:
                 # An answer was lost, or another writer was faster. Whether of the same bytes is seen by the tag, before
                 # the version is published.
                 return Stored(part.size, part.md5)
-            answer.raise_for_store(doing, not_found=BeginAgain)
-            return part.check(answer.headers, doing)
+            try:
+                answer.raise_for_store(doing, not_found=BeginAgain)
+            except SumRefused:
+                self._way.writer.checked_crc32(False)
+                raise
+            stored = part.check(answer.headers, doing, is_checked=_MD5_HEADER in address.headers)
+            if _CRC32 in address.headers:
+                self._way.writer.checked_crc32(stored.crc32 is not None)
+            return stored
 
         stored = with_retries(put, cancel=cancel, on_repeat=self._progress.resend)
         with self._lock:
@@ -181,20 +190,27 @@ class _Part:
     def md5(self) -> str:
         return hashlib.md5(self.view, usedforsecurity=False).hexdigest()
 
+    @cached_property
+    def md5_base64(self) -> str:
+        return base64.b64encode(bytes.fromhex(self.md5)).decode()
+
     def is_stored_as(self, stored: Stored) -> bool:
         return self.size == stored.size and (stored.etag == self.md5 or stored.crc32 == self.crc32)
 
     def reader(self) -> _PartBody:
         return _PartBody(self.view)
 
-    def check(self, headers: Mapping[str, str], doing: str) -> Stored:
-        """Return what a storage says that it has stored; raise when it is something else."""
-        etag = headers.get("ETag", "").strip('"')
+    def check(self, headers: Mapping[str, str], doing: str, *, is_checked: bool) -> Stored:
+        """Return what a storage says that it has stored; raise when it is something else.
+
+        :param is_checked: whether the storage has compared the bytes with their MD5.
+        """
+        etag = headers.get("ETag", "").removeprefix("W/").strip('"')
         if not etag:
             raise RegistryUnavailable(f"{doing}: the storage gave no ETag")
         crc32 = headers.get(_CRC32)
         # A storage that checks the sum need not make its tag of the bytes, as when it encrypts them.
-        if crc32 != self.crc32 and _MD5.fullmatch(etag) and etag != self.md5:
+        if not is_checked and crc32 != self.crc32 and _MD5.fullmatch(etag) and etag != self.md5:
             raise RegistryUnavailable(f"{doing}: the storage has stored other bytes than were sent")
         return Stored(self.size, etag, crc32)
 

@@ -6,6 +6,8 @@ the bytes move; a new kind of way is one class here and one branch each in ``upl
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,6 +183,21 @@ class Stored:
     crc32: str | None = None
 
 
+class Sums(Protocol):
+    """What tells a storage whether it got the bytes that were sent, base64: it takes one of them."""
+
+    @property
+    def crc32(self) -> str: ...
+
+    @property
+    def md5_base64(self) -> str: ...
+
+
+def md5_of(content: bytes | memoryview) -> str:
+    """Return the MD5 of bytes as ``Content-MD5`` has it."""
+    return base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
+
+
 class ObjectWriter(Protocol):
     """How a storage takes a model's files as objects, in the terms of S3.
 
@@ -189,14 +206,17 @@ class ObjectWriter(Protocol):
 
     part_size: int
 
-    def whole(self, file: FileEntry, crc32: str) -> Flow[Address]:
+    def whole(self, file: FileEntry, sums: Sums) -> Flow[Address]:
         """Return where a file goes to in one request."""
 
     def begin(self, file: FileEntry) -> Flow[str]:
         """Begin an upload in parts and return its id."""
 
-    def part(self, file: FileEntry, upload_id: str, number: int, crc32: str) -> Flow[Address]:
+    def part(self, file: FileEntry, upload_id: str, number: int, sums: Sums) -> Flow[Address]:
         """Return where a part, counted from 1, goes to."""
+
+    def checked_crc32(self, checked: bool) -> None:
+        """Hear whether the storage checks the CRC-32 of what it gets; where not, others send another sum."""
 
     def complete(self, file: FileEntry, upload_id: str, parts: Mapping[int, Stored]) -> Flow[str]:
         """Make the parts an object and return its tag."""

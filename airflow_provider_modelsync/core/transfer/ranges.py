@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from airflow_provider_modelsync.core.errors import ModelNotFound, RegistryUnavailable
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
-from airflow_provider_modelsync.core.transfer.mover import Download, Mover, UrlExpired, with_retries
+from airflow_provider_modelsync.core.http.storage import UrlExpired
+from airflow_provider_modelsync.core.transfer.mover import Download, Mover, with_retries
 from airflow_provider_modelsync.core.transfer.plan import Address, AskAddress
 
 PROBE = 64 << 10  # bytes of the first request

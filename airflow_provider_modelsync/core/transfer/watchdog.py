@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import socket
 import struct
 import termios
@@ -29,11 +30,13 @@ class Pace:
     :param min_bytes: fewer than these in ``window_seconds`` are a standstill.
     :param window_seconds: see there.
     :param answer_seconds: how long the server may think once it has the whole request.
+    :param total_seconds: how long all of it may take, however much moves; ``None`` for as long as it moves.
     """
 
     min_bytes: int = 1024
     window_seconds: float = 60.0
     answer_seconds: float = 60.0
+    total_seconds: float | None = None
 
 
 class Line:
@@ -79,6 +82,7 @@ class Watch:
         self._moved = 0
         self._line: Line | None = None
         self._patience = pace.window_seconds
+        self._end = math.inf if pace.total_seconds is None else clock() + pace.total_seconds
         self._mark = (clock(), 0)  # when enough had moved last, and how much that was
         self._paused: float | None = None
         self._reason: type[ModelSyncError] | None = None
@@ -142,6 +146,8 @@ class Watch:
         since, before = self._mark
         if self._cancel.cancelled:
             self._why, self._reason = "the work was told to stop", Cancelled
+        elif now >= self._end:
+            self._why, self._reason = f"not done after {self._pace.total_seconds:g} s", TransferStalled
         elif progress - before >= self._pace.min_bytes:
             self._mark = (now, progress)
         elif self._paused is None and now - since >= self._patience:

@@ -655,7 +655,6 @@ def test_the_connections_proxy_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     to = settings(proxy="http://own.example:1")
     assert network.proxy_for("https://registry.example", to) == "http://own.example:1"
     assert network.proxy_for("wss://registry.example", to) == "http://own.example:1"
-    assert network.botocore_options("https://s3.example", to)["proxies"]["https"] == "http://own.example:1"
 
 
 def test_a_proxy_for_each_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -701,16 +700,6 @@ def test_netrc_is_not_read(caller: Caller, monkeypatch: pytest.MonkeyPatch, tmp_
         to = settings(server.url)
         caller.run(send(ApiClient(to, server.url).request("GET", "/")), to)
     assert "authorization" not in server.requests[0].header_names
-
-
-def test_botocore_gets_the_same_files(authority: Authority) -> None:
-    to = settings(ca_bundle=str(authority.bundle), client_cert="/c.pem", client_key="/c.key")
-    assert network.botocore_options("https://s3.example", to) == {
-        "verify": str(authority.bundle),
-        "proxies": {},
-        "client_cert": ("/c.pem", "/c.key"),
-    }
-    assert network.botocore_options("https://s3.example", settings(verify_tls=False))["verify"] is False
 
 
 # --- redirects and origins

@@ -1,72 +1,77 @@
 """One bucket of a storage that speaks S3, as far as the model store needs it. boto3 is loaded at the first use.
 
-Facts come from the AWS documentation of the S3 API, and from what Ceph's gateway and moto answer.
+Facts come from the AWS documentation of the S3 API, and from what the storages of docs/modelstore.md answer. What one
+cannot do is found out where it refuses, remembered for the process, and done in another way from then on.
 """
 
 from __future__ import annotations
 
+import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
-from pydantic import SecretStr
-
+from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.errors import InvalidInput, NotSupported, RegistryUnavailable, Unauthorized
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
-from airflow_provider_modelsync.core.http.faults import classify, status_error
-from airflow_provider_modelsync.core.http.network import CONNECT_SECONDS, READ_SECONDS, botocore_options
+from airflow_provider_modelsync.core.flow.parallel import for_each
+from airflow_provider_modelsync.core.http.faults import classify
+from airflow_provider_modelsync.core.http.network import READ_SECONDS
+from airflow_provider_modelsync.core.http.storage import NotOffered, Refusal, SumRefused
 from airflow_provider_modelsync.core.redact import excerpt, guard_logs, secrets_of, show_url
-from airflow_provider_modelsync.core.settings import RegistrySettings
-from airflow_provider_modelsync.core.transfer.mover import with_retries
-from airflow_provider_modelsync.core.transfer.plan import Stored
+from airflow_provider_modelsync.core.registries.modelstore.client import (
+    BucketSettings as BucketSettings,
+)
+from airflow_provider_modelsync.core.registries.modelstore.client import (
+    Deadline,
+    connect,
+)
+from airflow_provider_modelsync.core.registries.modelstore.client import (
+    OpenSession as OpenSession,
+)
+from airflow_provider_modelsync.core.transfer.mover import Mover, with_retries
+from airflow_provider_modelsync.core.transfer.plan import Address, Stored, Sums, md5_of
 
 SIGNED_SECONDS = 3600  # that a presigned URL is good for; each try of a request asks for its own
+LONGEST_KEY = 1024  # bytes that S3 allows
 _LARGEST_COPY = 5 << 30  # bytes that S3 copies in one request
 _COPY_PART = 1 << 30
-_LARGEST_RECORD = 64 << 20  # bytes of a manifest
+_LOOKERS = 8  # threads that list the uploads of single keys
 
 _MISSING = frozenset({"NoSuchKey", "NoSuchUpload", "NotFound", "404"})
 _CHANGED = frozenset({"PreconditionFailed"})
-_CLOCK = frozenset({"RequestTimeTooSkewed"})
-_STALE_KEYS = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired"})  # with status 400
-# Of those below 500: two writers at the same moment, and what broke on the way.
-_PASSING = frozenset(
-    {
-        "ConditionalRequestConflict",
-        "OperationAborted",
-        "RequestTimeout",
-        "IncompleteBody",
-        "BadDigest",
-        "XAmzContentSHA256Mismatch",
-    }
-)
+_ODD_TAG = frozenset({"InvalidArgument", "InvalidRequest"})  # to a tag that is spelled in another way
 # How a listing goes on: each of these is the next page's when the one before has it with "Next".
 _MARKERS = ("ContinuationToken", "KeyMarker", "UploadIdMarker", "PartNumberMarker")
+_ENTRIES = ("Contents", "CommonPrefixes", "Uploads", "Parts")
 
-OpenSession = Callable[[], Any]
 T = TypeVar("T")
 
 
-class BucketSettings(RegistrySettings):
-    """A connection to a bucket; ``login`` and ``password`` are the access key.
+@dataclass(slots=True)
+class Abilities:
+    """What a storage was found to be able to do; ``None``: nobody has asked yet.
 
-    :param endpoint_url: of storages other than AWS.
-    :param region_name: where the bucket is.
-    :param session_token: of temporary credentials.
-    :param aws_conn_id: the connection whose credentials are used instead.
+    :param quoted_tags: whether ``If-Match`` wants its tag in quotes; storages that compare it literally differ.
+    :param crc32: whether it checks the CRC-32 that comes with bytes.
+    :param copies: whether it copies objects.
+    :param part_lists: whether it tells the parts of an upload.
+    :param conditional_deletes: whether it leaves an object whose tag has changed.
     """
 
-    endpoint_url: str | None = None
-    region_name: str | None = None
-    session_token: SecretStr | None = None
-    aws_conn_id: str | None = None
+    quoted_tags: bool | None = None
+    crc32: bool | None = None
+    copies: bool | None = None
+    part_lists: bool | None = None
+    conditional_deletes: bool | None = None
 
-    @property
-    def further_connections(self) -> tuple[str, ...]:
-        return (self.aws_conn_id,) if self.aws_conn_id else ()
+
+_abilities: dict[tuple[str, ...], Abilities] = {}  # of the storages that this process has met
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +111,14 @@ class Bucket:
     :param settings: the connection.
     :param session: opens a boto3 session; by default one with the connection's keys, or those that AWS's
         own tools find.
+    :param base: what all keys begin with.
     """
 
-    def __init__(self, name: str, settings: BucketSettings, session: OpenSession | None = None) -> None:
+    def __init__(
+        self, name: str, settings: BucketSettings, session: OpenSession | None = None, *, base: str = ""
+    ) -> None:
         self.name = name
+        self._base = base
         self._settings = settings
         self._open_session = session or self._session
         self._secrets = secrets_of(settings)
@@ -118,8 +127,27 @@ class Bucket:
             self._place += f" at {show_url(settings.endpoint_url, self._secrets)}"
         self._lock = threading.Lock()
         self._client: Any = None
+        self._calls = threading.local()
+        guard_logs(self._secrets)
+        # Deletions come in more threads than bytes.
+        self._mover = Mover(settings.model_copy(update={"max_workers": settings.max_workers + _LOOKERS}))
         # What must be the same for two objects of one name to be the same object.
         self.identity = (settings.endpoint_url or "", name, settings.conn_id, settings.login or "")
+        self.abilities = _abilities.setdefault(self.identity, Abilities())
+
+    def probe_key(self) -> str:
+        """Return the name of an object that is only there to find something out."""
+        return f"{self._base}{names.RESERVED_DIRECTORY}-probe-{secrets.token_hex(6)}"
+
+    def require_keys(self, keys: Iterable[str]) -> None:
+        """Raise :class:`InvalidInput` when a name is longer than a storage takes: before anything is claimed."""
+        for key in keys:
+            if len(key.encode()) > LONGEST_KEY:
+                raise InvalidInput(
+                    f"the key {names.show(key)} would have {len(key.encode())} bytes, and a storage takes "
+                    f"{LONGEST_KEY}: shorten the root's prefix, or the path in the model",
+                    argument="source",
+                )
 
     def get(self, key: str) -> StoredObject | None:
         """Return a small object, or ``None`` when it is not there."""
@@ -127,12 +155,9 @@ class Bucket:
         def read() -> StoredObject:
             answer = self.client.get_object(Bucket=self.name, Key=key)
             with answer["Body"] as body:
-                return StoredObject(body.read(_LARGEST_RECORD + 1), answer["LastModified"], _tag(answer))
+                return StoredObject(body.read(), answer["LastModified"], _tag(answer))
 
-        found = self._ask(f"reading {key}", read, none_for=_MISSING)
-        if found is not None and len(found.content) > _LARGEST_RECORD:
-            raise RegistryUnavailable(f"{key} is larger than {_LARGEST_RECORD >> 20} MiB: no record of ours")
-        return found
+        return self._ask(f"reading {key}", read, none_for=_MISSING)
 
     def head(self, key: str) -> tuple[Stored, Mapping[str, str]] | None:
         """Return what an object is and its metadata, or ``None`` when it is not there."""
@@ -150,12 +175,14 @@ class Bucket:
         :param doing: what errors call it, where the key would tell nobody anything.
         :raises NotSupported: by storages that know no conditional writes.
         """
-        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}  # Ceph knows no quoted one
-        return self._ask(
-            doing or f"writing {key}",
-            lambda: _tag(self.client.put_object(Bucket=self.name, Key=key, Body=content, **condition)),
-            none_for=_CHANGED if etag is None else _CHANGED | _MISSING,
+        doing = doing or f"writing {key}"
+        # Of what was hashed, and known everywhere; under Object Lock a sum is demanded.
+        write = partial(
+            self._call, "put_object", Key=key, Body=content, ContentMD5=md5_of(content), ContentLength=len(content)
         )
+        if etag is None:
+            return self._ask(doing, lambda: _tag(write(IfNoneMatch="*")), none_for=_CHANGED)
+        return self._on_tag(key, etag, doing, lambda tag: _tag(write(IfMatch=tag)))
 
     def delete(self, key: str, *, etag: str | None = None, doing: str | None = None) -> None:
         """Remove an object; one that is not there is fine.
@@ -163,11 +190,36 @@ class Bucket:
         :param etag: leave it when it has another tag by now; storages that do not know this remove it all the same.
         :param doing: as for :meth:`put`.
         """
-        condition = {} if etag is None else {"IfMatch": etag}
-        self._ask(
-            doing or f"deleting {key}",
-            lambda: self.client.delete_object(Bucket=self.name, Key=key, **condition),
-            none_for=_CHANGED | _MISSING,
+        doing = doing or f"deleting {key}"
+        remove = partial(self._call, "delete_object", Key=key)
+        if etag is not None and self.abilities.conditional_deletes is not False:
+            try:
+                self._on_tag(key, etag, doing, lambda tag: bool(remove(IfMatch=tag)))
+            except NotOffered:
+                self.abilities.conditional_deletes = False
+            else:
+                return
+        self._ask(doing, remove, none_for=_MISSING)
+
+    def _on_tag(self, key: str, etag: str, doing: str, attempt: Callable[[str], T]) -> T | None:
+        """Do what depends on an object's tag, spelled as the storage wants it; ``None``: it has another tag.
+
+        A storage that wants another spelling refuses the right tag, too. So a refusal counts once one was accepted, or
+        when the object really has changed.
+        """
+        known = self.abilities.quoted_tags
+        for quoted in (True, False) if known is None else (known,):
+            refused = _CHANGED | _MISSING if known is not None else _CHANGED | _MISSING | _ODD_TAG
+            spelled = f'"{etag}"' if quoted else etag
+            result = self._ask(doing, partial(attempt, spelled), none_for=refused)
+            if result is not None:
+                self.abilities.quoted_tags = quoted
+                return result
+            if known is not None or (found := self.head(key)) is None or found[0].etag != etag:
+                return None
+        raise NotSupported(
+            f"{doing} in {self._place}: the storage refuses If-Match with the very tag that it gave, in quotes and "
+            "without. The model store needs conditional writes"
         )
 
     def objects(self, prefix: str) -> Iterator[Listed]:
@@ -182,31 +234,49 @@ class Bucket:
         found = (entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", ()))
         return [name.removeprefix(prefix).rstrip("/") for name in found]
 
-    def uploads(self, prefix: str) -> list[tuple[str, str]]:
-        """Return key and id of all unfinished uploads in parts below a prefix, the oldest first."""
+    def uploads(self, prefix: str, keys: Iterable[str] = ()) -> list[tuple[str, str]]:
+        """Return key and id of all unfinished uploads in parts below a prefix, the oldest first.
+
+        :param keys: those below it that may have some: MinIO lists the uploads of one exact key only.
+        """
+        found = self._uploads(prefix)
+        seen = {key for key, _, _ in found}
+        if not seen:
+
+            def look(key: str, cancel: CancelToken) -> None:
+                found.extend(upload for upload in self._uploads(key) if upload[0] == key)
+
+            for_each(look, set(keys), workers=_LOOKERS, cancel=CancelToken())
+        return [(key, upload_id) for key, upload_id, _ in sorted(found, key=lambda upload: upload[2])]
+
+    def _uploads(self, prefix: str) -> list[tuple[str, str, datetime]]:
         pages = self._pages(f"listing the uploads of {prefix}", "list_multipart_uploads", Prefix=prefix)
-        found = [entry for page in pages for entry in page.get("Uploads", ())]
-        return [(entry["Key"], entry["UploadId"]) for entry in sorted(found, key=lambda entry: entry["Initiated"])]
+        entries = (entry for page in pages for entry in page.get("Uploads", ()))
+        return [(entry["Key"], entry["UploadId"], entry["Initiated"]) for entry in entries]
 
     def parts(self, key: str, upload_id: str) -> dict[int, Stored] | None:
         """Return the parts of an upload by number, or ``None`` when it is over."""
         found: dict[int, Stored] = {}
+        if self.abilities.part_lists is False:
+            return found
         doing = f"listing the parts of {key}"
-        for page in self._pages(doing, "list_parts", none_for=_MISSING, Key=key, UploadId=upload_id):
-            if page is None:
-                return None
-            for part in page.get("Parts", ()):
-                found[part["PartNumber"]] = Stored(part["Size"], _tag(part), part.get("ChecksumCRC32"))
+        try:
+            for page in self._pages(doing, "list_parts", none_for=_MISSING, Key=key, UploadId=upload_id):
+                if page is None:
+                    return None
+                for part in page.get("Parts", ()):
+                    found[part["PartNumber"]] = Stored(part["Size"], _tag(part), part.get("ChecksumCRC32"))
+        except NotOffered:  # so nothing of them is known, and all are sent again
+            self.abilities.part_lists = False
         return found
 
     def begin(self, key: str, metadata: Mapping[str, str]) -> str:
         """Begin an upload in parts, each with a CRC-32 that the storage may check; return its id."""
 
         def create() -> str:
-            upload_id: str = self.client.create_multipart_upload(
-                Bucket=self.name, Key=key, Metadata=dict(metadata), ChecksumAlgorithm="CRC32"
-            )["UploadId"]
-            return upload_id
+            sums = {} if self.abilities.crc32 is False else {"ChecksumAlgorithm": "CRC32"}
+            made = self._call("create_multipart_upload", Key=key, Metadata=dict(metadata), **sums)
+            return str(made["UploadId"])
 
         return self._do(f"beginning the upload of {key}", create)
 
@@ -224,7 +294,9 @@ class Bucket:
                 )
             )
 
-        etag = self._ask(f"completing {key}", finish, none_for=_MISSING | {"InvalidPart"})
+        none_for = _MISSING | {"InvalidPart"}
+        # Putting many parts together takes time.
+        etag = self._ask(f"completing {key}", finish, none_for=none_for, answer_seconds=self._settings.timeout_seconds)
         if etag == "" and (found := self.head(key)):  # Ceph 16 leaves the tag out of its answer
             return found[0].etag
         return etag
@@ -238,19 +310,29 @@ class Bucket:
         )
 
     def copy(self, origin: Listed, key: str, metadata: Mapping[str, str]) -> str | None:
-        """Have the storage copy an object as it was listed; return the copy's tag, or ``None`` when it has changed."""
+        """Have the storage copy an object as it was listed; return the copy's tag.
+
+        :return: ``None`` when the object has changed, or when the storage does not copy.
+        """
+        if self.abilities.copies is False:
+            return None
         source = {
             "CopySource": {"Bucket": self.name, "Key": origin.key},
             "CopySourceIfMatch": f'"{origin.etag}"',
         }
         doing = f"copying {origin.key}"
-        if origin.size > _LARGEST_COPY:
-            return self._copy_parts(doing, origin, key, source, metadata)
-        answer = self._ask(
-            doing,
-            lambda: self.client.copy_object(Bucket=self.name, Key=key, **source),
-            none_for=_CHANGED | _MISSING,
-        )
+        try:
+            if origin.size > _LARGEST_COPY:
+                return self._copy_parts(doing, origin, key, source, metadata)
+            answer = self._ask(
+                doing,
+                partial(self._call, "copy_object", Key=key, **source),
+                none_for=_CHANGED | _MISSING,
+                answer_seconds=self._settings.timeout_seconds,
+            )
+        except NotOffered:
+            self.abilities.copies = False
+            return None
         return None if answer is None else _tag(answer["CopyObjectResult"])
 
     def _copy_parts(
@@ -267,6 +349,7 @@ class Bucket:
                     doing,
                     partial(self._call, "upload_part_copy", Key=key, UploadId=upload_id, **part),
                     none_for=_CHANGED | _MISSING,
+                    answer_seconds=self._settings.timeout_seconds,
                 )
                 if answer is None:
                     return None
@@ -278,64 +361,149 @@ class Bucket:
             if etag is None:
                 self.abort(key, upload_id)
 
-    def sign(self, operation: str, key: str, **parameters: Any) -> str:
-        """Return a URL that allows one operation on one object for an hour.
+    def address_get(self, key: str) -> Address:
+        """Return where an object comes from."""
+        return self.sign("get_object", key)
+
+    def address_put(self, key: str, sums: Sums, *, etag: str | None = None) -> Address:
+        """Return where an object goes to in one request, on the condition that there is none.
+
+        :param sums: of its bytes.
+        :param etag: the tag that it must have now instead.
+        """
+        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": self._spelled(etag)}
+        return self.sign("put_object", key, **condition, **self._sum_in(sums))
+
+    def address_part(self, key: str, upload_id: str, number: int, sums: Sums) -> Address:
+        """Return where a part, counted from 1, goes to."""
+        return self.sign("upload_part", key, UploadId=upload_id, PartNumber=number, **self._sum_in(sums))
+
+    def _sum_in(self, sums: Sums) -> dict[str, str]:
+        if self.abilities.crc32 is False:
+            return {"ContentMD5": sums.md5_base64}
+        return {"ChecksumAlgorithm": "CRC32", "ChecksumCRC32": sums.crc32}
+
+    def _spelled(self, etag: str) -> str:
+        if self.abilities.quoted_tags is None:
+            self._prove_tags()
+        return f'"{etag}"' if self.abilities.quoted_tags else etag
+
+    def _prove_tags(self) -> None:
+        """Find out how the storage wants tags, where a refusal would not tell."""
+        key = self.probe_key()
+        etag = self.put(key, b"")
+        try:
+            if etag is not None:
+                self.put(key, b"1", etag=etag)
+        finally:
+            self.delete(key)
+
+    def sign(self, operation: str, key: str, **parameters: Any) -> Address:
+        """Return where one operation on one object is allowed for an hour, and the headers that are signed along.
 
         :param operation: what boto3 calls it, e.g. ``"upload_part"``.
         :param parameters: what the operation needs besides bucket and key.
         """
         request = {"Bucket": self.name, "Key": key, **parameters}
-        url: str = self._do(
-            f"signing for {key}",
-            lambda: self.client.generate_presigned_url(operation, Params=request, ExpiresIn=SIGNED_SECONDS),
-        )
-        return url
+
+        def make() -> Address:
+            client = self.client
+            url = client.generate_presigned_url(operation, Params=request, ExpiresIn=SIGNED_SECONDS)
+            model = client.meta.service_model.operation_model(client.meta.method_to_api_mapping[operation])
+            given = {**self._settings.usual_parameters, **request}
+            headers = {
+                member.serialization["name"]: str(given[name])
+                for name, member in model.input_shape.members.items()
+                if name in given and member.serialization.get("location") == "header"
+            }
+            return Address(url, headers, presigned=True)
+
+        return self._do(f"signing for {key}", make)
 
     @property
     def client(self) -> Any:
         """The boto3 client."""
         with self._lock:
             if self._client is None:
-                self._client = self._connect()
+                session = self._open_session()
+                self._client = connect(self.name, self._settings, session, self._mover, self._deadline)
             return self._client
+
+    def _deadline(self) -> Deadline:
+        """Return that of the call that this thread is in."""
+        found: Deadline | None = getattr(self._calls, "deadline", None)
+        return found or Deadline(f"reaching {self._place}", time.monotonic() + self._settings.timeout_seconds)
+
+    @contextmanager
+    def _within(self, deadline: Deadline) -> Iterator[None]:
+        before = getattr(self._calls, "deadline", None)
+        self._calls.deadline = deadline
+        try:
+            yield
+        finally:
+            self._calls.deadline = before
 
     def _pages(
         self, doing: str, operation: str, *, none_for: frozenset[str] = frozenset(), **parameters: Any
     ) -> Iterator[Any]:
-        """Yield a listing's pages; ``None`` in place of one that was answered with a code of ``none_for``."""
-        more = True
-        while more:
-            page = self._ask(doing, partial(self._call, operation, **parameters), none_for=none_for)
+        """Yield a listing's pages; ``None`` in place of one that was answered with a code of ``none_for``.
+
+        All pages together have the time of one call: new ones could come for ever.
+        """
+        end = time.monotonic() + self._settings.timeout_seconds
+        seen: set[str] = set()
+        while True:
+            page = self._ask(doing, partial(self._call, operation, **parameters), none_for=none_for, end=end)
             yield page
-            markers = {name: page[f"Next{name}"] for name in _MARKERS if page and page.get(f"Next{name}")}
-            more = bool(page and page.get("IsTruncated") and markers)
-            if more and markers.items() <= parameters.items():
-                raise RegistryUnavailable(f"{doing}: the storage repeats a page of its listing")
+            if page is None or not page.get("IsTruncated"):
+                return
+            markers = {name: page[f"Next{name}"] for name in _MARKERS if page.get(f"Next{name}")}
+            if not markers:
+                raise RegistryUnavailable(f"{doing} in {self._place}: the storage cuts its listing and does not go on")
+            # By what it begins with, too: a page may come again under another token.
+            signs = {repr(markers), *(repr(page[kind][0]) for kind in _ENTRIES if page.get(kind))}
+            if signs & seen:
+                raise RegistryUnavailable(f"{doing} in {self._place}: the storage repeats a page of its listing")
+            seen |= signs
             parameters |= markers
 
     def _call(self, operation: str, **parameters: Any) -> Any:
         return getattr(self.client, operation)(Bucket=self.name, **parameters)
 
-    def _do(self, doing: str, fn: Callable[[], T]) -> T:
-        """Call boto3, as often as anything is tried, raising this package's errors instead of its own."""
+    def _do(
+        self, doing: str, fn: Callable[[], T], *, end: float | None = None, answer_seconds: float = READ_SECONDS
+    ) -> T:
+        """Call boto3, as often as anything is tried, raising this package's errors instead of its own.
+
+        :param end: until when, seconds, monotonic; the connection's time from now when ``None``.
+        :param answer_seconds: how long the storage may think about one request.
+        """
+        doing = f"{doing} in {self._place}"
+        if self._client is None:  # loading boto3 does not count
+            self._tried(Deadline(doing, time.monotonic() + self._settings.timeout_seconds), lambda: self.client)
+        deadline = Deadline(doing, end or time.monotonic() + self._settings.timeout_seconds, answer_seconds)
+        return self._tried(deadline, fn)
+
+    def _tried(self, deadline: Deadline, fn: Callable[[], T]) -> T:
         from botocore.exceptions import BotoCoreError, ClientError
 
-        doing = f"{doing} in {self._place}"
+        doing = deadline.doing
 
         def once() -> T:
             try:
-                return fn()
+                with self._within(deadline):
+                    return fn()
             # From nothing: boto3's own messages may quote what was signed.
             except ClientError as error:
                 raise self._refusal(error, doing) from None
             except BotoCoreError as error:
                 raise self._fault(error, doing) from None
-            except Exception as error:  # urllib3's, while the answer's body is read
+            except Exception as error:
                 raise classify(error, doing) from None
 
-        return with_retries(once, cancel=CancelToken(), seconds=self._settings.timeout_seconds)
+        return with_retries(once, cancel=CancelToken(), seconds=max(deadline.rest, 0.0))
 
-    def _ask(self, doing: str, fn: Callable[[], T], *, none_for: frozenset[str]) -> T | None:
+    def _ask(self, doing: str, fn: Callable[[], T], *, none_for: frozenset[str], **limits: Any) -> T | None:
         """Call boto3; the error codes in ``none_for`` are an answer, too."""
         from botocore.exceptions import ClientError
 
@@ -347,7 +515,7 @@ class Bucket:
                     return None
                 raise
 
-        return self._do(doing, ask)
+        return self._do(doing, ask, **limits)
 
     def _session(self) -> Any:
         import boto3
@@ -359,60 +527,16 @@ class Bucket:
             aws_session_token=settings.session_token.get_secret_value() if settings.session_token else None,
         )
 
-    def _connect(self) -> Any:
-        from botocore.config import Config
-
-        settings = self._settings
-        guard_logs(self._secrets)
-        session = self._open_session()
-        region = settings.region_name or session.region_name
-        options = botocore_options(settings.endpoint_url or "https://s3.amazonaws.com", settings)
-        client = session.client(
-            "s3",
-            endpoint_url=settings.endpoint_url,
-            region_name=region or "us-east-1",
-            verify=options["verify"],
-            config=Config(
-                signature_version="s3v4",
-                s3={"addressing_style": "path" if settings.endpoint_url else "auto"},
-                # The sums of large bodies are this project's own; storages other than AWS know few of botocore's.
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-                retries={"total_max_attempts": 1},  # botocore's own tries know neither a deadline nor Retry-After
-                connect_timeout=min(CONNECT_SECONDS, settings.timeout_seconds),
-                read_timeout=min(READ_SECONDS, settings.timeout_seconds),
-                max_pool_connections=settings.max_workers + 2,
-                proxies=options["proxies"],
-                client_cert=options["client_cert"],
-            ),
-        )
-        if region is None and settings.endpoint_url is None:
-            # A URL that is signed for another region is refused, and nothing redirects the byte mover.
-            where = client.head_bucket(Bucket=self.name).get("BucketRegion")
-            if where and where != "us-east-1":
-                return session.client("s3", region_name=where, verify=options["verify"], config=client.meta.config)
-        return client
-
     def _refusal(self, error: Any, doing: str) -> Exception:
-        code, status = _code(error), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        words = excerpt(error.response.get("Error", {}).get("Message") or "", self._secrets)
-        said = f"{doing}: the storage answered {status} {code}" + (f": {words}" if words else "")
-        if code in _CLOCK:
-            return Unauthorized(f"{said}. The clock of this machine is wrong")
-        if code in _STALE_KEYS:
-            return Unauthorized(f"{said}. The connection's credentials are not valid any more")
-        if code in _PASSING:
-            return RegistryUnavailable(said)
-        if code == "NoSuchBucket":
-            return InvalidInput(f"{doing}: there is no such bucket", argument="host")
-        if code == "NotImplemented":
-            return NotSupported(f"{said}. The model store needs a storage that knows conditional writes")
-        if status in (301, 307) or code == "AuthorizationHeaderMalformed":
-            return InvalidInput(f"{said}. The bucket is in another region", argument="region_name")
-        headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-        headers = {name.title(): value for name, value in headers.items()}  # as they are looked up; here in lower case
-        refused = status_error(status, headers, f"{code} {words}", doing, secrets=self._secrets)
-        return refused or RegistryUnavailable(said)  # 200 with an error in it
+        said, meta = error.response.get("Error", {}), error.response.get("ResponseMetadata", {})
+        # As they are looked up; here in lower case.
+        headers = {name.title(): value for name, value in meta.get("HTTPHeaders", {}).items()}
+        status, code = meta.get("HTTPStatusCode", 0), _code(error)
+        refusal = Refusal(status, "" if code == str(status) else code, said.get("Message") or "", headers)
+        refused = refusal.error(doing, secrets=self._secrets)
+        if isinstance(refused, SumRefused):
+            self.abilities.crc32 = False  # the next try goes without
+        return refused
 
     def _fault(self, error: Exception, doing: str) -> Exception:
         kinds = {kind.__name__ for kind in type(error).__mro__}
@@ -423,6 +547,8 @@ class Bucket:
                 return classify(error, doing)
             except Exception:  # botocore has wrapped nothing that tells more
                 return RegistryUnavailable(f"{doing}: the connection failed ({type(error).__name__})")
+        if "ResponseParserError" in kinds:
+            return RegistryUnavailable(f"{doing}: the answer is not that of a storage which speaks S3")
         return InvalidInput(f"{doing}: {excerpt(str(error), self._secrets)}")
 
 
@@ -431,4 +557,4 @@ def _code(error: Any) -> str:
 
 
 def _tag(answer: Mapping[str, Any]) -> str:
-    return str(answer.get("ETag", "")).strip('"')
+    return str(answer.get("ETag", "")).removeprefix("W/").strip('"')

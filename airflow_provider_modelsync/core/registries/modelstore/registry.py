@@ -13,7 +13,8 @@ from airflow_provider_modelsync.core.flow.steps import Flow, call, call_remote
 from airflow_provider_modelsync.core.models import LATEST, ModelRef, ModelVersion, Query, require_json
 from airflow_provider_modelsync.core.redact import show_url
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
-from airflow_provider_modelsync.core.registries.modelstore.bucket import Bucket, BucketSettings, OpenSession
+from airflow_provider_modelsync.core.registries.modelstore.bucket import Bucket
+from airflow_provider_modelsync.core.registries.modelstore.client import BucketSettings, OpenSession
 from airflow_provider_modelsync.core.registries.modelstore.directory import DirectoryStore
 from airflow_provider_modelsync.core.registries.modelstore.s3 import S3Store
 from airflow_provider_modelsync.core.registries.modelstore.store import CONN_TYPE, NAME, Manifest, Store
@@ -118,7 +119,8 @@ def _store_at(settings: RegistrySettings, session: OpenSession | None) -> Store:
     if url.scheme == "file" and url.netloc in ("", "localhost") and len(url.path) > 1:
         return DirectoryStore(Path(unquote(url.path)))
     if url.scheme == "s3" and url.netloc and isinstance(settings, BucketSettings):
-        return S3Store(Bucket(url.netloc, settings, session), url.path.strip("/"), settings.part_size_mib)
+        base = f"{url.path.strip('/')}/".lstrip("/")
+        return S3Store(Bucket(url.netloc, settings, session, base=base), base, settings.part_size_mib)
     raise InvalidInput(
         f"the root {show_url(settings.host or '')!r} is neither a file:///path nor an s3://bucket/prefix URL",
         argument="host",

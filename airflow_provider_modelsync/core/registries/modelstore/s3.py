@@ -7,7 +7,6 @@ listing shows every object as it was stored.
 
 from __future__ import annotations
 
-import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -51,6 +50,7 @@ from airflow_provider_modelsync.core.transfer.plan import (
     PushRequest,
     PutObjects,
     Stored,
+    Sums,
     UploadPlan,
     choose_part_size,
 )
@@ -72,21 +72,21 @@ class S3Store(Store):
     """Models in a bucket.
 
     :param bucket: the bucket.
-    :param prefix: of all keys, without a slash at its end; may be empty.
+    :param base: what all keys begin with: nothing, or a prefix with a slash at its end.
     :param part_size_mib: what the connection wants.
     """
 
     is_remote = True
 
-    def __init__(self, bucket: Bucket, prefix: str, part_size_mib: int | None) -> None:
+    def __init__(self, bucket: Bucket, base: str, part_size_mib: int | None) -> None:
         self._bucket = bucket
-        self._base = f"{prefix}/" if prefix else ""
+        self._base = base
         self._part_size_mib = part_size_mib
         self._begun: dict[str, str] = {}  # id → key of the uploads in parts that were begun here and not completed
         self._publishing: set[ModelRef] = set()  # versions whose manifests are being written
 
     def test(self) -> str:
-        key = f"{self._base}{names.RESERVED_DIRECTORY}-probe-{secrets.token_hex(6)}"
+        key = self._bucket.probe_key()
         where = f"s3://{self._bucket.name}/{self._base}"
         below = f" below {self._base}" if self._base else ""
         put = partial(self._bucket.put, key, b"", doing=f"writing{below}")
@@ -129,6 +129,7 @@ class S3Store(Store):
         return f"s3://{self._bucket.name}/{self._meta(name, record)}"
 
     def plan_push(self, request: PushRequest, manifest: Manifest) -> UploadPlan:
+        self._bucket.require_keys(self.key_of(manifest, file.path) for file in manifest.files)
         try:
             existing = self._enter(manifest, force=request.force)
         except VersionConflict:
@@ -142,11 +143,12 @@ class S3Store(Store):
         there = self._objects(manifest)
         copies, origins = self._origins(manifest)
         largest = max(file.size for file in manifest.files)
+        part_size = choose_part_size(largest, self._part_size_mib)
         way = PutObjects(
             source=request.source,
-            writer=_Writer(self, self._bucket, manifest, choose_part_size(largest, self._part_size_mib), copies, there),
+            writer=_Writer(self, self._bucket, manifest, part_size, copies, there),
             there={path: Stored(found.size, found.etag) for path, found in there.items()},
-            open=self._open_uploads(manifest),
+            open=self._open_uploads(manifest, part_size),
             copies=frozenset(copies),
         )
         return _BucketPlan(ref=manifest.ref, way=way, manifest=manifest, force=request.force, origins=origins)
@@ -231,8 +233,7 @@ class S3Store(Store):
                 )
 
         def address(file: FileEntry) -> Flow[Address]:
-            url = yield from call(self._bucket.sign, "get_object", there[file.path].key)
-            return Address(url, presigned=True)
+            return call(self._bucket.address_get, there[file.path].key)
 
         etags = {file.path: f'"{there[file.path].etag}"' for file in manifest.files}
         return GetFiles(manifest.files, manifest.directories, address, etags)
@@ -372,11 +373,12 @@ class S3Store(Store):
                     records[record] = entries[record].tag
         return {file.path: by_hash[file.sha256] for file in manifest.files if file.sha256 in by_hash}, records
 
-    def _open_uploads(self, manifest: Manifest) -> dict[str, OpenObject]:
+    def _open_uploads(self, manifest: Manifest, part_size: int) -> dict[str, OpenObject]:
         """Return the unfinished upload of each file; of several, as after a lost answer, the one that has most."""
         prefix = self._files(manifest.name, manifest.version)
         found: dict[str, OpenObject] = {}
-        for key, upload_id in self._bucket.uploads(prefix):
+        keys = [self.key_of(manifest, file.path) for file in manifest.files if file.size > part_size]
+        for key, upload_id in self._bucket.uploads(prefix, keys):
             path, parts = key.removeprefix(prefix), self._bucket.parts(key, upload_id)
             if parts is not None and (path not in found or len(parts) > len(found[path].parts)):
                 found[path] = OpenObject(upload_id, parts)
@@ -422,17 +424,19 @@ class _Writer:
         self._origins = origins
         self._there = there
 
-    def whole(self, file: FileEntry, crc32: str) -> Flow[Address]:
+    def whole(self, file: FileEntry, sums: Sums) -> Flow[Address]:
         # On a condition: a late request of a push that has lost its claim changes nothing of what others have written.
         there = self._there.get(file.path)
-        name, value = ("If-Match", there.etag) if there else ("If-None-Match", "*")
-        return self._signed("put_object", file, crc32, {name: value}, **{name.replace("-", ""): value})
+        return call_remote(self._bucket.address_put, self._key(file), sums, etag=there.etag if there else None)
 
     def begin(self, file: FileEntry) -> Flow[str]:
         return call_remote(self._begin, file)
 
-    def part(self, file: FileEntry, upload_id: str, number: int, crc32: str) -> Flow[Address]:
-        return self._signed("upload_part", file, crc32, {}, UploadId=upload_id, PartNumber=number)
+    def part(self, file: FileEntry, upload_id: str, number: int, sums: Sums) -> Flow[Address]:
+        return call(self._bucket.address_part, self._key(file), upload_id, number, sums)
+
+    def checked_crc32(self, checked: bool) -> None:
+        self._bucket.abilities.crc32 = checked
 
     def complete(self, file: FileEntry, upload_id: str, parts: Mapping[int, Stored]) -> Flow[str]:
         return call_remote(self._complete, file, upload_id, parts)
@@ -442,14 +446,6 @@ class _Writer:
 
     def _key(self, file: FileEntry) -> str:
         return self._store.key_of(self._manifest, file.path)
-
-    def _signed(
-        self, operation: str, file: FileEntry, crc32: str, headers: Mapping[str, str], **parameters: object
-    ) -> Flow[Address]:
-        parameters |= {"ChecksumAlgorithm": "CRC32", "ChecksumCRC32": crc32}
-        url = yield from call(self._bucket.sign, operation, self._key(file), **parameters)
-        headers = {"x-amz-sdk-checksum-algorithm": "CRC32", "x-amz-checksum-crc32": crc32, **headers}
-        return Address(url, headers, presigned=True)
 
     def _begin(self, file: FileEntry) -> str:
         upload_id = self._bucket.begin(self._key(file), {_SHA256: file.sha256})

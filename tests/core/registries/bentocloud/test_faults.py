@@ -177,7 +177,7 @@ class TestPush:
             cloud.push(source)
 
         reason = cloud.record.upload_finished_reason
-        assert "the server answered 503" in reason
+        assert "503" in reason
         for secret in (server.token, "abcdef0123456789", "X-Amz-"):
             assert secret not in reason
 

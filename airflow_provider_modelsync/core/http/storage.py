@@ -1,0 +1,251 @@
+"""What storages that speak S3 say when they refuse, as errors of the tree.
+
+One table for both ways to reach a storage: calls of its API and presigned URLs. The codes are those of the "Error
+responses" in the Amazon S3 API reference, and of the storages named beside them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Self
+from urllib.parse import parse_qs, urlsplit
+
+from airflow_provider_modelsync.core.errors import (
+    InvalidInput,
+    ModelSyncError,
+    NotSupported,
+    RegistryUnavailable,
+    Unauthorized,
+)
+from airflow_provider_modelsync.core.http.faults import (
+    ServerBusy,
+    is_unprocessed,
+    reason_of,
+    retry_after,
+    trace_in,
+)
+from airflow_provider_modelsync.core.redact import excerpt
+
+
+class UrlExpired(RegistryUnavailable):
+    """A storage refuses a presigned URL; a new one may do.
+
+    :param message: as for every error.
+    :param otherwise: what it means when a new one is refused in the same way; ``None`` when that says nothing more.
+    """
+
+    def __init__(self, message: str, *, otherwise: ModelSyncError | None = None) -> None:
+        super().__init__(message)
+        self.otherwise = otherwise
+
+
+class SumRefused(RegistryUnavailable):
+    """A storage does not know the checksum that came with the bytes; it may know another."""
+
+
+class NotOffered(NotSupported):
+    """A storage does not know an operation, or a header that changes what it does."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Meaning:
+    kind: type[ModelSyncError]
+    advice: str = ""
+    argument: str | None = None
+
+
+_PASSING = _Meaning(RegistryUnavailable)
+_STALE = _Meaning(Unauthorized, "The credentials are not valid any more")
+_KEYS = _Meaning(Unauthorized, "The credentials are refused")
+_CLOCK = _Meaning(Unauthorized, "The clock of this machine is wrong, or that of the one that signed the URL")
+_REGION = _Meaning(InvalidInput, "The bucket is in another region", "region_name")
+_STYLE = _Meaning(InvalidInput, "Set addressing_style to virtual in the connection", "addressing_style")
+_ARCHIVED = _Meaning(NotSupported, "The object lies in an archive and has to be restored first")
+_LOCKED = _Meaning(
+    NotSupported, "The object is locked (Object Lock, a retention period or a legal hold) until that ends"
+)
+_DENIED = _Meaning(
+    Unauthorized,
+    "The credentials do not allow this, or the bucket's policy demands what was not sent: encryption, a storage class, "
+    "or that the requester pays",
+)
+_ABSENT = _Meaning(InvalidInput, "There is no such bucket", "host")
+_NOT_OFFERED = _Meaning(NotOffered, "The storage does not offer this")
+_FULL = _Meaning(RegistryUnavailable, "The storage has no room left")
+
+_CODES: Mapping[str, _Meaning] = {
+    # Two writers at the same moment, and what broke on the way.
+    "ConditionalRequestConflict": _PASSING,
+    "OperationAborted": _PASSING,
+    "RequestTimeout": _PASSING,
+    "IncompleteBody": _PASSING,
+    "BadDigest": _PASSING,
+    "XAmzContentSHA256Mismatch": _PASSING,
+    "XAmzContentChecksumMismatch": _PASSING,
+    "SlowDown": _PASSING,
+    "InternalError": _PASSING,
+    "ExpiredToken": _STALE,
+    "InvalidToken": _STALE,
+    "TokenRefreshRequired": _STALE,
+    "InvalidAccessKeyId": _KEYS,
+    "SignatureDoesNotMatch": _KEYS,
+    "RequestTimeTooSkewed": _CLOCK,
+    "AccessDenied": _DENIED,
+    "PermanentRedirect": _REGION,
+    "TemporaryRedirect": _REGION,
+    "AuthorizationHeaderMalformed": _REGION,
+    "IllegalLocationConstraintException": _REGION,
+    "SecondLevelDomainForbidden": _STYLE,  # Alibaba Cloud OSS
+    "VirtualHostDomainRequired": _STYLE,
+    "PathStyleDomainForbidden": _STYLE,  # Tencent Cloud COS
+    "InvalidObjectState": _ARCHIVED,
+    "ObjectLocked": _LOCKED,  # MinIO
+    "FileImmutable": _LOCKED,  # Alibaba Cloud OSS
+    "RetentionPolicyNotMet": _LOCKED,  # Google Cloud Storage
+    "NoSuchBucket": _ABSENT,
+    "QuotaExceeded": _FULL,  # Ceph, MinIO
+    "XMinioStorageFull": _FULL,
+    "NotImplemented": _NOT_OFFERED,
+    "MethodNotAllowed": _NOT_OFFERED,
+    "KeyTooLongError": _Meaning(InvalidInput, "Shorten the root's prefix, or the paths in the model"),
+}
+# What one code is used for several things by, told by its words.
+_WORDS: tuple[tuple[re.Pattern[str], _Meaning], ...] = (
+    (re.compile(r"(?i)\bobject.?lock\b|\bWORM\b|\bretention\b|\blegal hold\b|\bimmutab"), _LOCKED),
+    (re.compile(r"(?i)virtual.?host"), _STYLE),
+)
+_SUM_HEADER = re.compile(r"(?i)x-amz-(sdk-)?checksum|checksum.?algorithm")
+_SUM_CODES = frozenset({"NotImplemented", "InvalidArgument", "InvalidRequest"})
+_SAYS_EXPIRED = re.compile(r"(?i)\bexpired\b|not valid in the specified time")
+_EXPIRY_CODES = frozenset({"ExpiredToken", "RequestExpired", "TokenRefreshRequired"})
+_STATUS: Mapping[int, _Meaning] = {
+    301: _REGION,
+    307: _REGION,
+    401: _DENIED,
+    403: _DENIED,
+    408: _PASSING,
+    413: _Meaning(NotSupported, "The body is too large for the storage or a gateway before it; raise its limit"),
+    405: _NOT_OFFERED,
+    501: _NOT_OFFERED,
+}
+
+_CODE = re.compile(r"<Code>\s*([A-Za-z0-9.]{1,100})\s*</Code>")
+_MESSAGE = re.compile(r"<Message>\s*([^<]{1,1000})</Message>")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a storage answered instead of what was asked for; may come with status 200.
+
+    :param status: the status.
+    :param code: the storage's own word for it; empty when it gave none.
+    :param words: what it said, or the page that something before it sent.
+    :param headers: the answer's headers, in any case of letters when they look names up so.
+    """
+
+    status: int
+    code: str
+    words: str
+    headers: Mapping[str, str]
+
+    @classmethod
+    def read(cls, status: int, headers: Mapping[str, str], page: str) -> Self:
+        """Read an answer's body."""
+        code, message = _CODE.search(page), _MESSAGE.search(page)
+        return cls(status, code[1] if code else "", message[1] if message else "" if code else page, headers)
+
+    def error(
+        self,
+        doing: str,
+        *,
+        not_found: type[ModelSyncError] = InvalidInput,
+        secrets: Iterable[str] = (),
+        is_signed: bool = False,
+        is_over: bool | None = None,
+    ) -> ModelSyncError:
+        """Return what it means.
+
+        :param doing: what was being done.
+        :param not_found: what a 404 means here.
+        :param secrets: what must not be shown.
+        :param is_signed: whether a presigned URL was refused, so that a new one may do.
+        :param is_over: whether that URL's time is over; ``None`` when it does not tell.
+        """
+        words = excerpt(self.words, secrets)
+        code = self.code or f"{self.status} {reason_of(self.status)}".rstrip()
+        said = (f"{code}: {words}" if words else code) + f" (status {self.status}, {doing})"
+        if is_signed and (self.code in _EXPIRY_CODES or is_over or self._says_expired()):
+            stale = self.code in _EXPIRY_CODES and not is_over
+            otherwise = self._as(_STALE, said) if stale else None
+            return UrlExpired(
+                f"{said}. What the URL was signed with, or the URL itself, has expired", otherwise=otherwise
+            )
+        if self.code in _SUM_CODES and _SUM_HEADER.search(self.words):
+            return SumRefused(f"{said}. The storage does not know this checksum")
+        meaning = self._meaning()
+        if meaning is None:
+            if is_unprocessed(self.status, self.headers):
+                return ServerBusy(said + trace_in(self.headers), wait=retry_after(self.headers))
+            if self.status == 404:
+                return not_found(said)
+            if 400 <= self.status < 500:
+                return InvalidInput(said)
+            return RegistryUnavailable(said + trace_in(self.headers))
+        error = self._as(meaning, said)
+        if is_signed and meaning is _DENIED:  # not every storage says why: a new URL tells
+            return UrlExpired(said, otherwise=None if is_over is None else error)
+        return error
+
+    def _says_expired(self) -> bool:
+        return self.status in (400, 401, 403) and _SAYS_EXPIRED.search(self.words) is not None
+
+    def _meaning(self) -> _Meaning | None:
+        """Return what code, words and status say, in this order of trust; ``None`` when that is all of it."""
+        if is_unprocessed(self.status, self.headers):
+            return None
+        found = _CODES.get(self.code)
+        if found in (None, _DENIED) and 400 <= self.status < 500:
+            for pattern, meaning in _WORDS:
+                if pattern.search(self.words):
+                    return meaning
+        return found or _STATUS.get(self.status)
+
+    def _as(self, meaning: _Meaning, said: str) -> ModelSyncError:
+        return meaning.kind(f"{said}. {meaning.advice}" if meaning.advice else said, argument=meaning.argument)
+
+
+def is_url_over(url: str, headers: Mapping[str, str]) -> bool | None:
+    """Return whether a presigned URL had expired when it was answered; ``None`` when it does not say how long it lives.
+
+    :param url: with its query.
+    :param headers: the answer's: the storage's own clock decides.
+    """
+    end = _end_of({name.lower(): values[0] for name, values in parse_qs(urlsplit(url).query).items()})
+    if end is None:
+        return None
+    try:
+        now = parsedate_to_datetime(headers.get("Date", ""))
+    except (TypeError, ValueError):
+        now = datetime.now(UTC)
+    return (now if now.tzinfo else now.replace(tzinfo=UTC)) >= end
+
+
+def _end_of(query: Mapping[str, str]) -> datetime | None:
+    """Return when a URL ends, in the ways of AWS, Google and Azure."""
+    try:
+        for vendor in ("amz", "goog"):
+            if f"x-{vendor}-date" in query:
+                begun = datetime.strptime(query[f"x-{vendor}-date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+                return begun + timedelta(seconds=int(query[f"x-{vendor}-expires"]))
+        if "signature" in query and "expires" in query:
+            return datetime.fromtimestamp(int(query["expires"]), UTC)
+        if "sig" in query and "se" in query:
+            end = datetime.fromisoformat(query["se"])
+            return end if end.tzinfo else end.replace(tzinfo=UTC)
+    except (KeyError, ValueError, OverflowError, OSError):
+        pass
+    return None
