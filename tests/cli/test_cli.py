@@ -207,6 +207,13 @@ def test_connections_may_be_kept_in_the_metadata_database(airflow_database: Path
     assert json.loads(run.stdout)["ref"] == "digits:v1"
 
 
+def test_airflow_tests_a_connection(modelstore: Path) -> None:
+    run = airflow("connections", "test", "modelsync_default", AIRFLOW__CORE__TEST_CONNECTION="Enabled")
+
+    assert run.status == 0, run.stderr
+    assert "Connection success!" in run.stdout
+
+
 def begun(server: BentoCloudStandIn, source: Path) -> subprocess.Popen[str]:
     """Start a push whose bytes the server is slow to take, and wait until they are on the way."""
     server.transmission_strategy = "proxy"

@@ -26,7 +26,7 @@ from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.verbs.drive import async_driver_for, driver_for
 from tests.docs.skeleton import registry_module
 from tests.services.ceph_rgw import rgw
-from tests.services.moto_server import running_moto
+from tests.services.moto_server import own_clock, running_moto
 from tests.services.s3 import S3Service
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.pieces import PiecesStandIn, model
@@ -109,7 +109,7 @@ def _modelstore(scratch: Path) -> Iterator[RegistryUnderTest]:
     )
 
 
-def _bucket(service: S3Service, bucket: str) -> RegistryUnderTest:
+def _bucket(service: S3Service, bucket: str, settle: Callable[[], None]) -> RegistryUnderTest:
     fields = {
         "host": f"s3://{bucket}/models",
         "endpoint_url": service.endpoint,
@@ -128,21 +128,21 @@ def _bucket(service: S3Service, bucket: str) -> RegistryUnderTest:
         bad_names=("", ".hidden", "a/b", "..", "a b", "a\n", "größe", "a%2fb", "x" * 129),
         bad_versions=(".hidden", "a/b", "..", "a b", "a\n", "größe", "x" * 129),
         trace=trace,
-        settle=lambda: time.sleep(1 - time.time() % 1),  # the order within a second is that of the versions' names
+        settle=settle,  # the order within a second is that of the versions' names
     )
 
 
 @contextmanager
 def _moto(scratch: Path) -> Iterator[RegistryUnderTest]:
     """What moto believes, the stand-in before it checks: signatures, checksums, a second completion."""
-    with running_moto() as moto, S3StandIn(moto) as s3:
-        yield _bucket(s3, s3.bucket)
+    with running_moto() as moto, own_clock() as pass_a_second, S3StandIn(moto) as s3:
+        yield _bucket(s3, s3.bucket, pass_a_second)
 
 
 @contextmanager
 def _rgw(scratch: Path) -> Iterator[RegistryUnderTest]:
     service = rgw()
-    yield _bucket(service, service.new_bucket())
+    yield _bucket(service, service.new_bucket(), lambda: time.sleep(1 - time.time() % 1))
 
 
 def _bentocloud(strategy: str | None) -> Callable[[Path], AbstractContextManager[RegistryUnderTest]]:

@@ -29,6 +29,8 @@ EXAMPLES = ROOT / "example_dags"
 # The vendor's command, which cannot share an environment with Airflow.
 BENTOML = Path(os.environ.get("MODELSYNC_VENDOR_BENTOCLOUD", ROOT / ".venv-vendors/bentocloud/bin/python"))
 
+CANARY = "canary-4f1c0de5"
+
 Connections = Mapping[str, Mapping[str, Any]]
 
 
@@ -89,10 +91,14 @@ def connections(
     s3: S3StandIn,
 ) -> Iterator[Connections]:
     """What the examples' connections lead to, for Airflow and for this process."""
-    cloud = {"conn_type": "bentocloud", "host": bentocloud.url, "password": bentocloud.token}
     found: dict[str, dict[str, Any]] = {
-        "modelsync_default": cloud,
-        "bentocloud_default": cloud,
+        "modelsync_default": {  # with secrets that it has no use for
+            "conn_type": "modelstore",
+            "host": (base / "store").as_uri(),
+            "password": CANARY,
+            "extra": {"session_token": f"{CANARY}-token"},
+        },
+        "bentocloud_default": {"conn_type": "bentocloud", "host": bentocloud.url, "password": bentocloud.token},
         "wallaroo_default": {
             "conn_type": "wallaroo",
             "host": wallaroo.url,
@@ -142,7 +148,6 @@ def airflow(base: Path, migrated_database: Path, connections: Connections, image
     ModelStoreHook("watched").push(seen, "digits:v1")
     shutil.copytree(Path(__file__).parent / "dags", dags)
     shutil.copytree(EXAMPLES, dags, dirs_exist_ok=True)
-    shutil.copy(ROOT / "tests" / "integration" / "dags" / "wait_for_version.py", dags)
     settings = {
         "AIRFLOW_VAR_SUPERVISELY_IMAGES": str(images),
         "AIRFLOW_VAR_SUPERVISELY_PREDICTIONS": str(base / "predictions.jsonl"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from tests.support.until import until
 
 pytestmark = pytest.mark.e2e
 
+BY_HAND = "LC_ALL=C; find . -type f -printf '%P\\0' | sort -z | xargs -0 sha256sum | sha256sum"
 IDENTICAL = "450 of 450 predictions are identical"
 BENTO = {
     "name": "scorer",
@@ -43,11 +45,18 @@ def test_no_example_is_left_out() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested
 
 
-def test_train_push_wait_pull(airflow: LocalAirflow, bentocloud: BentoCloudStandIn) -> None:
+def test_train_push_wait_pull(airflow: LocalAirflow, base: Path) -> None:
     run = Run.start(airflow, "train_push_wait_pull").succeed()
 
     assert run.left("compare") == IDENTICAL
-    assert_one_version(run, lambda: [*bentocloud.repositories["digits"].models])
+    for task, where, doing in (("push", "uri", "pushing digits"), ("pull", "path", "pulling digits:")):
+        left, log = run.left(task), run.log(task)
+        directory = left[where].removeprefix("file://")
+        by_hand = subprocess.run(BY_HAND, shell=True, cwd=directory, check=True, capture_output=True, text=True).stdout
+        assert left["digest"] == f"sha256:{by_hand.split()[0]}"
+        assert doing in log
+        assert "(100 %)" in log
+    assert_one_version(run, lambda: sorted((base / "store" / "digits" / ".modelsync").glob("*.json")))
 
 
 def test_bentocloud_train_push(airflow: LocalAirflow, bentocloud: BentoCloudStandIn) -> None:
@@ -122,6 +131,15 @@ def test_fleet_sync(airflow: LocalAirflow, bentocloud: BentoCloudStandIn, source
     assert len(synced) == len(names) + 2
     copies = {version.ref for version in ModelStoreHook("modelstore_default").list_models()}
     assert {"fleet-a:v1", "fleet-b:v1"} <= copies
+
+
+def test_the_connection_form_knows_the_model_store(airflow: LocalAirflow) -> None:
+    form = airflow.connection_types()["modelstore"]
+
+    assert form["hook_name"] == "Model Store"
+    assert form["standard_fields"]["host"]["title"] == "Root"
+    assert form["standard_fields"]["password"]["title"] == "Secret access key"
+    assert form["extra_fields"]["max_workers"]["schema"]["title"] == "Threads"
 
 
 @pytest.fixture

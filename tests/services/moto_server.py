@@ -6,8 +6,9 @@ It believes every signature and checksum; :mod:`tests.standins.s3` in front of i
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import cache
 
 from tests.services.s3 import S3Service
@@ -17,6 +18,24 @@ from tests.services.s3 import S3Service
 def running_moto() -> Iterator[S3Service]:
     """Have a server on a free port: one for the whole process, started when it is first wanted."""
     yield _server()
+
+
+@contextmanager
+def own_clock() -> Iterator[Callable[[], None]]:
+    """Yield what lets a second pass in the server: S3 tells times in whole ones."""
+    from moto.s3 import models
+
+    real, ahead = models.utcnow, timedelta()
+
+    def pass_a_second() -> None:
+        nonlocal ahead
+        ahead += timedelta(seconds=1)
+
+    models.utcnow = lambda: real() + ahead
+    try:
+        yield pass_a_second
+    finally:
+        models.utcnow = real
 
 
 @cache

@@ -13,10 +13,18 @@ from airflow_provider_modelsync.sensors.model import ModelVersionSensor
 @dag(schedule=None, catchup=False, default_args={"retries": 1, "retry_delay": timedelta(seconds=1)})
 def wait_for_version() -> None:
     wait = ModelVersionSensor(
-        task_id="wait", model="{{ dag_run.conf['model'] }}", deferrable=True, poke_interval=5, timeout=120
+        task_id="wait",
+        registry_conn_id="bentocloud_default",
+        model="{{ dag_run.conf['model'] }}",
+        deferrable=True,
+        poke_interval=5,
+        timeout=120,
     )
     pull = PullModelOperator(
-        task_id="pull", model="{{ ti.xcom_pull('wait')['ref'] }}", target="{{ dag_run.conf['target'] }}"
+        task_id="pull",
+        registry_conn_id="bentocloud_default",
+        model="{{ ti.xcom_pull('wait')['ref'] }}",
+        target="{{ dag_run.conf['target'] }}",
     )
     wait >> pull
 
