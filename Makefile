@@ -23,7 +23,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -m "$(PLAIN)" -n auto --dist loadgroup $(PYTEST_ARGS)
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "$(PLAIN) and not slow" -k "not moto" -n auto --dist loadgroup $(FAST) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "$(PLAIN) and not slow" -k "not moto and not s3" -n auto --dist loadgroup $(FAST) $(PYTEST_ARGS)
 
 # The model store on a real S3, which is started for them.
 test-s3: $(READY) ceph

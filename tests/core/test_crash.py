@@ -23,6 +23,8 @@ from airflow_provider_modelsync.core.transfer.control import Control
 from tests.core.processes import killed_at
 from tests.core.stores import Snapshot, Store, age, hidden, snapshot, write_tree
 
+pytestmark = pytest.mark.slow
+
 # What a version or a target is: its files and its labels. ``None`` = it is not there.
 State = tuple[Snapshot, dict[str, str]] | None
 

@@ -39,6 +39,8 @@ from airflow_provider_modelsync.core.verbs.drive import driver_for
 from tests.standins.bentocloud import BentoCloudStandIn, StoredObject
 from tests.standins.wallaroo import WallarooStandIn
 
+pytestmark = pytest.mark.slow
+
 KIB = 1 << 10
 MIB = 1 << 20
 SMALL, LARGE = 256 * MIB, 1024 * MIB

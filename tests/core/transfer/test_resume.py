@@ -30,6 +30,8 @@ from tests.core.transfer.test_multipart import COMPLETE, START, HookedStore, Mem
 from tests.standins.bentocloud import BentoCloudStandIn, StoreError
 from tests.standins.http_server import Answer, Request, Reset, Respond
 
+pytestmark = pytest.mark.slow
+
 KIB = 1 << 10
 PART, PARTS = 64 * KIB, 3  # of a push, in these tests
 LARGE, PIECE = 96 * KIB, 64 * KIB  # of a pull, in these tests
