@@ -271,7 +271,9 @@ def test_what_is_left_of_a_finished_writer_goes_at_once(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [f".target.{KEY}", ".target.deadbeef0001", f".target.{KEY}.{KEY}", f".other.{KEY}.{GONE}-0123ef", ".target"]
+    "name",
+    [f".target.{KEY}", ".target.deadbeef0001", f".target.{KEY}.{KEY}", f".other.{KEY}.{GONE}-0123ef", ".target"],
+    ids=["an older name", "another key", "two keys", "another target", "no key"],
 )
 def test_what_a_person_may_have_named_so_is_never_touched(place: Path, name: str) -> None:
     own = write_tree(place.with_name(name), {"precious": b"x"})
