@@ -59,6 +59,9 @@ def push(args: argparse.Namespace, session: Session) -> Answer:
             metadata=args.metadata,
             force=args.force,
             options=args.options,
+            follow_links=args.follow_links,
+            include=args.include,
+            exclude=args.exclude,
         )
     return Answer(_as_json(version), [(_told("pushed", version),)])
 
@@ -77,6 +80,8 @@ def pull(args: argparse.Namespace, session: Session) -> Answer:
             query=args.query,
             force=args.force,
             verify=not args.no_verify,
+            include=args.include,
+            exclude=args.exclude,
         )
 
     with session.progress(hook, f"pulling {args.model}"):
@@ -100,6 +105,8 @@ def sync(args: argparse.Namespace, session: Session) -> Answer:
         labels=dict(args.label),
         options=dict(args.options),
         rename=dict(args.rename),
+        include=args.include,
+        exclude=args.exclude,
     )
     with session.progress(target, "syncing"):
         report = source.sync_to(target, selection, dry_run=args.dry_run)

@@ -60,6 +60,10 @@ _COMMON = (_JSON, _VERBOSE)
 _MODEL = Arg(("model",), help="name or name:latest for the newest ready version, name:version for an exact one")
 _QUERY = "Choose by name substrings, label:k and label:k=v"
 _LABELS = _repeated("--label", "KEY=VALUE", "That a version must have; may be repeated", _pair)
+_FILES = (
+    _repeated("--include", "PATTERN", "Only files that a pattern of .gitignore's kind matches; may be repeated", str),
+    _repeated("--exclude", "PATTERN", "No files that such a pattern matches; may be repeated", str),
+)
 
 
 def get_modelsync_cli_commands() -> list[GroupCommand]:
@@ -93,6 +97,13 @@ def get_modelsync_cli_commands() -> list[GroupCommand]:
                         _repeated("--label", "KEY=VALUE", "A label to choose by; may be repeated", _pair),
                         Arg(("--metadata",), help="A JSON object kept beside the version", type=_json_object),
                         Arg(("--options",), help="A JSON object that only this registry reads", type=_json_object),
+                        Arg(
+                            ("--follow-links",),
+                            help="Read links as the files that they lead to inside of the source, or refuse all links",
+                            choices=("inside", "never"),
+                            default="inside",
+                        ),
+                        *_FILES,
                         _switch("--force", "Replace a version that holds other bytes"),
                         *_COMMON,
                     ),
@@ -107,6 +118,7 @@ def get_modelsync_cli_commands() -> list[GroupCommand]:
                         _CONNECTION,
                         _LABELS,
                         Arg(("--query",), help=_QUERY),
+                        *_FILES,
                         _switch("--force", "Replace whatever the target holds, once the new copy is verified"),
                         _switch("--no-verify", "Do not compare the bytes with the version's digest"),
                         *_COMMON,
@@ -131,6 +143,7 @@ def get_modelsync_cli_commands() -> list[GroupCommand]:
                         _repeated(
                             "--options", "GLOB=JSON", "What only the target reads; may be repeated", _glob_options
                         ),
+                        *_FILES,
                         _switch("--dry-run", "Only say what would be copied"),
                         *_COMMON,
                     ),

@@ -157,10 +157,14 @@ class PulledModel(_Value):
 
     :param path: the directory that holds it; ``None`` where the system keeps the model on its own host.
     :param version: the exact version that was pulled.
+    :param digest: of the files that lie there, where it is known.
+    :param is_partial: whether these are only some of the version's: its own digest is not theirs, then.
     """
 
     path: Path | None
     version: ModelVersion
+    digest: str | None = None
+    is_partial: bool = False
 
 
 class SyncedVersion(_Value):

@@ -202,6 +202,9 @@ class RegistryHook(BaseHook, ABC):
         force: Flag = False,
         options: Options | None = None,
         checkpoint: CheckpointStore | None = None,
+        follow_links: str = "inside",
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
     ) -> ModelVersion:
         """Push a model.
 
@@ -212,6 +215,10 @@ class RegistryHook(BaseHook, ABC):
         :param force: replace a version that holds other bytes.
         :param options: what only this registry understands.
         :param checkpoint: where tries remember what is done.
+        :param follow_links: ``"inside"`` reads links in the source as the files that they lead to, as long as these lie
+            below the source, or below the cache that a Hugging Face snapshot belongs to; ``"never"`` refuses links.
+        :param include: patterns, as ``.gitignore`` files hold them, of the files to push; without any, of all.
+        :param exclude: patterns of files to leave out, besides ``.git`` and ``.cache/huggingface``.
         :return: the published version.
         :raises VersionConflict: when the version exists with other bytes.
         :raises InvalidInput: for a source, name or argument that is refused before any byte is sent.
@@ -232,6 +239,9 @@ class RegistryHook(BaseHook, ABC):
                     metadata=metadata,
                     force=force,
                     options=options,
+                    follow_links=follow_links,
+                    include=include,
+                    exclude=exclude,
                 )
                 note(version.transfer)
             return version
@@ -248,6 +258,8 @@ class RegistryHook(BaseHook, ABC):
         verify: Flag = True,
         checkpoint: CheckpointStore | None = None,
         patience: Patience | None = None,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
     ) -> PulledModel:
         """Pull a model.
 
@@ -260,6 +272,8 @@ class RegistryHook(BaseHook, ABC):
         :param verify: compare the bytes with the version's digest.
         :param checkpoint: where tries remember what is done.
         :param patience: how long to wait for the system's own host.
+        :param include: patterns, as ``.gitignore`` files hold them, of the files to pull; without any, of all.
+        :param exclude: patterns of files to leave out.
         :raises ModelNotFound: when no ready version is chosen.
         :raises TargetExists: when the target holds something else.
         :raises DigestMismatch: when the stored bytes are not those that were pushed.
@@ -279,6 +293,8 @@ class RegistryHook(BaseHook, ABC):
                     force=force,
                     verify=verify,
                     patience=patience,
+                    include=include,
+                    exclude=exclude,
                 )
                 note(pulled.version.transfer)
             return pulled

@@ -23,13 +23,14 @@ from airflow_provider_modelsync.core.arguments import (
     ModelNames,
     Options,
     OptionsByName,
+    Patterns,
     Reference,
     Seconds,
     Span,
     Text,
     Versions,
 )
-from airflow_provider_modelsync.core.errors import Permanent, RegistryUnavailable, Retryable
+from airflow_provider_modelsync.core.errors import InvalidInput, Permanent, RegistryUnavailable, Retryable
 from airflow_provider_modelsync.core.models import (
     ModelVersion,
     Patience,
@@ -75,6 +76,11 @@ class PushModelOperator(RegistryOperator):
     :param metadata: JSON values kept beside the version (templated).
     :param force: replace a version that holds other bytes.
     :param options: what only this registry understands (templated).
+    :param follow_links: ``"inside"`` reads links in the source as the files that they lead to, as long as these lie
+        below the source, or below the cache that a Hugging Face snapshot belongs to; ``"never"`` refuses links
+        (templated).
+    :param include: patterns, as ``.gitignore`` files hold them, of the files to push; without any, of all (templated).
+    :param exclude: patterns of files to leave out, besides ``.git`` and ``.cache/huggingface`` (templated).
     :param wait_for_ready: return once the registry says that the version is ready.
     :param ready_timeout: how long to wait for that, in seconds or as a timedelta.
     :param poll_interval: seconds between two looks while waiting.
@@ -95,6 +101,9 @@ class PushModelOperator(RegistryOperator):
         metadata: Facts | None = None,
         force: Flag = False,
         options: Options | None = None,
+        follow_links: Text = "inside",
+        include: Patterns | None = None,
+        exclude: Patterns | None = None,
         wait_for_ready: Flag = True,
         ready_timeout: Span = 3600,
         poll_interval: Seconds = DEFAULT_POLL_INTERVAL,
@@ -108,6 +117,9 @@ class PushModelOperator(RegistryOperator):
         self.metadata = metadata
         self.force = force
         self.options = options
+        self.follow_links = follow_links
+        self.include = include
+        self.exclude = exclude
         self.wait_for_ready = wait_for_ready
         self.ready_timeout = ready_timeout
         self.poll_interval = poll_interval
@@ -124,6 +136,9 @@ class PushModelOperator(RegistryOperator):
                     force=self.force,
                     options=self.options,
                     checkpoint=TaskCheckpoint.of(context),
+                    follow_links=self.follow_links,
+                    include=self.include,
+                    exclude=self.exclude,
                 )
             transfer = version.transfer or TransferStats()
             if self.wait_for_ready and not version.ready:
@@ -187,10 +202,13 @@ class PullModelOperator(RegistryOperator):
     :param query: that it must satisfy: name substrings, ``label:k``, ``label:k=v`` (templated).
     :param force: replace whatever the target holds, once the new copy is verified.
     :param verify: compare the bytes with the version's digest.
+    :param include: patterns, as ``.gitignore`` files hold them, of the files to pull; without any, of all (templated).
+    :param exclude: patterns of files to leave out (templated).
     :param timeout: how long to wait for the system's own host, in seconds or as a timedelta.
     :param poll_interval: seconds between two looks while waiting for it.
     :param deferrable: wait for it in the triggerer instead of a worker slot. Give such a task a retry.
-    :return: the version as a dictionary, with ``path`` and ``skipped``.
+    :return: the version as a dictionary, with ``path`` and ``skipped``; where patterns have chosen files, also with
+        ``partial`` and with ``path_digest``, the digest of these files.
     """
 
     template_fields_renderers: ClassVar[dict[str, str]] = {"labels": "json"}
@@ -207,6 +225,8 @@ class PullModelOperator(RegistryOperator):
         query: Text | None = None,
         force: Flag = False,
         verify: Flag = True,
+        include: Patterns | None = None,
+        exclude: Patterns | None = None,
         timeout: Span = 6 * 3600,
         poll_interval: Seconds = DEFAULT_POLL_INTERVAL,
         deferrable: Flag = DEFERRABLE,
@@ -219,6 +239,8 @@ class PullModelOperator(RegistryOperator):
         self.query = query
         self.force = force
         self.verify = verify
+        self.include = include
+        self.exclude = exclude
         self.timeout = timeout
         self.poll_interval = poll_interval
         self.deferrable = deferrable
@@ -226,7 +248,9 @@ class PullModelOperator(RegistryOperator):
     def execute(self, context: Context) -> dict[str, JsonValue]:
         with self.attempt():
             if self.target is None:
-                return self._finish(context, self._fetch(context))
+                if self.include or self.exclude:
+                    raise InvalidInput("the system's own host has models as a whole only", argument="include")
+                return self._finish(context, PulledModel(path=None, version=self._fetch(context)))
             target = resolve(self.target, "target")
             if isinstance(target, Path):
                 pulled = self._pull(context, target)
@@ -234,12 +258,12 @@ class PullModelOperator(RegistryOperator):
                 with tempfile.TemporaryDirectory(prefix="modelsync-") as scratch:
                     pulled = self._pull(context, Path(scratch) / "model")
                     upload_directory(Path(scratch) / "model", target, force=self.force, cancel=self._cancel_token)
-            return self._finish(context, pulled.version, str(target))
+            return self._finish(context, pulled, str(target))
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None) -> dict[str, JsonValue]:
         """Take over from the trigger: read the version once more and return it."""
         with self.attempt():
-            return self._finish(context, self.get_hook().get(outcome_of(event)))
+            return self._finish(context, PulledModel(path=None, version=self.get_hook().get(outcome_of(event))))
 
     def _fetch(self, context: Context) -> ModelVersion:
         return fetch(
@@ -252,11 +276,13 @@ class PullModelOperator(RegistryOperator):
             then="execute_complete" if self.deferrable else None,
         )
 
-    def _finish(self, context: Context, version: ModelVersion, path: str | None = None) -> dict[str, JsonValue]:
-        self.emit(context, version)
+    def _finish(self, context: Context, pulled: PulledModel, path: str | None = None) -> dict[str, JsonValue]:
+        self.emit(context, pulled.version)
         if path is not None:
             self._trace.places_written.append(path)
-        return version.to_xcom(path=path, skipped=(version.transfer or TransferStats()).skipped)
+        part: dict[str, JsonValue] = {"partial": True, "path_digest": pulled.digest} if pulled.is_partial else {}
+        skipped = (pulled.version.transfer or TransferStats()).skipped
+        return pulled.version.to_xcom(path=path, skipped=skipped, **part)
 
     def _pull(self, context: Context, target: Path) -> PulledModel:
         return self.get_hook(context).pull(
@@ -267,6 +293,8 @@ class PullModelOperator(RegistryOperator):
             force=self.force,
             verify=self.verify,
             checkpoint=TaskCheckpoint.of(context),
+            include=self.include,
+            exclude=self.exclude,
         )
 
 
@@ -283,6 +311,9 @@ class SyncModelsOperator(ModelSyncOperator):
     :param labels: that a version must have (templated).
     :param options: name or glob of names → what only the target understands (templated).
     :param rename: name → its name in the target (templated).
+    :param include: patterns, as ``.gitignore`` files hold them, of the files to copy; without any, of all. The version
+        in the target then has the digest of these files (templated).
+    :param exclude: patterns of files to leave out (templated).
     :param fail_on_error: fail the task, once everything else is copied, when a model has failed.
     :param dry_run: copy nothing, say what would be copied.
     :return: ``counts`` and lists of what was ``copied``, ``skipped`` and ``failed``.
@@ -304,6 +335,8 @@ class SyncModelsOperator(ModelSyncOperator):
         labels: Labels | None = None,
         options: OptionsByName | None = None,
         rename: Labels | None = None,
+        include: Patterns | None = None,
+        exclude: Patterns | None = None,
         fail_on_error: Flag = True,
         dry_run: Flag = False,
         **kwargs: Any,
@@ -316,6 +349,8 @@ class SyncModelsOperator(ModelSyncOperator):
         self.labels = labels
         self.options = options
         self.rename = rename
+        self.include = include
+        self.exclude = exclude
         self.fail_on_error = fail_on_error
         self.dry_run = dry_run
 
@@ -335,6 +370,8 @@ class SyncModelsOperator(ModelSyncOperator):
                     labels=self.labels or {},
                     options=self.options or {},
                     rename=self.rename or {},
+                    include=self.include,
+                    exclude=self.exclude,
                 ),
                 dry_run=self.dry_run,
                 checkpoint=checkpoint,

@@ -17,6 +17,7 @@ from airflow_provider_modelsync.core.errors import (
     ModelNotFound,
     NotSupported,
     SourceChanged,
+    TargetExists,
     VersionConflict,
 )
 from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Query
@@ -112,6 +113,16 @@ def test_an_unusable_source_is_refused_before_anything_is_sent(bench: Bench) -> 
 
 
 @needs(PUSH)
+def test_only_chosen_files_are_pushed(bench: Bench) -> None:
+    source, plain = bench.source("one"), bench.source("one")
+    (source / ".git").mkdir()
+    (source / ".git" / "config").write_text("[core]")
+    (source / "notes.txt").write_text("left out")
+    pushed = bench.push(source, bench.model(), exclude=["/notes.txt"])
+    assert pushed.digest == digest_directory(plain)
+
+
+@needs(PUSH)
 def test_bytes_that_change_unseen_once_they_were_hashed_are_never_published(bench: Bench) -> None:
     source = bench.source("one")
     largest = max((path for path in source.iterdir() if path.is_file()), key=lambda path: path.stat().st_size)
@@ -127,6 +138,32 @@ def test_bytes_that_change_unseen_once_they_were_hashed_are_never_published(benc
 
 
 # Pull
+
+
+@needs(PUSH, PULL)
+def test_chosen_files_are_pulled_verified_and_are_no_whole_model(bench: Bench) -> None:
+    version = bench.publish("one", bench.model())
+    target = bench.target()
+    pulled = bench.pull(version.ref, target, include=["*.bin", "/tokenizer"], exclude=["empty"])
+    assert sorted(path.name for path in target.rglob("*") if path.is_file()) == ["vocab größe.txt", "weights.bin"]
+    assert pulled.is_partial
+    assert pulled.digest == digest_directory(target) != version.digest
+    assert pulled.version.digest == version.digest
+    with pytest.raises(TargetExists):
+        bench.pull(version.ref, target)
+    whole = bench.pull(version.ref, target, force=True)
+    assert (whole.is_partial, whole.digest) == (False, version.digest)
+    assert digest_directory(target) == version.digest
+
+
+@needs(PUSH, PULL)
+def test_a_pull_of_no_file_is_refused_and_leaves_nothing(bench: Bench) -> None:
+    version = bench.publish("one", bench.model())
+    target = bench.target()
+    with pytest.raises(InvalidInput, match="holds no file that is chosen") as caught:
+        bench.pull(version.ref, target, include=["*.onnx"])
+    assert caught.value.argument == "include"
+    assert list(target.parent.iterdir()) == []
 
 
 @needs(PULL)

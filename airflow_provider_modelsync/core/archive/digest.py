@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Literal
 
 from airflow_provider_modelsync.core.archive import names
+from airflow_provider_modelsync.core.archive.choice import EVERYTHING, Choice
 from airflow_provider_modelsync.core.errors import InvalidInput, SourceChanged, from_os_error
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.parallel import for_each
@@ -131,6 +132,7 @@ class SourceTree(Source):
     :param directories: the empty directories, sorted likewise.
     :param stamps: path → what the file looked like when it was hashed.
     :param places: path → where the file is, for those that are elsewhere: links lead to them.
+    :param left_out: what was left out though nobody has asked for it, a directory with a slash at its end.
     :param checksums: path → the CRC-32 of each of its spans. Files whose hashes were remembered have none until
         they are read.
     """
@@ -140,6 +142,7 @@ class SourceTree(Source):
     directories: tuple[str, ...]
     stamps: dict[str, Stamp]
     places: dict[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = field(default=(), compare=False)
     checksums: MutableMapping[str, Sequence[int]] = field(default_factory=dict, compare=False, repr=False)
 
     def read_into(self, path: str, offset: int, view: memoryview) -> int:
@@ -235,6 +238,7 @@ def read_tree(
     remembered: MutableMapping[str, str] | None = None,
     leave_out: Container[str] = (),
     follow_links: FollowLinks = "never",
+    choice: Choice = EVERYTHING,
 ) -> SourceTree:
     """Scan and hash a model.
 
@@ -246,13 +250,14 @@ def read_tree(
     :param leave_out: names at the top of a directory that are not looked at.
     :param follow_links: ``"inside"`` reads links to files as these files, as long as they lie below the source, or
         below the cache that a Hugging Face snapshot belongs to; ``"never"`` refuses all links in the source.
+    :param choice: which files take part; what does not is not looked at.
     :raises InvalidInput: when the source is missing, empty, or holds a link that is not followed, a special file or a
         bad name.
     :raises SourceChanged: when a file changes while it is read.
     """
     cancel = cancel or CancelToken()
     memory = {} if remembered is None else remembered
-    scan = _Scan(Path(source), leave_out, follow_links)
+    scan = _Scan(Path(source), leave_out, follow_links, choice)
     stamps, places = scan.stamps, scan.places
     hashes: dict[str, str] = {}
     checksums: dict[str, Sequence[int]] = {}
@@ -276,7 +281,7 @@ def read_tree(
         for path in sorted(stamps, key=str.encode)
     )
     directories = tuple(sorted(scan.empty, key=str.encode))
-    return SourceTree(Path(scan.root), files, directories, stamps, places, checksums)
+    return SourceTree(Path(scan.root), files, directories, stamps, places, tuple(sorted(scan.left_out)), checksums)
 
 
 def memory_key(path: str, stamp: Stamp) -> str:
@@ -353,14 +358,17 @@ class _Scan:
     :ivar places: path → where the file is that a link leads to.
     :ivar executable: paths of the files that may be executed.
     :ivar empty: the empty directories.
+    :ivar left_out: as of :class:`SourceTree`.
     """
 
-    def __init__(self, source: Path, leave_out: Container[str], follow_links: FollowLinks) -> None:
+    def __init__(self, source: Path, leave_out: Container[str], follow_links: FollowLinks, choice: Choice) -> None:
         self.stamps: dict[str, Stamp] = {}
         self.places: dict[str, str] = {}
         self.executable: set[str] = set()
         self.empty: list[str] = []
+        self.left_out: list[str] = []
         self._leave_out = leave_out
+        self._choice = choice
         self._follows = follow_links == "inside"
         shown = names.show(os.fspath(source))
         try:
@@ -382,7 +390,8 @@ class _Scan:
                 raise SourceChanged(f"{shown} changed while it was being scanned: {error.strerror}") from error
             raise from_os_error(error, f"scanning {shown}", argument="source") from error
         if not self.stamps:
-            raise InvalidInput(f"{shown} holds no file", argument="source")
+            chosen = "" if choice.is_all else f" that is chosen by {choice}"
+            raise InvalidInput(f"{shown} holds no file{chosen}", argument="source")
 
     def _add_single(self, name: str, facts: os.stat_result) -> None:
         """Add the one file of the source; it is called as the user has called it."""
@@ -406,19 +415,29 @@ class _Scan:
     def _walk(self, descriptor: int, prefix: str) -> None:
         with os.scandir(descriptor) as listing:
             entries = [entry for entry in listing if prefix or entry.name not in self._leave_out]
-        if not entries and prefix:
-            self.empty.append(prefix.rstrip("/"))
+        if not entries and prefix and self._choice.takes_directory(prefix[:-1]):
+            self.empty.append(prefix[:-1])
         for entry in entries:
             path = prefix + entry.name
-            _refuse_bad_name(path)
             facts = entry.stat(follow_symlinks=False)
-            if stat.S_ISDIR(facts.st_mode):
+            is_directory = stat.S_ISDIR(facts.st_mode)
+            if self._is_left_out(f"{path}/" if is_directory else path, is_directory=is_directory):
+                continue
+            _refuse_bad_name(path)
+            if is_directory:
                 self._walk_from(os.open(entry.name, _DIRECTORY, dir_fd=descriptor), f"{path}/")
                 continue
             if stat.S_ISLNK(facts.st_mode):
                 facts = self._follow(path)
             _require_regular(path, facts)
             self._add_file(path, facts)
+
+    def _is_left_out(self, path: str, *, is_directory: bool) -> bool:
+        if self._choice.leaves_out(path):
+            if self._choice.is_habit(path):
+                self.left_out.append(path)
+            return True
+        return not (is_directory or self._choice.takes(path))
 
     def _follow(self, path: str) -> os.stat_result:
         """Return what a link leads to, and note where that is."""

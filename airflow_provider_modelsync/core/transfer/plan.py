@@ -9,14 +9,16 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from pydantic import JsonValue
 
-from airflow_provider_modelsync.core.archive.digest import FileEntry, Source
+from airflow_provider_modelsync.core.archive.choice import EVERYTHING, Choice
+from airflow_provider_modelsync.core.archive.digest import FileEntry, Source, digest_of
 from airflow_provider_modelsync.core.archive.layout import TarLayout
+from airflow_provider_modelsync.core.errors import DigestMismatch, InvalidInput
 from airflow_provider_modelsync.core.flow.steps import Flow
 from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Ticket
 from airflow_provider_modelsync.core.transfer.checkpoint import OpenUpload, UploadMemory
@@ -343,12 +345,50 @@ class DownloadPlan:
     :param way: how the bytes move.
     :param generated: files that the push added because the system demands them: left out again, once checked.
     :param check: looks at the directory that was filled and the files in it; raises when they are not the version's.
+    :param choice: which files are wanted; an archive comes as a whole, and the others are removed again.
     """
 
     version: ModelVersion
     way: DownloadWay
     generated: frozenset[str] = frozenset()
     check: Callable[[Path, Sequence[FileEntry]], None] | None = None
+    choice: Choice = EVERYTHING
+
+    @property
+    def files(self) -> tuple[FileEntry, ...] | None:
+        """The model's files with their hashes, before any of them is read; ``None`` where these are not told."""
+        if isinstance(self.way, GetArchive):
+            return None
+        files = tuple(file for file in self.way.files if file.path not in self.generated)
+        return files if all(file.sha256 for file in files) else None
+
+    @property
+    def digest(self) -> str | None:
+        """The digest of the files that are wanted, as far as it is known beforehand."""
+        if self.choice.is_all:
+            return self.version.digest
+        return None if self.files is None else digest_of(self.files)
+
+    def choose(self, choice: Choice) -> DownloadPlan:
+        """Return how some of the version's files get out of its registry.
+
+        :raises InvalidInput: when it has none of them.
+        :raises DigestMismatch: when the hashes that the registry tells are not those of the version's digest.
+        """
+        if choice.is_all:
+            return self
+        if self.files is not None and self.version.digest not in (None, digest_of(self.files)):
+            raise DigestMismatch(
+                f"the files of {self.version.ref} have {digest_of(self.files)}, not {self.version.digest}"
+            )
+        if isinstance(self.way, GetArchive):
+            return replace(self, choice=choice)
+        # Files that the push has generated are looked at with the others, or not at all.
+        files = choice.files(file for file in self.way.files if file.path not in self.generated)
+        if not files:
+            raise InvalidInput(f"{self.version.ref} holds no file that is chosen by {choice}", argument="include")
+        way = replace(self.way, files=files, directories=choice.directories(self.way.directories))
+        return replace(self, way=way, check=None, choice=choice)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,18 +53,19 @@ class StoredModel(Source):
         :raises DigestMismatch: when the files are not those of the version's digest.
         """
         match plan.way:
-            case FromDirectory(directory, files, directories):
+            case FromDirectory(directory):
                 read: ReadInto = partial(read_stored, directory)
-            case GetFiles(files, directories):
+            case GetFiles():
                 read = _Streams(plan.way, control, driver, mover).read_into
             case _:
                 return None
-        kept = [file for file in files if file.path not in plan.generated]
-        if not all(file.sha256 for file in kept):
+        if plan.files is None:
             return None
-        if digest_of(kept) != plan.version.digest:
-            raise DigestMismatch(f"the files of {plan.version.ref} have {digest_of(kept)}, not {plan.version.digest}")
-        return cls(plan.version.ref, kept, directories, read)
+        if plan.digest != digest_of(plan.files):
+            raise DigestMismatch(
+                f"the files of {plan.version.ref} have {digest_of(plan.files)}, not {plan.version.digest}"
+            )
+        return cls(plan.version.ref, plan.files, plan.way.directories, read)
 
     def read_into(self, path: str, offset: int, view: memoryview) -> int:
         count = self._fill(path, offset, view)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from contextlib import closing
 from typing import Any, get_args
 
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
+from airflow_provider_modelsync.core.archive.choice import BY_HABIT, Choice
 from airflow_provider_modelsync.core.archive.digest import FollowLinks, Source, SourceTree, memory_key, read_tree
+from airflow_provider_modelsync.core.archive.names import show
 from airflow_provider_modelsync.core.errors import (
     BeginAgain,
     InvalidInput,
@@ -49,7 +51,9 @@ def push(
     metadata: Mapping[str, JsonValue] | None = None,
     force: bool = False,
     options: Mapping[str, Any] | None = None,
-    follow_links: FollowLinks = "inside",
+    follow_links: str = "inside",
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
 ) -> ModelVersion:
     """Bring a model into a registry.
 
@@ -64,12 +68,18 @@ def push(
     :param options: what only this registry understands.
     :param follow_links: whether links in the source are read as the files that they lead to, see
         :func:`~..archive.digest.read_tree`.
+    :param include: patterns of the files in the source that are pushed, see :class:`~..archive.choice.Choice`.
+    :param exclude: patterns of those that are not; ``.git`` and ``.cache/huggingface`` need not be named.
     :return: the published version; ``transfer`` says what was moved.
     :raises VersionConflict: when the version exists with other bytes.
     :raises NotSupported: for what the registry cannot do or keep, before any byte is sent.
     """
     _check_push(registry, ref, labels=labels, metadata=metadata, force=force)
-    tree = source if isinstance(source, Source) else _read_source(source, control, registry.leaves_out, follow_links)
+    if isinstance(source, Source):
+        tree = source
+    else:
+        choice = Choice(include, exclude, by_habit=BY_HABIT)
+        tree = _read_source(source, control, registry.leaves_out, _how_to_follow(follow_links), choice)
     exact = ref if ref.version else ModelRef(name=ref.name, version=version_of(tree.digest))
     memory = checkpoint.UploadMemory(control.checkpoint)
 
@@ -173,15 +183,32 @@ def _check_push(
         require_json(argument, value or {})
 
 
+def _how_to_follow(links: str) -> FollowLinks:
+    known: tuple[FollowLinks, ...] = get_args(FollowLinks)
+    for how in known:
+        if links == how:
+            return how
+    raise InvalidInput(f"{links!r} is none of {list(known)}", argument="follow_links")
+
+
 def _read_source(
-    source: str | os.PathLike[str], control: Control, leave_out: Container[str], follow_links: FollowLinks
+    source: str | os.PathLike[str],
+    control: Control,
+    leave_out: Container[str],
+    follow_links: FollowLinks,
+    choice: Choice,
 ) -> SourceTree:
-    if follow_links not in get_args(FollowLinks):
-        raise InvalidInput(f"{follow_links!r} is neither 'inside' nor 'never'", argument="follow_links")
     remembered = checkpoint.load_digests(control.checkpoint)
     tree = read_tree(
-        source, cancel=control.cancel, remembered=remembered, leave_out=leave_out, follow_links=follow_links
+        source,
+        cancel=control.cancel,
+        remembered=remembered,
+        leave_out=leave_out,
+        follow_links=follow_links,
+        choice=choice,
     )
+    if tree.left_out:
+        log.info("left out of the source as no part of the model: %s", ", ".join(map(show, tree.left_out)))
     sizes = {memory_key(path, stamp): stamp.size for path, stamp in tree.stamps.items()}
     checkpoint.save_digests(control.checkpoint, remembered, sizes)
     return tree

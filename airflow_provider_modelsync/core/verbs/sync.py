@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from airflow_provider_modelsync.core import durable
+from airflow_provider_modelsync.core.archive.choice import Choice
 from airflow_provider_modelsync.core.archive.digest import Source, read_tree
 from airflow_provider_modelsync.core.errors import (
     Cancelled,
@@ -34,6 +35,7 @@ from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Query
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
 from airflow_provider_modelsync.core.transfer.checkpoint import Below
 from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.transfer.plan import DownloadPlan
 from airflow_provider_modelsync.core.transfer.stored import StoredModel
 from airflow_provider_modelsync.core.verbs.drive import mover_for
 from airflow_provider_modelsync.core.verbs.pull import pull
@@ -69,6 +71,9 @@ class Selection:
     :param labels: that a version must have.
     :param options: name or glob of names → options of the push; later entries win.
     :param rename: name → its name in the target.
+    :param include: patterns of the files that are copied, see :class:`~..archive.choice.Choice`. A version in the
+        target then has the digest of these files.
+    :param exclude: patterns of those that are not.
     """
 
     models: Sequence[str] = ("*",)
@@ -76,8 +81,12 @@ class Selection:
     labels: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rename: Mapping[str, str] = field(default_factory=dict)
+    include: Sequence[str] | None = None
+    exclude: Sequence[str] | None = None
+    choice: Choice = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "choice", Choice(self.include, self.exclude))
         counts = isinstance(self.versions, int) and not isinstance(self.versions, bool) and self.versions > 0
         if not counts and self.versions not in ("latest", "all"):
             raise InvalidInput(f"{self.versions!r} is neither 'latest' nor 'all' nor a number", argument="versions")
@@ -207,13 +216,14 @@ class _Sync:
             note = f"{self._source.registry.title} only points to it: the bytes are at {version.reference.registry}"
             self._note(SyncedVersion(source=version.ref, outcome="skipped", note=note))
             return
-        if found := _counterpart(version, there, chooses=chooses):
-            if version.digest is not None and found.digest is not None and version.digest != found.digest:
-                raise VersionConflict(f"{found.ref} exists with {found.digest}, the source has {version.digest}")
-            self._note(_synced("skipped", version, found))
+        wanted = self._digest_of(version)
+        if found := _counterpart(version, wanted, there, chooses=chooses):
+            if wanted is not None and found.digest is not None and wanted != found.digest:
+                raise VersionConflict(f"{found.ref} exists with {found.digest}, the source has {wanted}")
+            self._note(_synced("skipped", version, wanted, found))
             return
         if self._dry_run:
-            self._note(_synced("copied", version, ref=str(ref)))
+            self._note(_synced("copied", version, wanted, ref=str(ref)))
             return
         control = replace(
             control,
@@ -222,15 +232,26 @@ class _Sync:
         )
         pushed, dropped = self._copy(version, ref, control)
         is_new = pushed.transfer is not None and not pushed.transfer.skipped
-        done = _synced("copied" if is_new else "skipped", version, pushed, dropped=dropped)
+        digest = None if version.digest is None else pushed.digest
+        done = _synced("copied" if is_new else "skipped", version, digest, pushed, dropped=dropped)
         self._note(done)
         if is_new and self._on_copied is not None:
             self._on_copied(done)
 
+    def _digest_of(self, version: ModelVersion) -> str | None:
+        """Return the digest of what is copied of a version, as far as that is known without reading it."""
+        if self._selection.choice.is_all:
+            return version.digest
+        return self._plan(version).digest
+
+    def _plan(self, version: ModelVersion) -> DownloadPlan:
+        source = self._source
+        return source.driver.run(source.registry.plan_pull(version)).choose(self._selection.choice)
+
     def _copy(self, version: ModelVersion, ref: ModelRef, control: Control) -> tuple[ModelVersion, tuple[str, ...]]:
         """Push what a version holds; return the new version, and what the target has no room for."""
         source = self._source
-        plan = source.driver.run(source.registry.plan_pull(version))
+        plan = self._plan(version)
         with closing(mover_for(source.registry, control)) as mover:
             stored = StoredModel.of(plan, control, source.driver, mover)
             if stored is not None:
@@ -260,7 +281,8 @@ class _Sync:
         tree = read_tree(place, cancel=control.cancel)
         if {version.digest, pulled.digest} - {None, tree.digest}:
             raise RegistryUnavailable(f"{version.ref} was replaced while it was being copied")
-        return tree
+        choice = self._selection.choice
+        return tree if choice.is_all else read_tree(place, cancel=control.cancel, choice=choice)
 
     def _push(
         self, model: Source, version: ModelVersion, ref: ModelRef, control: Control
@@ -302,29 +324,35 @@ def _matches(name: str, entry: str) -> bool:
     return name == entry or fnmatchcase(name, entry)  # a name may hold what a glob takes for wildcards
 
 
-def _counterpart(version: ModelVersion, there: Sequence[ModelVersion], *, chooses: bool) -> ModelVersion | None:
-    """Return the target's version that stands for one of the source's already."""
+def _counterpart(
+    version: ModelVersion, digest: str | None, there: Sequence[ModelVersion], *, chooses: bool
+) -> ModelVersion | None:
+    """Return the target's version that stands for one of the source's already.
+
+    :param digest: of what is copied of it.
+    """
     if chooses:
         return next((found for found in there if found.version == version.version and found.ready), None)
-    return next((found for found in there if version.digest and found.digest == version.digest), None)
+    return next((found for found in there if digest and found.digest == digest), None)
 
 
 def _synced(
     outcome: Literal["copied", "skipped"],
     version: ModelVersion,
+    digest: str | None,
     found: ModelVersion | None = None,
     *,
     ref: str | None = None,
     dropped: tuple[str, ...] = (),
 ) -> SyncedVersion:
-    is_verified = version.digest is not None and (found is None or found.digest is not None)
+    is_verified = digest is not None and (found is None or found.digest is not None)
     return SyncedVersion(
         source=version.ref,
         target=found.ref if found else ref,
         outcome=outcome,
-        digest=version.digest or (found.digest if found else None),
+        digest=digest or (found.digest if found else None),
         transfer=found.transfer if found else None,
-        size_bytes=version.size_bytes,
+        size_bytes=version.size_bytes if digest == version.digest else found and found.size_bytes,
         created_at=found.created_at if found else None,
         dropped=dropped,
         note=None if is_verified else "unverified: its digest is not known",

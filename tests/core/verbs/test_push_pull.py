@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import itertools
+import mmap
 import os
 import random
 import re
@@ -38,6 +39,7 @@ from airflow_provider_modelsync.core.errors import (
     RegistryUnavailable,
     SourceChanged,
     TargetExists,
+    VersionConflict,
 )
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.models import PulledModel
@@ -103,6 +105,69 @@ def test_a_single_file_is_pushed_under_its_base_name(store: Store, model: Path, 
     store.push(model / "weights.bin", "fraud:v1")
     store.pull("fraud", target)
     assert snapshot(target) == {"weights.bin": ("file", FILES["weights.bin"], False)}
+
+
+def test_what_is_left_out_by_default_is_told(store: Store, model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = store.push(model, "fraud").ref
+    write_tree(model, {".git/config": b"", ".cache/huggingface/download/x.metadata": b"etag"})
+    with caplog.at_level("INFO", logger="modelsync"):
+        assert store.push(model, "fraud").ref == before
+    assert "left out of the source as no part of the model: '.cache/huggingface/', '.git/'" in caplog.text
+    assert store.push(model, "fraud", exclude=["!.git"]).ref != before
+
+
+def test_a_snapshot_of_a_hugging_face_cache_goes_up_and_comes_back_as_plain_files(
+    store: Store, tmp_path: Path, target: Path
+) -> None:
+    repository = write_tree(tmp_path / "hub" / "models--org--name", {"blobs/abc": b"w" * 99, "blobs/def": b"{}"})
+    commit = repository / "snapshots" / "0123"
+    (commit / "onnx").mkdir(parents=True)
+    (commit / "config.json").symlink_to("../../blobs/def")
+    (commit / "onnx" / "model.onnx").symlink_to("../../../blobs/abc")
+    store.push(commit, "fraud:v1")
+    store.pull("fraud", target)
+    assert snapshot(target) == {
+        "config.json": ("file", b"{}", False),
+        "onnx": ("directory", b"", False),
+        "onnx/model.onnx": ("file", b"w" * 99, False),
+    }
+    with pytest.raises(InvalidInput, match="symbolic link"):
+        store.push(commit, "fraud:v2", follow_links="never")
+    assert [version.version for version in store.list_versions("fraud")] == ["v1"]
+
+
+def test_a_way_to_follow_links_that_is_unknown_is_refused(store: Store, model: Path) -> None:
+    with pytest.raises(InvalidInput, match="'always' is none of") as caught:
+        store.push(model, "fraud:v1", follow_links="always")
+    assert caught.value.argument == "follow_links"
+
+
+def test_a_remembered_hash_that_is_not_true_any_more_is_forgotten(store: Store, other: Path, tmp_path: Path) -> None:
+    memory = Memory()
+    store.push(other, "fraud:v1")
+    (tmp_path / "large").mkdir()
+    path = tmp_path / "large" / "weights.bin"
+    path.write_bytes(bytes(17 << 20))
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+        view[0] = 1  # from here on, the page is dirty: what is written to it does not show in the file's times
+        with pytest.raises(VersionConflict):
+            store.push(path.parent, "fraud:v1", control=Control(checkpoint=memory))
+        assert memory
+        view[1] = 1
+        with pytest.raises(SourceChanged):
+            store.push(path.parent, "other:v1", control=Control(checkpoint=memory))
+        assert [model.ref for model in store.list_models()] == ["fraud:v1"]
+        assert store.push(path.parent, "other:v1", control=Control(checkpoint=memory)).digest == digest_directory(path)
+
+
+class Memory(dict[str, Any]):
+    """What a task remembers from one try to the next."""
+
+    def set(self, key: str, value: Any) -> None:
+        self[key] = value
+
+    def delete(self, key: str) -> None:
+        self.pop(key, None)
 
 
 @pytest.mark.parametrize("what", ["absent", "empty directory", "link", "bad name"])

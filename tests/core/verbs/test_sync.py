@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_modelsync.core.archive.digest import digest_of, read_tree
 from airflow_provider_modelsync.core.errors import (
     BeginAgain,
     Cancelled,
@@ -110,6 +111,45 @@ def fill(store: Store, model: Callable[[str], Path], *refs: str) -> None:
     for ref in refs:
         store.push(model(ref.replace(":", "-")), ref, labels={"of": ref.partition(":")[0]}, metadata={"ref": ref})
         tick()
+
+
+class TestChoosingFiles:
+    def test_a_version_gets_the_digest_of_the_chosen_files(self, source: Store, target: Store, model: Any) -> None:
+        fill(source, model, "fraud:v1")
+        chosen = {"exclude": ["a/"]}
+
+        report = run(source.registry, target.registry, **chosen)
+
+        (copied,) = report.of("copied")
+        expected = digest_of(file for file in read_tree(model("fraud-v1")).files if file.path != "a/b")
+        assert copied.digest == target.get("fraud:v1").digest == expected != source.get("fraud:v1").digest
+        assert told(run(source.registry, target.registry, **chosen))["skipped"] == ["fraud:v1"]
+        (failed,) = run(source.registry, target.registry).of("failed")
+        assert "exists with" in failed.note
+        (failed,) = run(source.registry, target.registry, include=["empty"]).of("failed")
+        assert "exists with" in failed.note
+
+    def test_archives_are_copied_in_part_too(self, target: Store, model: Any, tmp_path: Path) -> None:
+        with BentoCloudStandIn(tmp_path / "cloud") as server:
+            fields = {"host": server.url, "password": server.token}
+            cloud = BentoCloud(BentoCloudSettings.read("cloud", fields))
+            with driver_for(cloud) as driver:
+                push(cloud, driver, model("one"), cloud.parse("fraud:v1"), Control())
+
+            report = run(cloud, target.registry, include=["*.bin"])
+
+            (copied,) = report.of("copied")
+            expected = digest_of(file for file in read_tree(model("one")).files if file.path == "weights.bin")
+            assert copied.digest == target.get("fraud:v1").digest == expected
+            assert told(run(cloud, target.registry, include=["*.bin"]))["skipped"] == ["fraud:v1"]
+
+    def test_a_choice_of_nothing_fails_that_model(self, source: Store, target: Store, model: Any) -> None:
+        fill(source, model, "fraud:v1")
+
+        (failed,) = run(source.registry, target.registry, include=["*.onnx"]).of("failed")
+
+        assert failed.is_permanent
+        assert "holds no file that is chosen by include ['*.onnx']" in failed.note
 
 
 class TestSelection:
