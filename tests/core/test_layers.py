@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import pkgutil
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import airflow_provider_modelsync
+from tests.docs.documents import code_blocks
 
 PACKAGE = "airflow_provider_modelsync"
 ROOT = Path(next(iter(airflow_provider_modelsync.__path__)))
@@ -120,6 +122,50 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         for name in leaves:
             del graph[name]
     assert not graph, f"each of these imports another: {sorted(graph)}"
+
+
+def _drawn() -> list[str]:
+    """Return what of the package ARCHITECTURE.md draws, from the top down: modules and packages."""
+    (picture,) = (block.text for block in code_blocks() if block.kind == "text tree")
+    lines = picture.partition(f"{PACKAGE}/")[2].splitlines()[1:]
+    above: list[tuple[int, str]] = []
+    drawn: list[str] = []
+    for line in lines:
+        depth = len(line) - len(line.lstrip())
+        if not depth:
+            break
+        above = [(other, prefix) for other, prefix in above if other < depth]
+        for name in re.findall(r"([\w]+(?:/|\.py))(?= |$)", re.split(r" {3,}", line.strip())[0]):
+            drawn.append("".join(f"{prefix}." for _, prefix in above) + name.removesuffix("/").removesuffix(".py"))
+            if name.endswith("/"):
+                last = name.removesuffix("/")
+        if line.split()[0].endswith("/"):
+            above.append((depth, last))
+    return drawn
+
+
+def _rooms() -> set[str]:
+    """Return what a picture of the package shows: packages, those of systems included, and modules beside them."""
+    packages = {path.parent.relative_to(ROOT) for path in ROOT.rglob("__init__.py")} - {Path()}
+    inner = {str(path).replace("/", ".") for path in packages}
+    beside = (ROOT, ROOT / "core", ROOT / "core" / "registries")
+    loose = {name for name, path in MODULES.items() if path.parent in beside and path.name != "__init__.py"}
+    return inner | loose
+
+
+def test_the_drawing_is_the_tree() -> None:
+    assert sorted(_drawn()) == sorted(_rooms())
+
+
+def test_arrows_run_downwards_in_the_drawing() -> None:
+    def layer(name: str) -> int:
+        inside = [
+            layer for layer, prefixes in enumerate(LAYERS) for prefix in prefixes if prefix.startswith(f"{name}.")
+        ]
+        return min(inside, default=_place(name)[0])
+
+    order = [layer(name) for name in _drawn() if name not in (*DATA, "core")]
+    assert order == sorted(order)
 
 
 def _added(before: str, after: str) -> set[str]:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import configparser
 import json
+import os
 import re
 import shlex
 import subprocess
+import sys
 import textwrap
+import threading
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
@@ -20,7 +23,7 @@ from importlib import import_module
 from importlib.metadata import version
 from inspect import isabstract
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,6 +45,7 @@ from tests.docs.documents import ROOT, Block, code_blocks
 from tests.docs.policy import check_policy
 from tests.docs.skeleton import FILES, sources
 from tests.docs.world import World, world_of
+from tests.standins.bentocloud import BentoCloudStandIn
 from tests.support.command import airflow
 from tests.support.examples import run_dag
 from tests.support.until import until
@@ -315,6 +319,41 @@ def check_tree(text: str, world: World) -> None:
             above.append((depth, above[-1][1] / name))
 
 
+def check_path(text: str, world: World) -> None:
+    """These calls lie between a task and the wire: of the task's thread, then of one that sends a part."""
+    lines = re.findall(r"^(\S+) +(\w+(?: {1,2}\w+)*)", text, re.MULTILINE)
+    told = [(file, call) for file, calls in lines for call in calls.split()]
+    task = threading.get_ident()
+    seen: list[tuple[str, str]] = []
+
+    def at_the_wire(frame: FrameType, event: str, _: Any) -> None:
+        if frame.f_code.co_name == "urlopen" and not seen:
+            seen.extend([*calls_above(sys._current_frames()[task]), *calls_above(frame)])
+
+    with BentoCloudStandIn(world.root, transmission_strategy="presigned_url") as server:
+        world.connect("anywhere", "bentocloud", host=server.url, password=server.token)
+        push = PushModelOperator(
+            task_id="push", registry_conn_id="anywhere", model="fraud:v1", source=world.root / "model"
+        )
+        threading.setprofile(at_the_wire)
+        try:
+            push.execute({"outlet_events": {}})  # type: ignore[typeddict-item]
+        finally:
+            threading.setprofile(None)  # type: ignore[arg-type]
+    assert told == seen
+
+
+def calls_above(frame: FrameType | None) -> list[tuple[str, str]]:
+    """Return the calls that lead to a frame, as far as they are of the package: file and function."""
+    package = str(ROOT / "airflow_provider_modelsync") + os.sep
+    calls: list[tuple[str, str]] = []
+    while frame:
+        if frame.f_code.co_filename.startswith(package):
+            calls.append((frame.f_code.co_filename.removeprefix(package), frame.f_code.co_name))
+        frame = frame.f_back
+    return calls[::-1]
+
+
 def check_layout(text: str, world: World) -> None:
     """A model store looks so."""
     patterns = [line.split()[0] for line in text.splitlines()]
@@ -347,6 +386,7 @@ KINDS: dict[str, Callable[[str, World], None]] = {
     "json push": check_push,
     "json triggers": check_triggers,
     "text layout": check_layout,
+    "text path": check_path,
     "text tree": check_tree,
     **dict.fromkeys(FILES, check_skeleton),
 }
