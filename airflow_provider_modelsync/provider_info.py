@@ -12,9 +12,16 @@ def _field(label: str, kind: str, description: str, **schema: Any) -> dict[str, 
     return {"label": label, "description": description, "schema": {"type": [kind, "null"], **schema}}
 
 
-_WORKERS = {
+_EVERY_TRANSFER = {
     "max_workers": _field(
         "Threads", "integer", "How many move bytes; 4 when empty.", minimum=1, maximum=64, section="Transfer"
+    ),
+    "min_rate_kib_s": _field(
+        "Slowest rate (KiB/s)",
+        "number",
+        "A transfer slower than this for 5 minutes ends and is tried again; 1 when empty, 0 for never.",
+        minimum=0,
+        section="Transfer",
     ),
 }
 
@@ -38,7 +45,7 @@ _HTTP = {
     "timeout_seconds": _field(
         "Timeout (s)", "number", "For one API call with all its tries; 60 when empty.", minimum=1, section="Network"
     ),
-    **_WORKERS,
+    **_EVERY_TRANSFER,
     "part_size_mib": _field(
         "Part size (MiB)", "integer", "Of uploads in parts; 16 when empty.", minimum=5, maximum=5120, section="Transfer"
     ),
@@ -51,7 +58,7 @@ _HTTP = {
 }
 
 # Of no use where no model moves to or from the worker.
-_FOR_BYTES = {*_WORKERS, "part_size_mib", "presigned_hosts"}
+_FOR_BYTES = {*_EVERY_TRANSFER, "part_size_mib", "presigned_hosts"}
 
 _CONNECTION_TYPES: list[dict[str, Any]] = [
     {

@@ -47,6 +47,7 @@ class RegistrySettings(BaseModel):
     :param proxy: proxy URL; wins over the environment.
     :param timeout_seconds: how long one API call may take, all its tries included.
     :param max_workers: threads that move bytes.
+    :param min_rate_kib_s: a transfer that is slower for 5 minutes, in KiB/s, counts as stalled; 0 is never.
     :param part_size_mib: size of a multipart upload's parts in MiB; chosen by model size when unset.
     :param presigned_hosts: hosts that presigned URLs may name without https, or on this machine.
     """
@@ -69,6 +70,7 @@ class RegistrySettings(BaseModel):
     proxy: SecretStr | None = None
     timeout_seconds: float = Field(default=60.0, gt=0)
     max_workers: int = Field(default=4, ge=1, le=64)
+    min_rate_kib_s: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     part_size_mib: int | None = Field(default=None, ge=5, le=5120)
     presigned_hosts: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
 

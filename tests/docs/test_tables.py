@@ -21,7 +21,7 @@ TYPES: dict[str, dict[str, Any]] = {
     entry["connection-type"]: entry for entry in get_provider_info()["connection-types"]
 }
 NETWORK = {"verify_tls", "ca_bundle", "client_cert", "client_key", "proxy", "timeout_seconds"}
-TRANSFER = {"max_workers", "part_size_mib", "presigned_hosts"}
+TRANSFER = {"max_workers", "min_rate_kib_s", "part_size_mib", "presigned_hosts"}
 OFFERS = {
     "Push": {Capability.PUSH},
     "Pull": {Capability.PULL},

@@ -56,6 +56,7 @@ _NETWORK = {
 }
 _TRANSFER = {
     "max_workers": Field("Threads", 3),
+    "min_rate_kib_s": Field("Slowest rate (KiB/s)", 0.5),
     "part_size_mib": Field("Part size (MiB)", 32),
     "presigned_hosts": Field("Presigned hosts", "minio.example.com, 10.0.0.7"),
 }
@@ -110,7 +111,7 @@ FORMS: dict[str, dict[str, dict[str, Field]]] = {
             "access_token": _secret("Access token"),
         },
         NETWORK: _NETWORK,
-        TRANSFER: {"max_workers": _TRANSFER["max_workers"]},
+        TRANSFER: {name: _TRANSFER[name] for name in ("max_workers", "min_rate_kib_s")},
     },
     "supervisely": {
         STANDARD: {

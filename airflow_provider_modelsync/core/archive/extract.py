@@ -38,6 +38,8 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_BLOCK = 1 << 16  # zlib copies what it could not unpack yet, so it gets little at a time
 _GZIP_HEADROOM = 16 << 20  # unpacked bytes for which the ratio may be exceeded before all of the archive is seen
 _MAX_EXTENSION = 1 << 16  # bytes of a pax header or a GNU long name
+_MAX_PADDING = 4 << 20  # bytes of zeros after the end: tar's largest blocks have 2 MiB
+_UNTOLD = 1 << 20  # bytes beyond what was told: a system may not count what it has added itself
 _MAX_SIZE = 1 << 50  # a pebibyte: no file of a model is that large, so another try cannot help
 _OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
 _PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,5}) ")
@@ -82,6 +84,7 @@ class Limits:
     :param max_name_bytes: UTF-8 bytes of a path.
     :param max_bytes: content of all files together; ``None`` is no limit.
     :param max_ratio: unpacked bytes per byte of a gzip archive.
+    :param told_bytes: what somebody has said that all files together hold; much more is a :class:`CorruptArchive`.
     """
 
     max_members: int = 100_000
@@ -89,6 +92,7 @@ class Limits:
     max_name_bytes: int = names.MAX_PATH_BYTES
     max_bytes: int | None = None
     max_ratio: int = 200
+    told_bytes: int | None = None
 
 
 class Stream(Protocol):
@@ -262,6 +266,8 @@ def unpack(
         total += member.size
         if limits.max_bytes is not None and total > limits.max_bytes:
             raise UnsafeArchive(f"with {shown} the archive holds more than {limits.max_bytes} bytes")
+        if limits.told_bytes is not None and total > limits.told_bytes + _UNTOLD:
+            raise CorruptArchive(f"with {shown} the archive holds {total} bytes, its record says {limits.told_bytes}")
         if put_aside and data.skips and put_aside(path, member.size, member.executable, data.position):
             data.skip(member.size)
             continue
@@ -325,9 +331,13 @@ def _members(data: _Input, limits: Limits) -> Iterator[_Member]:
         raise CorruptArchive("the archive ends where a member should follow")
     if data.exactly(_TAR_BLOCK) != _ZEROS:
         raise CorruptArchive("the archive's end mark is cut: one block of zeros instead of two")
+    after = 0
     while rest := data.take(BLOCK):
+        after += len(rest)
         if any(rest):
             raise CorruptArchive("data follows the end of the archive")
+        if after > _MAX_PADDING:
+            raise UnsafeArchive(f"more than {_MAX_PADDING >> 20} MiB of zeros follow the end of the archive")
 
 
 def _member(block: bytes, records: dict[bytes, bytes]) -> _Member:

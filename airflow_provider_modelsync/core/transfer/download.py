@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from airflow_provider_modelsync.core import durable
-from airflow_provider_modelsync.core.archive.extract import DirectorySink, unpack
+from airflow_provider_modelsync.core.archive.extract import DirectorySink, Limits, unpack
 from airflow_provider_modelsync.core.archive.names import show
 from airflow_provider_modelsync.core.errors import CorruptArchive, RegistryUnavailable
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
@@ -77,20 +77,20 @@ def _get_archive(way: GetArchive, ref: str, target: Path, control: Control, driv
 
     def whole(answer: Download) -> Pulled:
         refuse(answer, source.address)
-        return _unpack(answer, target, control)
+        return _unpack(answer, target, control, way.limits)
 
     begun = with_retries(begin, cancel=control.cancel, passing=(*PASSING, CorruptArchive))
-    return begun if isinstance(begun, Pulled) else pull_ranges(source, begun, target, ref, control)
+    return begun if isinstance(begun, Pulled) else pull_ranges(source, begun, target, ref, control, way.limits)
 
 
-def _unpack(answer: Download, target: Path, control: Control) -> Pulled:
+def _unpack(answer: Download, target: Path, control: Control, limits: Limits) -> Pulled:
     """Take an archive as it comes, from its first byte on."""
     if answer.status != 200:
         raise RegistryUnavailable(f"downloading the model: the server answered {answer.status}, not 200")
     durable.empty_directory(target)  # of what an earlier try has left
     sink = DirectorySink(target)
     progress = control.progress(answer.length or 0)
-    unpack(_ArchiveBytes(answer), sink, cancel=control.cancel, on_bytes=progress.add)
+    unpack(_ArchiveBytes(answer), sink, limits=limits, cancel=control.cancel, on_bytes=progress.add)
     progress.finish()
     return Pulled(sink.finish(target).files, moved_bytes=progress.done)
 

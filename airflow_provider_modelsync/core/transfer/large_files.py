@@ -113,6 +113,8 @@ def _fetch(file: LargeFile, start: int, end: int, cancel: CancelToken, progress:
                     _pwrite(descriptor, block[: max(0, end - position)], position - file.offset)
                     position += len(block)
                     progress.add(len(block))
+                    if position > end:  # of an answer that does not end
+                        break
             require(position - start, end - start)
         except BaseException:
             progress.add(start - position)  # they do not count

@@ -402,7 +402,7 @@ class Mover:
         self._reach.check(url)
         cancel = cancel or self._cancel
         cancel.check()
-        watch = Watch(pace or self._pace, cancel)
+        watch = Watch(pace or self._pace, cancel, min_rate=1024 * self._settings.min_rate_kib_s)
         with (
             contextlib.closing(upload.blocks()) if upload else contextlib.nullcontext() as blocks,
             self._watchdog.over(watch),

@@ -17,6 +17,7 @@ from pydantic import JsonValue
 
 from airflow_provider_modelsync.core.archive.choice import EVERYTHING, Choice
 from airflow_provider_modelsync.core.archive.digest import FileEntry, Source, digest_of
+from airflow_provider_modelsync.core.archive.extract import Limits
 from airflow_provider_modelsync.core.archive.layout import TarLayout
 from airflow_provider_modelsync.core.errors import DigestMismatch, InvalidInput
 from airflow_provider_modelsync.core.flow.steps import Flow
@@ -165,10 +166,17 @@ class GetArchive:
 
     :param address: where from.
     :param is_proxy: the registry itself passes the bytes on, from the first to the last.
+    :param size_bytes: what its record says that all files together hold, where it does; no more is written.
     """
 
     address: AskAddress
     is_proxy: bool = False
+    size_bytes: int | None = None
+
+    @property
+    def limits(self) -> Limits:
+        """How much the archive may hold."""
+        return Limits(told_bytes=self.size_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 from airflow_provider_modelsync.core import durable
-from airflow_provider_modelsync.core.archive.extract import DirectorySink, unpack
+from airflow_provider_modelsync.core.archive.extract import DirectorySink, Limits, unpack
 from airflow_provider_modelsync.core.archive.names import RESERVED_DIRECTORY
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.transfer import large_files
@@ -24,7 +24,9 @@ _WINDOW = 16 << 20  # bytes of one request on the walk, at most
 _NOTHING = memoryview(b"")
 
 
-def pull_ranges(source: RangedObject, first: memoryview, target: Path, ref: str, control: Control) -> Pulled:
+def pull_ranges(
+    source: RangedObject, first: memoryview, target: Path, ref: str, control: Control, limits: Limits
+) -> Pulled:
     """Unpack an archive that can be read by ranges.
 
     :param source: the archive; its first answer was accepted.
@@ -32,6 +34,7 @@ def pull_ranges(source: RangedObject, first: memoryview, target: Path, ref: str,
     :param target: a directory that is empty, or as an earlier try has left it.
     :param ref: the version, for the journal.
     :param control: how to cancel, what to tell.
+    :param limits: how much it may hold.
     :return: the files, hashed as they were written.
     """
     identity = {"ref": ref, "etag": source.etag, "size": source.size}
@@ -47,7 +50,7 @@ def pull_ranges(source: RangedObject, first: memoryview, target: Path, ref: str,
             return True
 
         walk = _Walk(source, first, control.cancel, progress)
-        unpack(walk, sink, cancel=control.cancel, put_aside=put_aside)
+        unpack(walk, sink, limits=limits, cancel=control.cancel, put_aside=put_aside)
         # What the walk received of large files, it received for nothing.
         progress.add(source.size - sum(file.size for file in large) - progress.done)
         resumed = fetch_pieces(large, journal, target, control, progress)

@@ -31,12 +31,14 @@ class Pace:
     :param window_seconds: see there.
     :param answer_seconds: how long the server may think once it has the whole request.
     :param total_seconds: how long all of it may take, however much moves; ``None`` for as long as it moves.
+    :param rate_seconds: over how long the slowest rate is measured that a connection allows.
     """
 
     min_bytes: int = 1024
     window_seconds: float = 60.0
     answer_seconds: float = 60.0
     total_seconds: float | None = None
+    rate_seconds: float = 300.0
 
 
 class Line:
@@ -71,10 +73,19 @@ class Watch:
 
     :param pace: what counts as moving.
     :param cancel: ends the transfer.
+    :param min_rate: bytes per second; fewer, for as long as the pace says, are as good as a standstill.
     :param clock: seconds, monotonic.
     """
 
-    def __init__(self, pace: Pace, cancel: CancelToken, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        pace: Pace,
+        cancel: CancelToken,
+        *,
+        min_rate: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._min_rate = min_rate
         self._pace = pace
         self._cancel = cancel
         self._clock = clock
@@ -84,6 +95,7 @@ class Watch:
         self._patience = pace.window_seconds
         self._end = math.inf if pace.total_seconds is None else clock() + pace.total_seconds
         self._mark = (clock(), 0)  # when enough had moved last, and how much that was
+        self._rate_mark: tuple[float, int] | None = self._mark  # since when the rate is measured
         self._paused: float | None = None
         self._reason: type[ModelSyncError] | None = None
         self._why = ""
@@ -102,10 +114,12 @@ class Watch:
     def expect_answer(self) -> None:
         """Say that the request is sent."""
         self._wait_for(self._pace.answer_seconds)
+        self._rate_mark = None  # who thinks sends nothing
 
     def expect_bytes(self) -> None:
         """Say that the answer has begun."""
         self._wait_for(self._pace.window_seconds)
+        self._rate_mark = self._mark
 
     def pause(self) -> None:
         """Say that the network is not waited for: the time until :meth:`resume` does not count."""
@@ -117,7 +131,10 @@ class Watch:
         with self._lock:
             if self._paused is not None:
                 since, progress = self._mark
-                self._mark = (since + self._clock() - self._paused, progress)
+                pause = self._clock() - self._paused
+                self._mark = (since + pause, progress)
+                if self._rate_mark:
+                    self._rate_mark = (self._rate_mark[0] + pause, self._rate_mark[1])
                 self._paused = None
 
     def check(self, doing: str) -> None:
@@ -153,6 +170,15 @@ class Watch:
         elif self._paused is None and now - since >= self._patience:
             few, span = f"fewer than {self._pace.min_bytes} bytes", f"{self._patience:g} s"
             self._why, self._reason = f"{few} moved in {span}, after {max(progress, 0)} bytes", TransferStalled
+        if self._rate_mark and self._paused is None and now - self._rate_mark[0] >= self._pace.rate_seconds:
+            seconds, moved = now - self._rate_mark[0], progress - self._rate_mark[1]
+            self._rate_mark = (now, progress)
+            if not self._reason and moved < self._min_rate * seconds:
+                self._why = (
+                    f"{max(moved, 0)} bytes moved in {seconds:.0f} s, slower than the {self._min_rate / 1024:g} KiB/s "
+                    "that the connection's min_rate_kib_s allows"
+                )
+                self._reason = TransferStalled
 
 
 class Watchdog:

@@ -147,6 +147,40 @@ def test_an_archive_cut_anywhere_is_corrupt(whole: bytes, tmp_path: Path) -> Non
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.parametrize("squeeze", [lambda data: data, squeezed])
+def test_zeros_without_end_after_the_end_are_not_waited_for(squeeze: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    class Zeros(io.BytesIO):
+        taken = 0
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            assert size is not None
+            self.taken += size
+            return super().read(size) or bytes(size)
+
+    zeros = Zeros(squeeze(tar(GOOD)))
+    with pytest.raises((CorruptArchive, UnsafeArchive), match=r"follows? the end"):
+        extract_archive(zeros, tmp_path / "target")
+    assert zeros.taken < 16 << 20
+    blocked = extract_archive(io.BytesIO(tar(GOOD) + bytes(2 << 20)), tmp_path / "target")  # tar --blocking-factor=4096
+    assert len(blocked.files) == 1
+
+
+@pytest.mark.parametrize("sizes", [[3 << 30], [1024, 2 << 20], [600 << 10] * 3])
+@pytest.mark.parametrize("is_aside", [False, True])
+def test_much_more_than_was_told_is_refused_before_it_is_written(sizes: list[int], *, is_aside: bool) -> None:
+    class Told(Skipping):
+        def read(self, size: int, /) -> bytes:
+            return super().read(size) or bytes(size)  # as large as the headers promise
+
+    recorder, aside = Discard(), Aside()
+    data = b"".join(
+        header(f"w{number}", size) + bytes(size if size < 1 << 20 else 0) for number, size in enumerate(sizes)
+    )
+    with pytest.raises(CorruptArchive, match="its record says 1000"):
+        unpack(Told(data), recorder, limits=Limits(told_bytes=1000), put_aside=aside if is_aside else None)
+    unpack(io.BytesIO(tar(file("a", bytes(1000)))), Recorder(), limits=Limits(told_bytes=1000))
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [

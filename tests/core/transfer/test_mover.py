@@ -15,6 +15,7 @@ import time
 import traceback
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from airflow_provider_modelsync.core.transfer.mover import (
     UrlExpired,
     with_retries,
 )
-from airflow_provider_modelsync.core.transfer.watchdog import Pace
+from airflow_provider_modelsync.core.transfer.watchdog import Pace, Watch
 from tests.standins.authority import Authority
 from tests.standins.fault_server import (
     Close,
@@ -566,6 +567,62 @@ def test_a_body_that_comes_from_another_server_is_no_standstill(mover: Mover) ->
         body = FromAnother(mover, source.url)
         assert mover.put(target.url, lambda: body, size, pace=SOON).status == 200
     assert target.requests[0].body_length == size
+
+
+TRICKLE: list[Step] = [Send(b"HTTP/1.1 200 OK\r\nContent-Length: 20000\r\n\r\n")]
+for _ in range(20):
+    TRICKLE += [Send(bytes(1000)), Stall(0.05)]
+UNHURRIED = Pace(min_bytes=1, window_seconds=30, answer_seconds=30, rate_seconds=0.3)
+
+
+@pytest.mark.parametrize(("min_rate_kib_s", "stalls"), [(1000, True), (0.001, False), (0, False)])
+def test_a_transfer_slower_than_the_connection_allows_is_stalled(min_rate_kib_s: float, *, stalls: bool) -> None:
+    with (
+        FaultServer(TRICKLE) as server,
+        closing(Mover(settings(min_rate_kib_s=min_rate_kib_s), pace=UNHURRIED)) as mover,
+    ):
+        if stalls:
+            with pytest.raises(TransferStalled, match=r"slower than the 1000 KiB/s .* min_rate_kib_s"):
+                fetch(mover, server.url)
+        else:
+            assert len(fetch(mover, server.url)) == 20_000
+
+
+def test_a_trickle_of_an_upload_is_stalled_too() -> None:
+    reading: list[Step] = []
+    for _ in range(100):
+        reading += [ReadSome(4000), Stall(0.05)]
+    with (
+        FaultServer([*reading, *OK]) as server,
+        closing(Mover(settings(min_rate_kib_s=100_000), pace=UNHURRIED)) as mover,
+    ):
+        with pytest.raises(TransferStalled, match="min_rate_kib_s"):
+            mover.put(server.url, Endless, 64 << 20)
+
+
+def test_the_rate_is_measured_while_the_network_is_waited_for() -> None:
+    """A drip of some KiB a minute counts as moving for ever; thinking and pausing do not count as slow."""
+    now = [0.0]
+    watch = Watch(Pace(), CancelToken(), min_rate=1024, clock=lambda: now[0])
+
+    def minutes(count: int, moved: int) -> None:
+        for _ in range(count):
+            now[0] += 60
+            watch.moved(moved)
+            watch.look()
+
+    minutes(20, 60 << 10)
+    watch.check("sending")
+    watch.expect_answer()
+    watch.pause()
+    minutes(20, 0)
+    watch.resume()
+    watch.expect_bytes()
+    minutes(4, 2000)
+    watch.check("receiving")
+    minutes(1, 2000)
+    with pytest.raises(TransferStalled, match="10000 bytes moved in 300 s"):
+        watch.check("receiving")
 
 
 def test_a_server_may_think_longer_than_bytes_may_rest(mover: Mover) -> None:

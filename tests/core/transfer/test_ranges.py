@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -25,20 +26,25 @@ from airflow_provider_modelsync.core.errors import (
     RegistryUnavailable,
 )
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver, sleep
 from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.models import TransferStats
 from airflow_provider_modelsync.core.registries.base import Registry
+from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer import large_files, ranges
 from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.transfer.large_files import LargeFile
 from airflow_provider_modelsync.core.transfer.mover import Mover
-from airflow_provider_modelsync.core.transfer.progress import Report
-from airflow_provider_modelsync.core.transfer.ranges import PROBE
+from airflow_provider_modelsync.core.transfer.plan import Address
+from airflow_provider_modelsync.core.transfer.progress import Progress, Report
+from airflow_provider_modelsync.core.transfer.ranges import PROBE, RangedObject
 from airflow_provider_modelsync.core.transfer.watchdog import Pace
 from airflow_provider_modelsync.core.verbs import pull
 from tests.core.registries.bentocloud.cloud import DOWNLOAD, OBJECT, Cloud, archive_of
 from tests.core.stores import hidden, snapshot, write_tree
 from tests.core.transfer.test_multipart import HookedStore, store_of
 from tests.standins.bentocloud import BentoCloudStandIn, StoreError
+from tests.standins.fault_server import FaultServer, Send
 from tests.standins.http_server import Action, Answer, FlipBit, LoseAnswer, Request, Respond, Truncate
 
 KIB = 1 << 10
@@ -125,6 +131,35 @@ def size_of(server: BentoCloudStandIn) -> int:
 def require_untouched(target: Path) -> None:
     assert not target.exists()
     assert hidden(target.parent) == []
+
+
+class Received(Progress):
+    bytes_seen = 0
+
+    def add(self, count: int) -> None:
+        self.bytes_seen += max(count, 0)
+
+
+def test_a_piece_whose_answer_does_not_end_is_given_up_at_its_end(tmp_path: Path) -> None:
+    size = 4 * MIB
+    head = f'HTTP/1.1 206 P\r\nContent-Range: bytes 0-{size - 1}/{size}\r\nETag: "e"\r\n'
+    head += "Transfer-Encoding: chunked\r\n\r\n"
+    chunk = b"100000\r\n" + bytes(MIB) + b"\r\n"
+    received = Received(0)
+    with FaultServer([Send(head.encode()), *[Send(chunk)] * 200]) as endless:
+
+        def ask() -> Flow[Address]:
+            yield from sleep(0)
+            return Address(endless.url)
+
+        with closing(Mover(RegistrySettings(conn_id="c", host=endless.url))) as mover:
+            source = RangedObject(ask, SyncDriver(), mover, etag='"e"', size=size)
+            file = LargeFile("w", size, False, 0, tmp_path / "scratch", source)
+            file.make()
+            with pytest.raises(RegistryUnavailable, match=f"instead of {size} bytes"):
+                large_files._fetch(file, 0, size, CancelToken(), received)
+    assert len(endless.requests) == 5
+    assert received.bytes_seen <= 5 * (size + MIB)
 
 
 # --- what is asked for -----------------------------------------------------------------------------------------------

@@ -96,6 +96,11 @@ class ModelRecord(UploadRecord):
         return int(size) if _SIZE.fullmatch(size) else None
 
     @property
+    def most_bytes(self) -> int | None:
+        """Sum of all files, at most, where the record tells."""
+        return max(self.size_bytes or 0, self.manifest.size_bytes) or None
+
+    @property
     def generated(self) -> frozenset[str]:
         """Files that we made because the system demands them; they are no part of the model."""
         generated = self.ours.get("generated")

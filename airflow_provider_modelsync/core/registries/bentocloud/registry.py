@@ -279,7 +279,7 @@ class BentoCloud(Registry, Deploys):
         address = uploads.proxy(tag, "download") if is_proxy else uploads.presigning(tag, "download", record)
         return DownloadPlan(
             version=version,
-            way=GetArchive(address, is_proxy=is_proxy),
+            way=GetArchive(address, is_proxy=is_proxy, size_bytes=record.most_bytes),
             generated=record.generated,
             check=lambda directory, files: check_pulled(tag, record, directory, files),
         )

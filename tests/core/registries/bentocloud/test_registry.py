@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from airflow_provider_modelsync.core.archive.digest import digest_directory
-from airflow_provider_modelsync.core.archive.extract import Limits
+from airflow_provider_modelsync.core.archive.extract import DirectorySink, Limits
 from airflow_provider_modelsync.core.errors import (
     CorruptArchive,
     InvalidInput,
@@ -28,6 +28,7 @@ from airflow_provider_modelsync.core.errors import (
     VersionConflict,
     VersionFailed,
 )
+from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.models import ModelReference, ModelVersion, VersionStatus
 from airflow_provider_modelsync.core.registries.bentocloud import records as bentocloud_model
 from airflow_provider_modelsync.core.registries.bentocloud import registry as bentocloud
@@ -624,6 +625,29 @@ class TestModelYaml:
         assert cloud.record.manifest["size_bytes"] == sum(
             path.stat().st_size for path in with_own.rglob("*") if path.is_file()
         )
+
+    @pytest.mark.parametrize("is_proxy", [False, True])
+    def test_that_is_far_larger_than_its_record_says_is_not_written(
+        self, server: BentoCloudStandIn, target: Path, monkeypatch: pytest.MonkeyPatch, *, is_proxy: bool
+    ) -> None:
+        monkeypatch.setattr(Backoff, "delay", lambda self, failures: 0.0)
+        server.transmission_strategy = "proxy" if is_proxy else server.transmission_strategy
+        files = {"model.yaml": model_yaml(), "a.bin": b"w" * (700 << 10), "b.bin": b"w" * (700 << 10), "c.bin": b"w"}
+        server.seed("digits", "v1", archive_of(files), size_bytes=1000)
+        written: list[str] = []
+        create = DirectorySink.create_file
+
+        def seen(sink: DirectorySink, path: str, **more: Any) -> Any:
+            written.append(path)
+            return create(sink, path, **more)
+
+        monkeypatch.setattr(DirectorySink, "create_file", seen)
+
+        with pytest.raises(CorruptArchive, match="its record says 1000"):
+            Cloud(server).pull(target)
+        assert set(written) == {"model.yaml", "a.bin"}
+        assert not target.exists()
+        assert hidden(target.parent) == []
 
     @pytest.mark.parametrize(
         ("content", "said"),
