@@ -52,11 +52,11 @@ def listener() -> Iterator[Listener]:
 
 @pytest.fixture
 def cloud(tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> Iterator[BentoCloudStandIn]:
-    """A BentoCloud that takes models in parts of 5 MiB."""
+    """A BentoCloud that takes models in parts of 5 MiB, one after the other."""
     monkeypatch.setattr(Backoff, "delay", lambda self, failures: 0.0)
     with BentoCloudStandIn(tmp_path / "cloud") as server:
         server.transmission_strategy = "presigned_url"
-        extra = {"part_size_mib": 5}
+        extra = {"part_size_mib": 5, "max_workers": 1}
         connect("bentocloud_default", conn_type="bentocloud", host=server.url, password=server.token, extra=extra)
         yield server
 

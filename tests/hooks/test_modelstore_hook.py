@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +11,13 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from airflow_provider_modelsync.core.archive.digest import digest_directory
-from airflow_provider_modelsync.core.errors import InvalidInput, ModelNotFound, TargetExists, VersionConflict
+from airflow_provider_modelsync.core.errors import (
+    InvalidInput,
+    ModelNotFound,
+    NotSupported,
+    TargetExists,
+    VersionConflict,
+)
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from tests.conftest import Connect
 
@@ -29,6 +35,25 @@ def test_a_pushed_model_comes_back_with_the_same_digest(hook: ModelStoreHook, so
 
     assert pulled.path == tmp_path / "pulled"
     assert digest_directory(tmp_path / "pulled") == pushed.digest == digest_directory(source)
+
+
+@pytest.mark.parametrize(
+    ("ask", "kind", "words"),
+    [
+        (lambda hook: hook.deploy("fraud", "digits:v1"), NotSupported, "deploy models; let the serving system"),
+        (lambda hook: hook.deployment("fraud"), NotSupported, "deploy models; let the serving system"),
+        (lambda hook: hook.undeploy("fraud"), NotSupported, "deploy models; let the serving system"),
+        (lambda hook: hook.predict("fraud", {}), NotSupported, "run predictions; pull the model"),
+        (lambda hook: hook.start_predict("fraud", {}), NotSupported, "run predictions; pull the model"),
+        (lambda hook: hook.pull("digits:v1", None), InvalidInput, "a target directory is needed"),
+        (lambda hook: hook.start_fetch("digits:v1"), InvalidInput, "a target directory is needed"),
+    ],
+)
+def test_what_a_model_store_does_not_do_is_refused_with_the_nearest_thing(
+    hook: ModelStoreHook, ask: Callable[[ModelStoreHook], object], kind: type[Exception], words: str
+) -> None:
+    with pytest.raises(kind, match=f"{words}.*modelsync_default"):
+        ask(hook)
 
 
 def test_a_push_without_a_version_repeats_as_a_skip(hook: ModelStoreHook, source: Path) -> None:
