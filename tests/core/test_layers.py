@@ -164,7 +164,7 @@ def test_arrows_run_downwards_in_the_drawing() -> None:
         inside = [
             layer for layer, prefixes in enumerate(LAYERS) for prefix in prefixes if prefix.startswith(f"{name}.")
         ]
-        return min(inside, default=_place(name)[0])
+        return min([*inside, _place(name)[0]])
 
     order = [layer(name) for name in _drawn() if name not in (*DATA, "core")]
     assert order == sorted(order)
