@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
@@ -31,6 +30,7 @@ from airflow_provider_modelsync.core.arguments import (
     Versions,
 )
 from airflow_provider_modelsync.core.errors import InvalidInput, Permanent, RegistryUnavailable, Retryable
+from airflow_provider_modelsync.core.flow.forks import Lock
 from airflow_provider_modelsync.core.models import (
     ModelVersion,
     Patience,
@@ -417,7 +417,7 @@ class _Copies:
     def __init__(self, store: CheckpointStore | None, target: RegistryHook) -> None:
         self._store = store
         self._target = target
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._chunks = self._load()
 
     def add(self, copy: SyncedVersion) -> None:

@@ -7,7 +7,6 @@ compressed answer of any size.
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 import zlib
 
@@ -15,6 +14,7 @@ import httpx
 
 from airflow_provider_modelsync.core.errors import RegistryUnavailable
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.parallel import start_thread
 from airflow_provider_modelsync.core.redact import show_url
 
 ANSWER_BYTES = 4 << 20  # of a successful answer, decoded, unless the request allows for more
@@ -60,9 +60,8 @@ def send(
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=work, name="modelsync-exchange", daemon=True)
     end = None if seconds is None else time.monotonic() + seconds
-    thread.start()
+    thread = start_thread(work, "modelsync-exchange")
     while thread.is_alive():
         cancel.check()
         rest = _TICK if end is None else end - time.monotonic()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import threading
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.forks import generation
+from airflow_provider_modelsync.core.flow.parallel import start_thread
 
 T = TypeVar("T")
 
@@ -20,6 +22,7 @@ class LoopThread:
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._generation = generation()
         self._end: asyncio.Event
 
     def run(self, coroutine: Coroutine[Any, Any, T], cancel: CancelToken) -> T:
@@ -42,12 +45,16 @@ class LoopThread:
             self._loop = None
 
     def _started(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
+        if self._loop is None or self._generation != generation():
             started: concurrent.futures.Future[asyncio.AbstractEventLoop] = concurrent.futures.Future()
             self._end = asyncio.Event()
             main = self._main(started, self._end)
-            threading.Thread(target=asyncio.run, args=(main,), name="modelsync-loop", daemon=True).start()
-            self._loop = started.result()
+            try:
+                start_thread(partial(asyncio.run, main), "modelsync-loop")
+            except BaseException:
+                main.close()
+                raise
+            self._loop, self._generation = started.result(), generation()
         return self._loop
 
     @staticmethod

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from airflow_provider_modelsync.core.errors import Retryable
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 
 T = TypeVar("T")
@@ -48,21 +49,33 @@ def for_each(
                 errors.append(error)
                 token.cancel()
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(workers, len(queue)))]
-    for thread in threads:
-        thread.start()
-    try:
+    threads: list[threading.Thread] = []
+    try:  # also for a timeout that Airflow raises in this thread
+        for _ in range(min(workers, len(queue))):
+            threads.append(start_thread(work, "modelsync-worker"))  # noqa: PERF401  # the next may not start
         while not token.cancelled and any(thread.is_alive() for thread in threads):
             next(thread for thread in threads if thread.is_alive() or thread is threads[-1]).join(0.1)
-    finally:  # also for a timeout that Airflow raises in this thread
-        if any(thread.is_alive() for thread in threads):
-            token.cancel()
+    finally:
+        token.cancel()
         end = time.monotonic() + _GRACE
         for thread in threads:
             thread.join(max(0.0, end - time.monotonic()))
     cancel.check()
     if errors:
         raise errors[0]
+
+
+def start_thread(work: Callable[[], object], name: str) -> threading.Thread:
+    """Start a daemon thread.
+
+    :raises Retryable: when the machine lets no more threads start.
+    """
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise Retryable(f"this machine lets no more threads start ({error}); fewer tasks at a time may help") from None
+    return thread
 
 
 def interruptible(fn: Callable[[], T], cancel: CancelToken) -> T:

@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 
 from airflow_provider_modelsync.core.errors import InvalidInput
+from airflow_provider_modelsync.core.flow.forks import generation
 from airflow_provider_modelsync.core.http.addresses import Reach, has_proper_host, origin_of
 from airflow_provider_modelsync.core.redact import guard_logs, secrets_of
 from airflow_provider_modelsync.core.settings import RegistrySettings
@@ -107,18 +108,19 @@ class _Transport(httpx.BaseTransport):
         self._reach = Reach(settings, base)
         guard_logs(secrets_of(settings))
         self._context = ssl_context(settings)
-        self._ways: dict[str | None, httpx.HTTPTransport] = {}
+        self._ways: dict[tuple[int, str | None], httpx.HTTPTransport] = {}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         from airflow_provider_modelsync.core.http import backends
 
         self._reach.check(request.url)
         proxy = proxy_for(str(request.url), self._settings)
-        if proxy not in self._ways:
+        key = generation(), proxy  # connections are the parent's after a fork
+        if key not in self._ways:
             way = httpx.HTTPTransport(self._context, limits=_LIMITS, proxy=_for_httpx(proxy, self._context))
             backends.connect_by(way._pool, backends.Backend(self._reach, is_proxy=proxy is not None))
-            self._ways.setdefault(proxy, way)
-        return self._ways[proxy].handle_request(request)
+            self._ways.setdefault(key, way)
+        return self._ways[key].handle_request(request)
 
     def close(self) -> None:
         for way in self._ways.values():
@@ -133,18 +135,19 @@ class _AsyncTransport(httpx.AsyncBaseTransport):
         self._reach = Reach(settings, base)
         guard_logs(secrets_of(settings))
         self._context = ssl_context(settings)
-        self._ways: dict[str | None, httpx.AsyncHTTPTransport] = {}
+        self._ways: dict[tuple[int, str | None], httpx.AsyncHTTPTransport] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         from airflow_provider_modelsync.core.http import backends
 
         self._reach.check(request.url)
         proxy = proxy_for(str(request.url), self._settings)
-        if proxy not in self._ways:
+        key = generation(), proxy  # connections are the parent's after a fork
+        if key not in self._ways:
             way = httpx.AsyncHTTPTransport(self._context, limits=_LIMITS, proxy=_for_httpx(proxy, self._context))
             backends.connect_by(way._pool, backends.AsyncBackend(self._reach, is_proxy=proxy is not None))
-            self._ways[proxy] = way
-        return await self._ways[proxy].handle_async_request(request)
+            self._ways[key] = way
+        return await self._ways[key].handle_async_request(request)
 
     async def aclose(self) -> None:
         for way in self._ways.values():

@@ -7,13 +7,14 @@ the registry before it is used.
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from pydantic import JsonValue
+
+from airflow_provider_modelsync.core.flow.forks import Lock
 
 _DIGESTS = "digests.v1"
 _UPLOAD = "upload.v1"
@@ -117,7 +118,7 @@ class UploadMemory:
         self._store = store
         self._flush_seconds = FLUSH_SECONDS if flush_seconds is None else flush_seconds
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._flushed_at = clock()
         self._changed: set[int] = set()
         self.parts: dict[int, str] = {}

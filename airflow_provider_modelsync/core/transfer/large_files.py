@@ -12,7 +12,6 @@ import os
 import re
 import secrets
 import stat
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from airflow_provider_modelsync.core.archive.digest import BLOCK, FileEntry
 from airflow_provider_modelsync.core.archive.names import RESERVED_DIRECTORY
 from airflow_provider_modelsync.core.errors import RegistryUnavailable, from_os_error
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.forks import Lock
 from airflow_provider_modelsync.core.flow.parallel import for_each
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.mover import with_retries
@@ -151,7 +151,7 @@ class LargeFile:
         self.source = source
         self.shift = shift
         self._scratch = scratch
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._ready: dict[int, int] = {}
         self._hashed = offset
         self._is_hashing = False
@@ -243,7 +243,7 @@ class Journal:
             if entry != directory or not keep:
                 durable.remove_entry(entry)
         directory.mkdir(exist_ok=True)
-        self._lock = threading.Lock()
+        self._lock = Lock()
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         self._descriptor = os.open(self._path, flags, 0o600)
         # A line that was cut by the end of its writer stays one of its own.

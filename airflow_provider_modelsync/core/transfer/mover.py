@@ -24,6 +24,7 @@ from airflow_provider_modelsync.core.errors import (
     from_os_error,
 )
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.forks import generation
 from airflow_provider_modelsync.core.http.addresses import (
     MAX_REDIRECTS,
     REDIRECTS,
@@ -239,6 +240,7 @@ class Mover:
         self._pace = pace or Pace()
         self._watchdog = Watchdog()
         self._pools: dict[str | None, urllib3.PoolManager] = {}
+        self._generation = generation()
 
     def close(self) -> None:
         """Close the connections kept for later."""
@@ -378,6 +380,12 @@ class Mover:
             url, headers = target, headers_for(target, url, headers)
         raise InvalidInput(f"{show_url(url, self._secrets)}: more than {MAX_REDIRECTS} redirects", argument="host")
 
+    def _own_pools(self) -> dict[str | None, urllib3.PoolManager]:
+        """Return the connections that are kept, without those that the parent of this process goes on using."""
+        if self._generation != generation():
+            self._pools, self._generation = {}, generation()
+        return self._pools
+
     @contextlib.contextmanager
     def _exchange(
         self,
@@ -409,7 +417,7 @@ class Mover:
         ):
             # Only this call: the body may open further answers of this thread, and the block may keep this one open.
             with connections.observed_by(watch, self._reach), _translated(watch, doing or f"{method} {shown}"):
-                response = connections.pool_for(url, self._pools, self._settings).urlopen(
+                response = connections.pool_for(url, self._own_pools(), self._settings).urlopen(
                     method,
                     url,
                     body=_untimed(blocks, watch) if blocks else content,

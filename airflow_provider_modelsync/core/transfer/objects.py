@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import threading
 import zlib
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -18,6 +17,7 @@ from airflow_provider_modelsync.core.archive.digest import FileEntry
 from airflow_provider_modelsync.core.archive.names import show
 from airflow_provider_modelsync.core.errors import BeginAgain, RegistryUnavailable
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.forks import Lock
 from airflow_provider_modelsync.core.flow.parallel import for_each
 from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver
 from airflow_provider_modelsync.core.http.storage import SumRefused
@@ -44,7 +44,7 @@ class _Push:
         self._driver = driver
         self._mover = mover
         self._progress = control.progress(way.source.size_bytes)
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._sent = self._resumed = 0
         self._copied: set[str] = set()
 
@@ -155,7 +155,7 @@ class _Upload:
         self.is_whole = file.size <= way.writer.part_size
         self.numbers = range(1, max(1, -(-file.size // way.writer.part_size)) + 1)
         self._writer = way.writer
-        self._lock = threading.Lock()
+        self._lock = Lock()
         opened = way.open.get(file.path)
         self._id = opened.upload_id if opened else None
         self.known: Mapping[int, Stored] = opened.parts if opened else {}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
+
+from airflow_provider_modelsync.core.flow.forks import Lock
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ class Tally:
         self.total = 0  # bytes, as far as they are known
         self.passed_over = 0  # bytes that did not have to move
         self.parts_resent = 0
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def add(self, *, done: int = 0, total: int = 0, passed_over: int = 0, parts_resent: int = 0) -> None:
         """Count what has happened; safe from many threads."""
@@ -73,7 +74,7 @@ class Progress:
         self.done = 0
         self._emit = emit
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._start = self._last_time = clock()
         self._last_done = 0
         self._tally = tally or Tally()

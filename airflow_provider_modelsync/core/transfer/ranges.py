@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from airflow_provider_modelsync.core.errors import ModelNotFound, RegistryUnavailable
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.forks import Lock
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
 from airflow_provider_modelsync.core.http.storage import UrlExpired
 from airflow_provider_modelsync.core.transfer.mover import Download, Mover, with_retries
@@ -34,7 +34,7 @@ class RangedObject:
         self._ask = ask
         self._driver = driver
         self._mover = mover
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._known: Address | None = None
         self.etag = etag
         self.size = size

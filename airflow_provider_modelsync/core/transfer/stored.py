@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 import zlib
 from array import array
 from bisect import bisect_left, bisect_right
@@ -16,6 +15,7 @@ from typing import NamedTuple
 from airflow_provider_modelsync.core.archive.digest import BLOCK, FileEntry, Source, digest_of
 from airflow_provider_modelsync.core.archive.names import show
 from airflow_provider_modelsync.core.errors import BeginAgain, DigestMismatch, RegistryUnavailable
+from airflow_provider_modelsync.core.flow.forks import Lock
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.download import read_stored
@@ -40,7 +40,7 @@ class StoredModel(Source):
         self.directories = directories
         self._ref = ref
         self._read = read
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._ahead = 0
         self._mismatches = 0
         self._hashes = {file.path: _Hash() for file in self.files}
@@ -168,7 +168,7 @@ class _Hash:
     """
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self.ahead: dict[int, tuple[memoryview, int]] = {}
         self.claims: set[_Read] = set()
         self.restart()
@@ -218,7 +218,7 @@ class _Streams:
             )
             for file in way.files
         }
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._open: OrderedDict[tuple[str, int], _Stream] = OrderedDict()
 
     def read_into(self, path: str, offset: int, view: memoryview) -> int:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 from airflow_provider_modelsync.core.errors import Cancelled, ModelSyncError, TransferStalled
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.forks import Lock
+from airflow_provider_modelsync.core.flow.parallel import start_thread
 
 _TICK = 0.1  # seconds between two looks
 
@@ -50,7 +52,7 @@ class Line:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock.dup()
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def cut(self) -> None:
         """End the connection; whoever waits for it wakes up."""
@@ -89,7 +91,7 @@ class Watch:
         self._pace = pace
         self._cancel = cancel
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._moved = 0
         self._line: Line | None = None
         self._patience = pace.window_seconds
@@ -186,17 +188,18 @@ class Watchdog:
 
     def __init__(self) -> None:
         self._watches: set[Watch] = set()
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._thread: threading.Thread | None = None
 
     @contextlib.contextmanager
     def over(self, watch: Watch) -> Iterator[Watch]:
         """Observe a transfer while the block runs."""
         with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                # After a fork there may be some left that are the parent's, which still uses their connections.
+                self._watches = {watch}
+                self._thread = start_thread(self._run, "modelsync-watchdog")
             self._watches.add(watch)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="modelsync-watchdog", daemon=True)
-                self._thread.start()
         try:
             yield watch
         finally:

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import closing
 
 import pytest
 
-from airflow_provider_modelsync.core.errors import Cancelled
+from airflow_provider_modelsync.core.errors import Cancelled, Retryable
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.loop import LoopThread
 from airflow_provider_modelsync.core.flow.parallel import for_each
+from airflow_provider_modelsync.core.transfer.watchdog import Pace, Watch, Watchdog
+from tests.support.until import until
 
 
 def test_every_item_is_worked_on_once() -> None:
@@ -103,3 +107,57 @@ def test_a_thread_stuck_in_a_system_call_holds_nothing_up() -> None:
         assert time.monotonic() - start < 4
     finally:
         release.set()
+
+
+class NoRoom:
+    """Lets so many threads start and then none."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+        self.left = most
+        self._start = threading.Thread.start
+        monkeypatch.setattr(threading.Thread, "start", lambda thread: self.start(thread))
+
+    def start(self, thread: threading.Thread) -> None:
+        if not self.left:
+            raise RuntimeError("can't start new thread")
+        self.left -= 1
+        self._start(thread)
+
+
+def test_threads_that_were_started_are_told_when_another_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[int] = []
+    ended: list[bool] = []
+
+    def work(item: int, cancel: CancelToken) -> None:
+        try:
+            while not cancel.cancelled:
+                time.sleep(0.01)
+        finally:
+            ended.append(cancel.cancelled)
+        done.append(item)
+
+    NoRoom(monkeypatch, 2)
+    with pytest.raises(Retryable, match="lets no more threads start"):
+        for_each(work, range(40), workers=4, cancel=CancelToken())
+    assert ended == [True, True]  # told, and joined before the error came out
+    assert len(done) == 2
+
+
+def test_a_watchdog_that_could_not_be_started_is_started_for_the_next_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
+    dog, cancel = Watchdog(), CancelToken()
+    with monkeypatch.context() as patch:
+        NoRoom(patch, 0)
+        with pytest.raises(Retryable), dog.over(Watch(Pace(), cancel)):
+            pass
+    cancel.cancel()
+    watch = Watch(Pace(), cancel)
+    with dog.over(watch):
+        until(lambda: watch._reason is not None, "the watchdog to look")
+
+
+def test_an_event_loop_that_cannot_be_started_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing() -> None: ...
+
+    NoRoom(monkeypatch, 0)
+    with pytest.raises(Retryable), closing(nothing()) as coroutine:
+        LoopThread().run(coroutine, CancelToken())

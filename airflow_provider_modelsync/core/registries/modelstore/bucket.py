@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.errors import InvalidInput, NotSupported, RegistryUnavailable, Unauthorized
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.forks import Lock
 from airflow_provider_modelsync.core.flow.parallel import for_each
 from airflow_provider_modelsync.core.http.faults import classify
 from airflow_provider_modelsync.core.http.network import READ_SECONDS
@@ -125,7 +126,7 @@ class Bucket:
         self._place = f"the bucket {name}"  # for messages
         if settings.endpoint_url:
             self._place += f" at {show_url(settings.endpoint_url, self._secrets)}"
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._client: Any = None
         self._calls = threading.local()
         guard_logs(self._secrets)

@@ -7,7 +7,6 @@ listing shows every object as it was stored.
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -27,6 +26,7 @@ from airflow_provider_modelsync.core.errors import (
     VersionConflict,
 )
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.forks import Lock
 from airflow_provider_modelsync.core.flow.parallel import for_each
 from airflow_provider_modelsync.core.flow.steps import Flow, call, call_remote
 from airflow_provider_modelsync.core.models import ModelRef, ModelVersion
@@ -470,7 +470,7 @@ class _Records:
     """Records that were read lately, by what tells one state from another."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._known: OrderedDict[tuple[str, ...], Record] = OrderedDict()
         self._size = 0
 

@@ -11,7 +11,6 @@ import hmac
 import json
 import math
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ import httpx
 from pydantic import BaseModel
 
 from airflow_provider_modelsync.core.errors import InvalidInput, Unauthorized
+from airflow_provider_modelsync.core.flow.forks import Lock
 from airflow_provider_modelsync.core.flow.steps import Flow, call, send, sleep
 from airflow_provider_modelsync.core.http.policy import ApiClient, raise_for_status, read_json
 from airflow_provider_modelsync.core.settings import RegistrySettings
@@ -105,7 +105,7 @@ class _Shared:
     """What all connections of one account have in common."""
 
     # Held across steps of a flow, so never waited for in a call that blocks: that might keep the event loop's threads.
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: Lock = field(default_factory=Lock)
     token: _Token | None = None
     refusal: str | None = field(default=None, repr=False)
     refused_until: float = 0.0
