@@ -23,6 +23,7 @@ from typing import Protocol
 from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.archive.digest import BLOCK, FileEntry, SourceTree, Stamp
+from airflow_provider_modelsync.core.archive.holds import not_held
 from airflow_provider_modelsync.core.errors import (
     CorruptArchive,
     InvalidInput,
@@ -256,7 +257,7 @@ def unpack(
             continue
         known = len(tree.directories)
         if clash := tree.add(path, is_file=member.is_file):
-            raise UnsafeArchive(f"{shown} cannot live beside {names.show(clash)} on every platform")
+            raise UnsafeArchive(f"{shown} cannot live beside {names.show(clash)}")
         if len(tree.directories) > limits.max_members:
             raise UnsafeArchive(f"the archive holds more than {limits.max_members} directories")
         for directory in tree.directories[known:]:
@@ -619,6 +620,6 @@ def _writing(path: str) -> Iterator[None]:
     try:
         yield
     except FileExistsError as error:
-        raise UnsafeArchive(f"this file system cannot tell {names.show(path)} from another member") from error
+        raise not_held(path, "it takes for another one") from error
     except OSError as error:
         raise from_os_error(error, f"writing {names.show(path)}", argument="target") from error

@@ -92,11 +92,14 @@ class TarLayout:
         for path in generated:
             if fault := names.fault_of(path):
                 raise InvalidInput(f"the generated path {names.show(path)} {fault}")
-        if generated and (clash := names.clash_among([*_paths(tree), *generated], tree.directories)):
-            raise InvalidInput(
-                f"the source holds {names.show(clash[0])}, in place of which {names.show(clash[1])} is to be generated",
-                argument="source",
-            )
+        for path in generated:
+            # Also where only the case differs: what the registry demands must be found by everybody.
+            clash = names.clash_among([*_paths(tree), path], tree.directories)
+            if taken := clash[0] if clash else names.twin_of(path, (*_paths(tree), *tree.directories)):
+                raise InvalidInput(
+                    f"the source holds {names.show(taken)}, in place of which {names.show(path)} is to be generated",
+                    argument="source",
+                )
         return cls(tree, generated)
 
     @cached_property

@@ -1,6 +1,7 @@
 """Which paths a model may hold: one rule for what is pushed, pulled and unpacked.
 
-A path that some system or platform could not give back unchanged is refused at the push already.
+A path that could lead elsewhere, or deceive whoever reads it, is refused at the push already. One that only some file
+systems cannot hold is doubtful: it is warned of at the push, and tried where a pull is going to write it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ MAX_PATH_BYTES = 1024
 MAX_SEGMENT_BYTES = 255  # what Linux file systems take
 RESERVED_DIRECTORY = ".modelsync"
 
-_DRIVE = re.compile(r"[A-Za-z]:")
+_DRIVE = re.compile(r"[A-Za-z]:(/|$)")
+_WINDOWS = set('<>:"|?*')  # what its file systems take for something else
 _DEVICE = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?")
 
 
@@ -50,18 +52,13 @@ def fault_of(path: str, *, max_depth: int = MAX_DEPTH, max_bytes: int = MAX_PATH
             return "holds an empty, '.' or '..' segment"
         if len(segment.encode()) > MAX_SEGMENT_BYTES:
             return f"holds a segment longer than {MAX_SEGMENT_BYTES} bytes"
-        if _DEVICE.fullmatch(segment):
-            return f"holds the reserved device name {segment!r}"
         if segment.casefold() == RESERVED_DIRECTORY:
             return f"holds {RESERVED_DIRECTORY!r}, which is reserved"
     return None
 
 
 def clash_among(files: Iterable[str], directories: Iterable[str] = ()) -> tuple[str, str] | None:
-    """Find two paths that cannot live in one directory tree on every platform.
-
-    Those are equal paths, paths equal but for case or Unicode normal form, and a file where another
-    path needs a directory.
+    """Find two paths that cannot live in one directory tree: equal ones, and a file where another needs a directory.
 
     :return: the first such pair, or ``None``.
     """
@@ -73,11 +70,11 @@ def clash_among(files: Iterable[str], directories: Iterable[str] = ()) -> tuple[
 
 
 class PathTree:
-    """Paths that can live in one directory tree on every platform, added one by one; each costs the same."""
+    """Paths that can live in one directory tree, added one by one; each costs the same."""
 
     def __init__(self) -> None:
         self.directories: list[str] = []  # also those that are only named above another path, parents first
-        self._known: dict[str, tuple[str, bool]] = {}
+        self._is_file: dict[str, bool] = {}
 
     def add(self, path: str, *, is_file: bool) -> str | None:
         """Add a path and the directories above it.
@@ -85,17 +82,59 @@ class PathTree:
         :return: an earlier path that it clashes with, as told at :func:`clash_among`, or ``None`` when it was added. A
             directory may be added again.
         """
-        folded = _folded(path)
-        if known := self._known.get(folded):
-            return None if known == (path, False) and not is_file else known[0]
-        # What is above counts as a directory, so that `A/x` and `a/y` are seen to clash, too.
+        known = self._is_file.get(path)
+        if known is not None:
+            return path if known or is_file else None
         parent = path.rpartition("/")[0]
         if parent and (clash := self.add(parent, is_file=False)):
             return clash
-        self._known[folded] = path, is_file
+        self._is_file[path] = is_file
         if not is_file:
             self.directories.append(path)
         return None
+
+
+def twin_of(path: str, others: Iterable[str]) -> str | None:
+    """Return the first of other paths that is equal to one but for case or Unicode form."""
+    spelled = _folded(path)
+    return next((other for other in others if _folded(other) == spelled), None)
+
+
+def doubts(paths: Iterable[str]) -> dict[str, str]:
+    """Say which paths some file systems cannot hold: those of Windows, and those that do not tell case apart.
+
+    :param paths: files and empty directories of one model.
+    :return: path → what it has that they cannot hold.
+    """
+    paths = list(paths)
+    spellings: dict[str, dict[str, None]] = {}  # of each path and each directory above one, by what is left of it there
+    for path in paths:
+        for part in _parts(path):
+            spellings.setdefault(_folded(part), {})[part] = None
+    found: dict[str, str] = {}
+    for path in paths:
+        for part in _parts(path):
+            if others := [other for other in spellings[_folded(part)] if other != part]:
+                found[path] = f"differs from {show(others[0])} only in case or Unicode form"
+            elif fault := _fault_on_windows(part.rpartition("/")[2]):
+                found[path] = fault
+    return found
+
+
+def _parts(path: str) -> list[str]:
+    """Return a path and the directories above it, from the top."""
+    segments = path.split("/")
+    return ["/".join(segments[:depth]) for depth in range(1, len(segments) + 1)]
+
+
+def _fault_on_windows(segment: str) -> str | None:
+    if _DEVICE.fullmatch(segment):
+        return f"holds the device name {segment!r}"
+    if segment[-1:] in (".", " "):
+        return "ends in a dot or a blank"
+    if strange := sorted(set(segment) & _WINDOWS):
+        return f"holds {' '.join(strange)}"
+    return None
 
 
 def _folded(path: str) -> str:

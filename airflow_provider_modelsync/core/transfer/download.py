@@ -9,6 +9,7 @@ from pathlib import Path
 
 from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.archive.extract import DirectorySink, Limits, unpack
+from airflow_provider_modelsync.core.archive.holds import require_held
 from airflow_provider_modelsync.core.archive.names import show
 from airflow_provider_modelsync.core.errors import CorruptArchive, RegistryUnavailable
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
@@ -35,12 +36,16 @@ def download(way: DownloadWay, ref: str, target: Path, control: Control, driver:
     :param driver: asks the registry for addresses.
     :param mover: receives bodies.
     :return: the files that were written, hashed while they were.
+    :raises InvalidInput: when the target's file system cannot hold one of the names.
     """
+    if isinstance(way, GetArchive):
+        pulled = _get_archive(way, ref, target, control, driver, mover)
+        require_held(target, (file.path for file in pulled.files))
+        return pulled
+    require_held(target, (file.path for file in way.files), way.directories)
     match way:
         case FromDirectory():
             return _read_files(way, target, control)
-        case GetArchive():
-            return _get_archive(way, ref, target, control, driver, mover)
         case GetFiles():
             return get_files(way, ref, target, control, driver, mover)
 

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from airflow_provider_modelsync.core.archive.choice import BY_HABIT, Choice
 from airflow_provider_modelsync.core.archive.digest import FollowLinks, Source, SourceTree, memory_key, read_tree
-from airflow_provider_modelsync.core.archive.names import show
+from airflow_provider_modelsync.core.archive.names import doubts, show
 from airflow_provider_modelsync.core.errors import (
     BeginAgain,
     InvalidInput,
@@ -80,6 +80,7 @@ def push(
     else:
         choice = Choice(include, exclude, by_habit=BY_HABIT)
         tree = _read_source(source, control, registry.leaves_out, _how_to_follow(follow_links), choice)
+    _warn_of_names(tree)
     exact = ref if ref.version else ModelRef(name=ref.name, version=version_of(tree.digest))
     memory = checkpoint.UploadMemory(control.checkpoint)
 
@@ -181,6 +182,19 @@ def _check_push(
             where = ".".join(map(str, fault["loc"]))
             raise InvalidInput(f"{where}: {fault['msg']}", argument=argument) from None
         require_json(argument, value or {})
+
+
+def _warn_of_names(tree: Source) -> None:
+    doubtful = doubts([*(file.path for file in tree.files), *tree.directories])
+    if doubtful:
+        path, why = next(iter(doubtful.items()))
+        log.warning(
+            "%d of the model's names cannot be held by file systems of Windows, or by those that do not tell case "
+            "apart: %s %s",
+            len(doubtful),
+            show(path),
+            why,
+        )
 
 
 def _how_to_follow(links: str) -> FollowLinks:

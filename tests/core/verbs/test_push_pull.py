@@ -107,6 +107,16 @@ def test_a_single_file_is_pushed_under_its_base_name(store: Store, model: Path, 
     assert snapshot(target) == {"weights.bin": ("file", FILES["weights.bin"], False)}
 
 
+def test_names_that_some_disks_cannot_hold_are_warned_of_and_come_back(
+    store: Store, tmp_path: Path, target: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = {"aux.npy": b"1", "con/x": b"2", "A.npy": b"3", "a.npy": b"4", "w:0.npy": b"5", "dot.": b"6"}
+    store.push(write_tree(tmp_path / "odd", files), "fraud:v1")
+    assert "6 of the model's names cannot be held by file systems of Windows" in caplog.text
+    store.pull("fraud", target)
+    assert {path: content for path, (kind, content, _) in snapshot(target).items() if kind == "file"} == files
+
+
 def test_what_is_left_out_by_default_is_told(store: Store, model: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = store.push(model, "fraud").ref
     write_tree(model, {".git/config": b"", ".cache/huggingface/download/x.metadata": b"etag"})
