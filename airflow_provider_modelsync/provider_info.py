@@ -183,7 +183,7 @@ def get_provider_info() -> dict[str, Any]:
         "connection-types": _CONNECTION_TYPES,
         "hooks": _modules("hooks", "registry", "modelstore", "bentocloud", "wallaroo", "supervisely", "pieces"),
         "operators": _modules("operators", "transfer", "catalog", "deployment", "bentocloud", "supervisely", "pieces"),
-        "sensors": _modules("sensors", "model"),
+        "sensors": _modules("sensors", "model", "deployment"),
         "triggers": _modules("triggers", "base", "model", "deployment", "fetch", "predict"),
         "extra-links": [f"{_PACKAGE}.links.{name}" for name in ("RegistryConsoleLink", "DeploymentLink")],
         "cli": [f"{_PACKAGE}.cli.definition.get_modelsync_cli_commands"],

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import tempfile
+import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from airflow_provider_modelsync.cli.session import FAILED, TRY_AGAIN, Answer, Session, command
-from airflow_provider_modelsync.core.models import ModelVersion, PulledModel, SyncReport
+from airflow_provider_modelsync.core.arguments import looks_structured, seconds, structure
+from airflow_provider_modelsync.core.errors import Cancelled, NotReady, Retryable
+from airflow_provider_modelsync.core.models import Deployment, ModelVersion, PulledModel, Query, SyncReport
 from airflow_provider_modelsync.core.transfer.progress import readable
 from airflow_provider_modelsync.core.verbs.sync import Selection
-from airflow_provider_modelsync.operators.storage import local_source, resolve, upload_directory
+from airflow_provider_modelsync.core.verbs.wait import find_version
+from airflow_provider_modelsync.operators.storage import local_source, publish_file, resolve, upload_directory
+
+log = logging.getLogger("modelsync")
 
 
 @command
@@ -24,6 +32,101 @@ def list_models(args: argparse.Namespace, session: Session) -> Answer:
         (version.name, version.version, _size(version), _time(version), _pairs(version.labels)) for version in versions
     ]
     return Answer([_as_json(version) for version in versions], rows, ("NAME", "VERSION", "SIZE", "CREATED", "LABELS"))
+
+
+@command
+def versions(args: argparse.Namespace, session: Session) -> Answer:
+    """List the versions of a model."""
+    found = session.hook(args.conn_id).list_versions(args.model, args.query, labels=dict(args.label))[: args.limit]
+    rows = [(one.version, str(one.status), _size(one), _time(one), _pairs(one.labels)) for one in found]
+    return Answer([_as_json(one) for one in found], rows, ("VERSION", "STATUS", "SIZE", "CREATED", "LABELS"))
+
+
+@command
+def label(args: argparse.Namespace, session: Session) -> Answer:
+    """Change labels of a version."""
+    changes: dict[str, str | None] = {**dict(args.labels), **dict.fromkeys(args.remove)}
+    version = session.hook(args.conn_id).set_labels(args.model, changes)
+    return Answer(_as_json(version), [(version.ref, _pairs(version.labels))])
+
+
+@command
+def delete(args: argparse.Namespace, session: Session) -> Answer:
+    """Delete an exact version."""
+    deleted = session.hook(args.conn_id).delete(args.model)
+    told = f"{args.model} {'is deleted' if deleted else 'was not there'}"
+    return Answer({"ref": args.model, "deleted": deleted}, [(told,)])
+
+
+@command
+def deploy(args: argparse.Namespace, session: Session) -> Answer:
+    """Have a model served."""
+    return _deployed(session.hook(args.conn_id).deploy(args.deployment, args.model, config=args.config))
+
+
+@command
+def undeploy(args: argparse.Namespace, session: Session) -> Answer:
+    """End a deployment."""
+    return _deployed(session.hook(args.conn_id).undeploy(args.deployment))
+
+
+@command
+def predict(args: argparse.Namespace, session: Session) -> Answer:
+    """Have a deployment make predictions."""
+    hook, output = session.hook(args.conn_id), resolve(args.target, "target")
+    with ExitStack() as stack:
+        inputs = args.inputs
+        if looks_structured(inputs):
+            inputs = structure(inputs)
+        else:
+            inputs = stack.enter_context(local_source(inputs, session.cancel, "inputs"))
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="modelsync-"))
+        written = output if isinstance(output, Path) else Path(scratch) / "predictions"
+        made = hook.predict(args.deployment, inputs, output=written, **(args.options or {}))
+        if not isinstance(output, Path):
+            publish_file(written, output, cancel=session.cancel)
+    told = f"{'predictions' if made.count is None else made.count} in {output} ({readable(made.size_bytes)})"
+    return Answer(made.to_xcom(output=str(output)), [(told,)])
+
+
+@command
+def wait(args: argparse.Namespace, session: Session) -> Answer:
+    """Wait until a version is there."""
+    hook, query = session.hook(args.conn_id), Query.parse(None, dict(args.label))
+    deadline = time.monotonic() + seconds(args.timeout, "--timeout")
+    pause = seconds(args.poll_interval, "--poll-interval")
+
+    def look() -> ModelVersion | None:
+        try:
+            return hook.run(
+                lambda registry: find_version(
+                    registry, args.model, query, newer_than=args.newer_than, state=args.state
+                ),
+                model=args.model,
+            )
+        except Cancelled:
+            raise
+        except Retryable as error:
+            log.warning("%s; the wait goes on", error)
+            return None
+
+    while (found := look()) is None:
+        if (rest := deadline - time.monotonic()) <= 0:
+            raise NotReady(f"{args.model} is not there yet", model=args.model, connection=args.conn_id)
+        session.cancel.sleep(min(pause, rest))
+    return Answer(_as_json(found), [(f"{found.ref} is there",)])
+
+
+def _deployed(deployment: Deployment) -> Answer:
+    facts = {
+        "deployment": deployment.name,
+        "status": deployment.status,
+        "model": deployment.model,
+        "revision": deployment.revision,
+        "url": deployment.url,
+        "page": deployment.page,
+    }
+    return Answer(deployment.to_xcom(), [(fact, text) for fact, text in facts.items() if text])
 
 
 @command

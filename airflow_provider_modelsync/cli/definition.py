@@ -42,6 +42,12 @@ def _versions(text: str) -> str | int:
     raise argparse.ArgumentTypeError(f"{text!r} is neither 'latest' nor 'all' nor a number")
 
 
+def _count(text: str) -> int:
+    if text.isdecimal() and int(text):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
+
+
 def _repeated(flag: str, metavar: str, text: str, kind: Any) -> Arg:
     return Arg((flag,), help=text, metavar=metavar, type=kind, action="append", default=[])
 
@@ -53,12 +59,16 @@ def _switch(flag: str, text: str) -> Arg:
 _CONNECTION = Arg(
     ("-c", "--conn-id", "--conn"), dest="conn_id", help="The registry's connection", default="modelsync_default"
 )
-_JSON = Arg(("--json",), dest="as_json", help="Print the result as JSON", action="store_true")
+_JSON = Arg(("--json",), dest="as_json", help="As --output json", action="store_true")
 _VERBOSE = Arg(("-v", "--verbose"), help="Show the log, and the traceback of what fails", action="store_true")
-_COMMON = (_JSON, _VERBOSE)
+_OUTPUT = Arg(
+    ("-o", "--output"), help="How to print the result", choices=("table", "json", "yaml", "plain"), default="plain"
+)
+_COMMON = (_OUTPUT, _JSON, _VERBOSE)
 
 _MODEL = Arg(("model",), help="name or name:latest for the newest ready version, name:version for an exact one")
 _QUERY = "Choose by name substrings, label:k and label:k=v"
+_DEPLOYMENT = Arg(("-d", "--deployment"), help="The deployment's name; the connection's own, or the model, if left out")
 _LABELS = _repeated("--label", "KEY=VALUE", "That a version must have; may be repeated", _pair)
 _FILES = (
     _repeated("--include", "PATTERN", "Only files that a pattern of .gitignore's kind matches; may be repeated", str),
@@ -85,6 +95,83 @@ def get_modelsync_cli_commands() -> list[GroupCommand]:
                     help="Show a version",
                     func=lazy_load_command(f"{_COMMANDS}.show"),
                     args=(_MODEL, _CONNECTION, *_COMMON),
+                ),
+                ActionCommand(
+                    name="versions",
+                    help="List the versions of a model, in any state",
+                    func=lazy_load_command(f"{_COMMANDS}.versions"),
+                    args=(
+                        Arg(("model",), help="The model's name"),
+                        _CONNECTION,
+                        _LABELS,
+                        Arg(("--query",), help=_QUERY),
+                        Arg(("--limit",), help="So many of the newest", type=_count),
+                        *_COMMON,
+                    ),
+                ),
+                ActionCommand(
+                    name="label",
+                    help="Change labels of a version",
+                    func=lazy_load_command(f"{_COMMANDS}.label"),
+                    args=(
+                        _MODEL,
+                        Arg(("labels",), help="Labels to set", metavar="KEY=VALUE", nargs="*", type=_pair),
+                        _CONNECTION,
+                        _repeated("--remove", "KEY", "A label to remove; may be repeated", str),
+                        *_COMMON,
+                    ),
+                ),
+                ActionCommand(
+                    name="delete",
+                    help="Delete an exact version",
+                    func=lazy_load_command(f"{_COMMANDS}.delete"),
+                    args=(Arg(("model",), help="name:version"), _CONNECTION, *_COMMON),
+                ),
+                ActionCommand(
+                    name="deploy",
+                    help="Have a model served; ends once the request is accepted",
+                    func=lazy_load_command(f"{_COMMANDS}.deploy"),
+                    args=(
+                        _MODEL,
+                        _DEPLOYMENT,
+                        _CONNECTION,
+                        Arg(("--config",), help="A JSON object that the system reads", type=_json_object),
+                        *_COMMON,
+                    ),
+                ),
+                ActionCommand(
+                    name="undeploy",
+                    help="End a deployment",
+                    func=lazy_load_command(f"{_COMMANDS}.undeploy"),
+                    args=(Arg(("deployment",), help="Its name"), _CONNECTION, *_COMMON),
+                ),
+                ActionCommand(
+                    name="predict",
+                    help="Have a deployment make predictions",
+                    func=lazy_load_command(f"{_COMMANDS}.predict"),
+                    args=(
+                        Arg(("inputs",), help="A path, an object storage URL, or values as JSON"),
+                        Arg(("target",), help="The file to write: a path, or an object storage URL"),
+                        _DEPLOYMENT,
+                        _CONNECTION,
+                        Arg(("--options",), help="A JSON object that the system reads", type=_json_object),
+                        *_COMMON,
+                    ),
+                ),
+                ActionCommand(
+                    name="wait",
+                    help="Wait until a version is there",
+                    func=lazy_load_command(f"{_COMMANDS}.wait"),
+                    args=(
+                        _MODEL,
+                        _CONNECTION,
+                        _LABELS,
+                        Arg(("--newer-than",), help="A version or an ISO 8601 time"),
+                        Arg(("--state",), help="What the version must have reached", default="ready"),
+                        Arg(("--timeout",), help="Seconds, or as PT1H30M", default="PT1H"),
+                        Arg(("--poll-interval",), help="Between two looks, likewise", default="10"),
+                        *_COMMON,
+                    ),
                 ),
                 ActionCommand(
                     name="push",

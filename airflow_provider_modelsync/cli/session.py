@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 FAILED = 1  # for good
 TRY_AGAIN = os.EX_TEMPFAIL
 _SIGNALLED = 128  # and the signal's number, as shells have it
+_TABLES = {"plain": "plain", "table": "presto"}  # as tabulate calls them
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -37,7 +38,7 @@ _ENDING = (signal.SIGINT, signal.SIGTERM)
 class Answer:
     """What a command prints.
 
-    :param data: with ``--json``.
+    :param data: as JSON or YAML.
     :param rows: else; in columns.
     :param headers: of the columns.
     :param status: the exit code.
@@ -116,7 +117,7 @@ def command(do: Callable[[argparse.Namespace, Session], Answer]) -> Callable[[ar
             try:
                 answer = do(args, session)
                 status = answer.status
-                _print(answer, stdout, as_json=args.as_json)
+                _print(answer, stdout, "json" if args.as_json else args.output)
             except BrokenPipeError:
                 status = _SIGNALLED + signal.SIGPIPE
             except Exception as error:
@@ -145,14 +146,18 @@ def _complain(error: Exception, session: Session, *, verbose: bool) -> None:
     print(f"airflow modelsync: {line}", file=sys.stderr)  # noqa: T201
 
 
-def _print(answer: Answer, stdout: int, *, as_json: bool) -> None:
-    if as_json:
+def _print(answer: Answer, stdout: int, form: str) -> None:
+    if form == "json":
         text = json.dumps(answer.data, indent=2)
+    elif form == "yaml":
+        import yaml
+
+        text = yaml.safe_dump(json.loads(json.dumps(answer.data)), sort_keys=False).rstrip("\n")
     else:
         from tabulate import tabulate  # type: ignore[import-untyped]
 
         rows = [[escape(cell) for cell in row] for row in answer.rows]
-        text = tabulate(rows, answer.headers, tablefmt="plain", disable_numparse=True)
+        text = tabulate(rows, answer.headers, tablefmt=_TABLES[form], disable_numparse=True)
     with open(stdout, "w", encoding="utf-8", closefd=False) as out:
         out.write(f"{text}\n")
 

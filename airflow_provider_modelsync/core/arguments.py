@@ -137,6 +137,14 @@ def _seconds(value: Any) -> float:
     return seconds
 
 
+def seconds(value: Any, argument: str) -> float:
+    """Read a duration that no signature declares; parameters and errors as of an argument."""
+    try:
+        return _seconds(value)
+    except ValueError as error:
+        raise InvalidInput(str(error), argument=argument) from None
+
+
 def _moment(value: Any) -> str:
     """Read a version or a time: text, a date or time, or a version's dictionary."""
     if looks_structured(value):

@@ -6,11 +6,12 @@ imported by the methods that do so: DAG files load this module whenever they are
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
@@ -299,6 +300,14 @@ class RegistryHook(BaseHook, ABC):
                 note(pulled.version.transfer)
             return pulled
 
+    async def apush(self, *args: Any, **kwargs: Any) -> ModelVersion:
+        """As :meth:`push`, for ``async`` tasks: bytes move in threads, and end when the awaiting task is cancelled."""
+        return await self._in_a_thread(self.push, *args, **kwargs)
+
+    async def apull(self, *args: Any, **kwargs: Any) -> PulledModel:
+        """As :meth:`pull`, for ``async`` tasks: bytes move in threads, and end when the awaiting task is cancelled."""
+        return await self._in_a_thread(self.pull, *args, **kwargs)
+
     @_understood
     def sync_to(
         self,
@@ -353,19 +362,36 @@ class RegistryHook(BaseHook, ABC):
 
         :raises ModelNotFound: when there is none.
         """
-        return self.run(lambda registry: registry.get(registry.parse(model), Query.parse(query, labels)), model=model)
+        return self.run(_get(model, labels, query), model=model)
 
     @_understood
-    def list_models(self, query: Text | None = None) -> list[ModelVersion]:
-        """Return the newest ready version of each name that the query chooses, newest first."""
-        return self.run(lambda registry: registry.list_models(Query.parse(query)))
+    async def aget(self, model: Reference, *, labels: Labels | None = None, query: Text | None = None) -> ModelVersion:
+        """As :meth:`get`, for ``async`` tasks and the event loop."""
+        return await self.arun(_get(model, labels, query), model=model)
 
     @_understood
-    def list_versions(self, name: Reference, query: Text | None = None) -> list[ModelVersion]:
-        """Return every version of a name that the query chooses, in any state, newest first."""
-        return self.run(
-            lambda registry: registry.list_versions(registry.parse(name).name, Query.parse(query)), model=name
-        )
+    def list_models(self, query: Text | None = None, *, labels: Labels | None = None) -> list[ModelVersion]:
+        """Return the newest ready version of each name that query and labels choose, newest first."""
+        return self.run(_list_models(labels, query))
+
+    @_understood
+    async def alist_models(self, query: Text | None = None, *, labels: Labels | None = None) -> list[ModelVersion]:
+        """As :meth:`list_models`, for ``async`` tasks and the event loop."""
+        return await self.arun(_list_models(labels, query))
+
+    @_understood
+    def list_versions(
+        self, name: Reference, query: Text | None = None, *, labels: Labels | None = None
+    ) -> list[ModelVersion]:
+        """Return every version of a name that query and labels choose, in any state, newest first."""
+        return self.run(_list_versions(name, labels, query), model=name)
+
+    @_understood
+    async def alist_versions(
+        self, name: Reference, query: Text | None = None, *, labels: Labels | None = None
+    ) -> list[ModelVersion]:
+        """As :meth:`list_versions`, for ``async`` tasks and the event loop."""
+        return await self.arun(_list_versions(name, labels, query), model=name)
 
     @_understood
     def delete(self, model: Reference) -> bool:
@@ -399,9 +425,12 @@ class RegistryHook(BaseHook, ABC):
         with self._named(model), self._session() as (registry, driver):
             deploys = Deploys.of(registry)
             ref, config = registry.parse(model), config or {}
-            if driver.run(needs_fetch(registry, deployment, ref, config)):
-                fetch(registry, driver, ref, query=Query(), patience=Patience())
-            return driver.run(deploys.deploy(deployment, ref, config))
+            with measured("deploy", None, self._tags()) as note:
+                if driver.run(needs_fetch(registry, deployment, ref, config)):
+                    fetch(registry, driver, ref, query=Query(), patience=Patience())
+                deployed = driver.run(deploys.deploy(deployment, ref, config))
+                note(None)
+            return deployed
 
     @_understood
     def deployment(self, name: DeploymentName) -> Deployment:
@@ -410,6 +439,11 @@ class RegistryHook(BaseHook, ABC):
         :raises ModelNotFound: when there is none.
         """
         return self.run(lambda registry: Deploys.of(registry).deployment(name))
+
+    @_understood
+    async def adeployment(self, name: DeploymentName) -> Deployment:
+        """As :meth:`deployment`, for ``async`` tasks and the event loop."""
+        return await self.arun(lambda registry: Deploys.of(registry).deployment(name))
 
     @_understood
     def undeploy(self, name: DeploymentName) -> Deployment:
@@ -442,7 +476,12 @@ class RegistryHook(BaseHook, ABC):
 
         with self._named(None), self._session() as (registry, driver):
             control = self._control(registry, f"predicting with {deployment}", None)
-            return predict(registry, driver, deployment, inputs, control, output=output, options=options, ticket=ticket)
+            with measured("predict", None, self._tags()) as note:
+                made = predict(
+                    registry, driver, deployment, inputs, control, output=output, options=options, ticket=ticket
+                )
+                note(None)
+            return made
 
     @_understood
     def start_predict(
@@ -504,6 +543,17 @@ class RegistryHook(BaseHook, ABC):
         with self._named(None):
             return self.make_registry(settings, others)
 
+    async def _in_a_thread(self, verb: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._named(None):
+            await self.aget_conn()  # here: threads must not ask Airflow for connections
+        work = asyncio.ensure_future(asyncio.to_thread(verb, *args, **kwargs))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            self.cancel()
+            await asyncio.wait((work,))  # within 4 s
+            raise
+
     @contextmanager
     def _session(self) -> Iterator[tuple[Registry, SyncDriver]]:
         registry = self.get_conn()
@@ -534,6 +584,20 @@ class RegistryHook(BaseHook, ABC):
         except ModelSyncError as error:
             error.about(model=model, connection=self.registry_conn_id)
             raise
+
+
+def _get(model: str, labels: Mapping[str, str] | None, query: str | None) -> Callable[[Registry], Flow[ModelVersion]]:
+    return lambda registry: registry.get(registry.parse(model), Query.parse(query, labels))
+
+
+def _list_models(labels: Mapping[str, str] | None, query: str | None) -> Callable[[Registry], Flow[list[ModelVersion]]]:
+    return lambda registry: registry.list_models(Query.parse(query, labels))
+
+
+def _list_versions(
+    name: str, labels: Mapping[str, str] | None, query: str | None
+) -> Callable[[Registry], Flow[list[ModelVersion]]]:
+    return lambda registry: registry.list_versions(registry.parse(name).name, Query.parse(query, labels))
 
 
 def get_registry_hook(registry_conn_id: str) -> RegistryHook:

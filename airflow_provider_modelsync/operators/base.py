@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.sdk import Asset, AssetAlias, BaseOperator
+from airflow.sdk import Asset, AssetAlias, BaseOperator, BaseOperatorLink
 from airflow.sdk.definitions.asset import AssetRef
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
@@ -17,7 +17,7 @@ from airflow_provider_modelsync.core.errors import ModelSyncError, Permanent
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
 from airflow_provider_modelsync.lineage import Trace
-from airflow_provider_modelsync.links import remember_link
+from airflow_provider_modelsync.links import RegistryConsoleLink, remember_link
 from airflow_provider_modelsync.operators.arguments import TakesArguments
 
 if TYPE_CHECKING:
@@ -155,6 +155,7 @@ class RegistryOperator(ModelSyncOperator):
     :param registry_conn_id: the registry's connection (templated).
     """
 
+    operator_extra_links: Sequence[BaseOperatorLink] = (RegistryConsoleLink(),)
     # Whether the versions that it emits are what it takes, not what it makes.
     takes_models: ClassVar[bool] = False
 

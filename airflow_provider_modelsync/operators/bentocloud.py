@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-
-from airflow.sdk import BaseOperatorLink
 
 from airflow_provider_modelsync.assets import bento_asset
 from airflow_provider_modelsync.core.arguments import Flag, Text
 from airflow_provider_modelsync.core.errors import InvalidInput
 from airflow_provider_modelsync.core.models import TransferStats
-from airflow_provider_modelsync.links import RegistryConsoleLink, remember_link
+from airflow_provider_modelsync.links import remember_link
 from airflow_provider_modelsync.operators.arguments import Place
 from airflow_provider_modelsync.operators.base import RegistryOperator, TaskCheckpoint
 from airflow_provider_modelsync.operators.storage import local_source
@@ -36,7 +33,6 @@ class PushBentoOperator(RegistryOperator):
     :return: the bento's version as a dictionary, with ``skipped`` and ``resumed_bytes``.
     """
 
-    operator_extra_links: Sequence[BaseOperatorLink] = (RegistryConsoleLink(),)
     ui_color = "#d5e8d4"
 
     def __init__(

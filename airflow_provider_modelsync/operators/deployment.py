@@ -177,6 +177,7 @@ class _DeploymentOperator(RegistryOperator):
             self.log.warning("What was started on %s could not be taken back: %s", started.deployment, error)
 
     def _finish(self, context: Context, deployment: Deployment, model: str | None = None) -> dict[str, JsonValue]:
+        remember_link(context, lambda: deployment.page)
         return deployment.model_copy(update={"model": deployment.model or model}).to_xcom()
 
 
@@ -299,7 +300,6 @@ class DeployModelOperator(_DeploymentOperator):
         _Memory(TaskCheckpoint.of(context), self._asked()).forget()
         if served := deployment.model or model:
             self.emit(context, self._version(served))
-        remember_link(context, lambda: deployment.page)
         remember_link(context, lambda: deployment.url, DeploymentLink)
         return super()._finish(context, deployment, model)
 

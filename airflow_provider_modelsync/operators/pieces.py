@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.sdk import BaseOperatorLink
 
 from airflow_provider_modelsync.core.arguments import Options, Reference, Text
 from airflow_provider_modelsync.core.errors import InvalidInput
@@ -25,6 +28,7 @@ class PiecesUpdateModelOperator(RegistryOperator):
     """
 
     template_fields_renderers: ClassVar[dict[str, str]] = {"changes": "json"}
+    operator_extra_links: Sequence[BaseOperatorLink] = ()  # the system has no pages of models
     ui_color = "#e1d5e7"
 
     def __init__(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperatorLink
 
 from airflow_provider_modelsync.core.arguments import DeploymentName, Text
 from airflow_provider_modelsync.core.errors import InvalidInput
@@ -23,6 +26,7 @@ class SuperviselyFreezeOperator(RegistryOperator):
     :return: ``frozen``, and the app's ``message``, as a dictionary.
     """
 
+    operator_extra_links: Sequence[BaseOperatorLink] = ()  # the system has no pages of models
     ui_color = "#cfe2f3"
 
     def __init__(

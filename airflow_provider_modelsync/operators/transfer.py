@@ -89,7 +89,6 @@ class PushModelOperator(RegistryOperator):
     """
 
     template_fields_renderers: ClassVar[dict[str, str]] = {"labels": "json", "metadata": "json", "options": "json"}
-    operator_extra_links: Sequence[BaseOperatorLink] = (RegistryConsoleLink(),)
     ui_color = "#d5e8d4"
 
     def __init__(
@@ -212,7 +211,6 @@ class PullModelOperator(RegistryOperator):
     """
 
     template_fields_renderers: ClassVar[dict[str, str]] = {"labels": "json"}
-    operator_extra_links: Sequence[BaseOperatorLink] = (RegistryConsoleLink(),)
     ui_color = "#dae8fc"
     takes_models = True
 

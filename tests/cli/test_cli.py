@@ -17,6 +17,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
+import yaml
 
 from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
@@ -24,7 +25,9 @@ from airflow_provider_modelsync.provider_info import get_provider_info
 from tests.conftest import Connect
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.http_server import Delay
+from tests.support.cloud import changes, running_cloud
 from tests.support.command import Run, airflow
+from tests.support.pipelines import running_instance
 from tests.support.until import until
 from tests.ui.servers import GOOD, SERVERS, UNREACHABLE, WRONG
 
@@ -307,6 +310,66 @@ def test_every_command_is_implemented() -> None:
     (group,) = resolve_name(path)()
     names = {sub.name: sub.func.__name__ for sub in group.subcommands}
 
-    assert set(names) == {"ls", "show", "push", "pull", "sync"}
+    assert set(names) == {
+        *("ls", "versions", "show", "push", "pull", "sync", "label", "delete", "wait", "deploy", "undeploy", "predict")
+    }
     for name in names.values():
         assert callable(resolve_name(f"airflow_provider_modelsync.cli.commands:{name}"))
+
+
+def test_versions_are_listed_labelled_waited_for_and_deleted(modelstore: Path, source: Path) -> None:
+    hook = ModelStoreHook("modelsync_default")
+    for ref in ("digits:v1", "digits:v2"):
+        hook.push(source, ref, labels={"stage": "dev", "old": "yes"})
+
+    labelled = modelsync("label", "digits:v1", "stage=prod", "--remove", "old")
+    assert labelled.stdout.split() == ["digits:v1", "stage=prod"]
+    head, newest, oldest = modelsync("versions", "digits").stdout.splitlines()
+    assert head.split() == ["VERSION", "STATUS", "SIZE", "CREATED", "LABELS"]
+    assert (newest.split()[:2], oldest.split()[:2]) == (["v2", "ready"], ["v1", "ready"])
+    (listed,) = json.loads(modelsync("versions", "digits", "--label", "stage=prod", "-o", "json").stdout)
+    assert listed["ref"] == "digits:v1"
+    assert modelsync("wait", "digits:v1", "--label", "stage=prod").stdout == "digits:v1 is there\n"
+    hasty = ("--timeout", "0.05", "--poll-interval", "0.01")
+    waited = refused("wait", "digits:v2", "--label", "stage=prod", *hasty, code=75)
+    assert "digits:v2 is not there yet" in waited
+    assert modelsync("delete", "digits:v1").stdout == "digits:v1 is deleted\n"
+    assert modelsync("delete", "digits:v1").stdout == "digits:v1 was not there\n"
+    assert [version.version for version in hook.list_versions("digits")] == ["v2"]
+
+
+def test_answers_have_the_form_that_is_asked_for(modelstore: Path, source: Path) -> None:
+    ModelStoreHook("modelsync_default").push(source, "digits:v1")
+
+    told = {form: modelsync("ls", "-o", form).stdout for form in ("plain", "table", "json", "yaml")}
+
+    (version,) = json.loads(told["json"])
+    assert yaml.safe_load(told["yaml"]) == [version]
+    assert told["plain"].splitlines()[0].split() == ["NAME", "VERSION", "SIZE", "CREATED", "LABELS"]
+    assert [cell.strip() for cell in told["table"].splitlines()[0].split("|")][:2] == ["NAME", "VERSION"]
+    assert json.loads(modelsync("ls", "--json").stdout) == [version]
+
+
+def test_a_model_is_deployed_and_undeployed(tmp_path: Path, connect: Connect) -> None:
+    with running_cloud(tmp_path / "cloud") as server:
+        connect("modelsync_default", conn_type="bentocloud", host=server.url, password=server.token)
+
+        deployed = modelsync("deploy", "fraud:v1", "-d", "demo", "--config", '{"envs": []}', "-o", "json")
+        ended = modelsync("undeploy", "demo")
+
+        assert json.loads(deployed.stdout)["name"] == "demo"
+        assert ended.stdout.split()[:2] == ["deployment", "demo"]
+        assert [method for method, _ in changes(server)] == ["POST", "POST"]
+        assert "bento" in refused("predict", "[1]", tmp_path / "out", "-d", "demo", code=1)
+
+
+def test_predictions_are_written_to_a_file(tmp_path: Path, connect: Connect) -> None:
+    with running_instance(tmp_path / "instance") as instance:
+        connect("modelsync_default", conn_type="wallaroo", **instance.fields)
+        instance.serve()
+
+        told = modelsync("predict", '[{"pixels": [0.5, 1.0]}]', tmp_path / "out.json", "--deployment", "demo")
+
+    assert told.stdout.startswith(f"1 in {tmp_path / 'out.json'}")
+    (row,) = json.loads((tmp_path / "out.json").read_text())
+    assert row["out"]["total"] == [1.5]

@@ -59,6 +59,13 @@ def test_train_push_wait_pull(airflow: LocalAirflow, base: Path) -> None:
     assert_one_version(run, lambda: sorted((base / "store" / "digits" / ".modelsync").glob("*.json")))
 
 
+def test_taskflow(airflow: LocalAirflow, bentocloud: BentoCloudStandIn, tmp_path: Path) -> None:
+    run = Run.start(airflow, "taskflow", work=str(tmp_path / "work")).succeed()
+
+    assert run.left("count") >= 1
+    assert run.left("get")["ref"] == run.left("push")["ref"]
+
+
 def test_bentocloud_train_push(airflow: LocalAirflow, bentocloud: BentoCloudStandIn) -> None:
     run = Run.start(airflow, "bentocloud_train_push").succeed()
 

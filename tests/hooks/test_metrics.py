@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ from airflow.sdk._shared.observability.metrics.base_stats_logger import NoStatsL
 from airflow.sdk._shared.observability.metrics.statsd_logger import get_statsd_logger
 from airflow.sdk.observability import stats
 
-from airflow_provider_modelsync.core.errors import DigestMismatch, RegistryUnavailable, VersionConflict
+from airflow_provider_modelsync.core.errors import DigestMismatch, ModelSyncError, RegistryUnavailable, VersionConflict
 from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.verbs.sync import Selection
 from airflow_provider_modelsync.hooks.bentocloud import BentoCloudHook
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.hooks.registry import RegistryHook
+from airflow_provider_modelsync.sensors.model import ModelVersionSensor
 from tests.conftest import Connect
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.http_server import Reset, Respond
@@ -238,3 +241,30 @@ def test_stats_that_fail_fail_no_transfer(
 
     assert hook.pull("digits", tmp_path / "pulled").version.digest == pushed.digest
     assert "could not be reported" in caplog.text
+
+
+def test_a_deployment_and_what_was_refused_are_timed(cloud: BentoCloudStandIn, listener: Listener) -> None:
+    hook = BentoCloudHook("bentocloud_default")
+    cloud.seed("fraud", "v1")
+    cloud.seed_bento("svc", "1", models=["fraud:v1"])
+
+    for model, outcome in (("fraud:v1", "done"), ("fraud:v2", "failed")):
+        with suppress(ModelSyncError):
+            hook.deploy("demo", model)
+        ((name, (seconds, kind, told)),) = listener.received().items()
+        assert (name, kind, told["outcome"]) == ("airflow.modelsync.deploy.seconds", "ms", outcome)
+        assert seconds > 0
+
+
+def test_a_wait_is_timed_from_the_task_s_start(
+    modelstore: Path, source: Path, listener: Listener, context: dict[str, Any]
+) -> None:
+    ModelStoreHook("modelsync_default").push(source, "digits:v1")
+    listener.received()
+    context["ti"].start_date = datetime.now(UTC) - timedelta(seconds=90)
+
+    ModelVersionSensor(task_id="wait", model="digits").execute(context)
+
+    ((name, (milliseconds, _, told)),) = listener.received().items()
+    assert (name, told) == ("airflow.modelsync.wait.seconds", {**STORE, "outcome": "done"})
+    assert milliseconds >= 90_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -228,3 +229,33 @@ def test_verbs_read_their_arguments_as_operators_do(hook: ModelStoreHook, source
         with pytest.raises(InvalidInput, match=rf"argument '{next(iter(wrong))}', connection 'modelsync_default'"):
             hook.pull("digits:v1", tmp_path / "out", **wrong)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+def test_async_tasks_await_the_same_verbs(hook: ModelStoreHook, source: Path, tmp_path: Path) -> None:
+    async def work() -> None:
+        pushed = await hook.apush(source, "digits:v1", labels={"stage": "dev"})
+        assert await hook.aget(pushed, labels={"stage": "dev"}) == await hook.aget("digits")  # type: ignore[arg-type]
+        assert [one.ref for one in await hook.alist_models(labels={"stage": "dev"})] == ["digits:v1"]
+        assert [one.ref for one in await hook.alist_versions("digits", "label:stage=prod")] == []
+        pulled = await hook.apull("digits", tmp_path / "pulled")
+        assert digest_directory(tmp_path / "pulled") == pulled.version.digest == pushed.digest
+        with pytest.raises(ModelNotFound, match="not 'prod'"):
+            await hook.aget("digits:v1", labels={"stage": "prod"})
+        with pytest.raises(NotSupported):
+            await hook.adeployment("digits")
+
+    asyncio.run(work())
+
+
+def test_an_awaited_transfer_ends_with_the_task_that_awaits_it(hook: ModelStoreHook, source: Path) -> None:
+    (source / "big.bin").write_bytes(bytes(64 << 20))
+
+    async def work() -> None:
+        push = asyncio.ensure_future(hook.apush(source, "digits:v1"))
+        await asyncio.sleep(0)
+        push.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await push
+
+    asyncio.run(work())
+    assert hook.list_versions("digits") == []

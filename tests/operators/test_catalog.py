@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk import Asset
+from airflow.sdk import DAG, Asset
 from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.serde import serialize
 
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
-from airflow_provider_modelsync.operators.catalog import DeleteModelOperator, LabelModelOperator, ListModelsOperator
+from airflow_provider_modelsync.operators.catalog import (
+    DeleteModelOperator,
+    GetModelOperator,
+    LabelModelOperator,
+    ListModelsOperator,
+    ListModelVersionsOperator,
+)
 
 
 @pytest.fixture
@@ -81,3 +87,52 @@ def test_delete_demands_an_exact_version(hook: ModelStoreHook, context: Any) -> 
     with pytest.raises(AirflowFailException, match="exact version"):
         DeleteModelOperator(task_id="delete", model="digits").execute(context)
     assert hook.get("digits").version == "v1"
+
+
+def test_lists_are_limited_and_may_be_references_only(hook: ModelStoreHook, context: Any) -> None:
+    assert ListModelsOperator(task_id="list", refs_only=True).execute(context) == ["digits:v1", "letters:v1"]
+    assert ListModelsOperator(task_id="list", refs_only="yes", limit="1").execute(context) == ["digits:v1"]
+    (listed,) = ListModelsOperator(task_id="list", labels={"stage": "production"}).execute(context)
+    assert listed["name"] == "letters"
+
+
+def test_all_versions_of_a_model_are_listed_newest_first(hook: ModelStoreHook, source: Path, context: Any) -> None:
+    (source / "weights.bin").write_bytes(b"newer")
+    hook.push(source, "digits:v2", labels={"stage": "production"})
+
+    def listed(**arguments: Any) -> Any:
+        return ListModelVersionsOperator(task_id="list", model="digits", refs_only=True, **arguments).execute(context)
+
+    assert listed() == ["digits:v2", "digits:v1"]
+    assert listed(limit=1) == listed(labels={"stage": "production"}) == listed(query="label:stage=production")
+    assert ListModelVersionsOperator(task_id="list", model="none").execute(context) == []
+    (whole, _) = ListModelVersionsOperator(task_id="list", model="digits:v1").execute(context)
+    assert json.loads(json.dumps(whole)) == whole == hook.get("digits:v2").to_xcom()
+
+
+def test_a_list_that_airflow_would_not_map_over_says_what_helps(
+    hook: ModelStoreHook, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "1")
+    with DAG("mapped"):
+        alone = ListModelsOperator(task_id="alone")
+        mapped = ListModelsOperator(task_id="list", limit="{{ limit }}")
+        LabelModelOperator.partial(task_id="label", labels={"a": "b"}).expand(model=mapped.output)
+
+    assert len(alone.execute(context)) == 2
+    mapped.limit = None  # type: ignore[assignment]
+    with pytest.raises(AirflowFailException, match=r"2 entries.*max_map_length is 1.*argument 'limit'"):
+        mapped.execute(context)
+    mapped.limit = 1
+    assert len(mapped.execute(context)) == 1
+
+
+def test_get_returns_a_version_or_says_what_differs(hook: ModelStoreHook, context: Any) -> None:
+    asset = Asset("modelsync://modelsync_default/digits")
+    get = GetModelOperator(task_id="get", model="digits", outlets=[asset])
+    found = get.execute(context)
+
+    assert found == hook.get("digits").to_xcom()
+    assert context["outlet_events"][asset].extra["version"] == "v1"
+    with pytest.raises(AirflowFailException, match="label 'stage' is 'candidate', not 'production'"):
+        GetModelOperator(task_id="get", model="digits:v1", labels={"stage": "production"}).execute(context)

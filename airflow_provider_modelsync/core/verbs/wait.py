@@ -25,6 +25,7 @@ from airflow_provider_modelsync.core.registries.capabilities import Deploys
 
 READY = "ready"
 GONE = "gone"
+SERVED = "served"
 
 
 def find_version(
@@ -100,12 +101,22 @@ def find_ready(registry: Registry, name: str, revision: str | None = None) -> Fl
     found = yield from find_deployment(registry, name)
     if found is None:
         raise DeploymentFailed(f"the deployment {name} does not exist any more")
+    return _if_ready(found, revision)
+
+
+def _if_ready(found: Deployment, revision: str | None) -> Deployment | None:
     if revision is not None and found.revision != revision:
         return None
     if found.failed:
         reason = f": {found.reason}" if found.reason else ""
-        raise DeploymentFailed(f"the deployment {name} is {found.status}{reason}")
+        raise DeploymentFailed(f"the deployment {found.name} is {found.status}{reason}")
     return found if found.ready else None
+
+
+def find_served(registry: Registry, name: str, revision: str | None = None) -> Flow[Deployment | None]:
+    """As :func:`find_ready`, for those who wait for what may not be there yet."""
+    found = yield from find_deployment(registry, name)
+    return found and _if_ready(found, revision)
 
 
 def find_gone(registry: Registry, name: str, revision: str | None = None) -> Flow[Deployment | None]:
@@ -119,6 +130,7 @@ def find_gone(registry: Registry, name: str, revision: str | None = None) -> Flo
 # What a task may wait for a deployment to be.
 GOALS: Mapping[str, Callable[[Registry, str, str | None], Flow[Deployment | None]]] = {
     READY: find_ready,
+    SERVED: find_served,
     GONE: find_gone,
 }
 

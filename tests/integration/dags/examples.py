@@ -11,6 +11,7 @@ _NAMES = (
     "nightly_sync",
     "pieces_local_model",
     "supervisely_batch_predict",
+    "taskflow",
 )
 EXAMPLES = {name: runpy.run_path(str(_DIRECTORY / f"{name}.py"))[name] for name in _NAMES}
 DAGS = [make() for make in EXAMPLES.values()]

@@ -1,0 +1,32 @@
+"""The example that hands versions from task to task, run by Airflow in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_modelsync.core.archive.digest import digest_directory
+
+
+def test_versions_go_from_task_to_task(
+    airflow_database: Path, modelstore: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from tests.integration.dags import examples
+
+    run = examples.EXAMPLES["taskflow"]().test(run_conf={"work": str(tmp_path / "work")})
+
+    left: dict[str, Any] = {
+        instance.task_id: (str(instance.state), instance.xcom_pull(task_ids=instance.task_id))
+        for instance in run.get_task_instances()
+    }
+    states = {name: state for name, (state, _) in left.items()}
+    assert states.pop("deploy") == "skipped"
+    assert set(states.values()) == {"success"}, states
+    assert left["count"][1] == 1
+    digest = digest_directory(tmp_path / "work" / "trained")
+    for pulled in ("pulled", "each/0"):
+        assert digest_directory(tmp_path / "work" / pulled) == digest
+    told = capfd.readouterr()
+    assert "XCom not found" not in told.out + told.err  # a model store has no pages to link to
