@@ -103,7 +103,13 @@ class _DeploymentOperator(RegistryOperator):
 
     @cached_property
     def _name(self) -> str:
-        return self.deployment or Deploys.of(self.get_hook().get_conn()).own_deployment(self._served)
+        if self.deployment:
+            return self.deployment
+        registry = self.get_hook().get_conn()
+        own = registry.own_deployment(self._served) if isinstance(registry, Deploys) else None
+        if not own:
+            raise InvalidInput("a deployment must be named", argument="deployment")
+        return own
 
     @property
     def _served(self) -> str | None:

@@ -70,13 +70,12 @@ class Deploys(Offer):
 
     capability = Capability.DEPLOY
 
-    def own_deployment(self, model: str | None) -> str:
-        """Return the name of the deployment that is meant where none is named.
+    def own_deployment(self, model: str | None) -> str | None:
+        """Return the name of the deployment that is meant where none is named; ``None`` where one must be.
 
         :param model: what is to be served, if anything is.
-        :raises InvalidInput: when there is none.
         """
-        raise InvalidInput("a deployment must be named", argument="deployment")
+        return None
 
     @abstractmethod
     def deploy(self, deployment: str | None, ref: ModelRef, config: Mapping[str, Any]) -> Flow[Deployment]:

@@ -315,8 +315,8 @@ class Pieces(Registry, Fetches, Deploys):
 
     # Serving
 
-    def own_deployment(self, model: str | None) -> str:
-        return model or super().own_deployment(model)
+    def own_deployment(self, model: str | None) -> str | None:
+        return model
 
     def needs_fetch(self, deployment: str | None, ref: ModelRef, config: Mapping[str, Any]) -> Flow[bool]:
         if deployment not in (None, str(ref)):

@@ -355,8 +355,8 @@ class Supervisely(Registry, Deploys, PredictsAlone):
         """
         return self._deployments.session(deployment)
 
-    def own_deployment(self, model: str | None) -> str:
-        return self._deployments.own_name() or super().own_deployment(model)
+    def own_deployment(self, model: str | None) -> str | None:
+        return self._deployments.own_name()
 
     def deploy(self, deployment: str | None, ref: ModelRef, config: Mapping[str, Any]) -> Flow[Deployment]:
         return self._deployments.deploy(deployment, ref, config)
