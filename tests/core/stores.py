@@ -95,7 +95,7 @@ class Store:
 
     @cached_property
     def registry(self) -> ModelStore:
-        return ModelStore(RegistrySettings(conn_id="store", host=self.root.as_uri()))
+        return ModelStore(RegistrySettings(conn_id="store", host=f"file://{self.root}"))
 
     def run(self, flow: Flow[T]) -> T:
         return SyncDriver().run(flow)

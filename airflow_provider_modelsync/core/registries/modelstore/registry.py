@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar, ParamSpec, TypeVar
-from urllib.parse import unquote, urlsplit
 
 from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavailable
@@ -20,6 +20,8 @@ from airflow_provider_modelsync.core.registries.modelstore.s3 import S3Store
 from airflow_provider_modelsync.core.registries.modelstore.store import CONN_TYPE, NAME, Manifest, Store
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, PushRequest, UploadPlan
+
+_BUCKET = re.compile(r"[A-Za-z0-9._:-]+")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -115,12 +117,20 @@ class ModelStore(Registry):
 
 
 def _store_at(settings: RegistrySettings, session: OpenSession | None) -> Store:
-    url = urlsplit(settings.host or "")
-    if url.scheme == "file" and url.netloc in ("", "localhost") and len(url.path) > 1:
-        return DirectoryStore(Path(unquote(url.path)))
-    if url.scheme == "s3" and url.netloc and isinstance(settings, BucketSettings):
-        base = f"{url.path.strip('/')}/".lstrip("/")
-        return S3Store(Bucket(url.netloc, settings, session, base=base), base, settings.part_size_mib)
+    # Not parsed as a URL: what is special there, as '#', '?' and '%', is part of a path or a prefix like all else.
+    scheme, _, place = (settings.host or "").partition("://")
+    authority, _, path = place.partition("/")
+    if scheme.lower() == "file" and authority in ("", "localhost") and path:
+        return DirectoryStore(Path(f"/{path}"))
+    if scheme.lower() == "s3" and _BUCKET.fullmatch(authority) and isinstance(settings, BucketSettings):
+        if {".", ".."} & set(path.split("/")):
+            raise InvalidInput(
+                f"the prefix {names.show(path)} holds a '.' or '..' segment, which addresses cannot",
+                argument="host",
+                connection=settings.conn_id,
+            )
+        base = f"{path.strip('/')}/".lstrip("/")
+        return S3Store(Bucket(authority, settings, session, base=base), base, settings.part_size_mib)
     raise InvalidInput(
         f"the root {show_url(settings.host or '')!r} is neither a file:///path nor an s3://bucket/prefix URL",
         argument="host",

@@ -24,6 +24,7 @@ from airflow_provider_modelsync.core.errors import (
     VersionConflict,
 )
 from airflow_provider_modelsync.core.models import ModelRef, ModelVersion
+from airflow_provider_modelsync.core.registries.modelstore.client import BucketSettings
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
 from airflow_provider_modelsync.core.registries.modelstore.store import Manifest
 from airflow_provider_modelsync.core.settings import RegistrySettings
@@ -95,11 +96,25 @@ def test_a_version_is_described_as_it_was_pushed(store: Store, old: Path) -> Non
 
 
 @pytest.mark.parametrize("root", ["with blank", "größe", "hash#mark", "percent%20", "question?"])
-def test_a_root_may_have_any_path(tmp_path: Path, old: Path, root: str) -> None:
+def test_a_root_is_taken_as_it_is_written(tmp_path: Path, old: Path, root: str) -> None:
     store = Store(tmp_path / root)
     store.push(old, "fraud:v1")
     assert (tmp_path / root / "fraud" / "v1" / "weights.bin").read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([root, "old"])
     assert store.get("fraud").version == "v1"
+
+
+@pytest.mark.parametrize("prefix", ["a#b", "a?b", "pre%20fix", "a//b", "größe"])
+def test_a_prefix_is_taken_as_it_is_written(prefix: str) -> None:
+    store = ModelStore(BucketSettings.read("models", {"host": f"s3://bucket/{prefix}/"}))
+    assert store._store.uri("fraud", "v1") == f"s3://bucket/{prefix}/fraud/v1"
+
+
+@pytest.mark.parametrize("host", ["s3://", "s3://a#b/c", "s3://a?b", "s3://bucket/a/../b", "s3://bucket/./b"])
+def test_what_is_no_bucket_or_no_prefix_is_refused(host: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        ModelStore(BucketSettings.read("models", {"host": host}))
+    assert (caught.value.argument, caught.value.connection) == ("host", "models")
 
 
 @pytest.mark.parametrize(
