@@ -29,7 +29,7 @@ log = logging.getLogger("modelsync")
 _ABANDONED_AFTER = 24 * 3600  # seconds
 _REST = 60  # seconds by which a disk's clock may run unevenly
 _NAME_BYTES = 100  # of the wanted name in a hidden one: what is added takes up to 120 more, and 255 is the limit
-_CONTENT, _OLD = "model", "replaced"
+_CONTENT, _OLD, _FILE = "model", "replaced", "file"
 _SCRATCH = re.compile(r"\..+\.[0-9a-f]{12}")
 _PRIVATE = re.compile(rf"\.(?P<stem>.+)\.(?P<key>[0-9a-f]{{12}})\.{writer.NAMED}-[0-9a-f]{{6}}", re.DOTALL)
 Keep = Callable[[Path, BaseException], bool]
@@ -59,6 +59,16 @@ class Staging:
                 return False
             raise
         return True
+
+    def put_file(self, place: Path, content: bytes) -> None:
+        """Put a small file in place of whatever is there; readers see the old or the new content.
+
+        It is as durable as the rest, once the file system is synced.
+        """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(_FILE, flags, mode_of(), dir_fd=self._descriptor), "wb") as file:
+            file.write(content)
+        os.rename(_FILE, place, src_dir_fd=self._descriptor)
 
     def set_aside(self, place: Path) -> None:
         """Take what is at a place out of the way, if there is anything; it is removed at the end."""
@@ -124,7 +134,7 @@ def clear_up(place: Path) -> None:
         _clear_up(place.parent, _stem(place))
 
 
-def mode_of(executable: bool) -> int:
+def mode_of(executable: bool = False) -> int:
     """Return the mode to make a model's file with. The umask and the directory it is made in take from it."""
     return 0o777 if executable else 0o666
 

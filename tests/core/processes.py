@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
+
+import pytest
 
 Work = Callable[[], Any]
 
@@ -75,6 +79,23 @@ def killed_at(step: int, work: Work) -> bool:
         return True
     assert os.WEXITSTATUS(status) == 0, "the work failed by itself"
     return False
+
+
+def in_namespace(script: str, *arguments: Path) -> str:
+    """Run Python in user and mount namespaces of its own, where it may mount what it likes."""
+    probe = subprocess.run(["unshare", "-rm", "true"], capture_output=True)
+    if probe.returncode:
+        pytest.skip("this machine forbids user namespaces")
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    result = subprocess.run(
+        ["unshare", "-rm", sys.executable, "-c", script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def _report(work: Work, write: int) -> NoReturn:

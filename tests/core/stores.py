@@ -57,8 +57,9 @@ def snapshot(root: Path) -> Snapshot:
 
 
 def hidden(directory: Path) -> list[str]:
-    """Return the hidden names in a directory: where writers work before they publish."""
-    return sorted(path.name for path in directory.iterdir() if path.name.startswith(".")) if directory.is_dir() else []
+    """Return the hidden names in a directory where writers work before they publish; records of pulls do not count."""
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    return sorted(name for name in names if name.startswith(".") and not name.endswith(".modelsync"))
 
 
 def age(path: Path, seconds: float = 2 * 86400) -> None:

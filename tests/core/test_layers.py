@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("hooks",),
     ("core.verbs.sync",),
     ("core.verbs",),
-    ("core.verbs.drive",),
+    ("core.verbs.drive", "core.verbs.placed"),
     ("core.registries",),
     ("core.registries.capabilities",),
     ("core.registries.base",),

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from airflow_provider_modelsync.core import durable
+from airflow_provider_modelsync.core import durable, places
 from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.archive.digest import BLOCK, FileEntry, SourceTree, Stamp
 from airflow_provider_modelsync.core.archive.holds import not_held
@@ -204,18 +204,18 @@ def extract_archive(
     :raises TargetExists: when the target is anything but an empty directory.
     :raises InvalidInput: when the target or a path given as the archive cannot be used at all.
     """
-    parent, name = _free_place(target)
-    place = f"{parent}/{name}"
-    with _opened(archive) as stream, _staging(Path(place)) as staging:
+    place = _free_place(target)
+    shown = names.show(str(place))
+    with _opened(archive) as stream, _staging(place) as staging:
         sink = DirectorySink(staging.path)
         unpack(stream, sink, limits=limits)
         tree = sink.finish(place)
         try:
-            is_published = staging.publish(Path(place))
+            is_published = staging.publish(place)
         except OSError as error:
-            raise from_os_error(error, f"putting {names.show(place)} in place", argument="target") from error
+            raise from_os_error(error, f"putting {shown} in place", argument="target") from error
         if not is_published:
-            raise TargetExists(f"{names.show(place)} was filled meanwhile", argument="target")
+            raise TargetExists(f"{shown} was filled meanwhile", argument="target")
     return tree
 
 
@@ -566,27 +566,23 @@ def _look_of(head: bytes) -> str:
 # --- local disk ------------------------------------------------------------------------------------------------------
 
 
-def _free_place(target: str | os.PathLike[str]) -> tuple[str, str]:
-    """Return the real parent and the name of a target that may be filled."""
-    path = os.fspath(target)
-    shown = names.show(path)
-    parent, name = os.path.split(path.rstrip("/"))
-    if name in ("", ".", "..") or "\0" in path:
-        raise InvalidInput(f"{shown} does not name a directory that could be made", argument="target")
-    parent = os.path.realpath(parent or ".")
-    if not os.path.isdir(parent):
-        raise InvalidInput(f"{names.show(parent)}, where {shown} is to be, is no directory", argument="target")
-    place = f"{parent}/{name}"
+def _free_place(target: str | os.PathLike[str]) -> Path:
+    """Return the resolved path of a target that may be filled."""
+    place = places.target(target)
+    shown = names.show(os.fspath(target))
+    if not place.parent.is_dir():
+        raise InvalidInput(
+            f"{names.show(str(place.parent))}, where {shown} is to be, is no directory", argument="target"
+        )
     try:
-        if not stat.S_ISDIR(os.lstat(place).st_mode) or os.listdir(place):
+        # A link counts as something that is there, wherever it leads: it cannot be replaced by a directory.
+        if os.path.islink(os.fspath(target).rstrip("/")) or (
+            place.exists() and (not place.is_dir() or os.listdir(place))
+        ):
             raise TargetExists(f"{shown} exists and is no empty directory", argument="target")
-        if os.path.ismount(place):
-            raise InvalidInput(f"{shown} is a mount point; name a directory inside of it", argument="target")
-    except FileNotFoundError:
-        pass
     except OSError as error:
         raise InvalidInput(f"{shown} cannot be used: {error.strerror}", argument="target") from error
-    return parent, name
+    return place
 
 
 @contextmanager

@@ -7,9 +7,11 @@ a class of its own in ``capabilities.py``.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from airflow_provider_modelsync.core.errors import ModelNotFound, ModelSyncError, NotSupported
@@ -65,6 +67,17 @@ class Registry(ABC):
 
     def __init__(self, settings: RegistrySettings) -> None:
         self.settings = settings
+
+    @property
+    def identity(self) -> str:
+        """What tells this registry from others, whichever connection leads to it; holds no secret."""
+        place = (self.base_url or self.settings.host or "").rstrip("/")
+        return hashlib.sha256(f"{self.conn_type} {place}".encode()).hexdigest()[:16]
+
+    @property
+    def directory(self) -> Path | None:
+        """The directory of this machine that holds the registry's models, if one does."""
+        return None
 
     def policy(self) -> Policy:
         """Return how requests of this registry's flows are made."""

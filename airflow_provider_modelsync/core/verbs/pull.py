@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import secrets
 import stat
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from airflow_provider_modelsync.core import durable
+from airflow_provider_modelsync.core import durable, places
 from airflow_provider_modelsync.core.archive.choice import Choice
 from airflow_provider_modelsync.core.archive.digest import digest_of, read_tree
 from airflow_provider_modelsync.core.errors import (
@@ -40,8 +41,10 @@ from airflow_provider_modelsync.core.transfer.download import download
 from airflow_provider_modelsync.core.transfer.large_files import Pulled, holds_pieces
 from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, GetArchive
 from airflow_provider_modelsync.core.transfer.room import require_room
+from airflow_provider_modelsync.core.verbs import placed
 from airflow_provider_modelsync.core.verbs.drive import mover_for
 from airflow_provider_modelsync.core.verbs.fetch import fetch
+from airflow_provider_modelsync.core.verbs.placed import Put
 
 log = logging.getLogger("modelsync")
 
@@ -69,8 +72,8 @@ def pull(
     :param registry: where from.
     :param driver: runs the registry's flows.
     :param ref: the model; without a version the newest ready one that ``query`` chooses.
-    :param target: a directory; filled when absent or empty, left alone when it holds exactly this model. ``None``
-        stands for the system's own host.
+    :param target: a directory; filled when absent or empty, left alone when it holds exactly this model, replaced when
+        it still is what an earlier pull of the same model has put there. ``None`` stands for the system's own host.
     :param control: how to cancel, what to tell.
     :param query: chooses among ready versions.
     :param force: replace whatever the target holds, once the new copy is verified.
@@ -91,27 +94,26 @@ def pull(
             raise InvalidInput("the system's own host has models as a whole only", argument="include")
         return fetch(registry, driver, ref, query=query, patience=patience or Patience())
     registry.require(Capability.PULL)
-    place = Path(os.path.abspath(target))
+    place = places.target(target, store=registry.directory)
     version = driver.run(registry.get(ref, query))
     if not version.ready:
         raise ModelNotFound(f"{version.ref} cannot be pulled: its status is {version.status}")
     try:
         plan = None if choice.is_all else driver.run(registry.plan_pull(version)).choose(choice)
         wanted = version.digest if plan is None else plan.digest
-        if _holds(place, version, wanted, control, force=force):
+        into = _Target(place, registry.identity, version, choice, control, force)
+        if (held := into.look(wanted)) is not None:
             log.info("%s already holds %s: nothing is pulled", place, version.ref)
             durable.clear_up(place)
             stats = TransferStats(skipped=True)
-            return PulledModel(path=place, version=version.moved(stats), digest=wanted, is_partial=not choice.is_all)
+            return PulledModel(path=place, version=version.moved(stats), digest=held, is_partial=not choice.is_all)
         plan = plan or driver.run(registry.plan_pull(version))
         log.info("pulling %s into %s", version.ref, place)
         with closing(mover_for(registry, control)) as mover:
             stats, digest = _fill(
-                place,
+                into,
                 plan,
-                control,
                 lambda staging: download(plan.way, version.ref, staging, control, driver, mover),
-                force=force,
                 verify=verify,
             )
     except DigestMismatch:
@@ -124,38 +126,112 @@ def pull(
     return PulledModel(path=place, version=version.moved(stats), digest=digest, is_partial=not choice.is_all)
 
 
-def _holds(place: Path, version: ModelVersion, wanted: str | None, control: Control, *, force: bool) -> bool:
-    """Whether the target holds the wanted files already; raise when it holds something else that must stay.
+@dataclass
+class _Target:
+    """The directory that files of a version are to be pulled into.
 
-    :param wanted: their digest.
+    :ivar is_replaceable: whether it held what the last pull had left there when the pull began: what somebody has put
+        there since then is not for us to judge.
     """
-    try:
-        if not stat.S_ISDIR(place.lstat().st_mode):
-            raise TargetExists(f"{place} is not a directory", argument="target")
-        if not any(place.iterdir()):
-            return False
-        same = wanted is not None and read_tree(place, cancel=control.cancel).digest == wanted
-    except FileNotFoundError:
-        return False
-    except InvalidInput:  # holds something that no model may hold
-        same = False
-    except SourceChanged:  # another pull is replacing it
-        if not force:
-            raise
-        same = False
-    if not same and not force:
+
+    place: Path
+    identity: str
+    version: ModelVersion
+    choice: Choice
+    control: Control
+    force: bool
+    is_replaceable: bool = False
+
+    def look(self, wanted: str | None) -> str | None:
+        """Look at it for the first time; otherwise as :meth:`held`."""
+        self.is_replaceable = True
+        try:
+            if (held := self.held(wanted)) is not None:
+                return held
+            self.is_replaceable = any(self.place.iterdir())
+        except FileNotFoundError:
+            self.is_replaceable = False
+        return None
+
+    def held(self, wanted: str | None) -> str | None:
+        """Return the digest of what it holds when that is what is wanted; raise when it is something that must stay.
+
+        :param wanted: the digest, as far as it is known before the files are there.
+        """
+        place, version = self.place, self.version
+        try:
+            if not stat.S_ISDIR(place.lstat().st_mode):
+                raise TargetExists(f"{place} is not a directory", argument="target")
+            if not any(place.iterdir()):
+                return None
+            known = self._recognised()
+            if known is None and wanted is not None and self._digest() == wanted:
+                known = self._put(wanted, place, is_ours=False)
+                self._remember(known)
+        except FileNotFoundError:
+            return None
+        except SourceChanged:  # another pull is replacing it
+            if not self.force:
+                raise
+            known = None
+        if known is not None and known.is_exactly(self.identity, version, str(self.choice), wanted):
+            return known.content
+        is_left = known is not None and known.is_of_the_model(self.identity, version, str(self.choice))
+        if self.force or (is_left and self.is_replaceable):
+            return None
         raise TargetExists(
-            f"{place} holds something other than {version.ref}; empty it, or pull with force to replace it",
+            f"{place} holds something other than {version.ref}, and not what an earlier pull of {version.name} has "
+            "left there; empty it, or pull with force to replace it",
             argument="target",
         )
-    return same
+
+    @contextmanager
+    def announced(self, staging: durable.Staging, content: str) -> Iterator[None]:
+        """Remember what is about to be put there; until it is, what is there now is remembered, too."""
+        before = placed.recall(self.place)
+        try:
+            placed.remember(self.place, self._put(content, staging.path), staging)
+            yield
+        except BaseException:
+            placed.restore(self.place, before, staging)
+            raise
+
+    def _put(self, content: str, where: Path, *, is_ours: bool = True) -> Put:
+        survey = placed.survey(where)
+        return Put.of(self.identity, self.version, content, choice=str(self.choice), survey=survey, is_ours=is_ours)
+
+    def _recognised(self) -> Put | None:
+        """Return the state that it is still in, of those that pulls have left."""
+        record = placed.recall(self.place)
+        if not record.known:
+            return None
+        now = placed.survey(self.place)
+        for known in record.known:
+            if known.survey == now:
+                return known
+        # Another machine's mount may number files anew, and a restored copy has times of its own.
+        for known in record.known:
+            if known.survey is not None and known.survey.loose == now.loose and self._digest() == known.content:
+                again = known.model_copy(update={"survey": now})
+                self._remember(again)
+                return again
+        return None
+
+    def _digest(self) -> str | None:
+        try:
+            return read_tree(self.place, cancel=self.control.cancel).digest
+        except InvalidInput:  # it holds something that no model may hold
+            return None
+
+    def _remember(self, put: Put) -> None:
+        # It only spares the next try some reading.
+        with suppress(OSError), durable.staging(self.place, secrets.token_hex(6)) as staging:
+            placed.remember(self.place, put, staging)
 
 
-def _fill(
-    place: Path, plan: DownloadPlan, control: Control, download_into: _Download, *, force: bool, verify: bool
-) -> tuple[TransferStats, str]:
+def _fill(target: _Target, plan: DownloadPlan, download_into: _Download, *, verify: bool) -> tuple[TransferStats, str]:
     """Fill the target; return what was moved, and the digest of what lies there."""
-    version = plan.version
+    version, place, control = plan.version, target.place, target.control
     size = version.size_bytes if plan.choice.is_all or plan.files is None else sum(file.size for file in plan.files)
     # One name for one content, so that the next try finds what this one has left.
     if version.digest is not None and plan.choice.is_all:
@@ -171,16 +247,17 @@ def _fill(
     with durable.staging(place, key[:12], keep=keep) as staging:
         require_room(place.parent, size or 0, staging=staging.path, argument="target")
         pulled = _fetch_verified(plan, staging.path, download_into, verify=verify)
-        durable.sync_file_system(staging.path)
         digest = digest_of(pulled.files)
-        _move_in(staging, place, version, digest, control, force=force)
+        with target.announced(staging, digest):
+            durable.sync_file_system(staging.path)
+            _move_in(staging, target, digest)
         durable.sync_directory(place.parent)
     return TransferStats(sent_bytes=pulled.moved_bytes, resumed_bytes=pulled.resumed_bytes), digest
 
 
 def _fetch_verified(plan: DownloadPlan, staging: Path, download_into: _Download, *, verify: bool) -> Pulled:
     want = plan.version.digest if isinstance(plan.way, GetArchive) else plan.digest  # an archive is proved as a whole
-    got = None
+    got: str | None = None
     for _ in range(2):  # a flipped bit on the way is cured by another look, one in the store is not
         if got is not None:
             log.warning("the bytes of %s do not match its digest %s: reading them again", plan.version.ref, want)
@@ -218,15 +295,13 @@ def _leave_chosen(plan: DownloadPlan, staging: Path, pulled: Pulled) -> Pulled:
     return replace(pulled, files=kept)
 
 
-def _move_in(
-    staging: durable.Staging, place: Path, version: ModelVersion, digest: str, control: Control, *, force: bool
-) -> None:
+def _move_in(staging: durable.Staging, target: _Target, digest: str) -> None:
     """Rename the verified copy into place; whoever comes second to the same target checks what the first left."""
     try:
-        while not staging.publish(place):
-            if _holds(place, version, digest, control, force=force):
+        while not staging.publish(target.place):
+            if target.held(digest) is not None:
                 return
-            staging.set_aside(place)
+            staging.set_aside(target.place)
     except BaseException:
-        staging.put_back(place)
+        staging.put_back(target.place)
         raise

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
+from airflow_provider_modelsync.core import places
 from airflow_provider_modelsync.core.archive.choice import BY_HABIT, Choice
 from airflow_provider_modelsync.core.archive.digest import FollowLinks, Source, SourceTree, memory_key, read_tree
 from airflow_provider_modelsync.core.archive.names import doubts, show
@@ -78,6 +79,7 @@ def push(
     if isinstance(source, Source):
         tree = source
     else:
+        places.require_source(source, store=registry.directory)
         choice = Choice(include, exclude, by_habit=BY_HABIT)
         tree = _read_source(source, control, registry.leaves_out, _how_to_follow(follow_links), choice)
     _warn_of_names(tree)

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from airflow_provider_modelsync.core import durable
+from airflow_provider_modelsync.core import durable, places
 from airflow_provider_modelsync.core.archive.choice import Choice
 from airflow_provider_modelsync.core.archive.digest import Source, read_tree
 from airflow_provider_modelsync.core.errors import (
@@ -127,10 +127,13 @@ def sync(
     :param dry_run: only say what would be copied.
     :param on_copied: told of each copy as soon as it is published, from the threads that copy.
     :raises NotSupported: when the source cannot be read or the target cannot be written.
-    :raises InvalidInput: when two models would become one.
+    :raises InvalidInput: when two models would become one, or one store lies in the other.
     """
     source.registry.require(Capability.PULL)
     target.registry.require(Capability.PUSH)
+    ends = [side.registry.directory.resolve() for side in (source, target) if side.registry.directory]
+    if len(ends) == 2 and ends[0] != ends[1]:
+        places.require_apart(ends[1], ends[0], "target_conn_id")
     return _Sync(source, target, selection, control, dry_run, on_copied).run()
 
 

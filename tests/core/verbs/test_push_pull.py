@@ -11,8 +11,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -47,7 +45,7 @@ from airflow_provider_modelsync.core.registries.base import Capability
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.progress import Report
-from tests.core.processes import at_once
+from tests.core.processes import at_once, in_namespace
 from tests.core.stores import CancelAfter, Store, hidden, snapshot, write_tree
 
 FILES = {"weights.bin": bytes(range(256)) * 8000, "tokenizer/vocab.txt": b"one\ntwo\n", "empty": b""}
@@ -501,13 +499,25 @@ def test_a_target_that_is_no_directory_is_refused_even_with_force(
     store: Store, model: Path, target: Path, force: bool
 ) -> None:
     store.push(model, "fraud:v1")
-    elsewhere = write_tree(target.with_name("elsewhere"), OTHER)
-    for make in (target.touch, lambda: target.symlink_to(elsewhere), lambda: os.mkfifo(target)):
+    file = target.with_name("file")
+    file.write_bytes(b"kept")
+    for make in (target.touch, lambda: target.symlink_to(file), lambda: os.mkfifo(target)):
         make()
         with pytest.raises(TargetExists, match="not a directory"):
             store.pull("fraud", target, force=force)
         target.unlink()
-    assert snapshot(elsewhere) == snapshot(write_tree(target, OTHER))
+    assert file.read_bytes() == b"kept"
+
+
+def test_a_target_that_is_a_link_to_a_directory_stays_one(store: Store, model: Path, target: Path) -> None:
+    store.push(model, "fraud:v1")
+    old = write_tree(target.with_name("v3"), OTHER)
+    target.symlink_to("v3")
+    with pytest.raises(TargetExists):
+        store.pull("fraud", target)
+    assert store.pull("fraud", target, force=True).path == old
+    assert target.is_symlink()
+    assert snapshot(old) == snapshot(model)
 
 
 def test_an_old_target_stays_until_the_new_copy_is_verified(
@@ -618,10 +628,10 @@ def test_two_processes_pulling_other_models_into_one_target_leave_one_of_them(
     if not locks:
         monkeypatch.setattr(fcntl, "flock", lambda *_: None)
     store.push(model, "fraud:v1")
-    store.push(other, "fraud:v2")
+    store.push(other, "other:v1")
     for turn in range(10):
         place = target.with_name(f"target-{turn}")
-        works = [lambda place=place, n=n: store.pull(f"fraud:v{n}", place) for n in (1, 2)]
+        works = [lambda place=place, name=name: store.pull(name, place) for name in ("fraud", "other")]
         results = at_once(*works)
         assert {type(result) for result in results} == {PulledModel, TargetExists}, results
         assert snapshot(place) == snapshot(model if isinstance(results[0], PulledModel) else other)
@@ -713,23 +723,6 @@ def test_a_signal_that_cancels_ends_a_push_within_four_seconds_and_leaves_nothin
 # Disks
 
 
-def _in_namespace(script: str, *arguments: Path) -> str:
-    """Run Python in user and mount namespaces of its own, where it may mount what it likes."""
-    probe = subprocess.run(["unshare", "-rm", "true"], capture_output=True)
-    if probe.returncode:
-        pytest.skip("this machine forbids user namespaces")
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    result = subprocess.run(
-        ["unshare", "-rm", sys.executable, "-c", script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=60,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 _SMALL_DISK = """
 import subprocess, sys
 from pathlib import Path
@@ -750,7 +743,7 @@ except DiskFull as error:
     print(error)
 print(list(disk.iterdir()))
 """
-    text = _in_namespace(script, store.root, model, target)
+    text = in_namespace(script, store.root, model, target)
     assert "1.0 MiB free, the model needs 2.0 MiB" in text
     assert text.endswith("[]\n")
 
@@ -765,7 +758,7 @@ except DiskFull as error:
     print(error)
 print(store.records("fraud"))
 """
-    text = _in_namespace(script, target, model, target)
+    text = in_namespace(script, target, model, target)
     assert re.search(r"free, the model needs 2\.0 MiB", text)
     assert text.endswith("[]\n")
 
@@ -790,7 +783,7 @@ except DiskFull as error:
     print(error)
 print([path.as_posix() for path in disk.rglob("*") if path.is_file() or path.name == "target"])
 """
-    text = _in_namespace(script, store.root, model, target)
+    text = in_namespace(script, store.root, model, target)
     assert "No space left on device" in text
     assert text.endswith("[]\n")
 
@@ -835,7 +828,7 @@ def test_a_read_only_disk_is_refused_for_good(
 ) -> None:
     store.push(model, "fraud:v1")
     place = target.parent if "pull" in expression else store.root
-    text = _in_namespace(_READ_ONLY.replace("EXPRESSION", expression), store.root, model, place)
+    text = in_namespace(_READ_ONLY.replace("EXPRESSION", expression), store.root, model, place)
     assert text.startswith("InvalidInput ")
     assert "Read-only file system" in text
     assert argument in text
@@ -844,7 +837,7 @@ def test_a_read_only_disk_is_refused_for_good(
 def test_a_read_only_store_can_be_read(store: Store, model: Path, target: Path) -> None:
     store.push(model, "fraud:v1")
     expression = f"store.pull('fraud', Path({str(target)!r})); print(store.list_models()[0].ref)"
-    text = _in_namespace(_READ_ONLY.replace("EXPRESSION", expression), store.root, model, store.root)
+    text = in_namespace(_READ_ONLY.replace("EXPRESSION", expression), store.root, model, store.root)
     assert text == "fraud:v1\n"
     assert snapshot(target) == snapshot(model)
 

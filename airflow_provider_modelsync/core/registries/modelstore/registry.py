@@ -58,6 +58,10 @@ class ModelStore(Registry):
         super().__init__(settings)
         self._store = _store_at(settings, session)
 
+    @property
+    def directory(self) -> Path | None:
+        return self._store.root if isinstance(self._store, DirectoryStore) else None
+
     def check(self, ref: ModelRef) -> None:
         for part, text in (("name", ref.name), ("version", ref.version)):
             if text is not None and not (NAME.fullmatch(text) and text != LATEST):

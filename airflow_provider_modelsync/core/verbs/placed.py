@@ -1,0 +1,194 @@
+"""What pulls have put into a target, remembered in a small record beside it.
+
+With it, a target that still is exactly what an earlier pull put there can be told from one that somebody has touched:
+by stamps alone, without reading a byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from airflow_provider_modelsync.core import durable
+from airflow_provider_modelsync.core.models import ModelVersion
+
+log = logging.getLogger("modelsync")
+
+_NAME_BYTES = 200
+_MAX_BYTES = 64 << 20  # of a record; one in object storage tells of every file
+_KEPT = 3  # states that a local record knows: while one is replaced by another, either may be there
+
+
+class Survey(BaseModel):
+    """How the files of a target look from outside.
+
+    :param exact: over paths, sizes, inodes, and both times of every file: equal means that nobody has touched any.
+    :param loose: over paths, sizes and modification times, which a copy or another machine's mount keeps.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    exact: str
+    loose: str
+
+
+class Put(BaseModel):
+    """One state of a target.
+
+    :param registry: which registry, whatever connection leads to it.
+    :param name: the model's name.
+    :param version: the exact version.
+    :param digest: as the registry tells it.
+    :param created_at: as the registry tells it: tells versions apart that have no digest.
+    :param choice: which of its files.
+    :param content: the digest of what was written.
+    :param survey: of a directory of this machine.
+    :param files: of object storage: path → stamp, sha256.
+    :param is_ours: whether a pull wrote it, rather than found it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    registry: str
+    name: str
+    version: str
+    choice: str = ""
+    content: str
+    digest: str | None = None
+    created_at: datetime | None = None
+    survey: Survey | None = None
+    files: dict[str, tuple[str, str]] | None = None
+    is_ours: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        identity: str,
+        version: ModelVersion,
+        content: str,
+        *,
+        choice: str = "",
+        survey: Survey | None = None,
+        files: dict[str, tuple[str, str]] | None = None,
+        is_ours: bool = True,
+    ) -> Put:
+        """Return what to remember of a version; parameters as the fields."""
+        return cls(
+            registry=identity,
+            name=version.name,
+            version=version.version,
+            choice=choice,
+            digest=version.digest,
+            created_at=version.created_at,
+            content=content,
+            survey=survey,
+            files=files,
+            is_ours=is_ours,
+        )
+
+    def is_exactly(self, identity: str, version: ModelVersion, choice: str, wanted: str | None) -> bool:
+        """Whether this is what is wanted: by its digest, or where none is known, by being of that very version."""
+        if wanted is not None:
+            return self.content == wanted
+        facts = (identity, version.name, version.version, version.digest, version.created_at, choice)
+        return facts == (self.registry, self.name, self.version, self.digest, self.created_at, self.choice)
+
+    def is_of_the_model(self, identity: str, version: ModelVersion, choice: str) -> bool:
+        """Whether a pull of the same files of the same model, in any version, wrote this."""
+        return self.is_ours and (self.registry, self.name, self.choice) == (identity, version.name, choice)
+
+
+class Record(BaseModel):
+    """What is known of a target, the newest state first."""
+
+    schema_version: Literal[1] = 1
+    known: tuple[Put, ...] = ()
+
+    def now(self, put: Put) -> Record:
+        """Return it with a further state."""
+        return Record(known=(put, *(known for known in self.known if known != put))[:_KEPT])
+
+    def content(self) -> bytes:
+        return self.model_dump_json(exclude_none=True).encode()
+
+    @classmethod
+    def read(cls, content: bytes) -> Record:
+        """Return what a record says; one that makes no sense says nothing."""
+        try:
+            return cls.model_validate_json(content)
+        except ValidationError:
+            return cls()
+
+
+def name_beside(name: str) -> str:
+    """Return the name of the record beside a target."""
+    raw = os.fsencode(name)
+    if len(raw) > _NAME_BYTES:
+        name = f"{os.fsdecode(raw[:_NAME_BYTES])}.{hashlib.sha256(raw).hexdigest()[:8]}"
+    return f".{name}.modelsync"
+
+
+def recall(place: Path) -> Record:
+    """Return what is known of a directory."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with suppress(OSError):
+        descriptor = os.open(place.with_name(name_beside(place.name)), flags)
+        with os.fdopen(descriptor, "rb") as file:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return Record.read(file.read(_MAX_BYTES))
+    return Record()
+
+
+def remember(place: Path, put: Put, staging: durable.Staging) -> None:
+    """Note a state of a directory; what else is known of it is kept.
+
+    :param staging: beside the directory.
+    :raises OSError: when nothing can be written there.
+    """
+    _write(place, recall(place).now(put), staging)
+
+
+def restore(place: Path, record: Record, staging: durable.Staging) -> None:
+    """Take back what was remembered of a directory since a record was read; what fails is logged."""
+    try:
+        if record.known:
+            _write(place, record, staging)
+        else:
+            place.with_name(name_beside(place.name)).unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("the record beside %s could not be restored: %s", place, error.strerror)
+
+
+def _write(place: Path, record: Record, staging: durable.Staging) -> None:
+    staging.put_file(place.with_name(name_beside(place.name)), record.content())
+
+
+def survey(place: Path) -> Survey:
+    """Look at a directory's files without reading them."""
+    exact, loose = hashlib.sha256(), hashlib.sha256()
+    for path, facts in sorted(_walk(os.fspath(place))):
+        kind = stat.S_IFMT(facts.st_mode)
+        own = (kind,) if stat.S_ISDIR(facts.st_mode) else (kind, facts.st_size, facts.st_mtime_ns)
+        more = () if stat.S_ISDIR(facts.st_mode) else (facts.st_ctime_ns, facts.st_ino)
+        for total, told in ((exact, own + more), (loose, own)):
+            total.update(b"%s\0%s\0" % (os.fsencode(path), repr(told).encode()))
+    return Survey(exact=exact.hexdigest(), loose=loose.hexdigest())
+
+
+def _walk(root: str, prefix: str = "") -> Iterator[tuple[str, os.stat_result]]:
+    with os.scandir(f"{root}/{prefix}") as listing:
+        entries: Iterable[os.DirEntry[str]] = list(listing)
+    for entry in entries:
+        facts = entry.stat(follow_symlinks=False)
+        yield f"{prefix}{entry.name}", facts
+        if stat.S_ISDIR(facts.st_mode):
+            yield from _walk(root, f"{prefix}{entry.name}/")
