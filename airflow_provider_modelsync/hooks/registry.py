@@ -517,17 +517,27 @@ class RegistryHook(BaseHook, ABC):
     def _test(self) -> str:
         settings, others = self._read()
         hasty = {"timeout_seconds": min(settings.timeout_seconds, _CALL_SECONDS)}
-        registry = self._make(settings.model_copy(update=hasty), others)
         limit = CancelToken(self.cancel_token)
+        tested: list[Registry] = []
+
+        def test() -> str:  # all of it, since files, sessions and names can keep us waiting, too
+            registry = self._make(settings.model_copy(update=hasty), others)
+            tested.append(registry)
+            with driver_for(registry, limit) as driver:
+                return driver.run(registry.test())
+
         timer = threading.Timer(_TEST_SECONDS, limit.cancel)
         timer.start()
         try:
-            with self._named(None), driver_for(registry, limit) as driver:
-                return interruptible(lambda: driver.run(registry.test()), limit)
+            with self._named(None):
+                return interruptible(test, limit)
         except Cancelled:
             self.cancel_token.check()
-            where = redact(registry.base_url or settings.host or "", secrets_of(settings))
-            raise RegistryUnavailable(f"{registry.title} at {where} did not answer within {_TEST_SECONDS} s") from None
+            registry = tested[0] if tested else None
+            where = redact((registry and registry.base_url) or settings.host or "", secrets_of(settings))
+            raise RegistryUnavailable(
+                f"{self.registry_type().title} at {where} did not answer within {_TEST_SECONDS} s"
+            ) from None
         finally:
             timer.cancel()
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,3 +75,50 @@ def test_a_connection_may_be_less_patient(silent: str, connect: Connect) -> None
 
     assert not good
     assert silent in message
+
+
+@pytest.mark.parametrize("conn_type", ["bentocloud", "modelstore"])
+@pytest.mark.parametrize("field", ["ca_bundle", "client_cert", "client_key"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "directory", "huge"])
+def test_a_file_that_would_keep_us_waiting_is_not_opened(
+    conn_type: str, field: str, kind: str, silent: str, connect: Connect, tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path = Path("/dev/zero")
+        case "directory":
+            path.mkdir()
+        case "huge":
+            path.touch()
+            os.truncate(path, 1 << 40)
+    files = {"client_cert": str(path), field: str(path)} if field == "client_key" else {field: str(path)}
+    good, message = hook_for(conn_type, silent.replace("http:", "https:"), connect, **files).test_connection()
+
+    assert not good
+    assert f"{path} is no regular file" in message
+
+
+def test_whatever_is_made_for_the_test_is_made_within_its_time(
+    silent: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session of AWS may ask others for its keys, a TLS context read from a disk that hangs."""
+    monkeypatch.setattr(module, "_TEST_SECONDS", 0.1)
+    released = threading.Event()
+    hook = hook_for("bentocloud", silent, connect)
+    make = hook.make_registry
+
+    def slow(*args: Any) -> Any:
+        released.wait(60)
+        return make(*args)
+
+    monkeypatch.setattr(hook, "make_registry", slow)
+    try:
+        good, message = hook.test_connection()
+    finally:
+        released.set()
+
+    assert not good
+    assert message == f"BentoCloud at {silent} did not answer within 0.1 s"

@@ -470,18 +470,28 @@ def _bounds_of(root: str) -> list[str]:
     return bounds
 
 
-def _stat_below(bound: str, path: str) -> os.stat_result:
-    """Look at a file below a directory; whatever link has come between them by now is not followed."""
+@contextmanager
+def parent_below(root: str | os.PathLike[str], path: str) -> Iterator[tuple[int, str]]:
+    """Yield the directory that a path below another one leads to, opened, and the name in it; no link is followed.
+
+    :raises OSError: when there is none, or a link has come between them by now.
+    """
     *parents, name = path.split("/")
-    descriptor = os.open(bound, _DIRECTORY)
+    descriptor = os.open(root, _DIRECTORY)
     try:
         for parent in parents:
             below = os.open(parent, _DIRECTORY, dir_fd=descriptor)
             os.close(descriptor)
             descriptor = below
-        return os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+        yield descriptor, name
     finally:
         os.close(descriptor)
+
+
+def _stat_below(bound: str, path: str) -> os.stat_result:
+    """Look at a file below a directory."""
+    with parent_below(bound, path) as (descriptor, name):
+        return os.stat(name, dir_fd=descriptor, follow_symlinks=False)
 
 
 def _refuse_bad_name(path: str) -> None:

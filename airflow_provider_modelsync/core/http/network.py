@@ -11,6 +11,7 @@ import ipaddress
 import os
 import re
 import ssl
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,7 @@ READ_SECONDS = 30.0
 
 _TIMEOUT = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
 _LIMITS = httpx.Limits(max_connections=20, max_keepalive_connections=10, keepalive_expiry=30.0)
+_MOST_PEM = 16 << 20  # bytes; a whole system's CAs have some 200 KiB
 _WEB_SCHEMES = {"ws": "http", "wss": "https"}
 _Stamp = tuple[str, int]
 
@@ -203,9 +205,14 @@ def _stamp(path: Path | None, argument: str) -> _Stamp | None:
     if path is None:
         return None
     try:
-        return str(path), path.stat().st_mtime_ns
-    except OSError as error:
-        raise InvalidInput(f"{path}: {error.strerror}", argument=argument) from None
+        facts = path.stat()
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "no such path can exist"
+        raise InvalidInput(f"{path}: {why}", argument=argument) from None
+    # OpenSSL would wait for whoever writes to a pipe, or read a device for ever.
+    if not stat.S_ISREG(facts.st_mode) or facts.st_size > _MOST_PEM:
+        raise InvalidInput(f"{path} is no regular file of at most {_MOST_PEM >> 20} MiB", argument=argument)
+    return str(path), facts.st_mtime_ns
 
 
 def _path_in(variable: str, is_there: Callable[[Path], bool]) -> Path | None:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from airflow_provider_modelsync.core import durable
+from airflow_provider_modelsync.core.archive.digest import parent_below
 from airflow_provider_modelsync.core.archive.extract import DirectorySink, Limits, unpack
 from airflow_provider_modelsync.core.archive.holds import require_held
 from airflow_provider_modelsync.core.archive.names import show
@@ -116,7 +117,8 @@ class _ArchiveBytes:
 def read_stored(directory: Path, path: str, offset: int, view: memoryview) -> int:
     """Fill a buffer from a file below a directory of a store; return how many bytes there were."""
     try:
-        descriptor = os.open(directory / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        with parent_below(os.path.realpath(directory), path) as (parent, name):
+            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=parent)
     except OSError as error:
         # Also when the version is replaced or deleted meanwhile: the next try sees the new state.
         raise RegistryUnavailable(f"the stored file {show(path)} cannot be read: {error.strerror}") from error

@@ -600,6 +600,27 @@ def test_a_stored_file_that_is_none_any_more_is_named(store: Store, model: Path,
     assert list(target.parent.iterdir()) == []
 
 
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_directory_inside_the_store_that_became_a_link_is_not_followed(
+    store: Store, tmp_path: Path, target: Path, *, verify: bool
+) -> None:
+    private = write_tree(tmp_path / "private", {"key": b"of the worker", "deep/key": b"of the worker"})
+    store.push(write_tree(tmp_path / "m", {"sub/deep/key": b"of the model"}), "fraud:v1")
+    for place, to in ((Path("sub"), private), (Path("sub", "deep"), private / "deep")):
+        stored = store.root / "fraud" / "v1" / place
+        stored.rename(tmp_path / f"aside-{place.name}")
+        stored.symlink_to(to)
+        with pytest.raises(RegistryUnavailable, match=r"'sub/deep/key' cannot be read"):
+            store.pull("fraud", target, verify=verify)
+        stored.unlink()
+        (tmp_path / f"aside-{place.name}").rename(stored)
+    assert not target.exists()
+    linked = tmp_path / "linked"
+    linked.symlink_to(store.root)  # what the user named may be one
+    Store(linked).pull("fraud", target, verify=verify)
+    assert (target / "sub" / "deep" / "key").read_bytes() == b"of the model"
+
+
 # Two pulls into one target
 
 
