@@ -49,9 +49,9 @@ from airflow_provider_modelsync.core.models import (
     Undo,
     VersionStatus,
 )
-from airflow_provider_modelsync.core.registries.capabilities import Deploys, PredictsAlone
+from airflow_provider_modelsync.core.registries.capabilities import PredictsAlone
 from airflow_provider_modelsync.core.verbs.fetch import needs_fetch
-from airflow_provider_modelsync.core.verbs.wait import GOALS, GONE, READY, find_deployment, take_back
+from airflow_provider_modelsync.core.verbs.wait import GOALS, GONE, READY, find_deployment, own_deployment, take_back
 from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
 from airflow_provider_modelsync.links import DeploymentLink, RegistryConsoleLink, remember_link
 from airflow_provider_modelsync.operators.arguments import DEFERRABLE, Place
@@ -103,13 +103,7 @@ class _DeploymentOperator(RegistryOperator):
 
     @cached_property
     def _name(self) -> str:
-        if self.deployment:
-            return self.deployment
-        registry = self.get_hook().get_conn()
-        own = registry.own_deployment(self._served) if isinstance(registry, Deploys) else None
-        if not own:
-            raise InvalidInput("a deployment must be named", argument="deployment")
-        return own
+        return self.deployment or own_deployment(self.get_hook().get_conn(), self._served)
 
     @property
     def _served(self) -> str | None:

@@ -10,8 +10,7 @@ from airflow.sdk import BaseOperatorLink
 from airflow_provider_modelsync.core.arguments import DeploymentName, Text
 from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavailable
 from airflow_provider_modelsync.core.models import Deployment
-from airflow_provider_modelsync.core.registries.capabilities import Deploys
-from airflow_provider_modelsync.core.verbs.wait import GOALS, GONE, READY, SERVED
+from airflow_provider_modelsync.core.verbs.wait import GOALS, GONE, READY, SERVED, own_deployment
 from airflow_provider_modelsync.links import DeploymentLink, RegistryConsoleLink, remember_link
 from airflow_provider_modelsync.sensors.base import RegistrySensor
 from airflow_provider_modelsync.triggers.base import outcome_of
@@ -86,4 +85,4 @@ class DeploymentSensor(RegistrySensor[Deployment]):
 
     @property
     def _name(self) -> str:
-        return self.deployment or Deploys.of(self.hook.get_conn()).own_deployment(None)
+        return self.deployment or own_deployment(self.hook.get_conn())

@@ -81,6 +81,18 @@ def _age_of(registry: Registry, name: str, newer_than: str) -> Flow[tuple[dateti
     return (time if time.tzinfo else time.replace(tzinfo=UTC)), "\U0010ffff"
 
 
+def own_deployment(registry: Registry, model: str | None = None) -> str:
+    """Return the name of the deployment that a registry means where none is named.
+
+    :param model: what is to be served, if anything is.
+    :raises InvalidInput: when there is none such.
+    """
+    own = registry.own_deployment(model) if isinstance(registry, Deploys) else None
+    if not own:
+        raise InvalidInput("a deployment must be named", argument="deployment")
+    return own
+
+
 def find_deployment(registry: Registry, name: str) -> Flow[Deployment | None]:
     """Return a deployment as it is now, or ``None`` when there is none."""
     try:
