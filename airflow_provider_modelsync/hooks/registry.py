@@ -13,6 +13,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 from airflow.sdk import BaseHook
@@ -87,6 +88,8 @@ def _understood(verb: Callable[P, T]) -> Callable[P, T]:
 
 
 _STANDARD_FIELDS = ("host", "port", "login", "password")
+_HTTP = ("http", "https")  # schemas that say how a bare host is reached
+_TOLD: set[tuple[str, str]] = set()  # remarks on connections that are in this process' log already
 
 # Seconds for one call of a connection test, and for the whole of it: it keeps a thread of the API server. What hangs in
 # a system call then gets 3 more to end.
@@ -101,10 +104,42 @@ def settings_from_connection(connection: Connection, settings_type: type[Registr
     :raises InvalidInput: naming every field at fault.
     """
     standard = {field: getattr(connection, field) for field in _STANDARD_FIELDS}
+    extras = _extras_of(connection)
+    if connection.schema in _HTTP and standard["host"] and "://" not in standard["host"]:
+        standard["host"] = f"{connection.schema}://{standard['host']}"
+    return settings_type.read(connection.conn_id, {**extras, **standard})
+
+
+def remarks_on(connection: Connection, settings_type: type[RegistrySettings]) -> list[str]:
+    """Return what a connection says and nobody reads, in words, without values.
+
+    :param connection: standard fields and extras.
+    :param settings_type: what the registry understands.
+    """
+    known = settings_type.model_fields.keys() - {*_STANDARD_FIELDS, "conn_id"}
+    remarks = []
+    for name, value in _extras_of(connection).items():
+        if name in known or value in (None, ""):
+            continue
+        if name in _STANDARD_FIELDS:
+            remarks.append(f"`{name}` is read from the connection's own field, not from the extras")
+            continue
+        (near,) = get_close_matches(name.rpartition("__")[2], known, n=1, cutoff=0.8) or [""]
+        remarks.append(f"the extra `{name}` is not known" + (f": did you mean `{near}`?" if near else ""))
+    host, schema = connection.host or "", connection.schema
+    if schema and not (schema in _HTTP and ("://" not in host or host.startswith(f"{schema}:"))):
+        remarks.append(
+            "the schema is not used; the path of a connection's URI ends up there: "
+            "write scheme, host and path into the host, in a URI quoted as in `type://https%3A%2F%2Fhost%2Fpath`"
+        )
+    return remarks
+
+
+def _extras_of(connection: Connection) -> dict[str, Any]:
     extras = connection.extra_dejson or {}
     if not isinstance(extras, dict):
         raise InvalidInput("the extras are not a JSON object", argument="extra", connection=connection.conn_id)
-    return settings_type.read(connection.conn_id, {**extras, **standard})
+    return extras
 
 
 class RegistryHook(BaseHook, ABC):
@@ -127,6 +162,7 @@ class RegistryHook(BaseHook, ABC):
         self.is_last_try = False  # then nothing is left behind for a next one
         self.tally = Tally()  # of the transfer in hand, or of the last one
         self._registry: Registry | None = None
+        self._remarks: list[str] = []  # on the connection
         self._driver: AsyncDriver | None = None
 
     @classmethod
@@ -508,11 +544,11 @@ class RegistryHook(BaseHook, ABC):
     def test_connection(self) -> tuple[bool, str]:
         """Make one cheap authenticated request and say who and where, or what is wrong, within 10 s."""
         try:
-            return True, self._test()
+            return True, "; ".join([self._test(), *self._remarks])
         except Exception as error:  # the form shows whatever comes back
             if isinstance(error, ModelSyncError):
                 error.connection = None  # the form's has an id that Airflow makes up; others who ask know it
-            return False, str(error)
+            return False, "; ".join([str(error), *self._remarks])
 
     def _test(self) -> str:
         settings, others = self._read()
@@ -546,8 +582,14 @@ class RegistryHook(BaseHook, ABC):
         return settings, [self.get_connection(other) for other in settings.further_connections]
 
     def _settings_in(self, connection: Connection) -> RegistrySettings:
+        settings_type = self.registry_type().settings_type
         with self._named(None):
-            return settings_from_connection(connection, self.registry_type().settings_type)
+            self._remarks = remarks_on(connection, settings_type)
+            for remark in self._remarks:
+                if (told := (connection.conn_id, remark)) not in _TOLD:
+                    _TOLD.add(told)
+                    log.warning("connection %r: %s", *told)
+            return settings_from_connection(connection, settings_type)
 
     def _make(self, settings: RegistrySettings, others: Sequence[Connection]) -> Registry:
         with self._named(None):

@@ -40,6 +40,8 @@ def translated() -> Iterator[None]:
     except ModelSyncError as error:
         kind = AirflowFailException if isinstance(error, Permanent) else AirflowException
         raise kind(str(error)) from error
+    except PermissionError as error:  # of an object storage: all others are ours already
+        raise AirflowFailException(f"permission is denied: {error}") from error
 
 
 class TaskCheckpoint:

@@ -66,7 +66,8 @@ def test_all_calls_together_end_soon(
 
     assert not good
     where = BUCKET if conn_type == "modelstore" else silent
-    assert message == f"{hook.registry_type().title} at {where} did not answer within 0.1 s"
+    told, _, _ = message.partition("; ")  # a remark follows: most types know no endpoint
+    assert told == f"{hook.registry_type().title} at {where} did not answer within 0.1 s"
     assert not hook.cancel_token.cancelled
 
 

@@ -17,9 +17,11 @@ from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.hooks.registry import (
     aget_registry_hook,
     get_registry_hook,
+    remarks_on,
     settings_from_connection,
 )
 from tests.conftest import Connect
+from tests.standins.bentocloud import BentoCloudStandIn
 from tests.support.scripted import Script, ScriptedHook
 
 CANARY = "canary-4f1c0de5"
@@ -178,3 +180,62 @@ def test_a_hook_can_be_made_without_its_connection() -> None:
     fields: Mapping[str, Any] = vars(ModelStoreHook("not_there"))
 
     assert fields["registry_conn_id"] == "not_there"
+
+
+class TestRemarks:
+    """What a connection says and nobody reads is told, in its test and once in the log."""
+
+    @pytest.mark.parametrize(
+        ("fields", "told"),
+        [
+            ({"extra": {"verify_ssl": False}}, "`verify_ssl` is not known: did you mean `verify_tls`?"),
+            ({"extra": {"organisation": "acme"}}, "`organisation` is not known: did you mean `organization`?"),
+            ({"extra": {"extra__bentocloud__cluster": "c"}}, "did you mean `cluster`?"),
+            ({"extra": {"note": "for people"}}, "the extra `note` is not known"),
+            ({"extra": {"password": "other-canary"}}, "`password` is read from the connection's own field"),
+            ({"schema": "models/prod"}, "the schema is not used"),
+            ({"schema": "https"}, "the schema is not used"),
+        ],
+        ids=str,
+    )
+    def test_are_in_the_connection_s_test_and_once_in_the_log(
+        self, tmp_path: Path, connect: Connect, caplog: pytest.LogCaptureFixture, fields: dict[str, Any], told: str
+    ) -> None:
+        with BentoCloudStandIn(tmp_path / "cloud") as server:
+            connect(tmp_path.name, conn_type="bentocloud", host=server.url, password=server.token, **fields)
+            succeeded, said = get_registry_hook(tmp_path.name).test_connection()
+            for _ in range(2):
+                get_registry_hook(tmp_path.name).get_conn()
+            connect(tmp_path.name, conn_type="bentocloud", host=server.url, password="wrong-canary", **fields)
+            failed = get_registry_hook(tmp_path.name).test_connection()
+
+        assert succeeded
+        assert told in said
+        assert (failed[0], told in failed[1]) == (False, True)
+        assert caplog.text.count(told) == 1
+        assert "canary" not in said + failed[1] + caplog.text
+        assert "models/prod" not in said
+
+    def test_there_are_none_on_what_is_read(self) -> None:
+        extra = {
+            name: "x" for name in RegistrySettings.model_fields if name not in ("host", "port", "login", "password")
+        }
+        del extra["conn_id"]
+        connection = Connection(conn_id="c", host="https://h", schema="https", extra=json.dumps({**extra, "odd": None}))
+
+        assert remarks_on(connection, RegistrySettings) == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "base"),
+    [
+        ("bentocloud://:token@127.0.0.1:8000/http", "http://127.0.0.1:8000"),
+        ("bentocloud://http://:token@127.0.0.1:8000", "http://127.0.0.1:8000"),
+        ("bentocloud://:token@127.0.0.1:8000/", "https://127.0.0.1:8000"),
+        ("bentocloud://:token@http%3A%2F%2F127.0.0.1%3A8000%2Fbase", "http://127.0.0.1:8000/base"),
+    ],
+)
+def test_a_uri_says_how_its_host_is_reached(monkeypatch: pytest.MonkeyPatch, uri: str, base: str) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_BY_URI", uri)
+
+    assert get_registry_hook("by_uri").get_conn().base_url == base

@@ -74,6 +74,12 @@ def test_a_retryable_error_leaves_the_task_its_retries(error: type[ModelSyncErro
     assert raised.value.__cause__ is cause
 
 
+@pytest.mark.parametrize("error", [PermissionError("Access Denied"), PermissionError(13, "Access Denied", "b/key")])
+def test_a_storage_that_denies_permission_ends_the_task(error: PermissionError) -> None:
+    with pytest.raises(AirflowFailException, match=r"permission is denied.*Access Denied"), translated():
+        raise error
+
+
 def test_other_exceptions_are_left_as_they_are() -> None:
     with pytest.raises(ZeroDivisionError), translated():
         raise ZeroDivisionError
