@@ -82,6 +82,23 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
             "aws_conn_id": _field(
                 "AWS connection", "string", "Id of an aws connection whose credentials are used instead of the keys."
             ),
+            "addressing_style": _field(
+                "Addressing style",
+                "string",
+                "Where the bucket stands: in the URL's path, or in its host's name (virtual).",
+                enum=["auto", "path", "virtual"],
+            ),
+            "server_side_encryption": _field(
+                "Encryption",
+                "string",
+                "What the bucket demands, if anything.",
+                enum=["AES256", "aws:kms", "aws:kms:dsse"],
+            ),
+            "sse_kms_key_id": _field("KMS key", "string", "Id of the key to encrypt with."),
+            "request_payer": _field(
+                "Request payer", "string", "For a bucket whose owner does not pay for requests.", enum=["requester"]
+            ),
+            "storage_class": _field("Storage class", "string", "Of all objects; none that has to be restored first."),
             **_HTTP,
         },
     },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -58,6 +59,22 @@ class Authority:
         if ask_client:
             context.load_verify_locations(self.bundle)
             context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    def any_host(self) -> ssl.SSLContext:
+        """Return what a server needs that plays whatever host its clients ask for."""
+        context = self.server_context()
+        known: dict[str, ssl.SSLContext] = {}
+        lock = threading.Lock()
+
+        def choose(connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+            with lock:
+                if name and name not in known:
+                    known[name] = self.server_context(name)
+            if name:
+                connection.context = known[name]
+
+        context.sni_callback = choose
         return context
 
     def _builder(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *, days: int) -> x509.CertificateBuilder:

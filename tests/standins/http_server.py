@@ -387,6 +387,8 @@ class Server(ThreadingHTTPServer):
         self.server_close()
 
     def shutdown_request(self, request: Any) -> None:
+        if request.fileno() < 0:  # TLS has taken it over, and was ended with its handler
+            return
         lingering = struct.unpack("ii", request.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))[0]
         if lingering:  # to be reset: no orderly end before it
             self.close_request(request)

@@ -24,7 +24,7 @@ import ssl
 import threading
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -49,6 +49,7 @@ from tests.standins.http_server import (
     StandIn,
     flip_bit,
 )
+from tests.standins.s3_quirks import QUIRKS
 
 SPOOL = 1 << 20  # bytes of a body that stay in memory
 KEPT = 1 << 20  # bytes of a POST's body that are kept for the test to look at
@@ -72,10 +73,12 @@ class Request(http_server.Request):
     :param received: bytes of the body that the client sent.
     :param sent: bytes of the answer's body.
     :param code: S3's word for what was wrong.
+    :param is_virtual: whether the bucket stood in the host's name.
     """
 
     body: bytes = b""
     code: str = ""
+    is_virtual: bool = False
 
     @property
     def bucket(self) -> str:
@@ -350,13 +353,28 @@ class S3StandIn(StandIn):
     Faults and the log name an operation of S3 or a method, and search keys. All actions that are due happen.
 
     :param backend: the service behind.
+    :param quirks: what it does in another way than AWS, by the names in :mod:`tests.standins.s3_quirks`.
+    :param region: where its buckets are; only hosts of that region know them, as at AWS since March 2019.
     :param opaque_etags: no ETag is an MD5 of anything, as with KMS; only before a service that checks no signatures.
     :param tls: speaks TLS with this.
+    :param inner_tls: as the proxy of its clients, it plays any host that they ask for, with this certificate.
     """
 
-    def __init__(self, backend: S3Service, *, opaque_etags: bool = False, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        backend: S3Service,
+        *,
+        quirks: Iterable[str] = (),
+        region: str | None = None,
+        opaque_etags: bool = False,
+        tls: ssl.SSLContext | None = None,
+        inner_tls: ssl.SSLContext | None = None,
+    ) -> None:
         assert not (opaque_etags and backend.checks_signatures)
         super().__init__(handler=_Handler, tls=tls)
+        self.quirks = [QUIRKS[name] for name in quirks]
+        self.region = region
+        self.inner_tls = inner_tls
         self.backend = backend
         self.opaque_etags = opaque_etags
         self.access_key = backend.access_key
@@ -422,8 +440,13 @@ class S3StandIn(StandIn):
 
     def check(self, request: Request, path: str, body: IO[bytes]) -> None:
         """Refuse what S3 refuses."""
+        if self.region:
+            self._check_region(request)
         claim = _Claim.of(request)
         claim.check(request, path, self.service, self.now)
+        for quirk in self.quirks:
+            if refused := quirk.refuse(request):
+                raise Refusal(*refused)
         _check_body(request, claim, body)
         upload = request.query.get("uploadId", "")
         with self.lock:
@@ -432,9 +455,40 @@ class S3StandIn(StandIn):
             if request.operation == "CompleteMultipartUpload":
                 self._check_parts(upload, request.body)
 
+    def _check_region(self, request: Request) -> None:
+        """Refuse what comes to the host of another region, or is signed for one.
+
+        As described in https://github.com/boto/boto3/issues/2728 and "Making requests" in the S3 User Guide.
+        """
+        hint = {"x-amz-bucket-region": str(self.region)}
+        host = _AWS_HOST.fullmatch(request.headers["host"])
+        asked = host and host["region"]
+        if asked is None:
+            message = (
+                f"The {self.region} location constraint is incompatible for the region specific endpoint this request "
+                "was sent to."
+            )
+            raise Refusal(400, "IllegalLocationConstraintException", message, hint)
+        if asked != self.region:
+            message = "The bucket you are attempting to access must be addressed using the specified endpoint."
+            raise Refusal(301, "PermanentRedirect", message, hint)
+        if f"/{self.region}/s3/" not in _Claim.of(request).credential:
+            code = "AuthorizationQueryParametersError" if request.presigned else "AuthorizationHeaderMalformed"
+            raise Refusal(400, code, f"the region is wrong; expecting '{self.region}'", hint)
+
+    def sees(self, request: Request) -> dict[str, str]:
+        """The headers that count."""
+        dropped = {name for quirk in self.quirks for name in (quirk.dropped or {}).get(request.operation, ())}
+        return {name: value for name, value in request.headers.items() if name not in dropped}
+
+    def passes_on(self, request: Request) -> set[str]:
+        """The headers that the service behind is told."""
+        names = set(self.sees(request))
+        return names - {"if-match"} if any(quirk.creates_on_if_match for quirk in self.quirks) else names
+
     def check_conditions(self, request: Request) -> None:
         """Refuse to write where a condition does not hold; neither Ceph nor moto knows all of them."""
-        headers = request.headers
+        headers = self.sees(request)
         if "x-amz-copy-source" in headers:
             source = unquote(headers["x-amz-copy-source"].partition("?")[0]).removeprefix("/").partition("/")
             wanted = headers.get("x-amz-copy-source-if-match")
@@ -446,7 +500,7 @@ class S3StandIn(StandIn):
                 raise _precondition_failed()
             if found and headers.get("if-match", "*").strip('"') not in ("*", found):
                 raise _precondition_failed()
-            if not found and "if-match" in headers:
+            if not found and "if-match" in headers and not any(quirk.creates_on_if_match for quirk in self.quirks):
                 raise Refusal(404, "NoSuchKey", "The specified key does not exist.")
 
     def _etag(self, bucket: str, key: str) -> str | None:
@@ -481,6 +535,10 @@ class S3StandIn(StandIn):
                 self._checksums[upload, request.part] = named
 
 
+_AWS_HOST = re.compile(r"(?:(?P<bucket>.+)\.)?s3(?:[.-](?P<region>[a-z]+-[a-z]+-\d))?\.amazonaws\.com")
+_HOST = re.compile(r"(?P<bucket>[a-z0-9-]+)\.(?:s3|oss)[.-][a-z0-9.-]+(?::\d+)?")  # of a bucket that has its own
+
+
 class _Handler(Handler):
     """Log the request, let its faults act, check it, pass it on."""
 
@@ -490,14 +548,40 @@ class _Handler(Handler):
     def do_PATCH(self) -> None:  # noqa: N802
         self.send_error(501, "Unsupported method ('PATCH')")
 
+    def do_CONNECT(self) -> None:  # noqa: N802
+        """As a proxy, be the host that is asked for."""
+        context = self.server.stand_in.inner_tls
+        if context is None:
+            self.send_error(501)
+            return
+        self.send_response(200)
+        self.end_headers()
+        self.request = context.wrap_socket(self.connection, server_side=True)
+        self.setup()
+        self.close_connection = False
+
+    def finish(self) -> None:
+        super().finish()
+        if isinstance(self.connection, ssl.SSLSocket):
+            self.connection.close()
+
     def parsed(self) -> Request:
+        if not self.path.startswith("/"):  # to a proxy
+            url = urlsplit(self.path)
+            self.path = url.path + (f"?{url.query}" if url.query else "")
+        named = _HOST.fullmatch(self.headers.get("Host", ""))
+        self.signed_path = urlsplit(self.path).path
+        if named:
+            self.path = f"/{named['bucket']}{self.path}"
         path, _, query = self.path.partition("?")
         pairs = [pair.partition("=") for pair in query.split("&") if pair]
         joined: dict[str, str] = {}
         for name, value in self.headers.items():
             joined[name.lower()] = f"{joined[name.lower()]},{value}" if name.lower() in joined else value
         names = {unquote(name): unquote(value) for name, _, value in pairs}
-        return Request(self.server.origin, self.command, unquote(path), names, joined)
+        made = Request(self.server.origin, self.command, unquote(path), names, joined)
+        made.is_virtual = named is not None
+        return made
 
     def date_time_string(self, timestamp: float | None = None) -> str:
         return super().date_time_string(self.server.stand_in.now.timestamp())
@@ -512,7 +596,7 @@ class _Handler(Handler):
         with SpooledTemporaryFile(SPOOL) as body:
             try:
                 self.take(body)
-                self.server.stand_in.check(self.entry, urlsplit(self.path).path, body)
+                self.server.stand_in.check(self.entry, self.signed_path, body)
                 with contextlib.closing(self.backend()) as backend:
                     self.conclude(self.exchange(backend, body))
             except Refusal as refusal:
@@ -600,6 +684,10 @@ class _Handler(Handler):
         headers = self.headers_of(answer)
         if self.command != "HEAD" and answer.status != http.HTTPStatus.NO_CONTENT:
             headers["content-length"] = str(len(text))
+        for quirk in stand_in.quirks:
+            text = quirk.rewrite(self.entry, text) if quirk.rewrite else text
+        if "content-length" in headers and self.command != "HEAD":
+            headers["content-length"] = str(len(text))
         shown = _disguised_tags(text) if stand_in.opaque_etags else text
         return _Answer(answer.status, headers=headers, read=io.BytesIO(shown).read)
 
@@ -609,8 +697,11 @@ class _Handler(Handler):
         if opaque and self.command == "POST":
             body = io.BytesIO(_disguised_tags(body.read()))
         backend.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        counted = self.server.stand_in.passes_on(self.entry)
         for name, value in self.headers.items():
-            if name.lower() not in _HOP:
+            if name.lower() == "host" and not self.server.stand_in.backend.checks_signatures:
+                value = f"{backend.host}:{backend.port}"
+            if name.lower() not in _HOP and name.lower() in counted:
                 backend.putheader(name, _disguised(value) if opaque and "match" in name.lower() else value)
         backend.endheaders()
         while block := body.read(BLOCK):
@@ -620,6 +711,11 @@ class _Handler(Handler):
     def headers_of(self, answer: http.client.HTTPResponse) -> dict[str, str]:
         """What the client gets to see."""
         headers = {name.lower(): value for name, value in answer.getheaders() if name.lower() not in _HOP}
+        for quirk in self.server.stand_in.quirks:
+            for name in quirk.hidden:
+                headers.pop(name, None)
+        if self.server.stand_in.region and self.entry.operation == "HEAD":
+            headers["x-amz-bucket-region"] = self.server.stand_in.region
         if self.server.stand_in.opaque_etags and "etag" in headers:
             headers["etag"] = _disguised(headers["etag"])
         return headers

@@ -6,6 +6,7 @@ cannot do is found out where it refuses, remembered for the process, and done in
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 import time
@@ -46,7 +47,8 @@ _LOOKERS = 8  # threads that list the uploads of single keys
 
 _MISSING = frozenset({"NoSuchKey", "NoSuchUpload", "NotFound", "404"})
 _CHANGED = frozenset({"PreconditionFailed"})
-_ODD_TAG = frozenset({"InvalidArgument", "InvalidRequest"})  # to a tag that is spelled in another way
+_BAD_REQUEST = frozenset({"InvalidArgument", "InvalidRequest"})
+_ODD_TAG = re.compile(r"(?i)if-match|e-?tag")  # said of a tag that is spelled in another way
 # How a listing goes on: each of these is the next page's when the one before has it with "Next".
 _MARKERS = ("ContinuationToken", "KeyMarker", "UploadIdMarker", "PartNumberMarker")
 _ENTRIES = ("Contents", "CommonPrefixes", "Uploads", "Parts")
@@ -119,26 +121,31 @@ class Bucket:
         self, name: str, settings: BucketSettings, session: OpenSession | None = None, *, base: str = ""
     ) -> None:
         self.name = name
-        self._base = base
+        self.base = base
         self._settings = settings
         self._open_session = session or self._session
         self._secrets = secrets_of(settings)
-        self._place = f"the bucket {name}"  # for messages
+        self.place = f"the bucket {name}"  # for messages
         if settings.endpoint_url:
-            self._place += f" at {show_url(settings.endpoint_url, self._secrets)}"
+            self.place += f" at {show_url(settings.endpoint_url, self._secrets)}"
         self._lock = Lock()
         self._client: Any = None
         self._calls = threading.local()
         guard_logs(self._secrets)
         # Deletions come in more threads than bytes.
-        self._mover = Mover(settings.model_copy(update={"max_workers": settings.max_workers + _LOOKERS}))
+        self.mover = Mover(settings.model_copy(update={"max_workers": settings.max_workers + _LOOKERS}))
         # What must be the same for two objects of one name to be the same object.
         self.identity = (settings.endpoint_url or "", name, settings.conn_id, settings.login or "")
         self.abilities = _abilities.setdefault(self.identity, Abilities())
 
+    @property
+    def shown_base(self) -> str:
+        """Return where everything lies, for messages; empty for the whole bucket."""
+        return f"below {self.base}" if self.base else ""
+
     def probe_key(self) -> str:
         """Return the name of an object that is only there to find something out."""
-        return f"{self._base}{names.RESERVED_DIRECTORY}-probe-{secrets.token_hex(6)}"
+        return f"{self.base}{names.RESERVED_DIRECTORY}-probe-{secrets.token_hex(6)}"
 
     def require_keys(self, keys: Iterable[str]) -> None:
         """Raise :class:`InvalidInput` when a name is longer than a storage takes: before anything is claimed."""
@@ -210,16 +217,20 @@ class Bucket:
         """
         known = self.abilities.quoted_tags
         for quoted in (True, False) if known is None else (known,):
-            refused = _CHANGED | _MISSING if known is not None else _CHANGED | _MISSING | _ODD_TAG
             spelled = f'"{etag}"' if quoted else etag
-            result = self._ask(doing, partial(attempt, spelled), none_for=refused)
+            result = self._ask(
+                doing,
+                partial(attempt, spelled),
+                none_for=_CHANGED | _MISSING,
+                none_for_words=_ODD_TAG if known is None else None,
+            )
             if result is not None:
                 self.abilities.quoted_tags = quoted
                 return result
             if known is not None or (found := self.head(key)) is None or found[0].etag != etag:
                 return None
         raise NotSupported(
-            f"{doing} in {self._place}: the storage refuses If-Match with the very tag that it gave, in quotes and "
+            f"{doing} in {self.place}: the storage refuses If-Match with the very tag that it gave, in quotes and "
             "without. The model store needs conditional writes"
         )
 
@@ -427,13 +438,13 @@ class Bucket:
         with self._lock:
             if self._client is None:
                 session = self._open_session()
-                self._client = connect(self.name, self._settings, session, self._mover, self._deadline)
+                self._client = connect(self.name, self._settings, session, self.mover, self._deadline)
             return self._client
 
     def _deadline(self) -> Deadline:
         """Return that of the call that this thread is in."""
         found: Deadline | None = getattr(self._calls, "deadline", None)
-        return found or Deadline(f"reaching {self._place}", time.monotonic() + self._settings.timeout_seconds)
+        return found or Deadline(f"reaching {self.place}", time.monotonic() + self._settings.timeout_seconds)
 
     @contextmanager
     def _within(self, deadline: Deadline) -> Iterator[None]:
@@ -460,11 +471,11 @@ class Bucket:
                 return
             markers = {name: page[f"Next{name}"] for name in _MARKERS if page.get(f"Next{name}")}
             if not markers:
-                raise RegistryUnavailable(f"{doing} in {self._place}: the storage cuts its listing and does not go on")
+                raise RegistryUnavailable(f"{doing} in {self.place}: the storage cuts its listing and does not go on")
             # By what it begins with, too: a page may come again under another token.
             signs = {repr(markers), *(repr(page[kind][0]) for kind in _ENTRIES if page.get(kind))}
             if signs & seen:
-                raise RegistryUnavailable(f"{doing} in {self._place}: the storage repeats a page of its listing")
+                raise RegistryUnavailable(f"{doing} in {self.place}: the storage repeats a page of its listing")
             seen |= signs
             parameters |= markers
 
@@ -479,7 +490,7 @@ class Bucket:
         :param end: until when, seconds, monotonic; the connection's time from now when ``None``.
         :param answer_seconds: how long the storage may think about one request.
         """
-        doing = f"{doing} in {self._place}"
+        doing = f"{doing} in {self.place}"
         if self._client is None:  # loading boto3 does not count
             self._tried(Deadline(doing, time.monotonic() + self._settings.timeout_seconds), lambda: self.client)
         deadline = Deadline(doing, end or time.monotonic() + self._settings.timeout_seconds, answer_seconds)
@@ -504,15 +515,24 @@ class Bucket:
 
         return with_retries(once, cancel=CancelToken(), seconds=max(deadline.rest, 0.0))
 
-    def _ask(self, doing: str, fn: Callable[[], T], *, none_for: frozenset[str], **limits: Any) -> T | None:
-        """Call boto3; the error codes in ``none_for`` are an answer, too."""
+    def _ask(
+        self,
+        doing: str,
+        fn: Callable[[], T],
+        *,
+        none_for: frozenset[str],
+        none_for_words: re.Pattern[str] | None = None,
+        **limits: Any,
+    ) -> T | None:
+        """Call boto3; the error codes in ``none_for`` are an answer, too, and such words about a request."""
         from botocore.exceptions import ClientError
 
         def ask() -> T | None:
             try:
                 return fn()
             except ClientError as error:
-                if _code(error) in none_for:
+                code, words = _code(error), str(error.response.get("Error", {}).get("Message"))
+                if code in none_for or (none_for_words and code in _BAD_REQUEST and none_for_words.search(words)):
                     return None
                 raise
 

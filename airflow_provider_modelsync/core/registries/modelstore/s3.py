@@ -11,7 +11,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import cast
 
 from airflow_provider_modelsync.core.archive import names
@@ -21,7 +20,6 @@ from airflow_provider_modelsync.core.errors import (
     DigestMismatch,
     ModelNotFound,
     ModelSyncError,
-    NotSupported,
     RegistryUnavailable,
     VersionConflict,
 )
@@ -31,6 +29,7 @@ from airflow_provider_modelsync.core.flow.parallel import for_each
 from airflow_provider_modelsync.core.flow.steps import Flow, call, call_remote
 from airflow_provider_modelsync.core.models import ModelRef, ModelVersion
 from airflow_provider_modelsync.core.registries.modelstore.bucket import Bucket, Listed
+from airflow_provider_modelsync.core.registries.modelstore.probe import probe
 from airflow_provider_modelsync.core.registries.modelstore.store import (
     CLAIM,
     LABELS,
@@ -86,18 +85,9 @@ class S3Store(Store):
         self._publishing: set[ModelRef] = set()  # versions whose manifests are being written
 
     def test(self) -> str:
-        key = self._bucket.probe_key()
-        where = f"s3://{self._bucket.name}/{self._base}"
-        below = f" below {self._base}" if self._base else ""
-        put = partial(self._bucket.put, key, b"", doing=f"writing{below}")
-        put()
-        try:
-            if any(put(etag=etag) is not None for etag in (None, "0" * 32)):
-                raise NotSupported(f"{where}: this storage ignores conditions on writes, so two pushes could mix")
-        finally:
-            self._bucket.delete(key, doing=f"deleting{below}")
-        self._bucket.directories(self._base)
-        return f"The model store at {where} can be read and written."
+        missing = probe(self._bucket, self._bucket.mover)
+        works = f"The model store at s3://{self._bucket.name}/{self._base} can be read and written."
+        return f"{works} The storage does without: {'; '.join(map(str, missing))}." if missing else works
 
     def uri(self, name: str, version: str) -> str:
         return f"s3://{self._bucket.name}/{self._base}{name}/{version}"

@@ -1,0 +1,205 @@
+"""The test of a bucket: it does what a push does, with a few bytes, and tells what the storage cannot do.
+
+What a model store cannot do without is an error. All else is missing with a reason, and done in another way.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from base64 import b64encode
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from airflow_provider_modelsync.core.errors import ModelSyncError, NotSupported, RegistryUnavailable
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.http.storage import SumRefused
+from airflow_provider_modelsync.core.registries.modelstore.bucket import Bucket, Listed
+from airflow_provider_modelsync.core.transfer.mover import Mover, with_retries
+from airflow_provider_modelsync.core.transfer.plan import Address, md5_of
+
+_BYTES = b"modelsync"
+_OTHER = b"other bytes"
+_NO_TAG = "0" * 32  # that no object has
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What a storage cannot do.
+
+    :param ability: what that is.
+    :param cost: what comes of it.
+    """
+
+    ability: str
+    cost: str
+
+    def __str__(self) -> str:
+        return f"{self.ability} ({self.cost})"
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """A few bytes and their sums."""
+
+    data: bytes
+
+    @property
+    def crc32(self) -> str:
+        return b64encode(zlib.crc32(self.data).to_bytes(4)).decode()
+
+    @property
+    def md5_base64(self) -> str:
+        return md5_of(self.data)
+
+
+def probe(bucket: Bucket, mover: Mover) -> list[Missing]:
+    """Do what a push does below a bucket's root, and remove it all.
+
+    :param bucket: the bucket; it remembers what its storage can do.
+    :param mover: sends and receives bytes by presigned URLs.
+    :return: the abilities that are missing.
+    :raises NotSupported: when those are missing that no model store can do without.
+    :raises ModelSyncError: when the bucket cannot be used, in the storage's own words.
+    """
+    return _Probe(bucket, mover).run()
+
+
+class _Probe:
+    def __init__(self, bucket: Bucket, mover: Mover) -> None:
+        self._bucket = bucket
+        self._mover = mover
+        self._key = bucket.probe_key()
+        self._missing: list[Missing] = []
+
+    def run(self) -> list[Missing]:
+        try:
+            self._record()
+            self._bytes()
+            self._optional(self._parts, "unfinished uploads", "a push that was killed begins its large files again")
+            self._optional(
+                self._copy, "copies", "files that another version holds are sent again instead of being copied"
+            )
+            self._optional(self._conditional_delete, "conditional deletes", "a file is removed whoever wrote it last")
+        except BaseException:
+            with suppress(ModelSyncError):  # the first error tells more
+                self._remove()
+            raise
+        self._remove()
+        return self._missing
+
+    def _optional(self, step: Callable[[], object], ability: str, cost: str) -> None:
+        """Take a step; that it is refused is no more than a pity."""
+        try:
+            works = step()
+        except RegistryUnavailable:
+            raise
+        except ModelSyncError as error:
+            works, cost = False, f"{cost}; {error.message}"
+        if not works:
+            self._missing.append(Missing(ability, cost))
+
+    def _record(self) -> None:
+        """Write as records are written: each under a condition that holds, and under one that does not."""
+        put, doing = self._bucket.put, f"writing {self._bucket.shown_base}".rstrip()
+        etag = put(self._key, _BYTES, doing=doing)
+        if put(self._key, _OTHER, doing=doing) is not None:
+            raise self._mixing("it ignores If-None-Match")
+        if put(self._key, _OTHER, etag=_NO_TAG, doing=doing) is not None:
+            raise self._mixing("it ignores If-Match")
+        if etag is None or put(self._key, _BYTES, etag=etag, doing=doing) is None:
+            raise self._mixing("it refuses If-Match with the right tag")
+        if put(f"{self._key}-absent", _OTHER, etag=_NO_TAG, doing=doing) is not None:
+            raise self._mixing("it writes on If-Match where nothing is, as MinIO did before September 2025; update it")
+        found = self._bucket.get(self._key)
+        if found is None or found.content != _BYTES:
+            raise RegistryUnavailable(f"{self._bucket.place} does not return what was just written to it")
+        if not any(entry.key == self._key for entry in self._bucket.objects(self._key)):
+            raise NotSupported(f"{self._bucket.place} does not list what was just written to it")
+        self._bucket.directories(self._bucket.base)
+
+    def _mixing(self, fault: str) -> NotSupported:
+        return NotSupported(f"{self._bucket.place}: conditional writes do not work: {fault}. Two pushes could mix")
+
+    def _bytes(self) -> None:
+        """Send and fetch as files are: by presigned URLs, with a sum, and by ranges."""
+        sent, key = _Content(_BYTES), f"{self._key}-file"
+        self._send(lambda: self._bucket.address_put(key, sent), sent)
+        if self._accepts_damage(key):
+            self._bucket.abilities.crc32 = False
+            if self._accepts_damage(key):
+                self._missing.append(Missing("checks of sums", "damage on the way shows at the next pull only"))
+        address = self._bucket.address_get(key)
+        headers = {**address.headers, "Range": "bytes=1-3"}
+        with self._mover.get(address.url, headers) as answer:
+            if not 200 <= answer.status < 300:
+                answer.answer().raise_for_store("fetching a range")
+            got = answer.whole("GET", 1 << 20).body
+        if (answer.status, got) != (206, _BYTES[1:4]):
+            if got != _BYTES:
+                raise RegistryUnavailable(f"{self._bucket.place} does not return what was just sent to it")
+            self._missing.append(Missing("ranges", "large files come in one piece, and from the start again"))
+
+    def _accepts_damage(self, key: str) -> bool:
+        """Whether the storage takes bytes that are not those of their sum."""
+        address = self._bucket.address_put(f"{key}-damaged", _Content(_OTHER))
+        answer = self._mover.put(address.url, lambda: io.BytesIO(_BYTES), len(_BYTES), address.headers)
+        if answer.status < 300:
+            self._bucket.delete(f"{key}-damaged")
+        return answer.status < 300
+
+    def _send(self, ask: Callable[[], Address], content: _Content) -> None:
+        """Send bytes as a push does; what the storage says of the sum is remembered."""
+
+        def once() -> None:
+            address = ask()
+            body = content.data
+            answer = self._mover.put(address.url, lambda: io.BytesIO(body), len(body), address.headers)
+            try:
+                answer.raise_for_store(f"sending to {self._bucket.place}")
+            except SumRefused:
+                self._bucket.abilities.crc32 = False
+                raise
+            if "x-amz-checksum-crc32" in address.headers:
+                self._bucket.abilities.crc32 = "x-amz-checksum-crc32" in answer.headers
+
+        with_retries(once, cancel=CancelToken())
+
+    def _parts(self) -> bool:
+        """Begin an upload in parts, find it again, and give it up."""
+        content, key = _Content(_BYTES), f"{self._key}-parts"
+        upload_id = self._bucket.begin(key, {})
+        try:
+            self._send(lambda: self._bucket.address_part(key, upload_id, 1, content), content)
+            is_listed = (key, upload_id) in self._bucket.uploads(self._key, [key])
+            parts = self._bucket.parts(key, upload_id)
+        finally:
+            self._bucket.abort(key, upload_id)
+        self._bucket.abilities.part_lists = parts is not None and 1 in parts
+        return is_listed and self._bucket.abilities.part_lists
+
+    def _copy(self) -> bool:
+        """Have an object copied, on its tag."""
+        found = self._bucket.head(f"{self._key}-file")
+        if found is None:
+            return False
+        origin = next(entry for entry in self._bucket.objects(f"{self._key}-file"))
+        copied = self._bucket.copy(origin, f"{self._key}-copy", {})
+        stale = Listed(origin.key, origin.size, origin.modified, _NO_TAG)
+        works = copied is not None and self._bucket.copy(stale, f"{self._key}-copy", {}) is None
+        self._bucket.abilities.copies = works
+        return works
+
+    def _conditional_delete(self) -> bool:
+        """Delete on a tag that the object does not have."""
+        self._bucket.abilities.conditional_deletes = None
+        self._bucket.delete(f"{self._key}-file", etag=_NO_TAG)
+        works = self._bucket.head(f"{self._key}-file") is not None
+        self._bucket.abilities.conditional_deletes = works
+        return works
+
+    def _remove(self) -> None:
+        doing = f"deleting {self._bucket.shown_base}".rstrip()
+        for suffix in ("", "-absent", "-file", "-file-damaged", "-copy"):
+            self._bucket.delete(self._key + suffix, doing=doing)
