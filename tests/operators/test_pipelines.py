@@ -89,12 +89,9 @@ def test_a_model_is_served_and_the_task_tells_where(instance: Instance, context:
     assert_tells_no_secret(instance, told, context["pushed"])
 
 
-def test_the_link_leads_to_the_instance(instance: Instance, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    operator = deploy(instance)
+def test_the_link_leads_to_the_instance(instance: Instance, context: Any) -> None:
+    operator = context["task"] = deploy(instance)
     operator.execute(context)
-    monkeypatch.setattr(
-        "airflow_provider_modelsync.links.XCom.get_value", lambda ti_key, key: context["pushed"].get(key)
-    )
 
     assert RegistryConsoleLink().get_link(operator, ti_key=context["ti"]) == f"{instance.server.url}/"
 
