@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
 
 from airflow_provider_modelsync.core.errors import InvalidInput
 from airflow_provider_modelsync.xcom import fitted, fitted_lists
@@ -64,11 +64,18 @@ class TransferStats(_Value):
     :param skipped: nothing had to be moved, the same bytes were there already.
     :param sent_bytes: payload bytes moved by this call.
     :param resumed_bytes: payload bytes that an earlier try had moved and this one did not repeat.
+    :param metadata_kept: false when a version that was there already has other metadata than was given; told only then.
     """
 
     skipped: bool = False
     sent_bytes: int = 0
     resumed_bytes: int = 0
+    metadata_kept: bool = True
+
+    @model_serializer(mode="wrap")
+    def _told(self, told: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = told(self)
+        return {name: value for name, value in fields.items() if name != "metadata_kept" or not value}
 
 
 class ModelReference(_Value):

@@ -85,7 +85,8 @@ class PushModelOperator(RegistryOperator):
     :param ready_timeout: how long to wait for that, in seconds or as a timedelta.
     :param poll_interval: seconds between two looks while waiting.
     :param deferrable: wait in the triggerer instead of a worker slot.
-    :return: the version as a dictionary, with ``skipped`` and ``resumed_bytes``.
+    :return: the version as a dictionary, with ``skipped`` and ``resumed_bytes``; also with ``metadata_kept``, which is
+        false, when the version was there already with other metadata that cannot be changed.
     """
 
     template_fields_renderers: ClassVar[dict[str, str]] = {"labels": "json", "metadata": "json", "options": "json"}
@@ -183,7 +184,8 @@ class PushModelOperator(RegistryOperator):
     def _finish(self, context: Context, version: ModelVersion, transfer: TransferStats) -> dict[str, JsonValue]:
         self.emit(context, version)
         self._trace.places_read.append(str(self.source))
-        return version.to_xcom(skipped=transfer.skipped, resumed_bytes=transfer.resumed_bytes)
+        told: dict[str, JsonValue] = {} if transfer.metadata_kept else {"metadata_kept": False}
+        return version.to_xcom(skipped=transfer.skipped, resumed_bytes=transfer.resumed_bytes, **told)
 
 
 class PullModelOperator(RegistryOperator):

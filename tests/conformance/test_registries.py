@@ -112,6 +112,33 @@ def test_an_unusable_source_is_refused_before_anything_is_sent(bench: Bench) -> 
     assert bench.under_test.trace() == before
 
 
+@needs(PUSH, LABELS)
+def test_labels_given_with_the_same_bytes_are_merged(bench: Bench) -> None:
+    source = bench.source("one")
+    bench.publish("one", bench.model(), labels={"stage": "dev", "team": "risk"})
+    again = bench.push(source, bench.model(), labels={"stage": "prod"})
+    assert again.transfer is not None
+    assert again.transfer.skipped
+    bench.under_test.settle()
+    assert again.labels == bench.get(again.ref).labels == {"stage": "prod", "team": "risk"}
+    assert bench.push(source, bench.model()).labels == again.labels
+
+
+@needs(PUSH, METADATA)
+def test_metadata_given_with_the_same_bytes_is_kept_or_told_of(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    first = bench.publish("one", bench.model(), metadata={"auc": 0.5})
+    same = bench.push(bench.source("one"), bench.model(), metadata={"auc": 0.5}).transfer
+    assert same is not None
+    assert same.metadata_kept
+    assert "metadata" not in caplog.text
+    again = bench.push(bench.source("one"), bench.model(), metadata={"auc": 0.9})
+    assert again.transfer is not None
+    bench.under_test.settle()
+    found = bench.get(first.ref).metadata
+    assert (found, again.transfer.metadata_kept) in [({"auc": 0.5}, False), ({"auc": 0.9}, True)]
+    assert again.transfer.metadata_kept or "given now for 'auc' is not kept" in caplog.text
+
+
 @needs(PUSH)
 def test_only_chosen_files_are_pushed(bench: Bench) -> None:
     source, plain = bench.source("one"), bench.source("one")

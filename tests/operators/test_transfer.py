@@ -98,6 +98,33 @@ class TestPush:
 
         assert push(source, force=True).execute(context)["digest"] == digest_directory(source)
 
+    def test_of_the_same_bytes_merges_labels_and_tells_of_metadata(
+        self, modelstore: Path, source: Path, context: Any
+    ) -> None:
+        first = push(source, labels={"a": "1"}, metadata={"auc": 0.5}).execute(context)
+        again = push(source, labels={"b": "2"}, metadata={"auc": 0.9}).execute(context)
+
+        assert "metadata_kept" not in first
+        assert (again["skipped"], again["labels"], again["metadata_kept"]) == (True, {"a": "1", "b": "2"}, False)
+
+    def test_of_chosen_files_and_links(self, modelstore: Path, source: Path, tmp_path: Path, context: Any) -> None:
+        plain = push(source, model="digits").execute(context)
+        (source / "again.bin").symlink_to("weights.bin")
+        (source / "notes.md").touch()
+        chosen = push(source, model="digits", exclude="['again.bin', '*.md']").execute(context)
+        pulled = PullModelOperator(
+            task_id="pull", model=chosen, target=tmp_path / "part", include=["weights.*"]
+        ).execute(context)
+
+        assert chosen["ref"] == plain["ref"]
+        assert (pulled["partial"], pulled["digest"]) == (True, plain["digest"])
+        assert pulled["path_digest"] == digest_directory(tmp_path / "part")
+        assert [path.name for path in (tmp_path / "part").iterdir()] == ["weights.bin"]
+        with pytest.raises(AirflowFailException, match=r"symbolic link.*argument 'source'"):
+            push(source, follow_links="never").execute(context)
+        with pytest.raises(AirflowFailException, match="argument 'follow_links'"):
+            push(source, follow_links="always").execute(context)
+
     def test_takes_a_single_file(self, modelstore: Path, source: Path, context: Any) -> None:
         pushed = push(source / "weights.bin").execute(context)
 

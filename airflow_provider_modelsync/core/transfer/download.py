@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from airflow_provider_modelsync.core import durable
-from airflow_provider_modelsync.core.archive.digest import parent_below
+from airflow_provider_modelsync.core.archive.digest import FileEntry, parent_below
 from airflow_provider_modelsync.core.archive.extract import DirectorySink, Limits, unpack
 from airflow_provider_modelsync.core.archive.holds import require_held
 from airflow_provider_modelsync.core.archive.names import show
@@ -49,6 +52,41 @@ def download(way: DownloadWay, ref: str, target: Path, control: Control, driver:
             return _read_files(way, target, control)
         case GetFiles():
             return get_files(way, ref, target, control, driver, mover)
+
+
+def read_archive(way: GetArchive, control: Control, driver: SyncDriver, mover: Mover) -> tuple[FileEntry, ...]:
+    """Read a version's archive, and write nothing.
+
+    :return: the files that it holds, hashed.
+    :raises UnsafeArchive: when it holds what must not be unpacked.
+    :raises CorruptArchive: when it was cut or damaged.
+    """
+    source = RangedObject(way.address, driver, mover)
+
+    def read() -> tuple[FileEntry, ...]:
+        sink = _Hashes()
+        with source.open(0, None) as answer:
+            refuse(answer, source.address)
+            unpack(_ArchiveBytes(answer), sink, limits=way.limits, cancel=control.cancel)
+        return tuple(sink.files)
+
+    return with_retries(read, cancel=control.cancel, passing=(*PASSING, CorruptArchive))
+
+
+class _Hashes:
+    """Hashes what an archive holds."""
+
+    def __init__(self) -> None:
+        self.files: list[FileEntry] = []
+
+    def make_directory(self, path: str) -> None:
+        pass
+
+    @contextmanager
+    def create_file(self, path: str, *, size: int, executable: bool) -> Iterator[Callable[[memoryview], None]]:
+        total = hashlib.sha256()
+        yield total.update
+        self.files.append(FileEntry(path, size, total.hexdigest(), executable))
 
 
 def _read_files(way: FromDirectory, target: Path, control: Control) -> Pulled:

@@ -318,6 +318,7 @@ class PushRequest:
     :param labels: kept beside the version.
     :param metadata: kept beside the version.
     :param force: replace a version that holds other bytes.
+    :param renew: replace one of these bytes, too: what is stored is damaged, or has facts that cannot be changed.
     :param options: what only the registry understands.
     :param memory: the multipart upload that an earlier try may have begun.
     """
@@ -327,6 +328,7 @@ class PushRequest:
     labels: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, JsonValue] = field(default_factory=dict)
     force: bool = False
+    renew: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     memory: UploadMemory = field(default_factory=lambda: UploadMemory(None))
 

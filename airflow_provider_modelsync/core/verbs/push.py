@@ -6,7 +6,8 @@ import logging
 import os
 from collections.abc import Container, Mapping, Sequence
 from contextlib import closing
-from typing import Any, get_args
+from dataclasses import replace
+from typing import Any, TypeVar, get_args
 
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
@@ -16,9 +17,11 @@ from airflow_provider_modelsync.core.archive.digest import FollowLinks, Source, 
 from airflow_provider_modelsync.core.archive.names import doubts, show
 from airflow_provider_modelsync.core.errors import (
     BeginAgain,
+    CorruptArchive,
     InvalidInput,
     Permanent,
     SourceChanged,
+    UnsafeArchive,
 )
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
 from airflow_provider_modelsync.core.models import (
@@ -30,12 +33,15 @@ from airflow_provider_modelsync.core.models import (
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
 from airflow_provider_modelsync.core.transfer import checkpoint
 from airflow_provider_modelsync.core.transfer.control import Control
-from airflow_provider_modelsync.core.transfer.plan import PushRequest, UploadPlan
+from airflow_provider_modelsync.core.transfer.download import read_archive
+from airflow_provider_modelsync.core.transfer.plan import GetArchive, PushRequest, UploadPlan
 from airflow_provider_modelsync.core.transfer.progress import readable
 from airflow_provider_modelsync.core.transfer.upload import upload
 from airflow_provider_modelsync.core.verbs.drive import mover_for
 
 log = logging.getLogger("modelsync")
+
+T = TypeVar("T")
 
 _LABELS = TypeAdapter(dict[str, str])
 _METADATA = TypeAdapter(dict[str, JsonValue], config=ConfigDict(allow_inf_nan=False))
@@ -86,23 +92,23 @@ def push(
     exact = ref if ref.version else ModelRef(name=ref.name, version=version_of(tree.digest))
     memory = checkpoint.UploadMemory(control.checkpoint)
 
+    request = PushRequest(
+        ref=exact,
+        source=tree,
+        labels=labels or {},
+        metadata=metadata or {},
+        force=force,
+        options=options or {},
+        memory=memory,
+    )
+
     def attempt(passing: tuple[type[BaseException], ...] = ()) -> ModelVersion:
-        plan = driver.run(
-            registry.plan_push(
-                PushRequest(
-                    ref=exact,
-                    source=tree,
-                    labels=labels or {},
-                    metadata=metadata or {},
-                    force=force,
-                    options=options or {},
-                    memory=memory,
-                )
-            )
-        )
+        plan = driver.run(registry.plan_push(request))
+        if plan.existing is not None and force and _must_be_renewed(registry, driver, plan.existing, request, control):
+            plan = driver.run(registry.plan_push(replace(request, renew=True)))
         if plan.existing is not None:
             log.info("%s is already there with the same digest %s: nothing is sent", plan.existing.ref, tree.digest)
-            return plan.existing.moved(TransferStats(skipped=True))
+            return _with_facts(registry, driver, plan.existing, request)
         log.info("pushing %s: %s in %d files", plan.ref, readable(tree.size_bytes), len(tree.files))
         return _carry_out(registry, driver, plan, tree, control, memory, passing)
 
@@ -118,6 +124,57 @@ def push(
         raise
     memory.forget()
     return version
+
+
+def _must_be_renewed(
+    registry: Registry, driver: SyncDriver, existing: ModelVersion, request: PushRequest, control: Control
+) -> bool:
+    """Whether a version that holds the same bytes by its record must be written again all the same.
+
+    Where a registry tells hashes of what it stores, its own plan has compared these. An archive is read once.
+    """
+    if Capability.PULL not in registry.capabilities:
+        return False
+    way = driver.run(registry.plan_pull(existing)).way
+    if not isinstance(way, GetArchive):
+        return False
+    if _differing(request.metadata, existing.metadata):
+        return True
+    try:
+        with closing(mover_for(registry, control)) as mover:
+            held = {file.path: file for file in read_archive(way, control, driver, mover)}
+    except (UnsafeArchive, CorruptArchive) as error:
+        log.warning("what is stored of %s is damaged, and is replaced: %s", existing.ref, error)
+        return True
+    for file in request.source.files:
+        if held.get(file.path) != file:
+            log.warning("%s is not stored in %s as it was pushed: it is replaced", show(file.path), existing.ref)
+            return True
+    return False
+
+
+def _with_facts(registry: Registry, driver: SyncDriver, existing: ModelVersion, request: PushRequest) -> ModelVersion:
+    """Bring what is given into a version that is there already: labels, and a word about metadata."""
+    version = existing
+    changes: dict[str, str | None] = _differing(request.labels, version.labels)
+    if request.force and request.labels:
+        changes |= dict.fromkeys(version.labels.keys() - request.labels.keys())
+    if changes:
+        version = driver.run(registry.set_labels(ModelRef(name=version.name, version=version.version), changes))
+        log.info("%s has the labels %s now", version.ref, version.labels)
+    other = _differing(request.metadata, version.metadata)
+    if other:
+        log.warning(
+            "%s was pushed before and keeps the metadata that it got then; what is given now for %s is not kept%s",
+            version.ref,
+            ", ".join(map(repr, sorted(other))),
+            "" if request.force else ": push under another version, or with force",
+        )
+    return version.moved(TransferStats(skipped=True, metadata_kept=not other))
+
+
+def _differing(given: Mapping[str, T], kept: Mapping[str, T]) -> dict[str, T]:
+    return {key: value for key, value in given.items() if key not in kept or kept[key] != value}
 
 
 def _carry_out(

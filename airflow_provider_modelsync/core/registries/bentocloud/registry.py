@@ -232,7 +232,7 @@ class BentoCloud(Registry, Deploys):
         # Before anything is registered: this refuses what cannot be archived.
         layout = yield from call(draft.layout, draft.build_at)
         yield from self._uploads.ensure_repository(tag)
-        record, is_there = yield from self._settle(tag, draft, request.force)
+        record, is_there = yield from self._settle(tag, draft, request.force, request.renew)
         if is_there:
             return UploadPlan(ref=request.ref, way=None, existing=self._version_of(record, tag.name))
         if record.build_at and record.build_at != draft.build_at:  # an earlier try's record
@@ -293,7 +293,7 @@ class BentoCloud(Registry, Deploys):
     def undeploy(self, name: str) -> Flow[Deployment]:
         return self._deployments.terminate(name)
 
-    def _settle(self, tag: Tag, draft: Draft, force: bool) -> Flow[tuple[ModelRecord, bool]]:
+    def _settle(self, tag: Tag, draft: Draft, force: bool, renew: bool) -> Flow[tuple[ModelRecord, bool]]:
         """Find or make the record to upload to; return it, and whether it holds these bytes already."""
         for _ in range(ROUNDS):
             record = yield from self._record(tag)
@@ -303,7 +303,9 @@ class BentoCloud(Registry, Deploys):
                     return record, False
                 continue  # another push was faster: look what it made
             is_ready = record.status is VersionStatus.READY
-            if record.digest == draft.digest and (is_ready or draft.describes(record)):
+            if is_ready and renew:
+                renew = False
+            elif record.digest == draft.digest and (is_ready or draft.describes(record)):
                 return record, is_ready
             if is_ready and not force:
                 known = record.digest or "bytes of an unknown digest"

@@ -264,6 +264,8 @@ class Supervisely(Registry, Deploys, PredictsAlone):
         experiment = yield from self._files.experiment(name, version)
         existing = yield from self._existing(experiment, draft, request.force)
         if existing is not None:
+            if request.force:
+                existing = yield from self._rewrite(existing, experiment, draft, request)
             return UploadPlan(ref=request.ref, way=None, existing=existing)
         if draft.digest not in experiment.claims:
             if experiment.content() and not experiment.claims and not request.force:
@@ -474,6 +476,25 @@ class Supervisely(Registry, Deploys, PredictsAlone):
                 "push under another version, or with force to replace it"
             )
         return None
+
+    def _rewrite(
+        self, existing: ModelVersion, experiment: Experiment, draft: _Draft, request: PushRequest
+    ) -> Flow[ModelVersion]:
+        """Describe a version anew that holds these bytes: by the hashes that the server tells, nothing else differs."""
+        info = yield from self._files.info(experiment)
+        if info is None or info.modelsync is None:  # its own description, which is one of the files that were compared
+            return existing
+        ours = Ours(
+            labels=dict(request.labels or existing.labels),
+            metadata=dict(request.metadata or existing.metadata),
+            created_at=existing.created_at,
+            directories=request.source.directories,
+            executables=frozenset(file.path for file in draft.files if file.executable),
+        )
+        if ours.model_copy(update={"created_at": info.modelsync.created_at}) != info.modelsync:
+            content = generated_info(info.model_dump(mode="json", exclude={"modelsync"}), ours)
+            yield from self._files.write(f"{experiment.directory}/{INFO_FILE}", content)
+        return (yield from self.read_version(existing.name, existing.version))
 
     def _take_over(self, experiment: Experiment, draft: _Draft, request: PushRequest) -> Flow[None]:
         """See that this push is the one to write; the first to say so is, unless another one is forced."""
