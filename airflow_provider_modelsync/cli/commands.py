@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_modelsync.cli.session import FAILED, TRY_AGAIN, Answer, Session, command
+from airflow_provider_modelsync.core.archive.choice import Choice
 from airflow_provider_modelsync.core.arguments import looks_structured, seconds, structure
 from airflow_provider_modelsync.core.errors import Cancelled, NotReady, Retryable
 from airflow_provider_modelsync.core.models import Deployment, ModelVersion, PulledModel, Query, SyncReport
 from airflow_provider_modelsync.core.transfer.progress import readable
 from airflow_provider_modelsync.core.verbs.sync import Selection
 from airflow_provider_modelsync.core.verbs.wait import find_version
-from airflow_provider_modelsync.operators.storage import local_source, publish_file, resolve, upload_directory
+from airflow_provider_modelsync.operators.storage import local_source, publish_file, pull_into, resolve
 
 log = logging.getLogger("modelsync")
 
@@ -175,9 +176,9 @@ def pull(args: argparse.Namespace, session: Session) -> Answer:
     hook = session.hook(args.conn_id)
     target = resolve(args.target, "target")
 
-    def pull_into(directory: Path) -> PulledModel:
+    def pull_locally(directory: Path, model: str = args.model) -> PulledModel:
         return hook.pull(
-            args.model,
+            model,
             directory,
             labels=dict(args.label),
             query=args.query,
@@ -189,12 +190,19 @@ def pull(args: argparse.Namespace, session: Session) -> Answer:
 
     with session.progress(hook, f"pulling {args.model}"):
         if isinstance(target, Path):
-            version = pull_into(target).version
+            version = pull_locally(target).version
         else:
-            with tempfile.TemporaryDirectory(prefix="modelsync-") as scratch:
-                copy = Path(scratch) / "model"
-                version = pull_into(copy).version
-                upload_directory(copy, target, force=args.force, cancel=session.cancel)
+            version = pull_into(
+                target,
+                hook,
+                args.model,
+                pull_locally,
+                labels=dict(args.label),
+                query=args.query,
+                choice=Choice(args.include, args.exclude),
+                force=args.force,
+                cancel=session.cancel,
+            ).version
     return Answer({**_as_json(version), "path": str(target)}, [(f"{_told('pulled', version)} in {target}",)])
 
 

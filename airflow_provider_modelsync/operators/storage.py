@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavailable, TargetExists
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.models import ModelVersion, PulledModel, TransferStats
+from airflow_provider_modelsync.core.verbs import placed
+from airflow_provider_modelsync.core.verbs.placed import Put, Record
 from airflow_provider_modelsync.operators.arguments import Location
 
+if TYPE_CHECKING:
+    from airflow_provider_modelsync.core.archive.choice import Choice
+    from airflow_provider_modelsync.core.arguments import Labels, Reference, Text
+    from airflow_provider_modelsync.hooks.registry import RegistryHook
+
+log = logging.getLogger("modelsync")
+
 _BLOCK = 1 << 20  # bytes copied at a time
+# What the file systems call them.
+_TAGS = ("ETag", "etag", "md5Hash", "content_md5", "generation", "version_id", "checksum")
+_TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
 
 
 def resolve(location: Location, argument: str) -> Path | ObjectStoragePath:
@@ -66,32 +80,139 @@ def local_source(location: Location, cancel: CancelToken, argument: str = "sourc
         yield copy
 
 
-def upload_directory(directory: Path, target: ObjectStoragePath, *, force: bool, cancel: CancelToken) -> None:
+class _RemoteTarget:
+    """A place in object storage that files of a model are pulled into, with the record that lies beside it.
+
+    :param target: where; the root of a bucket is refused.
+    :param identity: of the registry that they come from.
+    :param choice: which files of the model.
+    :param force: whether whatever is there may be replaced.
+    :param cancel: looked at once a block.
+    :raises InvalidInput: when the target is the root of a bucket.
+    """
+
+    def __init__(
+        self, target: ObjectStoragePath, identity: str, choice: Choice, *, force: bool, cancel: CancelToken
+    ) -> None:
+        if not target.path.strip("/").removeprefix(target.bucket).strip("/"):
+            raise InvalidInput(
+                f"{target} is the root of a bucket; name a place in it for the model alone", argument="target"
+            )
+        self._target = target
+        self._identity = identity
+        self._choice = str(choice)
+        self._is_all = choice.is_all
+        self._force = force
+        self._cancel = cancel
+        self._beside = target.parent / placed.name_beside(target.name)
+
+    def held(self, version: ModelVersion) -> str | None:
+        """Return the digest of what is there when a pull of exactly this version has put it there and nobody since."""
+        known = self._recall()
+        wanted = version.digest if self._is_all else None
+        if known is None or not known.files or not known.is_exactly(self._identity, version, self._choice, wanted):
+            return None
+        there = {path: stamp for path, (stamp, _) in known.files.items()}
+        return known.content if there == _survey(self._target) else None
+
+    def fill(self, directory: Path, version: ModelVersion) -> None:
+        """Bring a pulled model there and remember it.
+
+        :raises TargetExists: when the target holds what no pull of the same model has put there.
+        """
+        known = self._recall()
+        left = known.files if known is not None and known.is_of_the_model(*self._facts(version)) else None
+        files, content = _upload_directory(directory, self._target, force=self._force, cancel=self._cancel, left=left)
+        put = Put.of(self._identity, version, content, choice=self._choice, files=files)
+        self._beside.write_bytes(Record().now(put).content())
+
+    def _facts(self, version: ModelVersion) -> tuple[str, ModelVersion, str]:
+        return self._identity, version, self._choice
+
+    def _recall(self) -> Put | None:
+        try:
+            content = self._beside.read_bytes()
+        except FileNotFoundError:
+            return None
+        return next(iter(Record.read(content).known), None)
+
+
+def pull_into(
+    target: ObjectStoragePath,
+    hook: RegistryHook,
+    model: Reference,
+    pull: Callable[[Path, str], PulledModel],
+    *,
+    labels: Labels | None,
+    query: Text | None,
+    choice: Choice,
+    force: bool,
+    cancel: CancelToken,
+) -> PulledModel:
+    """Pull files of a model into object storage, by way of this machine, unless they are there already.
+
+    :param pull: given a directory and the exact version, pulls it there.
+    :raises InvalidInput: when the target is the root of a bucket.
+    :raises TargetExists: when the target holds what no pull of the same model has put there.
+    """
+    remote = _RemoteTarget(target, hook.get_conn().identity, choice, force=force, cancel=cancel)
+    version = hook.get(model, labels=labels, query=query)
+    if (held := remote.held(version)) is not None:
+        log.info("%s already holds %s: nothing is pulled", target, version.ref)
+        version = version.moved(TransferStats(skipped=True))
+        return PulledModel(path=None, version=version, digest=held, is_partial=not choice.is_all)
+    with tempfile.TemporaryDirectory(prefix="modelsync-") as scratch:
+        pulled = pull(Path(scratch) / "model", version.ref)
+        remote.fill(Path(scratch) / "model", pulled.version)
+    return pulled
+
+
+def _upload_directory(
+    directory: Path,
+    target: ObjectStoragePath,
+    *,
+    force: bool,
+    cancel: CancelToken,
+    left: Mapping[str, tuple[str, str]] | None = None,
+) -> tuple[dict[str, tuple[str, str]], str]:
     """Copy a pulled model to object storage.
 
     A target that holds only files of this very model is the work of an earlier try, and is completed.
 
+    :param left: what the last pull has left there, path → stamp, sha256: as far as it still is that, it is replaced.
+    :return: what is there now, likewise, and its digest.
     :raises TargetExists: when the target holds anything else and ``force`` is not set.
     """
     from airflow_provider_modelsync.core.archive.digest import read_tree
 
-    wanted = {file.path: file for file in read_tree(directory, cancel=cancel).files}
-    there = set(_files_below(target))
-    ours = {path for path in there & wanted.keys() if _is_beginning(target / path, directory / path, cancel)}
-    if strange := there - ours:
+    tree = read_tree(directory, cancel=cancel)
+    wanted = {file.path: file for file in tree.files}
+    there = _survey(target)
+    untouched = {path: sha256 for path, (stamp, sha256) in (left or {}).items() if there.get(path) == stamp}
+    ours = {
+        path
+        for path in there.keys() & wanted.keys()
+        if path not in untouched and _is_beginning(target / path, directory / path, cancel)
+    }
+    if strange := there.keys() - ours - untouched.keys():
         if not force:
             raise TargetExists(
-                f"{target} holds {names.show(min(strange))}, which is not of this model; "
-                "empty it, or pull with force to replace it",
+                f"{target} holds {names.show(min(strange))}, which is not of this model, or was changed since it was "
+                "pulled; empty it, or pull with force to replace it",
                 argument="target",
             )
         for path in strange:
             (target / path if path else target).unlink()
     for path, file in wanted.items():
         remote = target / path
-        if path not in ours or remote.stat().st_size != file.size:
+        is_there = path in ours and remote.stat().st_size == file.size
+        if not is_there and untouched.get(path) != file.sha256:
             remote.parent.mkdir(parents=True, exist_ok=True)
             _upload(directory / path, remote, cancel)
+    for path in untouched.keys() - wanted.keys():
+        (target / path).unlink()
+    files = {path: (stamp, wanted[path].sha256) for path, stamp in _survey(target).items() if path in wanted}
+    return files, tree.digest
 
 
 def publish_file(file: Path, remote: ObjectStoragePath, *, cancel: CancelToken) -> None:
@@ -120,16 +241,30 @@ def _upload(file: Path, remote: ObjectStoragePath, cancel: CancelToken) -> None:
 
 def _files_below(root: ObjectStoragePath) -> list[str]:
     """Return the paths of all files relative to a root; ``""`` stands for a root that is a file itself."""
+    return list(_survey(root))
+
+
+def _survey(root: ObjectStoragePath) -> dict[str, str]:
+    """Return all files below a root, path → what tells that nobody has written it since, by one listing."""
+    root.fs.invalidate_cache()
     if root.is_file():
-        return [""]
-    prefix = root.path.rstrip("/")
-    keys = [str(key) for key in root.fs.find(root.path)]
-    # Consoles and Hadoop keep empty objects in the place of directories.
-    found = [key.removeprefix(prefix).lstrip("/") for key in keys if not key.endswith("/")]
-    for path in found:
+        return {"": _stamp(root.fs.info(root.path))}
+    prefix = root.path.rstrip("/") + "/"
+    found: dict[str, str] = {}
+    for key, facts in root.fs.find(root.path, detail=True).items():
+        # Consoles and Hadoop keep empty objects in the place of directories.
+        if not str(key).startswith(prefix) or str(key).endswith("/"):
+            continue
+        path = str(key).removeprefix(prefix)
         if fault := names.fault_of(path):
             raise InvalidInput(f"{root} holds {names.show(path)}, which {fault}")
+        found[path] = _stamp(facts)
     return found
+
+
+def _stamp(facts: Mapping[str, Any]) -> str:
+    """Return the size of a file, its tag where the storage has one, and when it was written."""
+    return " ".join(f"{key}={facts[key]}" for key in ("size", *_TAGS, *_TIMES) if facts.get(key) is not None)
 
 
 def _is_beginning(remote: ObjectStoragePath, file: Path, cancel: CancelToken) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
@@ -50,7 +49,7 @@ from airflow_provider_modelsync.operators.base import (
     TaskCheckpoint,
 )
 from airflow_provider_modelsync.operators.fetch import fetch
-from airflow_provider_modelsync.operators.storage import local_source, resolve, upload_directory
+from airflow_provider_modelsync.operators.storage import local_source, pull_into, resolve
 from airflow_provider_modelsync.triggers.base import DEFAULT_POLL_INTERVAL, outcome_of
 from airflow_provider_modelsync.triggers.model import ModelVersionTrigger
 
@@ -246,6 +245,8 @@ class PullModelOperator(RegistryOperator):
         self.deferrable = deferrable
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
+        from airflow_provider_modelsync.core.archive.choice import Choice
+
         with self.attempt():
             if self.target is None:
                 if self.include or self.exclude:
@@ -255,9 +256,17 @@ class PullModelOperator(RegistryOperator):
             if isinstance(target, Path):
                 pulled = self._pull(context, target)
             else:
-                with tempfile.TemporaryDirectory(prefix="modelsync-") as scratch:
-                    pulled = self._pull(context, Path(scratch) / "model")
-                    upload_directory(Path(scratch) / "model", target, force=self.force, cancel=self._cancel_token)
+                pulled = pull_into(
+                    target,
+                    self.get_hook(context),
+                    self.model,
+                    lambda place, ref: self._pull(context, place, ref),
+                    labels=self.labels,
+                    query=self.query,
+                    choice=Choice(self.include, self.exclude),
+                    force=self.force,
+                    cancel=self._cancel_token,
+                )
             return self._finish(context, pulled, str(target))
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None) -> dict[str, JsonValue]:
@@ -284,9 +293,9 @@ class PullModelOperator(RegistryOperator):
         skipped = (pulled.version.transfer or TransferStats()).skipped
         return pulled.version.to_xcom(path=path, skipped=skipped, **part)
 
-    def _pull(self, context: Context, target: Path) -> PulledModel:
+    def _pull(self, context: Context, target: Path, model: str | None = None) -> PulledModel:
         return self.get_hook(context).pull(
-            self.model,
+            model or self.model,
             target,
             labels=self.labels,
             query=self.query,

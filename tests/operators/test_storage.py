@@ -15,7 +15,7 @@ from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.core.errors import Cancelled, InvalidInput, TargetExists
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
-from airflow_provider_modelsync.operators.storage import local_source, resolve, upload_directory
+from airflow_provider_modelsync.operators.storage import _upload_directory, local_source, resolve
 from airflow_provider_modelsync.operators.transfer import PullModelOperator, PushModelOperator
 
 BUCKET = "memory://bucket/models"
@@ -33,14 +33,14 @@ def stored(directory: Path) -> dict[str, bytes]:
 
 
 def content(storage: MemoryFileSystem) -> dict[str, bytes]:
-    """Everything that the storage holds."""
-    return {path: storage.cat_file(path) for path in storage.find("/")}
+    """Everything that the storage holds, except what a pull remembers."""
+    return {path: storage.cat_file(path) for path in storage.find("/") if not path.endswith(".modelsync")}
 
 
 def upload(directory: Path, *, force: bool = False, cancel: CancelToken | None = None) -> None:
     """Copy a directory to the storage."""
     target = ObjectStoragePath(f"{BUCKET}/digits")
-    upload_directory(directory, target, force=force, cancel=cancel or CancelToken())
+    _upload_directory(directory, target, force=force, cancel=cancel or CancelToken())
 
 
 @pytest.mark.parametrize("local", ["/srv/models", "file:///srv/models", "local:///srv/models", Path("/srv/models")])
@@ -236,3 +236,99 @@ def test_a_cancelled_upload_leaves_no_cut_file(storage: MemoryFileSystem, tmp_pa
 
     assert reached
     assert content(storage) == whole
+
+
+# What a pull remembers of a target in object storage
+
+
+@pytest.fixture
+def versions(hook: ModelStoreHook, source: Path) -> dict[str, dict[str, bytes]]:
+    """Two versions of a model, and what the storage holds of each."""
+    found = {}
+    for version in ("v1", "v2"):
+        (source / "weights.bin").write_bytes(version.encode())
+        hook.push(source, f"digits:{version}")
+        found[version] = stored(source)
+    return found
+
+
+def pull(context: Any, version: str, target: str = f"{BUCKET}/digits", **arguments: Any) -> dict[str, Any]:
+    operator = PullModelOperator(task_id="pull", model=f"digits:{version}", target=target, **arguments)
+    return operator.execute(context)
+
+
+def test_a_cleared_task_with_a_remote_target_reads_and_writes_nothing(
+    versions: dict[str, dict[str, bytes]], storage: MemoryFileSystem, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pull(context, "v1")["skipped"] is False
+    opened: list[str] = []
+    real = MemoryFileSystem._open
+
+    def watching(self: MemoryFileSystem, path: str, *rest: Any, **more: Any) -> Any:
+        opened.append(path)
+        return real(self, path, *rest, **more)
+
+    monkeypatch.setattr(MemoryFileSystem, "_open", watching)
+    assert pull(context, "v1")["skipped"] is True
+    assert set(opened) == {"/bucket/models/.digits.modelsync"}
+    monkeypatch.undo()
+    assert content(storage) == versions["v1"]
+
+
+def test_the_next_version_replaces_what_was_pulled_and_sends_only_what_differs(
+    versions: dict[str, dict[str, bytes]], storage: MemoryFileSystem, context: Any
+) -> None:
+    pull(context, "v1")
+    same = "/bucket/models/digits/" + next(path for path in _paths(versions["v1"]) if path != "weights.bin")
+    before = storage.info(same)["created"]
+    assert pull(context, "v2")["skipped"] is False
+    assert content(storage) == versions["v2"]
+    assert storage.info(same)["created"] == before
+
+
+def _paths(files: dict[str, bytes]) -> list[str]:
+    return [path.removeprefix("/bucket/models/digits/") for path in files]
+
+
+@pytest.mark.parametrize("path", ["weights.bin", "notes.txt"])
+def test_what_somebody_has_put_there_stays(
+    versions: dict[str, dict[str, bytes]], storage: MemoryFileSystem, context: Any, path: str
+) -> None:
+    pull(context, "v1")
+    storage.pipe_file(f"/bucket/models/digits/{path}", b"mine")
+    before = content(storage)
+    with pytest.raises(AirflowFailException, match=path):
+        pull(context, "v2")
+    assert content(storage) == before
+    pull(context, "v2", force=True)
+    assert content(storage) == versions["v2"]
+
+
+def test_a_replacement_that_was_interrupted_is_completed(
+    versions: dict[str, dict[str, bytes]], storage: MemoryFileSystem, context: Any
+) -> None:
+    pull(context, "v1")
+    storage.pipe_file("/bucket/models/digits/weights.bin", versions["v2"]["/bucket/models/digits/weights.bin"][:1])
+    pull(context, "v2")
+    assert content(storage) == versions["v2"]
+
+
+@pytest.mark.parametrize("target", ["memory://bucket", "memory://bucket/", "memory:///", "memory://lake@bucket"])
+@pytest.mark.parametrize("force", [False, True])
+def test_the_root_of_a_bucket_is_no_target(
+    versions: dict[str, dict[str, bytes]], storage: MemoryFileSystem, context: Any, target: str, force: bool
+) -> None:
+    storage.pipe_file("/bucket/other/keep.txt", b"keep")
+    with pytest.raises(AirflowFailException, match="root of a bucket"):
+        pull(context, "v1", target, force=force)
+    assert content(storage) == {"/bucket/other/keep.txt": b"keep"}
+
+
+def test_force_replaces_only_what_is_below_the_target(
+    versions: dict[str, dict[str, bytes]], storage: MemoryFileSystem, context: Any
+) -> None:
+    beside = {"/bucket/models/digits2/keep": b"1", "/bucket/models/digits.txt": b"2"}
+    for path, value in {**beside, "/bucket/models/digits/old": b"3"}.items():
+        storage.pipe_file(path, value)
+    pull(context, "v1", force=True)
+    assert content(storage) == {**versions["v1"], **beside}
