@@ -182,9 +182,11 @@ class RegistryHook(BaseHook, ABC):
     async def aget_conn(self) -> Registry:
         """Return the registry; for the event loop, where :meth:`get_conn` would block."""
         if self._registry is None:
-            settings = self._settings_in(await self.aget_connection(self.registry_conn_id))
+            connection = await self.aget_connection(self.registry_conn_id)
+            # In threads: a system's modules take long to load when it is the first of its kind.
+            settings = await asyncio.to_thread(self._settings_in, connection)
             others = [await self.aget_connection(other) for other in settings.further_connections]
-            self._registry = self._make(settings, others)
+            self._registry = await asyncio.to_thread(self._make, settings, others)
         return self._registry
 
     def make_registry(self, settings: RegistrySettings, others: Sequence[Connection]) -> Registry:
@@ -663,7 +665,7 @@ def get_registry_hook(registry_conn_id: str) -> RegistryHook:
 
 async def aget_registry_hook(registry_conn_id: str) -> RegistryHook:
     """Return the hook for a connection; for the event loop."""
-    return _hook_of(await BaseHook.aget_connection(registry_conn_id))
+    return await asyncio.to_thread(_hook_of, await BaseHook.aget_connection(registry_conn_id))
 
 
 def _hook_of(connection: Connection) -> RegistryHook:

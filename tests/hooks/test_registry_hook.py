@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -149,6 +150,21 @@ async def test_errors_on_the_event_loop_name_model_and_connection(modelstore: Pa
     with pytest.raises(ModelNotFound) as missing:
         await hook.arun(lambda registry: registry.get(registry.parse("absent")), model="absent")
     assert (missing.value.model, missing.value.connection) == ("absent", "modelsync_default")
+
+
+async def test_what_a_registry_takes_to_load_is_loaded_off_the_event_loop(
+    modelstore: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bool] = []
+    real = ModelStoreHook.make_registry
+
+    def make(hook: ModelStoreHook, *args: Any) -> Any:
+        made.append(threading.current_thread() is threading.main_thread())
+        return real(hook, *args)
+
+    monkeypatch.setattr(ModelStoreHook, "make_registry", make)
+    await (await aget_registry_hook("modelsync_default")).aget_conn()
+    assert made == [False]
 
 
 async def test_the_event_loop_gets_the_same_settings(connect: Connect, tmp_path: Path) -> None:

@@ -7,21 +7,21 @@ compressed answer of any size.
 from __future__ import annotations
 
 import asyncio
-import time
+import threading
 import zlib
 
 import httpx
 
 from airflow_provider_modelsync.core.errors import RegistryUnavailable
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
-from airflow_provider_modelsync.core.flow.parallel import start_thread
+from airflow_provider_modelsync.core.flow.parallel import OutOfTime, within
 from airflow_provider_modelsync.core.redact import show_url
 
 ANSWER_BYTES = 4 << 20  # of a successful answer, decoded, unless the request allows for more
 LISTING_BYTES = 8 << 20  # of one that tells all that there is, without pages
 ERROR_BYTES = 64 << 10  # of any other; the rest is not even received
-_TICK = 0.1  # seconds between two looks at the cancel token
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
+_this_thread = threading.local()
 _ANSWER_BYTES = "modelsync_answer_bytes"
 
 
@@ -41,7 +41,7 @@ def send(
     """Send a request once.
 
     It runs in a thread of its own, as a socket that gives nothing, or a byte now and then, cannot be interrupted. A
-    thread left behind ends with the client's own timeouts and holds up nothing.
+    thread left behind ends with the next byte, or the client's own timeouts, and holds up nothing.
 
     :param client: the client, which must not follow redirects.
     :param request: the request.
@@ -51,26 +51,28 @@ def send(
     :raises httpx.ReadTimeout: when ``seconds`` have passed.
     :raises RegistryUnavailable: when a successful answer is larger than the request allows, by default 4 MiB.
     """
-    answers: list[httpx.Response] = []
-    errors: list[BaseException] = []
+    wanted = CancelToken(cancel)
 
-    def work() -> None:
-        try:
-            answers.append(_send(client, request))
-        except BaseException as error:
-            errors.append(error)
+    def work() -> httpx.Response:
+        _this_thread.wanted = wanted
+        return _send(client, request)
 
-    end = None if seconds is None else time.monotonic() + seconds
-    thread = start_thread(work, "modelsync-exchange")
-    while thread.is_alive():
-        cancel.check()
-        rest = _TICK if end is None else end - time.monotonic()
-        if rest <= 0:
-            raise _too_late(request, seconds)
-        thread.join(min(_TICK, rest))
-    if errors:
-        raise errors[0]
-    return answers[0]
+    try:
+        return within(work, check=cancel.check, seconds=seconds, name="modelsync-exchange")
+    except OutOfTime:
+        raise _too_late(request, seconds) from None
+    finally:
+        wanted.cancel()
+
+
+def check_wanted() -> None:
+    """Raise :class:`Cancelled` when nobody waits any more for the exchange that this thread carries out.
+
+    A server that sends a byte now and then would keep the thread and its connection for ever.
+    """
+    wanted: CancelToken | None = getattr(_this_thread, "wanted", None)
+    if wanted is not None:
+        wanted.check()
 
 
 async def asend(client: httpx.AsyncClient, request: httpx.Request, *, seconds: float | None = None) -> httpx.Response:

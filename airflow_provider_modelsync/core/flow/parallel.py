@@ -13,6 +13,8 @@ from airflow_provider_modelsync.core.flow.cancel import CancelToken
 
 T = TypeVar("T")
 
+_TICK = 0.1  # seconds between two looks at whether the wait is to end
+
 _GRACE = 3.0  # seconds that stuck threads get once the work is over for everyone: a kill must end in 4 s
 
 
@@ -63,6 +65,42 @@ def for_each(
     cancel.check()
     if errors:
         raise errors[0]
+
+
+class OutOfTime(Exception):
+    """What was waited for took too long."""
+
+
+def within(fn: Callable[[], T], *, check: Callable[[], None], seconds: float | None, name: str) -> T:
+    """Call a function that nothing can interrupt, in a thread of its own, which is left behind when it takes too long.
+
+    :param fn: the function.
+    :param check: called ten times a second; raises to end the wait.
+    :param seconds: how long the function may take.
+    :param name: of the thread.
+    :return: what the function returns.
+    :raises OutOfTime: when it takes longer.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(fn())
+        except BaseException as error:
+            errors.append(error)
+
+    end = None if seconds is None else time.monotonic() + seconds
+    thread = start_thread(work, name)
+    while thread.is_alive():
+        check()
+        rest = _TICK if end is None else end - time.monotonic()
+        if rest <= 0:
+            raise OutOfTime
+        thread.join(min(_TICK, rest))
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 def start_thread(work: Callable[[], object], name: str) -> threading.Thread:

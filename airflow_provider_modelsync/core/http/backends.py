@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import httpcore
 
+from airflow_provider_modelsync.core.flow.exchange import check_wanted
 from airflow_provider_modelsync.core.http.addresses import Found, Reach
 
 
@@ -38,10 +40,36 @@ class Backend(httpcore.SyncBackend):
         problem: Exception = httpcore.ConnectError("no address")
         for address, seconds in _one_by_one(found, timeout):
             try:
-                return super().connect_tcp(address, port, seconds, local_address, socket_options)
+                return _Stream(super().connect_tcp(address, port, seconds, local_address, socket_options))
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 problem = error
         raise problem
+
+
+class _Stream(httpcore.NetworkStream):
+    """A connection that is not read from any more once nobody waits for the answer."""
+
+    def __init__(self, stream: httpcore.NetworkStream) -> None:
+        self._stream = stream
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        check_wanted()
+        return self._stream.read(max_bytes, timeout)
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        check_wanted()
+        self._stream.write(buffer, timeout)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        return _Stream(self._stream.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
 
 
 class AsyncBackend(httpcore.AnyIOBackend):

@@ -106,6 +106,9 @@ class _Transport(httpx.BaseTransport):
     """Sends each request over the proxy that :func:`proxy_for` names: httpx's own rules know no address ranges."""
 
     def __init__(self, settings: RegistrySettings, base: str | None) -> None:
+        from airflow_provider_modelsync.core.http import backends
+
+        self._backends = backends
         self._settings = settings
         self._reach = Reach(settings, base)
         guard_logs(secrets_of(settings))
@@ -113,14 +116,12 @@ class _Transport(httpx.BaseTransport):
         self._ways: dict[tuple[int, str | None], httpx.HTTPTransport] = {}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        from airflow_provider_modelsync.core.http import backends
-
         self._reach.check(request.url)
         proxy = proxy_for(str(request.url), self._settings)
         key = generation(), proxy  # connections are the parent's after a fork
         if key not in self._ways:
             way = httpx.HTTPTransport(self._context, limits=_LIMITS, proxy=_for_httpx(proxy, self._context))
-            backends.connect_by(way._pool, backends.Backend(self._reach, is_proxy=proxy is not None))
+            self._backends.connect_by(way._pool, self._backends.Backend(self._reach, is_proxy=proxy is not None))
             self._ways.setdefault(key, way)
         return self._ways[key].handle_request(request)
 
@@ -133,6 +134,9 @@ class _AsyncTransport(httpx.AsyncBaseTransport):
     """As :class:`_Transport`, for an event loop."""
 
     def __init__(self, settings: RegistrySettings, base: str | None) -> None:
+        from airflow_provider_modelsync.core.http import backends
+
+        self._backends = backends
         self._settings = settings
         self._reach = Reach(settings, base)
         guard_logs(secrets_of(settings))
@@ -140,14 +144,12 @@ class _AsyncTransport(httpx.AsyncBaseTransport):
         self._ways: dict[tuple[int, str | None], httpx.AsyncHTTPTransport] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        from airflow_provider_modelsync.core.http import backends
-
         self._reach.check(request.url)
         proxy = proxy_for(str(request.url), self._settings)
         key = generation(), proxy  # connections are the parent's after a fork
         if key not in self._ways:
             way = httpx.AsyncHTTPTransport(self._context, limits=_LIMITS, proxy=_for_httpx(proxy, self._context))
-            backends.connect_by(way._pool, backends.AsyncBackend(self._reach, is_proxy=proxy is not None))
+            self._backends.connect_by(way._pool, self._backends.AsyncBackend(self._reach, is_proxy=proxy is not None))
             self._ways[key] = way
         return await self._ways[key].handle_async_request(request)
 

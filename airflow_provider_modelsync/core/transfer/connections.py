@@ -11,6 +11,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -19,7 +20,8 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
-from airflow_provider_modelsync.core.http.addresses import Reach
+from airflow_provider_modelsync.core.flow.parallel import OutOfTime, within
+from airflow_provider_modelsync.core.http.addresses import Found, Reach
 from airflow_provider_modelsync.core.http.network import proxy_for, ssl_context
 from airflow_provider_modelsync.core.redact import guard_logs, secrets_of
 from airflow_provider_modelsync.core.settings import RegistrySettings
@@ -154,7 +156,7 @@ class _Observed(HTTPConnection):
     def _new_conn(self) -> socket.socket:
         """Connect as urllib3 does, but so that it can be broken off."""
         try:
-            found = _active.reach.resolve(self._dns_host, self.port, is_proxy=self.proxy is not None)
+            found = self._looked_up()
         except (socket.gaierror, UnicodeError) as error:
             raise NameResolutionError(self.host, self, socket.gaierror(str(error))) from error
         problem: OSError | None = None
@@ -177,6 +179,22 @@ class _Observed(HTTPConnection):
         if isinstance(problem, TimeoutError):
             raise ConnectTimeoutError(self, "no connection in time") from problem
         raise NewConnectionError(self, str(problem)) from problem
+
+    def _looked_up(self) -> list[Found]:
+        """Look the host up so that it can be broken off: a name server that says nothing keeps a thread for long."""
+        watch: Watch = _active.watch
+        reach: Reach = _active.reach
+
+        def check() -> None:
+            watch.look()
+            watch.check(f"looking up {self.host}")
+
+        look_up = partial(reach.resolve, self._dns_host, self.port, is_proxy=self.proxy is not None)
+        seconds = self.timeout if isinstance(self.timeout, (int, float)) else None
+        try:
+            return within(look_up, check=check, seconds=seconds, name="modelsync-lookup")
+        except OutOfTime:
+            raise ConnectTimeoutError(self, "the host name was not looked up in time") from None
 
 
 class _ObservedTls(_Observed, HTTPSConnection):

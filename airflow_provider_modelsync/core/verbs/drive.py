@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from typing import TYPE_CHECKING
@@ -37,7 +38,8 @@ async def async_driver_for(registry: Registry) -> AsyncIterator[AsyncDriver]:
     if registry.base_url is None:
         yield AsyncDriver()
         return
-    async with network.async_client(registry.settings, registry.base_url) as client:
+    # In a thread, since it reads certificates.
+    async with await asyncio.to_thread(network.async_client, registry.settings, registry.base_url) as client:
         yield AsyncDriver(client, policy=registry.policy())
 
 

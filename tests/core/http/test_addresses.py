@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -11,10 +12,13 @@ from typing import Any
 import httpx
 import pytest
 
-from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError
+from airflow_provider_modelsync.core.errors import Cancelled, InvalidInput, ModelSyncError
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.http import network
 from airflow_provider_modelsync.core.http.addresses import Reach, check_server_url
+from airflow_provider_modelsync.core.http.faults import NotSent
 from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.transfer import mover as mover_module
 from airflow_provider_modelsync.core.transfer.mover import Mover
 from tests.standins.fault_server import FaultServer, answer
 
@@ -221,12 +225,35 @@ def test_a_second_address_is_tried_when_the_first_does_not_answer(kind: str, mon
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_a_name_server_that_says_nothing_keeps_no_transfer(
+    monkeypatch: pytest.MonkeyPatch, *, is_cancelled: bool
+) -> None:
+    released, asked, cancel = threading.Event(), threading.Event(), CancelToken()
+
+    def silent(*_: Any, **__: Any) -> Any:
+        asked.set()
+        released.wait(60)
+        raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    monkeypatch.setattr(mover_module, "CONNECT_SECONDS", 30 if is_cancelled else 0.2)
+    if is_cancelled:
+        threading.Thread(target=lambda: (asked.wait(30), cancel.cancel())).start()
+    try:
+        with closing(Mover(settings("http://files.example"))) as mover:
+            expected = Cancelled if is_cancelled else NotSent
+            with pytest.raises(expected), mover.get("http://files.example/x", cancel=cancel):
+                pass
+        assert not released.is_set()
+    finally:
+        released.set()
+
+
 @pytest.mark.parametrize("host", ["http://169.254.169.254", "http://metadata.google.internal/computeMetadata"])
 def test_a_connection_cannot_name_a_metadata_service_itself(kind: str, host: str) -> None:
     with pytest.raises(ModelSyncError, match="names a metadata service"):
         _get(kind, host, settings(host))
-    with pytest.raises(InvalidInput, match="names a metadata service"):
-        network.botocore_options(host, settings(host))
 
 
 def test_httpx_still_connects_by_ours() -> None:

@@ -64,6 +64,7 @@ from tests.standins.fault_server import (
     Tunnel,
     answer,
 )
+from tests.support.until import until
 
 TOKEN = "canary-7f+3/a=secret"  # holds characters that look different once quoted
 OK = [answer(200, b'{"name": "fraud"}')]
@@ -315,6 +316,19 @@ def test_neither_silence_nor_a_drip_outlasts_the_deadline(caller: Caller, fault:
     with FaultServer(fault) as server, pytest.raises(RegistryUnavailable, match="within the time limit"):
         caller.call(server, "POST", seconds=0.4)
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("begun", [b"HTTP/1.1 200 OK\r\nX-", b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"])
+def test_a_drip_keeps_no_thread_and_no_connection_once_nobody_waits(begun: bytes) -> None:
+    def left() -> int:
+        return sum(thread.name == "modelsync-exchange" for thread in threading.enumerate())
+
+    before = left()
+    with FaultServer([Send(begun), Drip(b"a" * 4000, every=0.02)]) as server:
+        for _ in range(2):
+            with pytest.raises(RegistryUnavailable, match="did not answer within"):
+                Caller("sync").call(server, "POST", seconds=0.3)
+        until(lambda: left() <= before, "the threads to end", seconds=20)
 
 
 def test_a_call_may_bring_its_own_time(caller: Caller) -> None:
