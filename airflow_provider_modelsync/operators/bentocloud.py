@@ -29,7 +29,7 @@ class PushBentoOperator(RegistryOperator):
     :param registry_conn_id: the BentoCloud connection (templated).
     :param source: the directory of the built bento, with its ``bento.yaml``, which names it: a local path, or an object
         storage URL, which is copied to this machine first (templated).
-    :param force: replace a bento that holds other bytes.
+    :param force: replace a bento that holds other bytes (templated).
     :return: the bento's version as a dictionary, with ``skipped`` and ``resumed_bytes``.
     """
 

@@ -76,10 +76,10 @@ class _DeploymentOperator(RegistryOperator):
     """Base of the operators that change a deployment and may wait for the outcome.
 
     :param deployment: its name (templated).
-    :param wait_for_completion: return once the change has happened, not only been accepted.
-    :param timeout: how long to wait for that, in seconds or as a timedelta.
-    :param poll_interval: seconds between two looks while waiting.
-    :param deferrable: wait in the triggerer instead of a worker slot. Give such a task a retry.
+    :param wait_for_completion: return once the change has happened, not only been accepted (templated).
+    :param timeout: how long to wait for that, in seconds or as a timedelta (templated).
+    :param poll_interval: seconds between two looks while waiting (templated).
+    :param deferrable: wait in the triggerer instead of a worker slot. Give such a task a retry (templated).
     """
 
     goal: ClassVar[str]
@@ -197,10 +197,10 @@ class DeployModelOperator(_DeploymentOperator):
     :param model: ``name`` or ``name:latest`` for the newest ready version, ``name:version`` for an exact one
         (templated).
     :param config: what the system understands (templated). Values of environment variables are masked.
-    :param wait_for_completion: return once the deployment answers requests, not only once it is accepted.
-    :param timeout: how long to wait for that, in seconds or as a timedelta.
-    :param poll_interval: seconds between two looks while waiting.
-    :param deferrable: wait in the triggerer instead of a worker slot. Give such a task a retry.
+    :param wait_for_completion: return once the deployment answers requests, not only once it is accepted (templated).
+    :param timeout: how long to wait for that, in seconds or as a timedelta (templated).
+    :param poll_interval: seconds between two looks while waiting (templated).
+    :param deferrable: wait in the triggerer instead of a worker slot. Give such a task a retry (templated).
     :return: the deployment as a dictionary.
     """
 
@@ -338,10 +338,10 @@ class UndeployModelOperator(_DeploymentOperator):
 
     :param registry_conn_id: the registry's connection (templated).
     :param deployment: its name (templated).
-    :param wait_for_completion: return once nothing of it runs any more, not only once its end is accepted.
-    :param timeout: how long to wait for that, in seconds or as a timedelta.
-    :param poll_interval: seconds between two looks while waiting.
-    :param deferrable: wait in the triggerer instead of a worker slot. Give such a task a retry.
+    :param wait_for_completion: return once nothing of it runs any more, not only once its end is accepted (templated).
+    :param timeout: how long to wait for that, in seconds or as a timedelta (templated).
+    :param poll_interval: seconds between two looks while waiting (templated).
+    :param deferrable: wait in the triggerer instead of a worker slot. Give such a task a retry (templated).
     :return: the deployment as a dictionary.
     """
 
@@ -369,10 +369,10 @@ class PredictOperator(RegistryOperator):
     :param output: the file to write: a local path or an object storage URL (templated).
     :param options: what the system understands (templated).
     :param timeout: how long a system that works on a request by itself may take, in seconds or as a timedelta. Only of
-        a wait in the triggerer: a worker waits as long as the system gets any further.
-    :param poll_interval: seconds between two looks of the triggerer.
+        a wait in the triggerer: a worker waits as long as the system gets any further (templated).
+    :param poll_interval: seconds between two looks of the triggerer (templated).
     :param deferrable: wait in the triggerer where the system works on a request by itself: Supervisely, on what its
-        platform holds. Without effect on other inputs and systems. Give such a task a retry.
+        platform holds. Without effect on other inputs and systems. Give such a task a retry (templated).
     :return: registry, deployment, model, output, format, count and size of the predictions, as a dictionary.
     """
 

@@ -73,17 +73,17 @@ class PushModelOperator(RegistryOperator):
         machine first (templated).
     :param labels: short strings to choose by (templated).
     :param metadata: JSON values kept beside the version (templated).
-    :param force: replace a version that holds other bytes.
+    :param force: replace a version that holds other bytes (templated).
     :param options: what only this registry understands (templated).
     :param follow_links: ``"inside"`` reads links in the source as the files that they lead to, as long as these lie
         below the source, or below the cache that a Hugging Face snapshot belongs to; ``"never"`` refuses links
         (templated).
     :param include: patterns, as ``.gitignore`` files hold them, of the files to push; without any, of all (templated).
     :param exclude: patterns of files to leave out, besides ``.git`` and ``.cache/huggingface`` (templated).
-    :param wait_for_ready: return once the registry says that the version is ready.
-    :param ready_timeout: how long to wait for that, in seconds or as a timedelta.
-    :param poll_interval: seconds between two looks while waiting.
-    :param deferrable: wait in the triggerer instead of a worker slot.
+    :param wait_for_ready: return once the registry says that the version is ready (templated).
+    :param ready_timeout: how long to wait for that, in seconds or as a timedelta (templated).
+    :param poll_interval: seconds between two looks while waiting (templated).
+    :param deferrable: wait in the triggerer instead of a worker slot (templated).
     :return: the version as a dictionary, with ``skipped`` and ``resumed_bytes``; also with ``metadata_kept``, which is
         false, when the version was there already with other metadata that cannot be changed.
     """
@@ -200,13 +200,13 @@ class PullModelOperator(RegistryOperator):
         Left out where the system keeps models on its own host: it is then to have the model there.
     :param labels: that the version must have, an exact one, too (templated).
     :param query: that it must satisfy: name substrings, ``label:k``, ``label:k=v`` (templated).
-    :param force: replace whatever the target holds, once the new copy is verified.
-    :param verify: compare the bytes with the version's digest.
+    :param force: replace whatever the target holds, once the new copy is verified (templated).
+    :param verify: compare the bytes with the version's digest (templated).
     :param include: patterns, as ``.gitignore`` files hold them, of the files to pull; without any, of all (templated).
     :param exclude: patterns of files to leave out (templated).
-    :param timeout: how long to wait for the system's own host, in seconds or as a timedelta.
-    :param poll_interval: seconds between two looks while waiting for it.
-    :param deferrable: wait for it in the triggerer instead of a worker slot. Give such a task a retry.
+    :param timeout: how long to wait for the system's own host, in seconds or as a timedelta (templated).
+    :param poll_interval: seconds between two looks while waiting for it (templated).
+    :param deferrable: wait for it in the triggerer instead of a worker slot. Give such a task a retry (templated).
     :return: the version as a dictionary, with ``path`` and ``skipped``; where patterns have chosen files, also with
         ``partial`` and with ``path_digest``, the digest of these files.
     """
@@ -323,8 +323,8 @@ class SyncModelsOperator(ModelSyncOperator):
     :param include: patterns, as ``.gitignore`` files hold them, of the files to copy; without any, of all. The version
         in the target then has the digest of these files (templated).
     :param exclude: patterns of files to leave out (templated).
-    :param fail_on_error: fail the task, once everything else is copied, when a model has failed.
-    :param dry_run: copy nothing, say what would be copied.
+    :param fail_on_error: fail the task, once everything else is copied, when a model has failed (templated).
+    :param dry_run: copy nothing, say what would be copied (templated).
     :return: ``counts`` and lists of what was ``copied``, ``skipped`` and ``failed``.
     """
 
