@@ -24,7 +24,7 @@ _DEVICE = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)
 
 def show(path: str) -> str:
     """Return a path fit for a message: quoted, everything unprintable escaped, cut at 200 characters."""
-    text = ascii(path)
+    text = ascii(path[:201])
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 

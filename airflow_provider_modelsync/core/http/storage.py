@@ -134,7 +134,9 @@ _STATUS: Mapping[int, _Meaning] = {
 }
 
 _CODE = re.compile(r"<Code>\s*([A-Za-z0-9.]{1,100})\s*</Code>")
-_MESSAGE = re.compile(r"<Message>\s*([^<]{1,1000})</Message>")
+_MESSAGE = re.compile(
+    r"<Message>([^<]{1,1000})</Message>"
+)  # blanks before it match in one way only: a page may be full
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,7 @@ class Refusal:
     def read(cls, status: int, headers: Mapping[str, str], page: str) -> Self:
         """Read an answer's body."""
         code, message = _CODE.search(page), _MESSAGE.search(page)
-        return cls(status, code[1] if code else "", message[1] if message else "" if code else page, headers)
+        return cls(status, code[1] if code else "", message[1].strip() if message else "" if code else page, headers)
 
     def error(
         self,

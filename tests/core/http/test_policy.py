@@ -50,6 +50,7 @@ from airflow_provider_modelsync.core.http.policy import (
     read_json,
     repeatable,
 )
+from airflow_provider_modelsync.core.http.storage import Refusal
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.mover import Mover
 from tests.standins.authority import Authority
@@ -1070,6 +1071,22 @@ def test_json_of_another_shape_names_what_is_wrong(body: str, path: str) -> None
 def test_what_is_no_json_is_a_passing_fault(body: str | bytes) -> None:
     with pytest.raises(RegistryUnavailable, match=r"GET https://x.example/models: the answer is not JSON"):
         read_json(json_response(body), Model)
+
+
+@pytest.mark.parametrize("unit", ["<Message>", "<Message>" + " " * 2000, "<Code>", "<Code>" + " " * 2000, "<Code>a "])
+def test_no_page_of_a_storage_takes_long_to_read(unit: str) -> None:
+    def cost(page: str) -> float:
+        best = 60.0
+        for _ in range(3):
+            started = time.process_time()
+            Refusal.read(403, {}, page).error("reading")
+            best = min(best, time.process_time() - started)
+        return best
+
+    size = 64 << 10
+    harmless = cost(("<p>word</p> " * size)[:size])
+    assert cost((unit * size)[:size]) < 10 * harmless
+    assert cost(f"<Message>{' ' * size}") < 10 * harmless
 
 
 def test_a_foreign_error_is_not_swallowed() -> None:

@@ -49,6 +49,7 @@ _MISSING = frozenset({"NoSuchKey", "NoSuchUpload", "NotFound", "404"})
 _CHANGED = frozenset({"PreconditionFailed"})
 _BAD_REQUEST = frozenset({"InvalidArgument", "InvalidRequest"})
 _ODD_TAG = re.compile(r"(?i)if-match|e-?tag")  # said of a tag that is spelled in another way
+_RECORD_BYTES = 64 << 20  # of a record: one of 100,000 files with long names has half of that
 # How a listing goes on: each of these is the next page's when the one before has it with "Next".
 _MARKERS = ("ContinuationToken", "KeyMarker", "UploadIdMarker", "PartNumberMarker")
 _ENTRIES = ("Contents", "CommonPrefixes", "Uploads", "Parts")
@@ -163,7 +164,10 @@ class Bucket:
         def read() -> StoredObject:
             answer = self.client.get_object(Bucket=self.name, Key=key)
             with answer["Body"] as body:
-                return StoredObject(body.read(), answer["LastModified"], _tag(answer))
+                content = body.read(_RECORD_BYTES + 1)
+                if len(content) > _RECORD_BYTES:
+                    raise RegistryUnavailable(f"{names.show(key)} is larger than any record of a model store")
+                return StoredObject(content, answer["LastModified"], _tag(answer))
 
         return self._ask(f"reading {key}", read, none_for=_MISSING)
 

@@ -12,6 +12,7 @@ import pytest
 
 from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.core.errors import DigestMismatch, ModelSyncError, RegistryUnavailable
+from airflow_provider_modelsync.core.registries.modelstore import bucket as bucket_module
 from airflow_provider_modelsync.core.registries.modelstore import bucket as modelstore_bucket
 from airflow_provider_modelsync.core.transfer import large_files
 from airflow_provider_modelsync.core.transfer.control import Control
@@ -122,6 +123,15 @@ def test_a_version_pushed_again_with_the_same_bytes_is_as_new_as_its_manifest(
 
 
 # Cost
+
+
+def test_a_record_larger_than_any_is_not_read_to_its_end(
+    store: BucketStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.push(write_tree(tmp_path / "source", {"a": b"a"}), "fraud:v1")
+    monkeypatch.setattr(bucket_module, "_RECORD_BYTES", 10)
+    with pytest.raises(RegistryUnavailable, match=r"v1\.json' is larger than any record"):
+        store.again().get("fraud:v1")
 
 
 def test_latest_costs_one_list_and_one_get_whatever_the_number_of_versions(store: BucketStore, tmp_path: Path) -> None:
