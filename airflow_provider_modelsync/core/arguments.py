@@ -14,12 +14,13 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, timedelta
 from types import NoneType
 from typing import Annotated, Any, ParamSpec, TypeVar, get_args
 
-from pydantic import BeforeValidator, JsonValue, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, JsonValue, TypeAdapter, ValidationError
 
 from airflow_provider_modelsync.core.errors import InvalidInput
 
@@ -61,6 +62,22 @@ def structure(text: str) -> Any:
 def looks_structured(value: Any) -> bool:
     """Whether a value is text that can only be meant as an object or a list."""
     return isinstance(value, str) and value.lstrip()[:1] in ("{", "[")
+
+
+def restructured(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with the texts read that stand where objects or lists are wanted: templates make texts.
+
+    :param model: what the options are checked by.
+    """
+    given = dict(values)
+    try:
+        model.model_validate(given)
+    except ValidationError as error:
+        for key in {fault["loc"][0] for fault in error.errors(include_input=False, include_url=False) if fault["loc"]}:
+            if isinstance(key, str) and looks_structured(given.get(key)):
+                with suppress(ValueError):
+                    given[key] = structure(given[key])
+    return given
 
 
 def _text(value: Any) -> str:
@@ -229,6 +246,19 @@ def _list(value: Any, read: Callable[[Any], str]) -> list[str]:
 
 def _patterns(value: Any) -> list[str]:
     return _list(value, _text)
+
+
+def whole_numbers(value: Any) -> list[int]:
+    """Read numbers above zero: one, a list, or the text of either.
+
+    :raises ValueError: when there is none, or anything else.
+    """
+    if looks_structured(value):
+        value = structure(value)
+    numbers = [_count(number) for number in (value if isinstance(value, (list, tuple)) else [value])]
+    if not numbers:
+        raise ValueError("there is none")
+    return numbers
 
 
 def _models(value: Any) -> list[str]:

@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from airflow_provider_modelsync.core.archive.names import show
+from airflow_provider_modelsync.core.arguments import restructured
 from airflow_provider_modelsync.core.errors import (
     Cancelled,
     InvalidInput,
@@ -519,12 +520,14 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
     if unknown := sorted(show(str(key)) for key in config if key not in DeployConfig.model_fields):
         known = ", ".join(sorted(DeployConfig.model_fields))
         raise InvalidInput(f"unknown: {', '.join(unknown)}; known: {known}", argument="config")
+    config = restructured(DeployConfig, config)
     try:
-        DeployConfig.model_validate(dict(config))
+        checked = DeployConfig.model_validate(config)
     except ValidationError as error:
         fault = error.errors(include_input=False, include_url=False, include_context=False)[0]
         raise InvalidInput(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}", argument="config") from None
-    asked: dict[str, Any] = _without_nulls(config)
+    plain = {key: value for key in config if isinstance(value := getattr(checked, key), (bool, int, str))}
+    asked: dict[str, Any] = _without_nulls({**config, **plain})
     if "revision" in asked and len(asked) > 1:
         raise InvalidInput("'revision' brings a whole configuration back; it is allowed alone", argument="config")
     return asked

@@ -22,6 +22,7 @@ from pydantic import (
     field_validator,
 )
 
+from airflow_provider_modelsync.core.arguments import restructured
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelNotFound, ModelSyncError, RegistryUnavailable
 from airflow_provider_modelsync.core.flow.steps import Flow, send
 from airflow_provider_modelsync.core.http.policy import MAX_OBJECTS, ApiClient, raise_for_status, read_json
@@ -58,7 +59,7 @@ class Arguments(BaseModel):
         :raises InvalidInput: naming the key at fault, never its value.
         """
         try:
-            return cls.model_validate(dict(values))
+            return cls.model_validate(restructured(cls, values))
         except ValidationError as error:
             raise InvalidInput(_fault_in(error), argument=cls.argument) from None
 

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, Literal
 
 from pydantic import BaseModel, Field
 
+from airflow_provider_modelsync.core.arguments import whole_numbers
 from airflow_provider_modelsync.core.errors import (
     Cancelled,
     InvalidInput,
@@ -258,10 +259,10 @@ def _remote_batch(inputs: dict[str, Any], options: PredictOptions, platform: Pla
 
 
 def _ids(values: Any, name: str) -> list[int]:
-    numbers = list(values) if isinstance(values, (list, tuple)) else [values]
-    if not numbers or not all(isinstance(number, int) and number > 0 for number in numbers):
-        raise InvalidInput(f"{name} must be positive whole numbers, at least one", argument="inputs")
-    return numbers
+    try:
+        return whole_numbers(values)
+    except ValueError:
+        raise InvalidInput(f"{name} must be positive whole numbers, at least one", argument="inputs") from None
 
 
 class _Dataset(BaseModel):

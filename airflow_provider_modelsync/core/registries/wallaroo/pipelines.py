@@ -20,6 +20,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from airflow_provider_modelsync.core.archive.names import show
+from airflow_provider_modelsync.core.arguments import restructured
 from airflow_provider_modelsync.core.errors import (
     Cancelled,
     InvalidInput,
@@ -640,7 +641,7 @@ def _checked_name(name: str | None) -> str:
 def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
     """Check a configuration and return it without what is not set, its numbers as numbers: templates make texts."""
     try:
-        checked = DeployConfig.model_validate(dict(config))
+        checked = DeployConfig.model_validate(restructured(DeployConfig, config))
     except ValidationError as error:
         fault = error.errors(include_input=False, include_url=False, include_context=False)[0]
         raise InvalidInput(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}", argument="config") from None

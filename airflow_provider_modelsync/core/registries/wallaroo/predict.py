@@ -20,6 +20,7 @@ from urllib.parse import urlencode
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from airflow_provider_modelsync.core.arguments import restructured
 from airflow_provider_modelsync.core.errors import (
     DeploymentFailed,
     InvalidInput,
@@ -143,7 +144,7 @@ class Inference:
 
 def _checked(options: Mapping[str, Any]) -> PredictOptions:
     try:
-        return PredictOptions.model_validate(dict(options))
+        return PredictOptions.model_validate(restructured(PredictOptions, options))
     except ValidationError as error:
         fault = error.errors(include_input=False, include_url=False, include_context=False)[0]
         raise InvalidInput(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}", argument="options") from None

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from airflow_provider_modelsync.core.archive.digest import FileEntry, Source
 from airflow_provider_modelsync.core.archive.names import show
 from airflow_provider_modelsync.core.archive.zip import FileLayout, ZipLayout, add_to_checksum, add_to_hash
+from airflow_provider_modelsync.core.arguments import restructured
 from airflow_provider_modelsync.core.errors import InvalidInput, from_os_error
 from airflow_provider_modelsync.core.flow.steps import Flow, call
 from airflow_provider_modelsync.core.models import require_json
@@ -132,7 +133,7 @@ class PushOptions(BaseModel):
         if "image_path" in options:
             raise _wrong("image_path", "registers an image, which has no file to push: use WallarooHook.register_image")
         try:
-            checked = cls.model_validate(dict(options))
+            checked = cls.model_validate(restructured(cls, options))
         except ValidationError as error:
             fault = error.errors(include_input=False, include_url=False)[0]
             raise _wrong(".".join(map(str, fault["loc"])), fault["msg"]) from None

@@ -213,7 +213,7 @@ def test_settings_reach_the_app(app: SuperviselyApp, tmp_path: Path) -> None:
         ([], {}, "inputs"),
         ([3], {}, "inputs"),
         ({"image_ids": []}, {}, "inputs"),
-        ({"image_ids": ["3"]}, {}, "inputs"),
+        ({"image_ids": ["three"]}, {}, "inputs"),
         ({"image_ids": [3], "project_id": 2}, {}, "inputs"),
         ({"frames": 3}, {}, "inputs"),
         (numpy.zeros((4, 4), "uint8"), {"conf": 2}, "options"),

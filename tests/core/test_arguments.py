@@ -1,0 +1,61 @@
+"""Options that hold what templates have made of lists and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from airflow_provider_modelsync.core.arguments import restructured, whole_numbers
+from airflow_provider_modelsync.core.errors import InvalidInput
+from airflow_provider_modelsync.core.registries.bentocloud import deployments as bentocloud
+from airflow_provider_modelsync.core.registries.supervisely.predict import PredictOptions
+from airflow_provider_modelsync.core.registries.wallaroo import pipelines as wallaroo
+
+
+@pytest.mark.parametrize(
+    ("read", "given", "meant"),
+    [
+        (
+            lambda options: list(PredictOptions.read(options).classes or ()),
+            {"classes": "['car', 'sign']"},
+            ["car", "sign"],
+        ),
+        (lambda options: PredictOptions.read(options).conf, {"conf": "0.25"}, 0.25),
+        (lambda options: PredictOptions.read(options).recursive, {"recursive": "False"}, False),
+        (lambda config: bentocloud._checked(config)["secrets"], {"secrets": '["a", "b"]'}, ["a", "b"]),
+        (lambda config: bentocloud._checked(config)["weight"], {"weight": "30"}, 30),
+        (lambda config: bentocloud._checked(config)["dev"], {"dev": "False"}, False),
+        (lambda config: bentocloud._checked(config)["bento"], {"bento": "fraud:1"}, "fraud:1"),
+    ],
+)
+def test_the_text_of_a_value_is_the_value(read: Callable[[Any], Any], given: dict[str, Any], meant: Any) -> None:
+    assert read(given) == meant
+    assert type(read(given)) is type(meant) or isinstance(meant, list)
+
+
+@pytest.mark.parametrize(
+    "check", [PredictOptions.read, bentocloud._checked, wallaroo._checked], ids=["predict", "bentocloud", "wallaroo"]
+)
+def test_what_is_no_option_is_still_refused(check: Callable[[Any], Any]) -> None:
+    for wrong in ({"nonsense": "[1]"}, {"classes": "[1", "secrets": "[1", "replicas": "[1"}):
+        with pytest.raises(InvalidInput):
+            check(wrong)
+
+
+def test_texts_that_are_wanted_as_texts_stay_as_they_are() -> None:
+    assert restructured(bentocloud.DeployConfig, {"description": "[draft]"}) == {"description": "[draft]"}
+
+
+@pytest.mark.parametrize(
+    ("given", "numbers"), [(7, [7]), ("7", [7]), ([1, "2"], [1, 2]), ("[1, 2]", [1, 2]), ((3,), [3])], ids=str
+)
+def test_numbers_are_read_from_text(given: Any, numbers: list[int]) -> None:
+    assert whole_numbers(given) == numbers
+
+
+@pytest.mark.parametrize("given", [[], "[]", "", "x", 0, -1, True, 1.5, [None], {"a": 1}], ids=str)
+def test_what_is_no_number_is_refused(given: Any) -> None:
+    with pytest.raises(ValueError, match=r"is not a number|there is none"):
+        whole_numbers(given)
