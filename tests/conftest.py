@@ -61,6 +61,11 @@ def _install_test_provider() -> None:
 _install_test_provider()
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Three processes for two cores: the tests wait about as long as they compute."""
+    return max(1, len(os.sched_getaffinity(0)) * 3 // 2)
+
+
 def pytest_collection_finish() -> None:
     """Have no later look for garbage go through Airflow and thousands of tests once more."""
     gc.collect()
