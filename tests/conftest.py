@@ -21,6 +21,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.state_store import StateStore
 
@@ -41,6 +42,10 @@ os.environ |= {
     "AIRFLOW__CORE__FERNET_KEY": "",
     "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{AIRFLOW_HOME}/airflow.db",
 }
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 Connect = Callable[..., None]
 MASKERS = ("airflow._shared.secrets_masker.secrets_masker", "airflow.sdk._shared.secrets_masker.secrets_masker")
@@ -163,10 +168,12 @@ def storage() -> MemoryFileSystem:
 
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tries follow each other at once."""
+    """Tries follow each other at once, and so do looks whether another writer is about to finish."""
     from airflow_provider_modelsync.core.http.policy import Backoff
+    from airflow_provider_modelsync.core.registries.bentocloud import registry as bentocloud
 
     monkeypatch.setattr(Backoff, "delay", lambda self, failures: 0.0)
+    monkeypatch.setattr(bentocloud, "_LOOK_SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -348,4 +348,4 @@ class PushPullKillRetry(RuleBasedStateMachine):
 
 
 TestAnySequence = PushPullKillRetry.TestCase
-TestAnySequence.settings = settings(max_examples=15, stateful_step_count=15, deadline=None)
+TestAnySequence.settings = settings(max_examples=15, stateful_step_count=15)

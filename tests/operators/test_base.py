@@ -27,7 +27,7 @@ from tests.support.scripted import Script
 from tests.support.state_store import StateStore
 
 ROOT = Path(__file__).parents[2]
-BIG = 256 << 20  # bytes: takes long enough to be killed in the middle
+BIG = 64 << 20  # bytes: takes long enough to be killed in the middle
 KILL_LIMIT = 4.0  # seconds from the signal to the end: Airflow sends SIGKILL after five
 
 ARGUMENTS: dict[type[RegistryOperator], dict[str, Any]] = {

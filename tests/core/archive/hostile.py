@@ -21,8 +21,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hypothesis import HealthCheck
+
 from airflow_provider_modelsync.core.archive.extract import Limits, extract_archive
 from airflow_provider_modelsync.core.errors import CorruptArchive, ModelSyncError, UnsafeArchive
+
+# For examples that share a test's directory.
+WITH_FIXTURES = (HealthCheck.function_scoped_fixture, HealthCheck.too_slow)
 
 POSIX = b"ustar\x0000"
 GNU = b"ustar  \0"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_modelsync.core.archive.digest import read_tree
@@ -21,6 +21,7 @@ from tests.core.archive.hostile import (
     GOOD,
     OLD,
     POSIX,
+    WITH_FIXTURES,
     file,
     folder,
     header,
@@ -49,7 +50,7 @@ HEADERS = [offset for offset in range(0, len(WHOLE), 512) if WHOLE[offset + 257 
 PARTS = [part for case in CASES if case.limits is None and len(part := case.build("nowhere")) < 1 << 16]
 LIMITS = Limits(max_members=50, max_bytes=1 << 20)
 
-fuzz = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzz = settings(max_examples=150, suppress_health_check=WITH_FIXTURES)
 
 
 @pytest.fixture

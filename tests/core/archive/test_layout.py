@@ -16,14 +16,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from airflow_provider_modelsync.core.archive.digest import SPAN, FileEntry, SourceTree, Stamp, read_tree
 from airflow_provider_modelsync.core.archive.extract import extract_archive
 from airflow_provider_modelsync.core.archive.layout import TarLayout
 from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavailable, SourceChanged
-from tests.core.archive.hostile import scratch
+from tests.core.archive.hostile import WITH_FIXTURES, scratch
 
 LONG = "/".join(["long" * 40] * 3) + "/name"
 FILES = {
@@ -151,7 +151,7 @@ def test_the_executable_bit_is_part_of_the_bytes(whole: bytes, tmp_path: Path) -
 # --- ranges ----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=150, suppress_health_check=WITH_FIXTURES)
 @given(data=st.data())
 def test_any_range_equals_the_slice_of_the_whole(data: st.DataObject, layout: TarLayout, whole: bytes) -> None:
     edges = [edge for member in layout.members for edge in (member.header_offset, member.offset)]
@@ -165,7 +165,7 @@ def test_any_range_equals_the_slice_of_the_whole(data: st.DataObject, layout: Ta
     assert layout.reader(offset, length).read() == whole[offset : offset + length]
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=WITH_FIXTURES)
 @given(
     files=st.dictionaries(
         st.text("abé/模", min_size=1, max_size=150).map(lambda text: "x" + text.replace("/", "/x")),

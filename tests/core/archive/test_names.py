@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_modelsync.core.archive.names import PathTree, clash_among, doubts, fault_of, show
 
-QUICK = settings(max_examples=200, deadline=None)
+QUICK = settings(max_examples=200)
 
 UNUSUAL_BUT_FINE = [
     "weights.bin",

@@ -26,7 +26,6 @@ from airflow_provider_modelsync.core.errors import (
     SourceChanged,
 )
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
-from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.models import VersionStatus
 from airflow_provider_modelsync.core.transfer.checkpoint import CheckpointStore
 from airflow_provider_modelsync.core.transfer.control import Control
@@ -35,6 +34,8 @@ from tests.core.registries.bentocloud.cloud import FINISH, OBJECT, Cloud
 from tests.core.stores import snapshot
 from tests.standins.bentocloud import BentoCloudStandIn, ExpirePresign, ObjectStore, StoredObject, StoreError
 from tests.standins.http_server import Action, Answer, LoseAnswer, Request, Reset, Respond, Rewrite
+
+pytestmark = pytest.mark.usefixtures("no_waiting")
 
 MIB = 1 << 20
 PART = 5 * MIB  # the smallest that storages take
@@ -90,12 +91,6 @@ class Memory:
 def store_of(server: BentoCloudStandIn) -> HookedStore:
     assert isinstance(server.store, HookedStore)
     return server.store
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tries follow each other at once."""
-    monkeypatch.setattr(Backoff, "delay", lambda self, failures: 0.0)
 
 
 @pytest.fixture

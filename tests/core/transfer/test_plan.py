@@ -65,7 +65,7 @@ def test_parts_grow_at_the_very_byte(wanted: int) -> None:
     assert choose_part_size(most + 1, wanted) == (wanted + 1) * MIB
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.integers(1, 5 * TIB), st.none() | st.integers(5, 5120))
 def test_any_archive_is_cut_as_storages_want_it(size: int, wanted: int | None) -> None:
     part_size = choose_part_size(size, wanted)

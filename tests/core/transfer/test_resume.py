@@ -20,7 +20,6 @@ import pytest
 from pydantic import JsonValue
 
 from airflow_provider_modelsync.core.errors import ModelNotFound, RegistryUnavailable
-from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.transfer import checkpoint, large_files, plan, ranges
 from airflow_provider_modelsync.core.transfer.control import Control
 from tests.core.processes import at_once, killed_at
@@ -137,13 +136,12 @@ def use_parts_of(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_steps(monkeypatch: pytest.MonkeyPatch, no_waiting: None) -> None:
     """Parts and large files have some KiB, every part is remembered at once, and tries follow each other at once."""
     use_parts_of(PART, monkeypatch)
     monkeypatch.setattr(checkpoint, "FLUSH_SECONDS", 0.0)
     monkeypatch.setattr(large_files, "LARGE", LARGE)
     monkeypatch.setattr(large_files, "PIECE", PIECE)
-    monkeypatch.setattr(Backoff, "delay", lambda self, failures: 0.0)
 
 
 @pytest.fixture

@@ -923,7 +923,7 @@ SEGMENTS = st.text(
 PATHS = st.lists(SEGMENTS, min_size=1, max_size=3).map("/".join)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     files=st.dictionaries(PATHS, st.tuples(st.binary(max_size=64), st.booleans()), min_size=1, max_size=6),
     directories=st.lists(PATHS, max_size=3),

@@ -514,7 +514,7 @@ class TestCancel:
 
 # ---- disk and memory --------------------------------------------------------------------------------------------
 
-LARGE = 200 * MIB
+LARGE = 80 * MIB
 SMALL = 256 * 1024  # for what Python itself may write, such as compiled modules
 MEASURED = """
 import json, sys
