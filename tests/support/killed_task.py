@@ -26,7 +26,7 @@ def main(operator_name: str, watched: str, arguments: str) -> None:
 
     def on_open(event: str, details: tuple[Any, ...]) -> None:
         if event == "open" and not killed_at and _writes_below(watched, details):
-            killed_at.append(time.time())
+            killed_at.append(time.monotonic())
             os.kill(os.getpid(), signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, lambda *_: operator.on_kill())
@@ -36,14 +36,16 @@ def main(operator_name: str, watched: str, arguments: str) -> None:
         outcome = "finished"
     except Exception as error:
         outcome = f"{type(error).__name__}: {error}"
-    print(json.dumps({"killed_at": killed_at[0] if killed_at else None, "outcome": outcome}), flush=True)
+    took = time.monotonic() - killed_at[0] if killed_at else None
+    print(json.dumps({"took": took, "outcome": outcome}), flush=True)
 
 
 def _writes_below(directory: str, details: tuple[Any, ...]) -> bool:
     path, _, flags = details
     if not isinstance(path, str | os.PathLike) or not flags & (os.O_WRONLY | os.O_RDWR):
         return False
-    return os.fspath(path).startswith(directory) and os.fspath(path).endswith(".bin")
+    place = os.path.realpath(path)  # it may be told by way of a descriptor
+    return place.startswith(directory) and place.endswith(".bin")
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def get_files(way: GetFiles, ref: str, target: Path, control: Control, driver: S
                 (target / directory).mkdir(parents=True, exist_ok=True)
             for_each(fetch, _largest_first(small), workers=control.workers, cancel=control.cancel)
         except OSError as error:
-            raise from_os_error(error, "writing the model's files") from error
+            raise from_os_error(error, f"writing the model's files in {os.path.realpath(target)}") from error
         resumed = fetch_pieces(large, journal, target, control, progress)
     durable.remove_tree(journal.directory)
     progress.finish()

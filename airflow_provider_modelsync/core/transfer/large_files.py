@@ -96,7 +96,7 @@ def fetch_pieces(
         for file in files:
             file.put_in_place(target)
     except OSError as error:
-        raise from_os_error(error, "writing the model's files") from error
+        raise from_os_error(error, f"writing the model's files in {os.path.realpath(target)}") from error
     return resumed
 
 

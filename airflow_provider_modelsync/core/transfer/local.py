@@ -51,7 +51,7 @@ def copy_files(
             (target / directory).mkdir(parents=True, exist_ok=True)
         for_each(copy_one, sorted(files, key=lambda file: -file.size), workers=workers, cancel=cancel)
     except OSError as error:
-        raise from_os_error(error, "writing the model's files") from error
+        raise from_os_error(error, f"writing the model's files in {os.path.realpath(target)}") from error
     return tuple(written[file.path] for file in files)
 
 

@@ -443,12 +443,12 @@ def main(room: str) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
     outcomes: dict[str, tuple[str, float]] = {}
     for number, case in enumerate(CASES):
-        start = time.monotonic()
+        start = time.process_time()
         try:
             outcome = try_case(case, Path(room) / str(number))
         except Exception as error:
             outcome = repr(error)
-        outcomes[case.name] = outcome, time.monotonic() - start
+        outcomes[case.name] = outcome, time.process_time() - start
     print(json.dumps(outcomes))
 
 

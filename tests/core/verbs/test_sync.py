@@ -645,7 +645,7 @@ def test_a_copy_is_of_one_pair_of_connections(
             for each in targets:
                 run(cloud(server), each)
 
-    kept = sorted((place / "model" / "who").read_bytes() for place in scratch.iterdir())
+    kept = sorted((place / "model" / "model" / "who").read_bytes() for place in scratch.iterdir())
     assert kept == [b"dev", b"dev", b"prod", b"prod"]
 
 
@@ -656,7 +656,8 @@ def test_a_copy_that_nobody_came_back_for_in_a_day_is_swept(
         patch.setattr(syncing, "push", failing(RegistryUnavailable("down")))
         run(cloud(clouds[0]), target.registry)
     (left,) = scratch.iterdir()
-    os.utime(left, (0, 0))
+    for path in (left, *left.rglob("*")):
+        os.utime(path, (0, 0))
 
     assert told(run(cloud(clouds[1]), target.registry))["copied"] == ["fraud:v1"]
     assert list(scratch.iterdir()) == []

@@ -487,8 +487,8 @@ def test_a_large_form_is_never_in_memory(tmp_path: Path) -> None:
 
 
 def test_an_app_that_never_answers_ends_with_the_connections_patience(app: SuperviselyApp, tmp_path: Path) -> None:
-    app.fault("POST", PROGRESS, Delay(1.5), times=None)
+    app.fault("POST", PROGRESS, Delay(60), times=None)
     began = time.monotonic()
     with pytest.raises(RegistryUnavailable, match="time limit"):
         direct(app, timeout_seconds=0.3).predict(folder(tmp_path / "in", 1))
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
