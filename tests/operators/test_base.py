@@ -275,4 +275,4 @@ def test_a_killed_pull_ends_in_time_and_leaves_the_old_target(
 
     assert told["outcome"].startswith("AirflowException: the work was told to stop")
     assert digest_directory(target) == digest_directory(source)
-    assert [path.name for path in parent.iterdir()] == ["target"]
+    assert {path.name for path in parent.iterdir()} == {"target", ".target.modelsync"}  # and whose it is

@@ -18,7 +18,6 @@ from airflow_provider_modelsync.core.errors import (
     InvalidInput,
     ModelNotFound,
     ModelSyncError,
-    NotSupported,
     RegistryUnavailable,
     UnsafeArchive,
     VersionConflict,
@@ -607,13 +606,6 @@ def test_options_are_refused(store: Store, old: Path) -> None:
     with pytest.raises(InvalidInput, match="framework") as caught:
         store.push(old, "fraud:v1", options={"framework": "onnx"})
     assert caught.value.argument == "options"
-
-
-@pytest.mark.parametrize("verb", ["deploy", "deployment", "undeploy"])
-def test_deploying_is_not_offered_and_the_nearest_thing_is_named(store: Store, verb: str) -> None:
-    arguments: tuple[Any, ...] = (None, ModelRef(name="m"), {}) if verb == "deploy" else ("d",)
-    with pytest.raises(NotSupported, match=r"the model store does not offer to deploy models; .* uri"):
-        getattr(store.registry, verb)(*arguments)
 
 
 # Damaged and hostile manifests
