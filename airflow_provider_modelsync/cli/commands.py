@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_modelsync.cli.session import FAILED, TRY_AGAIN, Answer, Session, command
-from airflow_provider_modelsync.core.archive.choice import Choice
+from airflow_provider_modelsync.core.archive.choice import BY_HABIT, Choice
 from airflow_provider_modelsync.core.arguments import looks_structured, seconds, structure
 from airflow_provider_modelsync.core.errors import Cancelled, NotReady, Retryable
 from airflow_provider_modelsync.core.models import Deployment, ModelVersion, PulledModel, Query, SyncReport
@@ -155,7 +155,11 @@ def show(args: argparse.Namespace, session: Session) -> Answer:
 def push(args: argparse.Namespace, session: Session) -> Answer:
     """Push a model."""
     hook = session.hook(args.conn_id)
-    with session.progress(hook, f"pushing {args.model}"), local_source(args.source, session.cancel) as source:
+    choice = Choice(args.include, args.exclude, by_habit=BY_HABIT)
+    with (
+        session.progress(hook, f"pushing {args.model}"),
+        local_source(args.source, session.cancel, choice=choice) as source,
+    ):
         version = hook.push(
             source,
             args.model,

@@ -26,6 +26,7 @@ from airflow_provider_modelsync.core.arguments import (
     LabelChanges,
     Labels,
     Options,
+    Patterns,
     Reference,
     Text,
     Values,
@@ -241,9 +242,9 @@ class RegistryHook(BaseHook, ABC):
         force: Flag = False,
         options: Options | None = None,
         checkpoint: CheckpointStore | None = None,
-        follow_links: str = "inside",
-        include: Sequence[str] | None = None,
-        exclude: Sequence[str] | None = None,
+        follow_links: Text = "inside",
+        include: Patterns | None = None,
+        exclude: Patterns | None = None,
     ) -> ModelVersion:
         """Push a model.
 
@@ -297,8 +298,8 @@ class RegistryHook(BaseHook, ABC):
         verify: Flag = True,
         checkpoint: CheckpointStore | None = None,
         patience: Patience | None = None,
-        include: Sequence[str] | None = None,
-        exclude: Sequence[str] | None = None,
+        include: Patterns | None = None,
+        exclude: Patterns | None = None,
     ) -> PulledModel:
         """Pull a model.
 

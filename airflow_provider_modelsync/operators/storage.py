@@ -59,9 +59,12 @@ def resolve(location: Location, argument: str) -> Path | ObjectStoragePath:
 
 
 @contextmanager
-def local_source(location: Location, cancel: CancelToken, argument: str = "source") -> Iterator[Path]:
+def local_source(
+    location: Location, cancel: CancelToken, argument: str = "source", *, choice: Choice | None = None
+) -> Iterator[Path]:
     """Yield a source as a local path; a remote one is copied to a temporary directory once.
 
+    :param choice: which files are worth being copied.
     :raises InvalidInput: when a remote source is missing or holds a name that no model may hold.
     """
     source = resolve(location, argument)
@@ -70,13 +73,18 @@ def local_source(location: Location, cancel: CancelToken, argument: str = "sourc
         return
     with tempfile.TemporaryDirectory(prefix="modelsync-") as scratch:
         copy = Path(scratch) / source.name
-        for path in _files_below(source):
+        paths = _files_below(source)
+        chosen = [path for path in paths if not path or choice is None or choice.takes(path)]
+        if len(chosen) < len(paths):
+            log.info("%d of %d files in %s are left out by %s", len(paths) - len(chosen), len(paths), source, choice)
+        for path in chosen:
             local = copy / path if path else copy
             local.parent.mkdir(parents=True, exist_ok=True)
             with _open(source / path if path else source, "rb") as reader, local.open("xb") as writer:
                 _copy(reader, writer, cancel)
         if not copy.exists():
-            raise InvalidInput(f"{source} does not exist or holds no file", argument=argument)
+            by = f" that is chosen by {choice}" if paths else ""
+            raise InvalidInput(f"{source} does not exist or holds no file{by}", argument=argument)
         yield copy
 
 

@@ -125,8 +125,11 @@ class PushModelOperator(RegistryOperator):
         self.deferrable = deferrable
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
+        from airflow_provider_modelsync.core.archive.choice import BY_HABIT, Choice
+
         with self.attempt():
-            with local_source(self.source, self._cancel_token) as source:
+            choice = Choice(self.include, self.exclude, by_habit=BY_HABIT)
+            with local_source(self.source, self._cancel_token, choice=choice) as source:
                 version = self.get_hook(context).push(
                     source,
                     self.model,

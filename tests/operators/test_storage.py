@@ -11,6 +11,7 @@ from airflow.sdk import ObjectStoragePath
 from airflow.sdk.exceptions import AirflowFailException
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
+from airflow_provider_modelsync.core.archive.choice import BY_HABIT, Choice
 from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.core.errors import Cancelled, InvalidInput, TargetExists
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
@@ -98,6 +99,24 @@ def test_the_copy_of_a_remote_source_is_removed(storage: MemoryFileSystem, sourc
     with local_source(f"{BUCKET}/digits", CancelToken()) as path:
         assert digest_directory(path) == digest_directory(source)
     assert not path.exists()
+
+
+def test_only_chosen_files_of_a_remote_source_are_copied(
+    hook: ModelStoreHook, storage: MemoryFileSystem, source: Path, context: Any
+) -> None:
+    storage.put(f"{source}/", f"{BUCKET}/digits/", recursive=True)
+    storage.pipe({f"{BUCKET}/digits/.git/config": b"x", f"{BUCKET}/digits/notes.md": b"x"})
+    choice = Choice(exclude=["*.md"], by_habit=BY_HABIT)
+    with local_source(f"{BUCKET}/digits", CancelToken(), choice=choice) as copy:
+        assert digest_directory(copy) == digest_directory(source)
+    pushed = PushModelOperator(task_id="push", model="digits:v1", source=f"{BUCKET}/digits", exclude=["*.md"]).execute(
+        context
+    )
+    assert pushed["digest"] == digest_directory(source)
+    with pytest.raises(AirflowFailException, match="holds no file that is chosen by include"):
+        PushModelOperator(task_id="push", model="digits:v2", source=f"{BUCKET}/digits", include=["*.onnx"]).execute(
+            context
+        )
 
 
 def test_a_missing_remote_source_is_permanent(hook: ModelStoreHook, storage: MemoryFileSystem, context: Any) -> None:

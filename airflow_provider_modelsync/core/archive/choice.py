@@ -87,7 +87,7 @@ class Choice:
         return tuple(path for path in paths if self.takes_directory(path))
 
     def __str__(self) -> str:
-        told = {"include": self.include, "exclude": self.exclude}
+        told = {"include": self.include, "exclude": self.exclude, "leaving out": self._by_habit}
         return ", ".join(f"{name} {list(patterns)}" for name, patterns in told.items() if patterns) or "all files"
 
 

@@ -66,7 +66,7 @@ def _reads_of(way: UploadWay, source: Source) -> set[str]:
         case PutFiles():
             return {file.path for file in way.files}
         case PutObjects():
-            return {file.path for file in source.files} - way.there.keys() - way.copies
+            return {file.path for file in source.files} - way.copies
         case _:
             return {file.path for file in source.files}
 
