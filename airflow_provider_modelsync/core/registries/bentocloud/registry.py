@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypeVar, cast
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from airflow_provider_modelsync.core.archive.names import show
 from airflow_provider_modelsync.core.errors import (
@@ -85,7 +85,7 @@ _PLAIN_TERM = re.compile(r"[\w./=:-]+")
 
 class _Page(BaseModel):
     total: Annotated[int, null_as(0)] = 0
-    items: Annotated[list[ModelRecord], null_as([])] = []
+    items: Annotated[list[ModelRecord], null_as([])] = Field(default=[], max_length=10 * _PAGE)
 
 
 class _User(BaseModel):
@@ -352,9 +352,14 @@ class BentoCloud(Registry, Deploys):
 
     def _all(self, path: str, query: Query, doing: str) -> Flow[list[ModelRecord]]:
         records: list[ModelRecord] = []
+        seen: set[tuple[str | None, str]] = set()
         start: int | None = 0
         while start is not None:
             more, start = yield from self._page(path, start, query, doing)
+            known = len(seen)
+            seen |= {(record.repository.name if record.repository else None, record.version) for record in more}
+            if more and len(seen) == known:
+                raise RegistryUnavailable(f"{doing}: the server repeats a page of its list")
             records += more
         return records
 

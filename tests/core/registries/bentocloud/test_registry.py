@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import tarfile
@@ -1000,14 +1001,45 @@ class TestCatalogue:
 
         assert len(cloud.list_versions("digits")) == 105
 
+    @pytest.mark.parametrize("count", [1000, 1001])
+    def test_takes_no_page_that_holds_far_more_than_was_asked_for(
+        self, server: BentoCloudStandIn, cloud: Cloud, count: int
+    ) -> None:
+        server.seed("digits", "v1")
+
+        def crowded(answer: dict[str, Any]) -> dict[str, Any]:
+            return {"total": 1, "items": [{**answer["items"][0], "version": f"v{number}"} for number in range(count)]}
+
+        server.fault("GET", CREATE_VERSION, Rewrite(crowded), times=None)
+        if count == 1000:
+            assert len(cloud.list_versions("digits")) == count
+        else:
+            with pytest.raises(RegistryUnavailable, match="items: List should have at most 1000 items"):
+                cloud.list_versions("digits")
+
+    def test_stops_at_a_page_that_comes_again(self, server: BentoCloudStandIn, cloud: Cloud) -> None:
+        server.seed("digits", "v1")
+        first: list[dict[str, Any]] = []
+
+        def again(answer: dict[str, Any]) -> dict[str, Any]:
+            first.extend(answer["items"] if not first else [])
+            return {"total": 10**9, "items": first}
+
+        server.fault("GET", CREATE_VERSION, Rewrite(again), times=None)
+        with pytest.raises(RegistryUnavailable, match="repeats a page"):
+            cloud.list_versions("digits")
+        assert len(server.find("GET", CREATE_VERSION)) == 2
+
     def test_stops_at_a_list_that_does_not_end(
         self, server: BentoCloudStandIn, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(bentocloud, "_MAX_LISTED", 10)
         server.seed("digits", "v1", status="failed")
 
+        numbers = itertools.count(2)
+
         def endless(answer: dict[str, Any]) -> dict[str, Any]:
-            return {"total": 10**9, "items": answer["items"] or [{"version": "v1"}]}
+            return {"total": 10**9, "items": [{"version": f"v{next(numbers)}"}]}
 
         server.fault("GET", CREATE_VERSION, Rewrite(endless), times=None)
 
