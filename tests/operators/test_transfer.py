@@ -290,14 +290,16 @@ class TestPull:
 
         assert operator.execute(context)["skipped"] is True
 
-    def test_of_another_version_into_the_same_target_needs_force(self, tmp_path: Path, context: Any) -> None:
+    def test_of_another_version_replaces_what_the_last_one_has_put_there(self, tmp_path: Path, context: Any) -> None:
         arguments: dict[str, Any] = {"task_id": "pull", "target": tmp_path / "pulled"}
         PullModelOperator(model="digits:v1", **arguments).execute(context)
-
-        with pytest.raises(AirflowFailException, match="force"):
-            PullModelOperator(model="digits:v2", **arguments).execute(context)
-        assert PullModelOperator(model="digits:v2", force=True, **arguments).execute(context)["ref"] == "digits:v2"
+        assert PullModelOperator(model="digits:v2", **arguments).execute(context)["ref"] == "digits:v2"
         assert (tmp_path / "pulled" / "weights.bin").read_bytes() == b"newer"
+
+        (tmp_path / "pulled" / "weights.bin").write_bytes(b"somebody's own")
+        with pytest.raises(AirflowFailException, match="force"):
+            PullModelOperator(model="digits:v1", **arguments).execute(context)
+        assert PullModelOperator(model="digits:v1", force=True, **arguments).execute(context)["ref"] == "digits:v1"
 
     def test_of_a_missing_model_is_permanent(self, tmp_path: Path, context: Any) -> None:
         with pytest.raises(AirflowFailException, match=r"'absent'.*modelsync_default"):
