@@ -8,13 +8,13 @@ DATABASES := redis-server postgresql
 VENDORS := $(patsubst requirements/vendor-%.txt,%,$(wildcard requirements/vendor-*.txt))
 READY := $(VENV)/.ready
 # Tests that need nothing but Python.
-PLAIN := not vendor and not s3 and not celery and not ui and not e2e
+PLAIN := not mounts and not vendor and not s3 and not celery and not ui and not e2e
 # What a change breaks most often: the core, the operators, and what every registry promises.
 FAST := tests/core tests/conformance tests/operators
 # Without byte code on disk each process of the tests would compile them again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast test-s3 test-celery test-e2e test-ui ceph databases chromium screenshots test-vendors bench-transfer bench-s3 bench-polling check format lock wheel clean
+.PHONY: demo test test-fast test-mounts bindfs test-s3 test-celery test-e2e test-ui ceph databases chromium screenshots test-vendors bench-transfer bench-s3 bench-polling check format lock wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -30,6 +30,10 @@ test-s3: $(READY) ceph
 	$(BIN)/python -m tests.services.ceph_rgw -- \
 		$(BIN)/python -m pytest -m s3 -n auto --dist loadfile $(PYTEST_ARGS)
 
+# Two machines that mount one directory: two FUSE mounts, whose locks know nothing of each other.
+test-mounts: $(READY) bindfs
+	$(BIN)/python -m pytest -m mounts tests/mounts $(PYTEST_ARGS)
+
 # A distributed Airflow: two workers over Redis and PostgreSQL, and a real S3. All are started for the tests.
 test-celery: $(READY) ceph databases
 	$(BIN)/python -m tests.services.ceph_rgw -- \
@@ -39,10 +43,12 @@ ceph: PACKAGES := $(CEPH)
 ceph: PROGRAMS := $(CEPH:ceph-common=ceph)
 databases: PACKAGES := $(DATABASES)
 databases: PROGRAMS := $(DATABASES:postgresql=initdb)
+bindfs: PACKAGES := bindfs
+bindfs: PROGRAMS := bindfs
 chromium: PACKAGES := chromium pngquant
 chromium: PROGRAMS := chromium pngquant
-ceph databases chromium: ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
-ceph databases chromium:
+ceph databases chromium bindfs: ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+ceph databases chromium bindfs:
 	@PATH="$$PATH:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)"; \
 	for program in $(PROGRAMS); do command -v $$program > /dev/null || missing=1; done; \
 	test -z "$$missing" && exit; \
