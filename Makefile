@@ -14,7 +14,7 @@ FAST := tests/core tests/conformance tests/operators
 # Without byte code on disk each process of the tests would compile them again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast test-mounts bindfs test-s3 test-celery test-e2e test-ui ceph databases chromium screenshots test-vendors bench-transfer bench-s3 bench-polling check format lock wheel clean
+.PHONY: demo test test-fast test-mounts test-machines bindfs test-s3 test-celery test-e2e test-ui ceph databases chromium screenshots test-vendors bench-transfer bench-s3 bench-polling check format lock wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -33,6 +33,10 @@ test-s3: $(READY) ceph
 # Two machines that mount one directory: two FUSE mounts, whose locks know nothing of each other.
 test-mounts: $(READY) bindfs
 	$(BIN)/python -m pytest -m mounts tests/mounts $(PYTEST_ARGS)
+
+# Two machines on one disk, in any order of events: minutes.
+test-machines: $(READY)
+	MODELSYNC_STEPS=$${MODELSYNC_STEPS:-10000} $(BIN)/python -m pytest -n 0 tests/core/test_machines.py $(PYTEST_ARGS)
 
 # A distributed Airflow: two workers over Redis and PostgreSQL, and a real S3. All are started for the tests.
 test-celery: $(READY) ceph databases

@@ -27,6 +27,7 @@ from airflow_provider_modelsync.core.writer import Writer
 log = logging.getLogger("modelsync")
 
 _ABANDONED_AFTER = 24 * 3600  # seconds
+_PATIENCE = 3.0  # seconds: a kill must end in 4
 _REST = 60  # seconds by which a disk's clock may run unevenly
 _NAME_BYTES = 100  # of the wanted name in a hidden one: what is added takes up to 120 more, and 255 is the limit
 _CONTENT, _OLD, _FILE = "model", "replaced", "file"
@@ -200,11 +201,25 @@ def replace_file(path: Path, content: bytes) -> None:
 
 @contextmanager
 def directory_lock(directory: Path) -> Iterator[None]:
-    """Hold a directory's lock while a few names in it change. Where locks do nothing, this does nothing."""
+    """Hold a directory's lock while a few names in it change.
+
+    Where locks do nothing, this does nothing, and one that somebody holds too long is not waited for: it only saves
+    work.
+    """
     with _open_directory(directory) as descriptor:
+        end = time.monotonic() + _PATIENCE
         with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            while not _is_locked(descriptor) and time.monotonic() < end:
+                time.sleep(_PATIENCE / 1000)
         yield
+
+
+def _is_locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _write_scratch(path: Path, content: bytes) -> Path:

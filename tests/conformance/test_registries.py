@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+import os
+import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -181,6 +183,38 @@ def test_chosen_files_are_pulled_verified_and_are_no_whole_model(bench: Bench) -
     whole = bench.pull(version.ref, target, force=True)
     assert (whole.is_partial, whole.digest) == (False, version.digest)
     assert digest_directory(target) == version.digest
+
+
+@needs(PUSH, PULL)
+def test_the_umask_and_the_parent_decide_about_modes(bench: Bench) -> None:
+    version = bench.publish("one", bench.model())
+    target = bench.target()
+    target.parent.chmod(0o2770)
+    before = os.umask(0o002)
+    try:
+        bench.pull(version.ref, target)
+    finally:
+        os.umask(before)
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (target, *target.rglob("*"))}
+    assert {mode for path, mode in modes.items() if path.is_dir()} == {0o2775}
+    assert {mode for path, mode in modes.items() if path.is_file()} <= {0o664, 0o775}
+
+
+@needs(PUSH, PULL)
+def test_the_next_version_replaces_what_the_last_pull_put_there_and_a_repeated_pull_moves_nothing(
+    bench: Bench,
+) -> None:
+    first, second = (bench.publish(model, bench.model(number)) for number, model in enumerate(("one", "two")))
+    target = bench.target()
+    for version in (first, second):
+        pulled = bench.pull(version.ref, target)
+        assert digest_directory(target) == pulled.digest
+        again = bench.pull(version.ref, target).version.transfer
+        assert again is not None
+        assert again.skipped
+    (target / "mine").touch()
+    with pytest.raises(TargetExists):
+        bench.pull(first.ref, target)
 
 
 @needs(PUSH, PULL)

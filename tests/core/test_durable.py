@@ -456,6 +456,14 @@ def test_a_directory_lock_excludes_other_processes(tmp_path: Path) -> None:
     assert (tmp_path / "number").read_text() == "100"
 
 
+def test_a_directory_lock_that_somebody_holds_is_not_waited_for_without_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durable, "_PATIENCE", 0.05)
+    with durable.directory_lock(tmp_path), durable.directory_lock(tmp_path):
+        pass
+
+
 @pytest.mark.usefixtures("no_locks")
 def test_a_directory_lock_where_locks_do_nothing_does_nothing(tmp_path: Path) -> None:
     with durable.directory_lock(tmp_path), durable.directory_lock(tmp_path):

@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.core.errors import ModelSyncError
 from airflow_provider_modelsync.core.models import ModelVersion, PulledModel
-from tests.core.processes import at_once, killed_at
+from tests.core.processes import Work, at_once, killed_at
 from tests.core.stores import Store, hidden, write_tree
 from tests.support.until import until
 
@@ -69,9 +70,8 @@ def test_two_machines_pulling_one_version_into_one_target_leave_it_whole(
 ) -> None:
     version = Store(machines[0] / "store").push(model, "fraud:v1")
     for turn in range(TURNS):
-        pulls = [
-            lambda machine=machine: Store(machine / "store").pull("fraud:v1", machine / f"target-{turn}")
-            for machine in machines
+        pulls: list[Work] = [
+            partial(Store(machine / "store").pull, "fraud:v1", machine / f"target-{turn}") for machine in machines
         ]
         results = at_once(*pulls * 2)
         assert [result for result in results if not isinstance(result, PulledModel)] == []
@@ -82,7 +82,7 @@ def test_two_machines_pulling_one_version_into_one_target_leave_it_whole(
 def test_two_machines_pushing_one_version_publish_it_whole(machines: tuple[Path, Path], model: Path) -> None:
     wanted = digest_directory(model)
     for turn in range(TURNS):
-        pushes = [lambda machine=machine: Store(machine / "store").push(model, f"m{turn}:v1") for machine in machines]
+        pushes: list[Work] = [partial(Store(machine / "store").push, model, f"m{turn}:v1") for machine in machines]
         results = at_once(*pushes)
         for result in results:  # one may be told to try again, never that all is well when it is not
             assert isinstance(result, (ModelVersion, ModelSyncError)), result
