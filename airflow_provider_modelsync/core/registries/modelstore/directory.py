@@ -48,12 +48,17 @@ class DirectoryStore(Store):
 
     def test(self) -> str:
         probe = self.root / f".{names.RESERVED_DIRECTORY}-probe-{secrets.token_hex(6)}"
+        was_there = self.root.exists()
         try:
             self.root.mkdir(exist_ok=True)
             durable.create_file(probe, b"")
             probe.unlink()
         except OSError as error:
             raise from_os_error(error, f"writing to {self.root}", argument="host") from error
+        finally:
+            if not was_there:  # a test is no push
+                with suppress(OSError):  # somebody else's push has begun meanwhile
+                    self.root.rmdir()
         return f"The model store at {self.root.as_uri()} can be read and written."
 
     def uri(self, name: str, version: str) -> str:

@@ -125,9 +125,13 @@ def test_a_root_that_is_no_path_is_refused(host: str | None) -> None:
     assert (caught.value.argument, caught.value.connection) == ("host", "models")
 
 
-def test_the_connection_test_writes_to_the_root_and_leaves_nothing(store: Store) -> None:
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_connection_test_writes_to_the_root_and_leaves_nothing(store: Store, is_there: bool) -> None:
+    if is_there:
+        store.root.mkdir(exist_ok=True)
     assert store.root.as_uri() in store.run(store.registry.test())
-    assert list(store.root.iterdir()) == []
+    assert store.root.exists() == is_there
+    assert not is_there or list(store.root.iterdir()) == []
 
 
 def test_the_connection_test_names_a_missing_parent(tmp_path: Path) -> None:
