@@ -14,7 +14,7 @@ FAST := tests/core tests/conformance tests/operators
 # Without byte code on disk each process of the tests would compile them again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast test-mounts test-machines bindfs test-s3 test-celery test-e2e test-ui ceph databases chromium screenshots test-vendors bench-transfer bench-s3 bench-polling check format lock wheel clean
+.PHONY: demo test test-fast test-mounts test-machines bindfs test-s3 s3-table test-celery test-e2e test-ui ceph databases chromium screenshots test-vendors bench-transfer bench-s3 bench-polling check format lock wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -25,8 +25,8 @@ test: $(READY)
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m "$(PLAIN) and not slow" -k "not moto and not s3" -n auto --dist loadgroup $(FAST) $(PYTEST_ARGS)
 
-# The model store on a real S3, which is started for them.
-test-s3: $(READY) ceph
+# The model store on real storages, which are started for them.
+test-s3: $(READY) ceph .venv-s3/.ready
 	$(BIN)/python -m tests.services.ceph_rgw -- \
 		$(BIN)/python -m pytest -m s3 -n auto --dist loadfile $(PYTEST_ARGS)
 
@@ -37,6 +37,10 @@ test-mounts: $(READY) bindfs
 # Two machines on one disk, in any order of events: minutes.
 test-machines: $(READY)
 	MODELSYNC_STEPS=$${MODELSYNC_STEPS:-10000} $(BIN)/python -m pytest -n 0 tests/core/test_machines.py $(PYTEST_ARGS)
+
+# The documents' table of storages, by asking each.
+s3-table: $(READY) ceph .venv-s3/.ready
+	$(BIN)/python -m tests.services.ceph_rgw -- $(BIN)/python -m tests.services.storages
 
 # A distributed Airflow: two workers over Redis and PostgreSQL, and a real S3. All are started for the tests.
 test-celery: $(READY) ceph databases
@@ -104,7 +108,7 @@ wheel: $(READY)
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist .
 
 clean:
-	rm -rf $(VENV) .venv-vendors .demo dist
+	rm -rf $(VENV) .venv-vendors .venv-s3 .demo dist
 
 # One environment for everything, exactly as locked. uv is only the faster installer.
 $(READY): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
@@ -117,6 +121,12 @@ $(READY): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
 
 # Vendors' clients cannot share an environment with Airflow.
 .venv-vendors/%/.ready: requirements/vendor-%.txt | $(READY)
+	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes $<
+	touch $@
+
+# Servers that speak S3.
+.venv-s3/.ready: requirements/s3-servers.txt | $(READY)
 	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
 	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes $<
 	touch $@

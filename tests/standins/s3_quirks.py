@@ -142,6 +142,9 @@ QUIRKS: Mapping[str, Quirk] = {
     "writes know no conditions": Quirk(
         "https://github.com/apache/arrow-rs/issues/4879", dropped={"PutObject": ("if-match", "if-none-match")}
     ),
+    "copies know no conditions": Quirk(
+        "https://github.com/ceph/ceph/pull/30866", dropped={"CopyObject": ("x-amz-copy-source-if-match",)}
+    ),
     "no copies": Quirk("https://github.com/nextcloud/server/issues/61925", _offers_no("CopyObject", "UploadPartCopy")),
     "no lists of parts": Quirk("https://github.com/jamhall/s3rver/issues/330", _offers_no("ListParts")),
     "Object Lock with a default retention": Quirk(

@@ -64,6 +64,7 @@ class Abilities:
     :param quoted_tags: whether ``If-Match`` wants its tag in quotes; storages that compare it literally differ.
     :param crc32: whether it checks the CRC-32 that comes with bytes.
     :param copies: whether it copies objects.
+    :param conditional_copies: whether it copies no object whose tag has changed.
     :param part_lists: whether it tells the parts of an upload.
     :param conditional_deletes: whether it leaves an object whose tag has changed.
     """
@@ -71,6 +72,7 @@ class Abilities:
     quoted_tags: bool | None = None
     crc32: bool | None = None
     copies: bool | None = None
+    conditional_copies: bool | None = None
     part_lists: bool | None = None
     conditional_deletes: bool | None = None
 
@@ -349,7 +351,16 @@ class Bucket:
         except NotOffered:
             self.abilities.copies = False
             return None
-        return None if answer is None else _tag(answer["CopyObjectResult"])
+        if answer is None:
+            return None
+        if self.abilities.conditional_copies is False and not self._still_is(origin):
+            self.delete(key)
+            return None
+        return _tag(answer["CopyObjectResult"])
+
+    def _still_is(self, origin: Listed) -> bool:
+        found = self.head(origin.key)
+        return found is not None and found[0].etag == origin.etag
 
     def _copy_parts(
         self, doing: str, origin: Listed, key: str, source: Mapping[str, Any], metadata: Mapping[str, str]

@@ -180,16 +180,17 @@ class _Probe:
         return is_listed and self._bucket.abilities.part_lists
 
     def _copy(self) -> bool:
-        """Have an object copied, on its tag."""
-        found = self._bucket.head(f"{self._key}-file")
-        if found is None:
-            return False
-        origin = next(entry for entry in self._bucket.objects(f"{self._key}-file"))
-        copied = self._bucket.copy(origin, f"{self._key}-copy", {})
+        """Have an object copied, on its tag and on another."""
+        abilities = self._bucket.abilities
+        abilities.conditional_copies = None
+        origin = next(iter(self._bucket.objects(f"{self._key}-file")))
         stale = Listed(origin.key, origin.size, origin.modified, _NO_TAG)
-        works = copied is not None and self._bucket.copy(stale, f"{self._key}-copy", {}) is None
-        self._bucket.abilities.copies = works
-        return works
+        abilities.copies = self._bucket.copy(origin, f"{self._key}-copy", {}) is not None
+        if abilities.copies:
+            abilities.conditional_copies = self._bucket.copy(stale, f"{self._key}-copy", {}) is None
+            if not abilities.conditional_copies:
+                self._missing.append(Missing("conditional copies", "each copied file is looked at once more"))
+        return abilities.copies
 
     def _conditional_delete(self) -> bool:
         """Delete on a tag that the object does not have."""

@@ -24,7 +24,7 @@ from tests.core.stores import snapshot, write_tree
 from tests.services.moto_server import running_moto
 from tests.services.s3 import S3Service
 from tests.standins.authority import Authority
-from tests.standins.s3 import Respond, S3StandIn
+from tests.standins.s3 import Before, Respond, S3StandIn
 from tests.standins.s3_quirks import STORAGES
 
 FIELDS: dict[str, dict[str, Any]] = {
@@ -138,6 +138,16 @@ def test_a_push_that_nobody_tested_before_finds_the_sum_that_works(moto: S3Servi
     with store_in(moto, quirk) as store:
         store.push(source, "fraud:v1")
         assert store.tidy("fraud:v1") == digest_directory(source)
+
+
+def test_a_copy_on_no_condition_counts_only_while_its_origin_is_as_it_was(moto: S3Service, source: Path) -> None:
+    with store_in(moto, "copies know no conditions") as store:
+        assert "conditional copies" in store.test()
+        store.push(source, "fraud:v1")
+        hook = Before(lambda _: store.put("fraud/v1/weights.bin", b"gone"))
+        store.s3.fault("CopyObject", "weights", hook)
+        store.push(write_tree(source, {"vocab.txt": b"two"}), "fraud:v2")
+        assert store.tidy("fraud:v2") == digest_directory(source)
 
 
 def test_every_write_carries_a_sum(moto: S3Service, source: Path) -> None:
