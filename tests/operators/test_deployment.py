@@ -166,22 +166,16 @@ class TestDeploy:
 
         assert deploy().execute(context)["status"] == "running"
 
-    def test_keeps_the_links_to_its_page_and_to_where_it_answers(
-        self, server: BentoCloudStandIn, context: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        operator = deploy(config=CONFIG)
+    def test_keeps_the_links_to_its_page_and_to_where_it_answers(self, server: BentoCloudStandIn, context: Any) -> None:
+        operator = context["task"] = deploy(config=CONFIG)
         told = operator.execute(context)
-        monkeypatch.setattr(
-            "airflow_provider_modelsync.links.XCom.get_value", lambda ti_key, key: context["pushed"].get(key)
-        )
 
         assert [type(link) for link in operator.operator_extra_links] == [RegistryConsoleLink, DeploymentLink]
         assert (RegistryConsoleLink().name, DeploymentLink().name) == ("Registry console", "Deployment")
         link = RegistryConsoleLink().get_link(operator, ti_key=context["ti"])
         assert link == told["page"] == f"{server.url}/deployments/demo?cluster=default&namespace=yatai"
         assert DeploymentLink().get_link(operator, ti_key=context["ti"]) == told["url"]
-        context["pushed"].clear()
-        assert RegistryConsoleLink().get_link(operator, ti_key=context["ti"]) == ""
+        assert RegistryConsoleLink().get_link(deploy(config=CONFIG), ti_key=context["ti"]) == ""
 
     def test_does_not_fail_for_want_of_a_link(self, server: BentoCloudStandIn, context: Any) -> None:
         def refuse(**_: Any) -> None:
