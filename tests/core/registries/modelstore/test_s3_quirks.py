@@ -33,6 +33,8 @@ FIELDS: dict[str, dict[str, Any]] = {
 }
 REFUSED = {"MinIO before September 2025": "where nothing is", "Google Cloud Storage by S3": "ignores If-None-Match"}
 BY_NAME = "Alibaba Cloud OSS"
+# What differs in more than a sum or a copy, which have tests of their own.
+STRANGE = (*FIELDS, "Cloudflare R2", "MinIO", "DigitalOcean Spaces", BY_NAME)
 CHECKSUM = "x-amz-checksum-crc32"
 
 
@@ -70,7 +72,7 @@ def store_at(moto: S3Service, storage: str) -> Iterator[BucketStore]:
             yield store.again(**where, addressing_style="virtual")
 
 
-@pytest.mark.parametrize("storage", [name for name in STORAGES if name not in REFUSED])
+@pytest.mark.parametrize("storage", STRANGE)
 def test_a_version_lives_its_life_in_each_storage(moto: S3Service, source: Path, tmp_path: Path, storage: str) -> None:
     with store_at(moto, storage) as store:
         store.push(source, "fraud:v1")
@@ -88,7 +90,7 @@ def test_a_version_lives_its_life_in_each_storage(moto: S3Service, source: Path,
         assert store.uploads() == {}
 
 
-@pytest.mark.parametrize("storage", [name for name in STORAGES if name not in REFUSED])
+@pytest.mark.parametrize("storage", ["AWS", "MinIO", "Hetzner Object Storage"])
 def test_the_connection_test_passes_where_a_push_does_and_leaves_nothing(moto: S3Service, storage: str) -> None:
     with store_at(moto, storage) as store:
         said = store.test()
