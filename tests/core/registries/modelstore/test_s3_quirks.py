@@ -299,6 +299,15 @@ def test_a_bucket_is_reached_in_its_own_region(
         assert s3.count("HEAD", "^$") <= 2
 
 
+def test_an_endpoint_that_aws_s_own_variable_names_is_the_connection_s(
+    moto: S3Service, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store_in(moto, endpoint_url=None) as store:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", store.s3.endpoint)
+        store.push(source, "fraud:v1")
+        assert store.tidy("fraud:v1") == digest_directory(source)
+
+
 # Certificates
 
 
