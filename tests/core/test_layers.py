@@ -188,6 +188,7 @@ def _import_all(names: Iterable[str]) -> str:
     return "\n".join(f"import {name}" for name in names)
 
 
+@pytest.mark.slow
 def test_importing_the_whole_core_loads_no_airflow() -> None:
     core = [module.name for module in pkgutil.walk_packages([str(ROOT / "core")], f"{PACKAGE}.core.")]
     loaded = _added("", _import_all(core))
@@ -213,6 +214,7 @@ import airflow.sdk.exceptions, airflow.sdk.log, airflow.triggers.base
 """
 
 
+@pytest.mark.slow
 def test_importing_the_public_modules_loads_neither_registries_nor_what_moves_bytes_nor_anything_heavy() -> None:
     parts = ("assets", "hooks", "lineage", "links", "operators", "sensors", "triggers")
     public = {f"{PACKAGE}.{name}" for name in MODULES if name.partition(".")[0] in parts}

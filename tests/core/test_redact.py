@@ -111,6 +111,7 @@ UNITS = [
 UNITS += ["x-amz-security-token ", "x://" + "y" * 1000, "\u0130"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", UNITS)
 def test_no_text_can_be_made_to_match_slowly(unit: str) -> None:
     """The whole costs about what its first 8 KiB cost, and these no more than those of a harmless text."""

@@ -253,6 +253,7 @@ def big_source(tmp_path: Path) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_a_killed_push_ends_in_time_and_leaves_nothing_in_the_store(modelstore: Path, big_source: Path) -> None:
     told = _kill_in_the_middle("PushModelOperator", modelstore, {"model": "digits:v1", "source": str(big_source)})
 
@@ -261,6 +262,7 @@ def test_a_killed_push_ends_in_time_and_leaves_nothing_in_the_store(modelstore: 
     assert ModelStoreHook("modelsync_default").list_versions("digits") == []
 
 
+@pytest.mark.slow
 def test_a_killed_pull_ends_in_time_and_leaves_the_old_target(
     modelstore: Path, big_source: Path, source: Path, tmp_path: Path
 ) -> None:

@@ -556,6 +556,7 @@ SEGMENTS = st.text(st.sampled_from("abZ09 .-_é漢'\"$%~+"), min_size=1, max_siz
 PATHS = st.lists(SEGMENTS, min_size=1, max_size=3).map("/".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(files=st.dictionaries(PATHS, st.binary(max_size=100), min_size=1, max_size=6))
 def test_the_digest_of_any_model_is_what_sha256sum_prints(

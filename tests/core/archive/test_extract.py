@@ -110,6 +110,7 @@ def test_a_harmless_archive_is_unpacked(case: Case, tmp_path: Path) -> None:
     assert {path: data for path, data in content.items() if data is not None} == case.holds
 
 
+@pytest.mark.slow
 def test_all_cases_are_decided_within_limits_on_memory_file_size_and_time(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, hostile.__file__, str(tmp_path)], capture_output=True, text=True, check=True)
     outcomes = json.loads(done.stdout)
@@ -119,6 +120,7 @@ def test_all_cases_are_decided_within_limits_on_memory_file_size_and_time(tmp_pa
     assert max(seconds for _, seconds in outcomes.values()) < 5
 
 
+@pytest.mark.slow
 def test_the_verdict_does_not_depend_on_how_the_bytes_arrive(tmp_path: Path) -> None:
     chance = random.Random(1)
     for number, case in enumerate(CASES):
@@ -491,6 +493,7 @@ def test_a_cancelled_token_ends_the_work(data: bytes, tmp_path: Path) -> None:
     assert (tmp_path / "big").stat().st_size <= 1 << 20
 
 
+@pytest.mark.slow
 def test_no_cost_grows_with_the_square() -> None:
     """Each of these takes well under a second, and would take minutes if a member were compared with all others."""
     wide = tar(*(file(f"d{n % 100}/f{n}", b"") for n in range(10_000)))

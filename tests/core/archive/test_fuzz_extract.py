@@ -46,6 +46,8 @@ WHOLE = tar(
     pax(record("comment", "c"), kind=b"g"),
     GOOD,
 )
+pytestmark = pytest.mark.slow
+
 HEADERS = [offset for offset in range(0, len(WHOLE), 512) if WHOLE[offset + 257 : offset + 262] == b"ustar"]
 PARTS = [part for case in CASES if case.limits is None and len(part := case.build("nowhere")) < 1 << 16]
 LIMITS = Limits(max_members=50, max_bytes=1 << 20)

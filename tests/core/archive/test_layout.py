@@ -151,6 +151,7 @@ def test_the_executable_bit_is_part_of_the_bytes(whole: bytes, tmp_path: Path) -
 # --- ranges ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=150, suppress_health_check=WITH_FIXTURES)
 @given(data=st.data())
 def test_any_range_equals_the_slice_of_the_whole(data: st.DataObject, layout: TarLayout, whole: bytes) -> None:
@@ -165,6 +166,7 @@ def test_any_range_equals_the_slice_of_the_whole(data: st.DataObject, layout: Ta
     assert layout.reader(offset, length).read() == whole[offset : offset + length]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, suppress_health_check=WITH_FIXTURES)
 @given(
     files=st.dictionaries(
@@ -384,6 +386,7 @@ def made_up(count: int, name: Callable[[int], str]) -> SourceTree:
     return SourceTree(Path("/nowhere"), files, (), {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [lambda number: f"weights/{number // 100}/layer-{number:06}.bin", lambda number: f"{'é' * 60}/{number:06}"]
 )

@@ -148,6 +148,7 @@ def test_files_beyond_4_gib_use_the_fields_of_64_bits() -> None:
             assert member.read(10) == bytes(10)
 
 
+@pytest.mark.slow
 def test_more_members_than_16_bits_count_are_all_there() -> None:
     count = 70_000
     files = [FileEntry(f"{number:05}", 0, "") for number in range(count)]

@@ -883,6 +883,7 @@ def test_no_signature_gets_into_logs_or_errors(mover: Mover, caplog: pytest.LogC
     assert TOKEN not in said
 
 
+@pytest.mark.slow
 def test_urllib3_is_loaded_only_when_bytes_move() -> None:
     code = "import sys, airflow_provider_modelsync.core.transfer.mover; sys.exit('urllib3' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

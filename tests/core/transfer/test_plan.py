@@ -65,6 +65,7 @@ def test_parts_grow_at_the_very_byte(wanted: int) -> None:
     assert choose_part_size(most + 1, wanted) == (wanted + 1) * MIB
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.integers(1, 5 * TIB), st.none() | st.integers(5, 5120))
 def test_any_archive_is_cut_as_storages_want_it(size: int, wanted: int | None) -> None:
@@ -94,6 +95,7 @@ def test_an_archive_smaller_than_a_part_is_one_part() -> None:
     assert spans(parts_of(10_240, 16 * MIB)) == [(0, 10_240)]
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(st.integers(1, 3000), st.integers(1, 100))
 def test_parts_cover_the_archive_without_gap_or_overlap(size: int, part_size: int) -> None:

@@ -151,6 +151,7 @@ def test_with_a_store_it_is_kept(store: Store) -> None:
 # --- when and what is written ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_256_parts_share_a_key(store: Store) -> None:
     memory = begun(store, 513)
     for number in range(1, 514):
@@ -193,6 +194,7 @@ def test_parts_are_written_at_most_every_few_seconds(store: Store) -> None:
     assert len(store.written) == 2
 
 
+@pytest.mark.slow
 def test_a_long_upload_makes_few_writes(store: Store) -> None:
     clock = Clock()
     memory = begun(store, 10_000, clock=clock)

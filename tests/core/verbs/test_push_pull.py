@@ -627,6 +627,7 @@ def test_a_directory_inside_the_store_that_became_a_link_is_not_followed(
 LOCKS = pytest.mark.parametrize("locks", [True, False], ids=["with locks", "where locks do nothing"])
 
 
+@pytest.mark.slow
 @LOCKS
 def test_two_processes_pulling_one_model_into_one_target_both_succeed(
     store: Store, model: Path, target: Path, locks: bool, monkeypatch: pytest.MonkeyPatch
@@ -642,6 +643,7 @@ def test_two_processes_pulling_one_model_into_one_target_both_succeed(
     assert hidden(target.parent) == []
 
 
+@pytest.mark.slow
 @LOCKS
 def test_two_processes_pulling_other_models_into_one_target_leave_one_of_them(
     store: Store, model: Path, other: Path, target: Path, locks: bool, monkeypatch: pytest.MonkeyPatch
@@ -659,6 +661,7 @@ def test_two_processes_pulling_other_models_into_one_target_leave_one_of_them(
     assert hidden(target.parent) == []
 
 
+@pytest.mark.slow
 def test_two_processes_replacing_one_target_by_force_leave_the_new_model(
     store: Store, model: Path, target: Path
 ) -> None:
@@ -754,6 +757,7 @@ subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "small", str(disk)], ch
 """
 
 
+@pytest.mark.slow
 def test_a_disk_too_small_for_a_pull_is_told_before_a_byte_is_moved(store: Store, model: Path, target: Path) -> None:
     store.push(model, "fraud:v1")
     target.mkdir()
@@ -769,6 +773,7 @@ print(list(disk.iterdir()))
     assert text.endswith("[]\n")
 
 
+@pytest.mark.slow
 def test_a_disk_too_small_for_a_push_is_told_before_a_byte_is_moved(model: Path, target: Path) -> None:
     target.mkdir()
     script = f"""{_SMALL_DISK}
@@ -784,6 +789,7 @@ print(store.records("fraud"))
     assert text.endswith("[]\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["push", "pull"])
 def test_a_disk_that_fills_up_on_the_way_is_told_and_nothing_is_left(
     store: Store, model: Path, target: Path, direction: str
@@ -834,6 +840,7 @@ except ModelSyncError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("expression", "argument"),
     [
@@ -855,6 +862,7 @@ def test_a_read_only_disk_is_refused_for_good(
     assert argument in text
 
 
+@pytest.mark.slow
 def test_a_read_only_store_can_be_read(store: Store, model: Path, target: Path) -> None:
     store.push(model, "fraud:v1")
     expression = f"store.pull('fraud', Path({str(target)!r})); print(store.list_models()[0].ref)"
@@ -923,6 +931,7 @@ SEGMENTS = st.text(
 PATHS = st.lists(SEGMENTS, min_size=1, max_size=3).map("/".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(
     files=st.dictionaries(PATHS, st.tuples(st.binary(max_size=64), st.booleans()), min_size=1, max_size=6),

@@ -432,6 +432,7 @@ def versions_in(registry: Registry, name: str) -> list[Any]:
         return one.driver.run(registry.list_versions(name, Query()))
 
 
+@pytest.mark.slow
 def test_from_bentocloud_into_a_bucket_and_back(s3: S3StandIn, model: Any, tmp_path: Path, scratch: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
@@ -450,6 +451,7 @@ def test_from_bentocloud_into_a_bucket_and_back(s3: S3StandIn, model: Any, tmp_p
     assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_unchanged_models_move_no_body(s3: S3StandIn, source: Store, model: Any) -> None:
     for number in range(8):
         source.push(model("same"), f"model-{number}:v1")
@@ -463,6 +465,7 @@ def test_unchanged_models_move_no_body(s3: S3StandIn, source: Store, model: Any)
     assert [request for request in s3.requests if request.received] == []
 
 
+@pytest.mark.slow
 def test_an_interrupted_copy_between_buckets_is_continued(
     s3: S3StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -499,6 +502,7 @@ def test_an_interrupted_copy_between_buckets_is_continued(
     assert versions_in(other, "fraud")[0].digest == versions_in(one, "fraud")[0].digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 100])
 def test_a_bit_that_flips_on_the_way_out_of_a_bucket(s3: S3StandIn, tmp_path: Path, times: int) -> None:
     directory = write_tree(tmp_path / "large", {"weights.bin": os.urandom(12 * MIB)})

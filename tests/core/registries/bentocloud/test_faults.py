@@ -550,6 +550,7 @@ print(json.dumps({"written": number("io", "wchar") - written, "grown": (number("
 """
 
 
+@pytest.mark.slow
 class TestResources:
     """Measured in a process of its own, by the kernel.
 

@@ -321,6 +321,7 @@ def _push(store: Store, source: Path, **options: Any) -> Callable[[], ModelVersi
 LOCKS = pytest.mark.parametrize("locks", [True, False], ids=["with locks", "where locks do nothing"])
 
 
+@pytest.mark.slow
 @LOCKS
 def test_two_processes_pushing_the_same_bytes_end_in_one_version(
     store: Store, old: Path, locks: bool, monkeypatch: pytest.MonkeyPatch
@@ -337,6 +338,7 @@ def test_two_processes_pushing_the_same_bytes_end_in_one_version(
     assert store.records("fraud") == [f"v{turn}.json" for turn in range(8)]
 
 
+@pytest.mark.slow
 @LOCKS
 def test_two_processes_pushing_other_bytes_end_in_one_version_and_one_conflict(
     store: Store, old: Path, new: Path, locks: bool, monkeypatch: pytest.MonkeyPatch
@@ -354,6 +356,7 @@ def test_two_processes_pushing_other_bytes_end_in_one_version_and_one_conflict(
     assert store.records("fraud") == [f"v{turn}.json" for turn in range(8)]
 
 
+@pytest.mark.slow
 def test_two_processes_pushing_other_bytes_with_force_end_in_one_whole_version(
     store: Store, old: Path, new: Path
 ) -> None:
@@ -561,6 +564,7 @@ def test_labels_of_a_version_that_is_not_there_cannot_change(store: Store) -> No
     assert not store.root.exists()
 
 
+@pytest.mark.slow
 def test_changes_of_labels_by_many_processes_all_count(store: Store, old: Path) -> None:
     store.push(old, "fraud:v1")
     at_once(*[lambda key=key: store.set_labels("fraud:v1", {key: "x"}) for key in "abcdef"])
