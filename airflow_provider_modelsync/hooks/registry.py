@@ -304,7 +304,8 @@ class RegistryHook(BaseHook, ABC):
         """Pull a model.
 
         :param model: ``name`` or ``name:latest`` for the newest ready version, ``name:version`` for an exact one.
-        :param target: a directory; filled when absent or empty, left alone when it holds exactly this model. ``None``
+        :param target: a directory; filled when absent or empty, left alone when it holds exactly this model, replaced
+            when it still is what the last pull of the same model put there. ``None``
             where the system keeps models on its own host: it is to have the model there.
         :param labels: that the version must have, an exact one, too.
         :param query: that it must satisfy: name substrings, ``label:k``, ``label:k=v``.

@@ -194,7 +194,8 @@ class PullModelOperator(RegistryOperator):
     """Pull a model from a registry.
 
     The target is absent, old, or new and verified at every moment. A target that holds exactly the wanted model is
-    left alone, so a cleared task costs one comparison.
+    left alone, so a cleared task costs one comparison. One that still is what the last pull of the same model put there
+    is replaced by the next version; one that somebody has touched is not.
 
     :param registry_conn_id: the registry's connection (templated).
     :param model: ``name`` or ``name:latest`` for the newest ready version, ``name:version`` for an exact one

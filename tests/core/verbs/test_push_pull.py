@@ -791,6 +791,32 @@ print(store.records("fraud"))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("direction", ["push", "pull"])
+def test_what_a_killed_try_has_left_on_a_nearly_full_disk_counts_as_room(
+    store: Store, tmp_path: Path, target: Path, direction: str
+) -> None:
+    model = write_tree(tmp_path / "small", {"weights.bin": os.urandom(700_000)})
+    digest = store.push(model, "fraud:v1").digest
+    assert digest is not None
+    target.mkdir()
+    script = f"""{_SMALL_DISK}
+from dataclasses import replace
+from airflow_provider_modelsync.core import writer
+parent, name = ((disk / "store/fraud/.modelsync", "v1") if {direction!r} == "push" else (disk, "new"))
+gone = replace(writer.this_process(), pid=2_147_483_000)
+left = parent / f".{{name}}.{digest[7:19]}.{{gone}}-0123ef"
+(left / "model").mkdir(parents=True)
+left.chmod(0o700)
+(left / "model" / "weights.bin").write_bytes(bytes(600_000))
+if {direction!r} == "push":
+    print(Store(disk / "store").push(model, "fraud:v1").ref)
+else:
+    print(store.pull("fraud:v1", disk / "new").version.ref)
+print(hidden(parent))
+"""
+    assert in_namespace(script, store.root, model, target).splitlines() == ["fraud:v1", "[]"]
+
+
+@pytest.mark.parametrize("direction", ["push", "pull"])
 def test_a_disk_that_fills_up_on_the_way_is_told_and_nothing_is_left(
     store: Store, model: Path, target: Path, direction: str
 ) -> None:
