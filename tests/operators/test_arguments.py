@@ -15,6 +15,7 @@ import pytest
 from airflow.sdk import DAG, BaseOperator, ObjectStoragePath, XComArg
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import AirflowFailException
+from airflow.serialization.serialized_objects import DagSerialization
 
 from airflow_provider_modelsync.core import arguments
 from airflow_provider_modelsync.core.errors import InvalidInput
@@ -384,3 +385,14 @@ def test_every_entry_of_a_task_reads_its_arguments() -> None:
         for name, method in inspect.getmembers(kind, inspect.isfunction):
             if name.startswith("execute") and method.__module__.startswith("airflow_provider_modelsync"):
                 assert "self.attempt()" in inspect.getsource(inspect.unwrap(method)), f"{kind.__name__}.{name}"
+
+
+@each_class
+def test_every_form_survives_in_a_serialized_dag(kind: Any) -> None:
+    with DAG("dag") as dag:
+        for number, (name, (given, _)) in enumerate(cases(kind, FORMS)):
+            kind(task_id=f"task_{number}", **{**usual(kind), name: given})
+
+    back = DagSerialization.from_dict(json.loads(json.dumps(DagSerialization.to_dict(dag))))
+
+    assert {task.task_id for task in dag.tasks} == set(back.task_ids)
