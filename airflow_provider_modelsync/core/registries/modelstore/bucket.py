@@ -194,9 +194,12 @@ class Bucket:
         write = partial(
             self._call, "put_object", Key=key, Body=content, ContentMD5=md5_of(content), ContentLength=len(content)
         )
-        if etag is None:
-            return self._ask(doing, lambda: _tag(write(IfNoneMatch="*")), none_for=_CHANGED)
-        return self._on_tag(key, etag, doing, lambda tag: _tag(write(IfMatch=tag)))
+        try:
+            if etag is None:
+                return self._ask(doing, lambda: _tag(write(IfNoneMatch="*")), none_for=_CHANGED)
+            return self._on_tag(key, etag, doing, lambda tag: _tag(write(IfMatch=tag)))
+        except NotOffered as error:
+            raise NotSupported(f"{error.message}. The model store needs conditional writes") from None
 
     def delete(self, key: str, *, etag: str | None = None, doing: str | None = None) -> None:
         """Remove an object; one that is not there is fine.
