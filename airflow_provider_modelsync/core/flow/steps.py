@@ -23,6 +23,7 @@ from airflow_provider_modelsync.core.flow import exchange
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.loop import LoopThread
 from airflow_provider_modelsync.core.flow.parallel import interruptible
+from airflow_provider_modelsync.core.flow.threads import Threads
 
 _LIGHT = 64 << 10  # bytes received by a flow before it is moved off the event loop
 _ENTRY = 512  # bytes that an entry of a list counts for
@@ -179,6 +180,7 @@ class AsyncDriver:
     def __init__(self, client: httpx.AsyncClient | None = None, *, policy: Policy = send_once) -> None:
         self._client = client
         self._policy = policy
+        self._threads = Threads()
 
     async def run(self, flow: Flow[T]) -> T:
         """Run a flow to its end and return what it returns.
@@ -197,13 +199,13 @@ class AsyncDriver:
                 if weight < _LIGHT:
                     step.succeed(result)
                 else:
-                    await _off_the_loop(step, result)
+                    await self._off_the_loop(step, result)
         return step.result
 
     async def _perform(self, step: Step) -> Any:
         match step:
             case Call(fn):
-                return await asyncio.to_thread(fn)
+                return await self._threads.run(fn)
             case Await(fn):
                 return await fn()
             case Sleep(seconds):
@@ -212,6 +214,21 @@ class AsyncDriver:
                 return await exchange.asend(_needed(self._client), request, seconds=seconds)
             case request:
                 return await self.run(self._policy(request))
+
+    async def _off_the_loop(self, step: _Stepper[Any], result: Any) -> None:
+        """Let a flow go on in a thread, up to its next step."""
+        going = asyncio.ensure_future(self._threads.run(lambda: step.succeed(result)))
+        try:
+            await asyncio.shield(going)
+        except asyncio.CancelledError as cancelled:
+            # It only computes, so it ends soon; and a flow that runs cannot be told.
+            while not going.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([going])
+            if not step.finished:
+                step.fail(cancelled)
+            else:
+                raise
 
 
 class _Stepper(Generic[T]):
@@ -241,22 +258,6 @@ def _weight_of(result: Any) -> int:
     if isinstance(result, httpx.Response):
         return len(result.content)
     return _ENTRY * len(result) if isinstance(result, (list, tuple, dict, set, frozenset)) else 0
-
-
-async def _off_the_loop(step: _Stepper[Any], result: Any) -> None:
-    """Let a flow go on in a thread, up to its next step."""
-    going = asyncio.ensure_future(asyncio.to_thread(step.succeed, result))
-    try:
-        await asyncio.shield(going)
-    except asyncio.CancelledError as cancelled:
-        # It only computes, so it ends soon; and a flow that runs cannot be told.
-        while not going.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([going])
-        if not step.finished:
-            step.fail(cancelled)
-        else:
-            raise
 
 
 def _needed(client: Any) -> Any:
