@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from airflow_provider_modelsync.core.models import ModelVersion
+from airflow_provider_modelsync.core.models import ModelVersion, VersionStatus
 
 # What a watcher remembers must fit into 64 KiB of JSON; a mark takes twelve bytes.
 LIMIT = 5000
@@ -16,7 +16,7 @@ _MARKS = TypeAdapter(set[str])
 
 
 class Seen:
-    """Tells each version once, as soon as it is ready; what is there at the first sight is never told.
+    """Tells each version once, as soon as it is ready; what is ready or has failed at the first sight is never told.
 
     A version that is not ready yet is simply not marked, however old it is and however often others overtake it.
 
@@ -39,7 +39,9 @@ class Seen:
         before = self._marks
         listed = {_mark(version): version for version in versions}
         if before is None:
-            self._marks, self.has_changed = set(listed), True
+            final = (VersionStatus.READY, VersionStatus.FAILED)
+            self._marks = {mark for mark, version in listed.items() if version.status in final}
+            self.has_changed = True
             return []
         new = {mark: version for mark, version in listed.items() if version.ready and mark not in before}
         self._marks, self.has_changed = before | new.keys(), bool(new)

@@ -25,10 +25,19 @@ def told(seen: Seen, *versions: ModelVersion) -> list[str]:
     return [new.version for new in seen.news(versions)]
 
 
-def test_what_is_there_at_first_sight_is_never_told() -> None:
+def test_what_is_ready_or_has_failed_at_first_sight_is_never_told() -> None:
     seen = Seen()
 
-    assert told(seen, version("v1"), version("v2", "converting")) == []
+    assert told(seen, version("v1"), version("v2", "failed")) == []
+    assert told(seen, version("v1"), version("v2")) == []
+
+
+def test_what_is_not_ready_at_first_sight_is_told_once_it_is() -> None:
+    seen = Seen()
+
+    assert told(seen, version("v1"), version("v2", "uploading")) == []
+    assert told(seen, version("v1"), version("v2", "uploading")) == []
+    assert told(seen, version("v1"), version("v2")) == ["v2"]
     assert told(seen, version("v1"), version("v2")) == []
 
 
@@ -79,7 +88,7 @@ def test_another_takes_up_where_one_has_left_off() -> None:
     told(first, version("v3"))
     kept = json.loads(json.dumps(first.keep()))
 
-    assert told(Seen(kept), *map(version, ("v1", "v2", "v3", "v4"))) == ["v4"]
+    assert told(Seen(kept), *map(version, ("v1", "v2", "v3", "v4"))) == ["v2", "v4"]
 
 
 def test_a_model_without_versions_is_seen_too() -> None:
