@@ -32,7 +32,13 @@ from airflow_provider_modelsync.core.arguments import (
     Values,
     understood,
 )
-from airflow_provider_modelsync.core.errors import Cancelled, InvalidInput, ModelSyncError, RegistryUnavailable
+from airflow_provider_modelsync.core.errors import (
+    Cancelled,
+    InvalidInput,
+    ModelSyncError,
+    RegistryUnavailable,
+    Unauthorized,
+)
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.parallel import interruptible
 from airflow_provider_modelsync.core.flow.steps import AsyncDriver, Flow, SyncDriver
@@ -206,10 +212,28 @@ class RegistryHook(BaseHook, ABC):
         """Run a flow of the registry in this thread.
 
         :param make_flow: called with the registry.
+        Credentials that are refused are looked up once more: a task may wait for longer than they are valid.
+
         :param model: named in errors.
         """
-        with self._named(model), self._session() as (registry, driver):
-            return driver.run(make_flow(registry))
+        with self._named(model):
+            try:
+                with self._session() as (registry, driver):
+                    return driver.run(make_flow(registry))
+            except Unauthorized:
+                if not self._has_new_credentials():
+                    raise
+            with self._session() as (registry, driver):
+                return driver.run(make_flow(registry))
+
+    def _has_new_credentials(self) -> bool:
+        """Take the connection as it is now; return whether it has changed since it was read."""
+        before = self._registry
+        try:
+            self._registry = self._make(*self._read())
+        except Exception:  # what was refused is the error to tell
+            return False
+        return before is None or before.settings != self._registry.settings
 
     async def arun(self, make_flow: Callable[[Registry], Flow[T]], *, model: str | None = None) -> T:
         """Run a flow of the registry on the event loop. Parameters as for :meth:`run`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -117,6 +118,7 @@ class ModelSyncOperator(TellsOfModels, BaseOperator):
         # Made here, not in execute: a kill may come before execute has begun.
         self._cancel_token = CancelToken()
         self._is_over = False
+        self._began = time.monotonic()
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
@@ -124,6 +126,7 @@ class ModelSyncOperator(TellsOfModels, BaseOperator):
 
         What belongs to one try is made anew for the next one, which may run on the same object.
         """
+        self._began = time.monotonic()
         if self._is_over:  # whatever was told to stop since then, it was not this try
             self._cancel_token, self._trace, self._is_over = CancelToken(), Trace(), False
             self.kept_links = {}
@@ -133,6 +136,18 @@ class ModelSyncOperator(TellsOfModels, BaseOperator):
                 yield
         finally:
             self._is_over = True
+
+    def deadline_in(self, seconds: float) -> float:
+        """Return when a wait ends that this try may take, in seconds since the epoch.
+
+        Airflow does not apply ``execution_timeout`` while a task is deferred.
+
+        :param seconds: how long the wait itself may take.
+        """
+        if self.execution_timeout is not None:
+            left = self.execution_timeout.total_seconds() - (time.monotonic() - self._began)
+            seconds = min(seconds, max(0.0, left))
+        return time.time() + seconds
 
     def hook_for(self, registry_conn_id: str, context: Context | None = None) -> RegistryHook:
         """Return a connection's hook, which ends its work when this task is killed.

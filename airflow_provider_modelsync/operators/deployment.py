@@ -33,8 +33,10 @@ from airflow_provider_modelsync.core.arguments import (
 )
 from airflow_provider_modelsync.core.errors import (
     Cancelled,
+    DeploymentFailed,
     InvalidInput,
     ModelSyncError,
+    Permanent,
     RegistryUnavailable,
     Retryable,
 )
@@ -42,7 +44,6 @@ from airflow_provider_modelsync.core.models import (
     Deployment,
     ModelRef,
     ModelVersion,
-    Patience,
     Predictions,
     RollOut,
     Ticket,
@@ -51,7 +52,15 @@ from airflow_provider_modelsync.core.models import (
 )
 from airflow_provider_modelsync.core.registries.capabilities import PredictsAlone
 from airflow_provider_modelsync.core.verbs.fetch import needs_fetch
-from airflow_provider_modelsync.core.verbs.wait import GOALS, GONE, READY, find_deployment, own_deployment, take_back
+from airflow_provider_modelsync.core.verbs.wait import (
+    GOALS,
+    GONE,
+    READY,
+    find_deployment,
+    own_deployment,
+    require_under_way,
+    take_back,
+)
 from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
 from airflow_provider_modelsync.links import DeploymentLink, RegistryConsoleLink, remember_link
 from airflow_provider_modelsync.operators.arguments import DEFERRABLE, Place
@@ -111,27 +120,49 @@ class _DeploymentOperator(RegistryOperator):
         return None
 
     def execute_complete(
-        self, context: Context, event: Mapping[str, Any] | None, model: str | None = None
+        self,
+        context: Context,
+        event: Mapping[str, Any] | None,
+        model: str | None = None,
+        joined: bool = False,
+        deadline: float | None = None,
     ) -> dict[str, JsonValue]:
         """Take over from the trigger: look at the deployment once more and return it.
 
         :param model: what is served, for systems that do not tell.
+        :param joined: whether an earlier try had begun it, and may have taken that back: then it is begun anew.
+        :param deadline: when this try gives up, in seconds since the epoch.
         """
         with self.attempt():
-            outcome_of(event)
+            try:
+                outcome_of(event)
+            except Permanent as error:
+                if not joined:
+                    raise
+                return self._begin_anew(context, error, deadline)
             deployment = self._look(self.get_hook(), (event or {}).get("revision"))
             if deployment is None:
                 raise RegistryUnavailable(f"{self._name} was {self.goal} a moment ago and is not any more")
             return self._finish(context, deployment, model)
 
+    def _begin_anew(self, context: Context, error: Permanent, deadline: float | None) -> dict[str, JsonValue]:
+        """Do again what an earlier try had begun and then taken back."""
+        raise error
+
     def _wait(
-        self, revision: str | None = None, started: RollOut | None = None, *, model: str | None = None
+        self,
+        deadline: float,
+        revision: str | None = None,
+        started: RollOut | None = None,
+        *,
+        joined: bool = False,
+        model: str | None = None,
     ) -> Deployment:
-        timeout = _seconds(self.timeout)
-        deadline = time.time() + timeout
+        timeout = max(0.0, deadline - time.time())
         hook = self.get_hook()
         # Looking once first spares a deferral, and keeps the trigger from firing at once.
-        found = self._patiently(hook, revision)
+        joined_one = started if joined else None
+        found = self._patiently(hook, revision, joined_one)
         if found is None and self.deferrable:
             self.defer(
                 trigger=DeploymentTrigger(
@@ -141,10 +172,11 @@ class _DeploymentOperator(RegistryOperator):
                     goal=self.goal,
                     revision=revision,
                     started=started.model_dump(mode="json") if started else None,
+                    joined=joined,
                     poll_interval=self.poll_interval,
                 ),
                 method_name="execute_complete",
-                kwargs={"model": model},
+                kwargs={"model": model, "joined": joined, "deadline": deadline},
                 timeout=timedelta(seconds=timeout + 60),
             )
         while found is None:
@@ -152,17 +184,19 @@ class _DeploymentOperator(RegistryOperator):
                 self._take_back(started)
                 raise RegistryUnavailable(f"{self._name} was not {self.goal} after {timeout:.0f} s")
             self._cancel_token.sleep(min(self.poll_interval, max(0.0, deadline - time.time())))
-            found = self._patiently(hook, revision)
+            found = self._patiently(hook, revision, joined_one)
         return found
 
-    def _patiently(self, hook: RegistryHook, revision: str | None) -> Deployment | None:
+    def _patiently(self, hook: RegistryHook, revision: str | None, joined: RollOut | None) -> Deployment | None:
         try:
-            return self._look(hook, revision)
+            if (found := self._look(hook, revision)) or joined is None:
+                return found
+            hook.run(lambda registry: require_under_way(registry, joined))
         except Cancelled:
             raise
         except Retryable as error:
             self.log.warning("%s; the wait goes on", error)
-            return None
+        return None
 
     def _look(self, hook: RegistryHook, revision: str | None) -> Deployment | None:
         return hook.run(lambda registry: GOALS[self.goal](registry, self._name, revision))
@@ -234,25 +268,46 @@ class DeployModelOperator(_DeploymentOperator):
     def execute(self, context: Context) -> dict[str, JsonValue]:
         self._mask()  # again: that method is Airflow's own, and logs are not to depend on it
         with self.attempt():
-            self._fetch(context)
-            return self._roll_out(context)
+            deadline = self.deadline_in(_seconds(self.timeout))
+            self._fetch(context, deadline)
+            return self._roll_out(context, deadline)
 
-    def execute_fetched(self, context: Context, event: Mapping[str, Any] | None) -> dict[str, JsonValue]:
-        """Take over from the trigger that waited for the model to be where it is served."""
+    def execute_fetched(
+        self, context: Context, event: Mapping[str, Any] | None, joined: bool = False, deadline: float | None = None
+    ) -> dict[str, JsonValue]:
+        """Take over from the trigger that waited for the model to be where it is served.
+
+        Parameters as for :meth:`execute_complete`.
+        """
         self._mask()
         with self.attempt():
-            outcome_of(event)
-            return self._roll_out(context)
+            deadline = deadline or self.deadline_in(_seconds(self.timeout))
+            try:
+                outcome_of(event)
+            except Permanent as error:
+                if not joined:
+                    raise
+                self.log.warning("%s; asking for it anew", error)
+                self._fetch(context, deadline)
+            return self._roll_out(context, deadline)
 
-    def _fetch(self, context: Context) -> None:
+    def _begin_anew(self, context: Context, error: Permanent, deadline: float | None) -> dict[str, JsonValue]:
+        self._mask()
+        self.log.warning("%s; beginning it anew", error)
+        _Memory(TaskCheckpoint.of(context), self._asked()).forget()
+        return self._roll_out(context, deadline or self.deadline_in(_seconds(self.timeout)))
+
+    def _fetch(self, context: Context, deadline: float) -> None:
         hook = self.get_hook(context)
         config = self.config or {}
         if hook.run(lambda registry: needs_fetch(registry, self.deployment, registry.parse(self.model), config)):
-            patience = Patience(seconds=_seconds(self.timeout), poll_interval=self.poll_interval)
-            fetch(self, hook, self.model, patience, then="execute_fetched" if self.deferrable else None)
+            then = "execute_fetched" if self.deferrable else None
+            arguments = {"deadline": deadline}
+            fetch(self, hook, self.model, deadline, self.poll_interval, then=then, arguments=arguments)
 
-    def _roll_out(self, context: Context) -> dict[str, JsonValue]:
+    def _roll_out(self, context: Context, deadline: float) -> dict[str, JsonValue]:
         memory = _Memory(TaskCheckpoint.of(context), self._asked())
+        earlier = memory.unfinished()
         with self._taking_back_when_killed() as started:
             deployment = self._deploy(memory, started)
             model = deployment.model
@@ -261,7 +316,15 @@ class DeployModelOperator(_DeploymentOperator):
                 begun = started[-1] if started else None
                 # A deployment that was not there before has no older revision to be mistaken for it.
                 is_new = begun is not None and begun.replaced is None
-                deployment = self._wait(None if is_new else deployment.revision, begun, model=model)
+                joined = begun is not None and begun == earlier
+                revision = None if is_new else deployment.revision
+                try:
+                    deployment = self._wait(deadline, revision, begun, joined=joined, model=model)
+                except DeploymentFailed as error:
+                    if not joined:
+                        raise
+                    started.clear()
+                    return self._begin_anew(context, error, deadline)
         return self._finish(context, deployment, model)
 
     def _deploy(self, memory: _Memory, started: list[RollOut]) -> Deployment:
@@ -352,7 +415,7 @@ class UndeployModelOperator(_DeploymentOperator):
         with self.attempt():
             deployment = self.get_hook().undeploy(self._name)
             if self.wait_for_completion and not deployment.gone:
-                deployment = self._wait()
+                deployment = self._wait(self.deadline_in(_seconds(self.timeout)))
             return self._finish(context, deployment)
 
 
@@ -455,16 +518,16 @@ class PredictOperator(RegistryOperator):
             with _parting_hook(self.registry_conn_id) as hook:
                 self.log.info(hook.run(lambda registry: PredictsAlone.of(registry).stop_predict(ticket)))
             raise Cancelled("the task was killed")
-        seconds = _seconds(self.timeout)
+        deadline = self.deadline_in(_seconds(self.timeout))
         self.defer(
             trigger=PredictTrigger(
                 registry_conn_id=self.registry_conn_id,
                 ticket=ticket.model_dump(mode="json"),
-                deadline=time.time() + seconds,
+                deadline=deadline,
                 poll_interval=self.poll_interval,
             ),
             method_name="execute_complete",
-            timeout=timedelta(seconds=seconds + 60),
+            timeout=timedelta(seconds=deadline - time.time() + 60),
         )
 
     def _predict(self, context: Context, inputs: Any, output: Path, ticket: Ticket | None) -> Predictions:

@@ -32,7 +32,6 @@ from airflow_provider_modelsync.core.errors import InvalidInput, Permanent, Regi
 from airflow_provider_modelsync.core.flow.forks import Lock
 from airflow_provider_modelsync.core.models import (
     ModelVersion,
-    Patience,
     PulledModel,
     Query,
     SyncedVersion,
@@ -156,8 +155,8 @@ class PushModelOperator(RegistryOperator):
             return self._finish(context, version, TransferStats.model_validate(transfer))
 
     def _wait(self, version: ModelVersion, transfer: TransferStats) -> ModelVersion:
-        timeout = _seconds(self.ready_timeout)
-        deadline = time.time() + timeout
+        deadline = self.deadline_in(_seconds(self.ready_timeout))
+        timeout = max(0.0, deadline - time.time())
         if self.deferrable:
             self.defer(
                 trigger=ModelVersionTrigger(
@@ -273,17 +272,33 @@ class PullModelOperator(RegistryOperator):
                 )
             return self._finish(context, pulled, str(target))
 
-    def execute_complete(self, context: Context, event: Mapping[str, Any] | None) -> dict[str, JsonValue]:
-        """Take over from the trigger: read the version once more and return it."""
-        with self.attempt():
-            return self._finish(context, PulledModel(path=None, version=self.get_hook().get(outcome_of(event))))
+    def execute_complete(
+        self, context: Context, event: Mapping[str, Any] | None, joined: bool = False, deadline: float | None = None
+    ) -> dict[str, JsonValue]:
+        """Take over from the trigger: read the version once more and return it.
 
-    def _fetch(self, context: Context) -> ModelVersion:
+        :param joined: whether an earlier try had asked for it, and may have taken that back: then it is asked for anew.
+        :param deadline: when this try gives up, in seconds since the epoch.
+        """
+        with self.attempt():
+            try:
+                version = self.get_hook().get(outcome_of(event))
+            except Permanent as error:
+                if not joined:
+                    raise
+                self.log.warning("%s; asking for it anew", error)
+                version = self._fetch(context, deadline)
+            return self._finish(context, PulledModel(path=None, version=version))
+
+    def _fetch(self, context: Context, deadline: float | None = None) -> ModelVersion:
+        deadline = deadline or self.deadline_in(_seconds(self.timeout))
         return fetch(
             self,
             self.get_hook(context),
             self.model,
-            Patience(seconds=_seconds(self.timeout), poll_interval=self.poll_interval),
+            deadline,
+            self.poll_interval,
+            arguments={"deadline": deadline},
             labels=self.labels,
             query=self.query,
             then="execute_complete" if self.deferrable else None,

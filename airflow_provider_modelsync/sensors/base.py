@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
-from airflow.sdk.exceptions import AirflowException, AirflowSensorTimeout, AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, AirflowSkipException, TaskDeferred
 
 from airflow_provider_modelsync.core.arguments import Flag, Text
 from airflow_provider_modelsync.core.errors import Retryable
@@ -26,9 +26,13 @@ if TYPE_CHECKING:
 
     from airflow_provider_modelsync.core.flow.steps import Flow
     from airflow_provider_modelsync.core.registries.base import Registry
-    from airflow_provider_modelsync.triggers.base import RegistryTrigger
+    from airflow_provider_modelsync.triggers.base import WaitTrigger
 
 Found = TypeVar("Found")
+
+
+class WaitFailed(Exception):
+    """A wait has failed in a way that is no reason to skip the task."""
 
 
 class RegistrySensor(TellsOfModels, BaseSensorOperator, Generic[Found]):
@@ -51,7 +55,7 @@ class RegistrySensor(TellsOfModels, BaseSensorOperator, Generic[Found]):
         """Return what is waited for, or ``None`` when it is too early."""
 
     @abstractmethod
-    def trigger(self, deadline: float) -> RegistryTrigger:
+    def trigger(self, deadline: float) -> WaitTrigger:
         """Return what waits in the triggerer.
 
         :param deadline: when to give up, in seconds since the epoch.
@@ -66,18 +70,22 @@ class RegistrySensor(TellsOfModels, BaseSensorOperator, Generic[Found]):
         """Tell outlets, lineage and links of what was found, and return it for XCom."""
 
     def execute(self, context: Context) -> Any:
-        with self._skipping(), translated():
+        with self._as_when_poking(), translated():
             self.read_arguments()
         if not self.deferrable:
             return super().execute(context)
+        timeout = float(self.timeout)
+        if self.execution_timeout is not None:  # Airflow does not apply it while a task is deferred
+            timeout = min(timeout, self.execution_timeout.total_seconds())
+        deadline = time.time() + timeout
         # Looking once first spares a deferral, and keeps the trigger from firing at once.
-        with self._skipping():
-            found = self._look()
+        found = self._first_look()
         if found is not None:
             return self._tell(context, found)
-        timeout = float(self.timeout)
+        trigger = self.trigger(deadline)
+        trigger.manner = self._manner()
         self.defer(
-            trigger=self.trigger(time.time() + timeout),
+            trigger=trigger,
             method_name="execute_complete",
             timeout=timedelta(seconds=timeout + 60),
         )
@@ -87,7 +95,7 @@ class RegistrySensor(TellsOfModels, BaseSensorOperator, Generic[Found]):
         """Take over from the trigger: look once more and return what is there."""
         if event and event.get("status") == "timeout":
             raise AirflowSensorTimeout(str(event.get("message")))
-        with translated():
+        with self._as_when_poking(), translated():
             self.read_arguments()
             return self._tell(context, self.found_by(event))
 
@@ -116,12 +124,40 @@ class RegistrySensor(TellsOfModels, BaseSensorOperator, Generic[Found]):
         report_wait(getattr(context.get("ti"), "start_date", None), self.hook.conn_type, self.registry_conn_id)
         return self.tell(context, found)
 
+    def _first_look(self) -> Found | None:
+        with self._as_when_poking():
+            try:
+                return self._look()
+            except AirflowFailException:
+                raise
+            except Exception:
+                if not self.silent_fail:
+                    raise
+                self.log.exception("the first look has failed; the wait goes on")
+                return None
+
+    def _manner(self) -> dict[str, Any]:
+        wanted = {
+            "exponential_backoff": self.exponential_backoff,
+            "max_wait": self.max_wait.total_seconds() if self.max_wait else None,
+            "silent_fail": self.silent_fail,
+        }
+        return {name: value for name, value in wanted.items() if value}
+
     @contextmanager
-    def _skipping(self) -> Iterator[None]:
-        """Skip instead of failing where Airflow's own sensors do so when they poke."""
+    def _as_when_poking(self) -> Iterator[None]:
+        """Have an error end the task as Airflow has it end when it pokes.
+
+        What resumes a deferred sensor would skip it for other errors, too, but looks at Airflow's own only.
+        """
         try:
             yield
-        except AirflowException as error:
-            if self.soft_fail or self.never_fail:
+        except (AirflowSkipException, TaskDeferred):
+            raise
+        except Exception as error:
+            is_certain = isinstance(error, (AirflowSensorTimeout, AirflowFailException))
+            if self.never_fail or (self.soft_fail and is_certain):
                 raise AirflowSkipException(f"skipped, as soft_fail or never_fail is set: {error}") from error
+            if self.soft_fail:
+                raise WaitFailed(str(error)) from error
             raise

@@ -7,19 +7,22 @@ import json
 import random
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from typing import Any, TypeVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_modelsync.core.errors import Permanent, RegistryUnavailable
 from airflow_provider_modelsync.hooks.registry import RegistryHook
-from airflow_provider_modelsync.triggers.polling import Found, shared
+from airflow_provider_modelsync.triggers.polling import Found, Rhythm, look_up, shared
 
 DEFAULT_POLL_INTERVAL = 10.0  # seconds
 # A trigger that fires within moments of its task's deferral can overtake the scheduler, which then fails the task.
 MIN_POLL_INTERVAL = 5.0  # seconds
 LAST_LOOK = 30.0  # seconds that the answer to the look at the deadline may take
+UNDO_SECONDS = 10.0  # for taking back what a task has started; Airflow itself would wait for 30
+
+T = TypeVar("T")
 
 
 class RegistryTrigger(BaseTrigger):
@@ -54,12 +57,93 @@ class RegistryTrigger(BaseTrigger):
         return max(0.0, min(interval, self.deadline - time.time()))
 
 
+class Undoing(RegistryTrigger):
+    """Base of the triggers of tasks that have started something, which is taken back when it is not wanted any more.
+
+    That is when a user ends the deferred task (mark failed, mark success, clear), or the time is over. A triggerer
+    that stops or restarts changes nothing. Parameters as for :class:`RegistryTrigger`.
+    """
+
+    @property
+    @abstractmethod
+    def started_what(self) -> str | None:
+        """What the task has to answer for, in words; ``None`` when that is nothing."""
+
+    @abstractmethod
+    async def take_back(self, hook: RegistryHook) -> str:
+        """End what the task has started, and nothing else; return what was done in a sentence."""
+
+    async def on_kill(self) -> None:
+        await self.undo()
+
+    async def undo(self) -> str | None:
+        """Take back what was started, whatever it takes up to :data:`UNDO_SECONDS`; return what became of it.
+
+        Airflow cancels a trigger again at each look at the task's state, about every second. None of that reaches
+        what is done here.
+        """
+        if self.started_what is None:
+            return None
+        return await _see_through(self._undo(self.started_what))
+
+    async def _undo(self, what: str) -> str:
+        try:
+            async with asyncio.timeout(UNDO_SECONDS):
+                done = await self.take_back(await self._hook_until(None))
+        except Exception as error:
+            reason = f"no answer within {UNDO_SECONDS:.0f} s" if isinstance(error, TimeoutError) else error
+            self.log.warning("%s could not be taken back: %s", what, reason)
+            return f"{what} could not be taken back: {type(error).__name__}"
+        self.log.info(done)
+        return done
+
+    async def _hook_until(self, deadline: float | None) -> RegistryHook:
+        """Return the connection's hook, looked up until that succeeds or the time is over."""
+        while True:
+            try:
+                return await look_up(self.registry_conn_id)
+            except RegistryUnavailable as error:
+                if deadline is not None and time.time() >= deadline:
+                    raise
+                self.log.warning("%s", error)
+                await asyncio.sleep(_LOOK_UP_PAUSE)
+
+
+async def _see_through(work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of work that ends by itself, however often the caller is cancelled meanwhile."""
+    task = asyncio.create_task(work)
+    _UNDER_WAY.add(task)  # the event loop itself would let go of it
+    task.add_done_callback(_UNDER_WAY.discard)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return task.result()
+
+
+_UNDER_WAY: set[asyncio.Task[Any]] = set()
+_LOOK_UP_PAUSE = 0.5  # seconds until a connection that could not be read is looked up again
+
+
 class WaitTrigger(RegistryTrigger):
     """Base of the triggers that look again and again: fires once, when it is there, has failed, or time is over.
 
     Passing faults of the registry never end the wait; they are logged when they begin. Parameters as for
     :class:`RegistryTrigger`.
+
+    :param manner: what a sensor asks for besides, by the names of Airflow's own arguments: ``exponential_backoff`` and
+        ``max_wait``, in seconds, for the pauses; ``silent_fail`` has whatever may pass only delay the next look.
     """
+
+    def __init__(
+        self, registry_conn_id: str, deadline: float, poll_interval: float, manner: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(registry_conn_id, deadline, poll_interval)
+        self.manner = manner
 
     @abstractmethod
     async def look(self, hook: RegistryHook) -> dict[str, Any] | None:
@@ -69,12 +153,17 @@ class WaitTrigger(RegistryTrigger):
         """
 
     @abstractmethod
-    async def give_up(self, hook: RegistryHook | None) -> str:
+    async def give_up(self) -> str:
         """Return what to say when the time is over."""
+
+    def rhythm(self) -> Rhythm:
+        """Return how often to look."""
+        manner = self.manner or {}
+        return Rhythm(self.poll_interval, manner.get("exponential_backoff", False), manner.get("max_wait"))
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         polls, joined_at = shared(), time.monotonic()
-        poll = polls.join(self.registry_conn_id, self._sought(), self.look, self.poll_interval)
+        poll = polls.join(self.registry_conn_id, self._sought(), self._look, self.rhythm())
         try:
             outcome: Found | Exception | None = None
             while outcome is None and (rest := self.deadline - time.time()) > 0:
@@ -89,12 +178,22 @@ class WaitTrigger(RegistryTrigger):
         finally:
             await polls.leave(poll)
         if outcome is None:
-            message = await self.give_up(None)
+            message = await self.give_up()
             yield TriggerEvent({"status": "timeout", "message": f"{message}: {trouble}" if trouble else message})
         elif isinstance(outcome, Exception):
             yield TriggerEvent(failure_of(outcome))
         else:
             yield TriggerEvent({"status": "success", **outcome})
+
+    async def _look(self, hook: RegistryHook) -> dict[str, Any] | None:
+        try:
+            return await self.look(hook)
+        except Permanent:
+            raise
+        except Exception as error:
+            if not (self.manner or {}).get("silent_fail"):
+                raise
+            raise RegistryUnavailable(str(error)) from error
 
     def _sought(self) -> tuple[str, str]:
         """Return what triggers have in common that can share their looks."""

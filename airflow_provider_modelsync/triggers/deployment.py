@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from airflow_provider_modelsync.core.models import RollOut
-from airflow_provider_modelsync.core.verbs.wait import GOALS, READY, take_back
-from airflow_provider_modelsync.hooks.registry import RegistryHook, aget_registry_hook
-from airflow_provider_modelsync.triggers.base import DEFAULT_POLL_INTERVAL, MIN_POLL_INTERVAL, WaitTrigger
+from airflow_provider_modelsync.core.flow.steps import Flow
+from airflow_provider_modelsync.core.models import Deployment, RollOut
+from airflow_provider_modelsync.core.registries.base import Registry
+from airflow_provider_modelsync.core.verbs.wait import GOALS, READY, require_under_way, take_back
+from airflow_provider_modelsync.hooks.registry import RegistryHook
+from airflow_provider_modelsync.triggers.base import DEFAULT_POLL_INTERVAL, MIN_POLL_INTERVAL, Undoing, WaitTrigger
 
-_UNDO_SECONDS = 10.0  # for taking back what was started; Airflow itself would wait for 30
 
-
-class DeploymentTrigger(WaitTrigger):
+class DeploymentTrigger(WaitTrigger, Undoing):
     """Fires once when a deployment is ready or gone, has failed, or the deadline has passed.
 
     A user who ends the deferred task (mark failed, mark success, clear) has what the task started taken back, and so
@@ -26,7 +25,9 @@ class DeploymentTrigger(WaitTrigger):
     :param goal: ``ready`` or ``gone``.
     :param revision: the revision that must be ready; ``None`` for any.
     :param started: what the task has started, a :class:`RollOut` as JSON values; ``None`` when that is nothing.
+    :param joined: whether an earlier try has started it: then it may still be taken back in that try's name.
     :param poll_interval: seconds between two looks, the first one included.
+    :param manner: as for :class:`~airflow_provider_modelsync.triggers.base.WaitTrigger`.
     """
 
     def __init__(
@@ -37,13 +38,16 @@ class DeploymentTrigger(WaitTrigger):
         goal: str = READY,
         revision: str | None = None,
         started: Mapping[str, Any] | None = None,
+        joined: bool = False,
         poll_interval: float = DEFAULT_POLL_INTERVAL,
+        manner: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(registry_conn_id, deadline, max(poll_interval, MIN_POLL_INTERVAL))
+        super().__init__(registry_conn_id, deadline, max(poll_interval, MIN_POLL_INTERVAL), manner)
         self.deployment = deployment
         self.goal = goal
         self.revision = revision
         self.started = started
+        self.joined = joined
 
     def arguments(self) -> dict[str, Any]:
         return {
@@ -51,33 +55,32 @@ class DeploymentTrigger(WaitTrigger):
             "goal": self.goal,
             "revision": self.revision,
             "started": dict(self.started) if self.started else None,
+            "joined": self.joined,
+            "manner": dict(self.manner) if self.manner else None,
         }
 
+    @property
+    def started_what(self) -> str | None:
+        return f"what was started on {self.deployment}" if self.started else None
+
     async def look(self, hook: RegistryHook) -> dict[str, Any] | None:
-        found = await hook.arun(lambda registry: GOALS[self.goal](registry, self.deployment, self.revision))
+        found = await hook.arun(self._find)
         if found is None:
             return None
         message = f"{self.deployment} is {found.status}"
         return {"ref": self.deployment, "revision": self.revision, "message": message}
 
-    async def give_up(self, hook: RegistryHook | None) -> str:
+    async def give_up(self) -> str:
         message = f"{self.deployment} was not {self.goal} when the time was over"
-        undone = await self._take_back(hook)
+        undone = await self.undo()
         return f"{message}; {undone}" if undone else message
 
-    async def on_kill(self) -> None:
-        await self._take_back(None)
+    async def take_back(self, hook: RegistryHook) -> str:
+        started = RollOut.model_validate(self.started)
+        return await hook.arun(lambda registry: take_back(registry, started), model=started.model)
 
-    async def _take_back(self, hook: RegistryHook | None) -> str | None:
-        if not self.started:
-            return None
-        try:
-            started = RollOut.model_validate(self.started)
-            async with asyncio.timeout(_UNDO_SECONDS):
-                hook = hook or await aget_registry_hook(self.registry_conn_id)
-                done = await hook.arun(lambda registry: take_back(registry, started), model=started.model)
-        except Exception as error:
-            self.log.warning("What was started on %s could not be taken back: %s", self.deployment, error)
-            return f"what was started could not be taken back: {type(error).__name__}"
-        self.log.info(done)
-        return done
+    def _find(self, registry: Registry) -> Flow[Deployment | None]:
+        found = yield from GOALS[self.goal](registry, self.deployment, self.revision)
+        if found is None and self.joined and self.started:
+            yield from require_under_way(registry, RollOut.model_validate(self.started))
+        return found

@@ -11,18 +11,16 @@ from airflow.triggers.base import TriggerEvent
 
 from airflow_provider_modelsync.core.models import Fetch, Patience
 from airflow_provider_modelsync.core.registries.capabilities import Fetches
-from airflow_provider_modelsync.hooks.registry import aget_registry_hook
+from airflow_provider_modelsync.hooks.registry import RegistryHook
 from airflow_provider_modelsync.triggers.base import (
     DEFAULT_POLL_INTERVAL,
     MIN_POLL_INTERVAL,
-    RegistryTrigger,
+    Undoing,
     failure_of,
 )
 
-_UNDO_SECONDS = 10.0  # for taking back what was asked for; Airflow itself would wait for 30
 
-
-class FetchTrigger(RegistryTrigger):
+class FetchTrigger(Undoing):
     """Fires once when a model is on its system's own host, will not get there, or the deadline has passed.
 
     It only looks and listens. A user who ends the deferred task (mark failed, mark success, clear) has taken back what
@@ -58,19 +56,16 @@ class FetchTrigger(RegistryTrigger):
         fetch = Fetch(ref=self.ref, name=self.name, ours=self.ours)
         patience = Patience(seconds=max(0.0, self.deadline - time.time()), poll_interval=self.poll_interval)
         try:
-            hook = await aget_registry_hook(self.registry_conn_id)
+            hook = await self._hook_until(self.deadline)
             await hook.arun(lambda registry: Fetches.of(registry).finish_fetch(fetch, patience), model=self.name)
         except Exception as error:
             yield TriggerEvent(failure_of(error))
         else:
             yield TriggerEvent({"status": "success", "ref": self.ref, "message": f"{self.name} is there"})
 
-    async def on_kill(self) -> None:
-        if not self.ours:
-            return
-        try:
-            async with asyncio.timeout(_UNDO_SECONDS):
-                hook = await aget_registry_hook(self.registry_conn_id)
-                self.log.info(await hook.arun(lambda registry: Fetches.of(registry).cancel_fetch(self.ref)))
-        except Exception as error:
-            self.log.warning("What was asked for of %s could not be taken back: %s", self.name, error)
+    @property
+    def started_what(self) -> str | None:
+        return f"what was asked for of {self.name}" if self.ours else None
+
+    async def take_back(self, hook: RegistryHook) -> str:
+        return await hook.arun(lambda registry: Fetches.of(registry).cancel_fetch(self.ref))

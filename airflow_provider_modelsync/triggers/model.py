@@ -7,7 +7,9 @@ from typing import Any
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
-from airflow_provider_modelsync.core.models import Query
+from airflow_provider_modelsync.core.flow.steps import Flow
+from airflow_provider_modelsync.core.models import ModelVersion, Query
+from airflow_provider_modelsync.core.registries.base import Registry
 from airflow_provider_modelsync.core.verbs.wait import READY, find_version
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 from airflow_provider_modelsync.triggers.base import DEFAULT_POLL_INTERVAL, MIN_POLL_INTERVAL, WaitTrigger
@@ -28,6 +30,7 @@ class ModelVersionTrigger(WaitTrigger):
     :param state: what the version must have reached.
     :param poll_interval: seconds between two looks, the first one included.
     :param deadline: when to give up, in seconds since the epoch.
+    :param manner: as for :class:`~airflow_provider_modelsync.triggers.base.WaitTrigger`.
     """
 
     def __init__(
@@ -39,8 +42,9 @@ class ModelVersionTrigger(WaitTrigger):
         newer_than: str | None = None,
         state: str = READY,
         poll_interval: float = DEFAULT_POLL_INTERVAL,
+        manner: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(registry_conn_id, deadline, max(poll_interval, MIN_POLL_INTERVAL))
+        super().__init__(registry_conn_id, deadline, max(poll_interval, MIN_POLL_INTERVAL), manner)
         self.model = model
         self.labels = labels
         self.newer_than = newer_than
@@ -52,26 +56,27 @@ class ModelVersionTrigger(WaitTrigger):
             "labels": dict(self.labels) if self.labels else None,
             "newer_than": self.newer_than,
             "state": self.state,
+            "manner": dict(self.manner) if self.manner else None,
         }
 
     async def look(self, hook: RegistryHook) -> dict[str, Any] | None:
-        query = Query.parse(None, self.labels)
-        version = await hook.arun(
-            lambda registry: find_version(registry, self.model, query, newer_than=self.newer_than, state=self.state),
-            model=self.model,
-        )
+        version = await hook.arun(self._find, model=self.model)
         return {"ref": version.ref, "message": f"{version.ref} is there"} if version else None
 
-    async def give_up(self, hook: RegistryHook | None) -> str:
+    async def give_up(self) -> str:
         return f"{self.model} was not there when the time was over"
+
+    def _find(self, registry: Registry) -> Flow[ModelVersion | None]:
+        query = Query.parse(None, self.labels)
+        return find_version(registry, self.model, query, newer_than=self.newer_than, state=self.state)
 
 
 class ModelVersionEventTrigger(BaseEventTrigger):
     """Fires once for each version that becomes ready, for an ``AssetWatcher``; never ends by itself.
 
-    The versions that are there when it looks for the first time never fire. What has fired is kept in the asset's state
-    store, once Airflow has the event: a restarted triggerer misses none, and repeats one only when it was killed in
-    the moment between. Faults of the registry, and of the connection, only delay the next look.
+    The versions that are ready or have failed when it looks for the first time never fire. What has fired is kept in
+    the asset's state store, once Airflow has the event: a restarted triggerer misses none, and repeats one only when
+    it was killed in the moment between. Faults of the registry, and of the connection, only delay the next look.
 
     An event carries ``registry``, ``name``, ``version``, ``digest`` and ``created_at``.
 

@@ -8,25 +8,67 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-from airflow_provider_modelsync.core.errors import Retryable, Unauthorized
+from airflow_provider_modelsync.core.errors import ModelSyncError, RegistryUnavailable, Retryable, Unauthorized
 from airflow_provider_modelsync.hooks.registry import RegistryHook, aget_registry_hook
+
+log = logging.getLogger("modelsync")
 
 T = TypeVar("T")
 Look = Callable[[RegistryHook], Awaitable[T]]
 Found = dict[str, Any]
-Key = tuple[str, Hashable, float]
 
 RENEWAL = 300.0  # seconds; then a connection is looked up again, for it may have been changed
 AT_ONCE = 4  # looks by one connection: those that need threads shall leave some to others
 LONGEST_PAUSE = 120.0  # seconds between two looks of a poll in trouble, unless its interval is longer
+
+
+@dataclass(frozen=True, slots=True)
+class Rhythm:
+    """How often a poll looks.
+
+    :param interval: seconds between two looks, the first one included.
+    :param grows: double the pause after each look.
+    :param longest: seconds of a pause that has grown; ``None`` = no limit.
+    """
+
+    interval: float
+    grows: bool = False
+    longest: float | None = None
+
+    def pause(self, looks: int, failures: int) -> float:
+        """Return the seconds to wait before the next look.
+
+        :param looks: that were made.
+        :param failures: the last of them in a row.
+        """
+        grown = self.interval * 2.0 ** min(looks, 16) if self.grows else self.interval
+        return pause_after(failures, grown if self.longest is None else min(grown, self.longest))
+
+
+Key = tuple[str, Hashable, Rhythm]
+
+
+async def look_up(conn_id: str) -> RegistryHook:
+    """Return a connection's hook.
+
+    :raises RegistryUnavailable: when the connection cannot be read; Airflow does not tell whether that may pass.
+    """
+    try:
+        return await aget_registry_hook(conn_id)
+    except ModelSyncError:
+        raise
+    except Exception as error:
+        raise RegistryUnavailable(f"the connection {conn_id!r} cannot be looked up: {error}") from error
 
 
 class _Line:
@@ -44,16 +86,25 @@ class _Line:
         self._places = asyncio.Semaphore(AT_ONCE)
         self._users = 0
         self._is_over = False
+        self.is_in_renewal = False
 
     @property
     def is_old(self) -> bool:
         return self.opened_at is not None and time.monotonic() - self.opened_at > RENEWAL
 
+    async def open(self) -> RegistryHook:
+        async with self._opening:
+            if self._hook is None:
+                hook = await look_up(self.conn_id)
+                await self._client.enter_async_context(hook.aopen())
+                self._hook, self.opened_at = hook, time.monotonic()
+        return self._hook
+
     async def use(self, look: Look[T]) -> T:
         self._users += 1
         try:
             async with self._places:
-                return await look(await self._opened())
+                return await look(await self.open())
         finally:
             self._users -= 1
             await self._close_if_done()
@@ -61,14 +112,6 @@ class _Line:
     async def end(self) -> None:
         self._is_over = True
         await self._close_if_done()
-
-    async def _opened(self) -> RegistryHook:
-        async with self._opening:
-            if self._hook is None:
-                hook = await aget_registry_hook(self.conn_id)
-                await self._client.enter_async_context(hook.aopen())
-                self._hook, self.opened_at = hook, time.monotonic()
-        return self._hook
 
     async def _close_if_done(self) -> None:
         if self._is_over and not self._users:
@@ -78,19 +121,18 @@ class _Line:
 class Poll:
     """One look after another, until something is found or waiting is in vain.
 
-    :param key: the connection, what is looked for, and the interval.
+    :param key: the connection, what is looked for, and how often; less often while the registry is in trouble.
     :param look: returns what is found, or ``None`` when it is too early.
-    :param interval: seconds between two looks, the first one included; longer while the registry is in trouble.
     """
 
-    def __init__(self, key: Key, look: Callable[[], Awaitable[Found | None]], interval: float) -> None:
+    def __init__(self, key: Key, look: Callable[[], Awaitable[Found | None]]) -> None:
         self.key = key
         self.trouble: str | None = None  # why the last look has failed, when that may pass
         self.waiters = 0
         self._look = look
-        self._interval = interval
+        self._rhythm = key[2]
+        self._looks = 0
         self._failures = 0
-        self._has_looked = False
         self._next_at = self._after_a_pause()
         self._news: asyncio.Future[Found | Exception | None] = asyncio.get_running_loop().create_future()
         self._looking: asyncio.Task[None] | None = None
@@ -117,7 +159,7 @@ class Poll:
         :param seconds: how long to wait for the answer.
         :return: as :meth:`listen`.
         """
-        if not self._has_looked or time.monotonic() >= self._next_at:
+        if not self._looks or time.monotonic() >= self._next_at:
             await asyncio.wait((self._next_look(),), timeout=seconds)
         return self._news.result() if self.is_over else None
 
@@ -134,7 +176,7 @@ class Poll:
                 await asyncio.wait((self._next_look(),))
 
     def _after_a_pause(self) -> float:
-        return time.monotonic() + pause_after(self._failures, self._interval)
+        return time.monotonic() + self._rhythm.pause(self._looks, self._failures)
 
     def _next_look(self) -> asyncio.Task[None]:
         if self._looking is None or self._looking.done():
@@ -158,7 +200,8 @@ class Poll:
             if found:
                 self._tell(found)
         finally:
-            self._has_looked, self._next_at = True, self._after_a_pause()
+            self._looks += 1
+            self._next_at = self._after_a_pause()
 
     def _tell(self, news: Found | Exception | None) -> None:
         self._news.set_result(news)
@@ -186,18 +229,18 @@ class Polls:
             if line := self._lines.pop(conn_id, None):
                 await line.end()
 
-    def join(self, conn_id: str, what: Hashable, look: Look[Found | None], interval: float) -> Poll:
+    def join(self, conn_id: str, what: Hashable, look: Look[Found | None], rhythm: Rhythm) -> Poll:
         """Take part in a poll, which begins with its first waiter and ends when the last one leaves.
 
         :param conn_id: the registry's connection.
         :param what: equal for those who look for the same.
         :param look: how to look for it.
-        :param interval: seconds between two looks.
+        :param rhythm: how often.
         """
-        key = (conn_id, what, interval)
+        key = (conn_id, what, rhythm)
         poll = self._polls.get(key)
         if poll is None or poll.is_over:
-            poll = self._polls[key] = Poll(key, lambda: self.look(conn_id, look), interval)
+            poll = self._polls[key] = Poll(key, lambda: self.look(conn_id, look))
             self.hold(conn_id)
         poll.waiters += 1
         return poll
@@ -215,22 +258,37 @@ class Polls:
         """Look at a registry by its connection's shared client. Credentials that are refused are looked up again."""
         began = time.monotonic()
         while True:
-            line = self._lines.get(conn_id)
-            if line is None or line.is_old:
-                line = await self._renewed(conn_id, line)
+            line = self._lines.setdefault(conn_id, _Line(conn_id))
+            if line.is_old and not line.is_in_renewal:
+                line = await self._renewed(line)
             try:
                 return await line.use(look)
             except Unauthorized:
-                await self._renewed(conn_id, line)
+                await self._replace(line, _Line(conn_id))
                 if line.opened_at is None or line.opened_at >= began:
                     raise
 
-    async def _renewed(self, conn_id: str, old: _Line | None) -> _Line:
-        if self._lines.get(conn_id) is old:
-            self._lines[conn_id] = _Line(conn_id)
-            if old:
-                await old.end()
-        return self._lines[conn_id]
+    async def _renewed(self, old: _Line) -> _Line:
+        """Return a line with the connection as it is now; the old one where that cannot be read."""
+        old.is_in_renewal = True
+        new = _Line(old.conn_id)
+        try:
+            await new.open()
+        except RegistryUnavailable as error:
+            log.warning("%s; what was known of it serves on", error)
+            return old
+        else:
+            return await self._replace(old, new)
+        finally:
+            old.is_in_renewal = False
+            if self._lines.get(old.conn_id) is not new:
+                await new.end()
+
+    async def _replace(self, old: _Line, new: _Line) -> _Line:
+        if self._lines.get(old.conn_id) is old:
+            self._lines[old.conn_id] = new
+            await old.end()
+        return self._lines.get(old.conn_id, new)
 
 
 def pause_after(failures: int, interval: float) -> float:

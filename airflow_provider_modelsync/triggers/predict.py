@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +9,11 @@ from typing import Any
 from airflow_provider_modelsync.core.errors import Retryable
 from airflow_provider_modelsync.core.models import Headway, Ticket
 from airflow_provider_modelsync.core.registries.capabilities import PredictsAlone
-from airflow_provider_modelsync.hooks.registry import RegistryHook, aget_registry_hook
-from airflow_provider_modelsync.triggers.base import DEFAULT_POLL_INTERVAL, MIN_POLL_INTERVAL, WaitTrigger
-
-_UNDO_SECONDS = 10.0  # for stopping the request; Airflow itself would wait for 30
+from airflow_provider_modelsync.hooks.registry import RegistryHook
+from airflow_provider_modelsync.triggers.base import DEFAULT_POLL_INTERVAL, MIN_POLL_INTERVAL, Undoing, WaitTrigger
 
 
-class PredictTrigger(WaitTrigger):
+class PredictTrigger(WaitTrigger, Undoing):
     """Fires once when a worker is to fetch predictions: they are made, have failed, or the system waits for a reader.
 
     Also when the deadline has passed, or the system gets no further. It only looks: nothing is fetched here. A user who
@@ -49,38 +46,31 @@ class PredictTrigger(WaitTrigger):
         try:
             now = await hook.arun(lambda registry: PredictsAlone.of(registry).headway_of(ticket))
         except Retryable as error:
-            await self._check_patience(hook, ticket, f": {error}")
+            await self._check_patience(ticket, f": {error}")
             raise
         if now.is_over or self._is_stuck_for_a_reader(now):
             return {"ref": ticket.request, "ticket": dict(self.ticket), "message": "there are predictions to fetch"}
         if now.state != self._seen:
             self._seen, self._moved_at = now.state, time.monotonic()
-        await self._check_patience(hook, ticket)
+        await self._check_patience(ticket)
         return None
 
-    async def give_up(self, hook: RegistryHook | None) -> str:
-        return f"the predictions were not made when the time was over; {await self._stop(hook)}"
+    @property
+    def started_what(self) -> str:
+        return "the predictions that were begun"
 
-    async def on_kill(self) -> None:
-        await self._stop(None)
+    async def give_up(self) -> str:
+        return f"the predictions were not made when the time was over; {await self.undo()}"
+
+    async def take_back(self, hook: RegistryHook) -> str:
+        ticket = Ticket.model_validate(self.ticket)
+        return await hook.arun(lambda registry: PredictsAlone.of(registry).stop_predict(ticket))
 
     def _is_stuck_for_a_reader(self, now: Headway) -> bool:
         # Not every kind of request waits for a reader when there is much to read.
         return now.is_full and now.state == self._seen
 
-    async def _check_patience(self, hook: RegistryHook, ticket: Ticket, trouble: str = "") -> None:
+    async def _check_patience(self, ticket: Ticket, trouble: str = "") -> None:
         if time.monotonic() - self._moved_at > ticket.patience:
-            stopped = await self._stop(hook)
+            stopped = await self.undo()
             raise TimeoutError(f"the predictions got no further for {ticket.patience:.0f} s{trouble}; {stopped}")
-
-    async def _stop(self, hook: RegistryHook | None) -> str:
-        try:
-            ticket = Ticket.model_validate(self.ticket)
-            async with asyncio.timeout(_UNDO_SECONDS):
-                hook = hook or await aget_registry_hook(self.registry_conn_id)
-                done = await hook.arun(lambda registry: PredictsAlone.of(registry).stop_predict(ticket))
-        except Exception as error:
-            self.log.warning("The predictions that were begun could not be stopped: %s", error)
-            return f"they could not be stopped: {type(error).__name__}"
-        self.log.info(done)
-        return done

@@ -107,6 +107,21 @@ def test_the_generic_lookup_finds_this_hook(hook: BentoCloudHook) -> None:
     assert type(get_registry_hook("bentocloud_default")) is BentoCloudHook
 
 
+def test_refused_credentials_are_looked_up_once_more(
+    hook: BentoCloudHook, server: BentoCloudStandIn, source: Path, connect: Connect
+) -> None:
+    """A task may poke for longer than a token is valid."""
+    hook.push(source, "digits:v1")
+    good = server.token
+    connect("bentocloud_default", conn_type="bentocloud", host=server.url, password=server.expired_token)
+    waiting = BentoCloudHook()
+    with pytest.raises(Unauthorized):
+        waiting.get("digits:v1")
+    connect("bentocloud_default", conn_type="bentocloud", host=server.url, password=good)
+
+    assert waiting.get("digits:v1").ready
+
+
 def test_a_cancelled_hook_sends_nothing(hook: BentoCloudHook, server: BentoCloudStandIn, source: Path) -> None:
     hook.cancel()
 

@@ -232,6 +232,32 @@ class TestDeferredDeploy:
             assert (told["status"], told["revision"]) == ("running", newest(server))
         assert changes(server) == [("POST", "")]
 
+    @pytest.mark.parametrize("joins", [True, False])
+    def test_begins_anew_only_what_an_earlier_try_has_taken_back(
+        self, server: BentoCloudStandIn, context: Any, joins: bool
+    ) -> None:
+        """A cleared task may join a roll-out that its last try is still ending."""
+        server.script_deployment("demo", ENDLESS)
+        sleeping = deferred(deploy(), context)
+        if joins:
+            sleeping = deferred(deploy(), context)
+        server.deployments["demo"].status = "terminated"
+        event = {"status": "failed", "message": "DeploymentFailed: demo is terminated", "permanent": True}
+        server.script_deployment("demo", ["running"])
+
+        if joins:
+            assert deploy().execute_complete(context, event, **sleeping.kwargs or {})["ready"]
+        else:
+            with pytest.raises(AirflowFailException, match="terminated"):
+                deploy().execute_complete(context, event, **sleeping.kwargs or {})
+        assert len(changes(server)) == (2 if joins else 1)
+
+    def test_waits_no_longer_than_the_execution_timeout(self, server: BentoCloudStandIn, context: Any) -> None:
+        server.script_deployment("demo", ENDLESS)
+        sleeping = deferred(deploy(timeout=3600, execution_timeout=timedelta(seconds=60)), context)
+
+        assert sleeping.trigger.serialize()[1]["deadline"] <= time.time() + 60
+
     def test_believes_the_server_rather_than_the_event(self, server: BentoCloudStandIn, context: Any) -> None:
         server.seed_deployment("demo", "svc:1", status="deploying")
         event = {"status": "success", "ref": "demo", "revision": newest(server), "message": "it is"}

@@ -179,7 +179,44 @@ class TestDeferred:
             "newer_than": "v1",
             "state": "ready",
             "poll_interval": 30.0,
+            "manner": None,
         }
+
+    def test_leaves_its_manner_to_the_trigger(self, modelstore: Path, context: Any) -> None:
+        wanted = {"exponential_backoff": True, "max_wait": timedelta(minutes=2), "silent_fail": True}
+        with pytest.raises(TaskDeferred) as deferred:
+            sensor(deferrable=True, **wanted).execute(context)
+
+        manner = deferred.value.trigger.serialize()[1]["manner"]
+        assert manner == {"exponential_backoff": True, "max_wait": 120.0, "silent_fail": True}
+
+    def test_waits_no_longer_than_the_execution_timeout(self, modelstore: Path, context: Any) -> None:
+        with pytest.raises(TaskDeferred) as deferred:
+            sensor(deferrable=True, timeout=3600, execution_timeout=timedelta(seconds=60)).execute(context)
+
+        assert deferred.value.trigger.serialize()[1]["deadline"] <= time.time() + 60
+
+    @pytest.mark.parametrize("deferrable", [False, True])
+    @pytest.mark.parametrize(
+        ("manner", "end"), [({"soft_fail": True}, Exception), ({"never_fail": True}, AirflowSkipException)], ids=str
+    )
+    def test_a_missing_connection_ends_it_alike_wherever_it_waits(
+        self, modelstore: Path, context: Any, deferrable: bool, manner: dict[str, bool], end: type[Exception]
+    ) -> None:
+        with pytest.raises(end) as ended:
+            sensor(registry_conn_id="nowhere", deferrable=deferrable, **manner).execute(context)
+        assert isinstance(ended.value, AirflowSkipException) is (end is AirflowSkipException)
+
+    def test_a_missing_connection_is_waited_for_in_silence(self, modelstore: Path, context: Any) -> None:
+        with pytest.raises(TaskDeferred):
+            sensor(registry_conn_id="nowhere", deferrable=True, silent_fail=True).execute(context)
+
+    def test_what_may_pass_is_no_reason_to_skip(self, modelstore: Path, context: Any) -> None:
+        event = {"status": "failed", "message": "OSError: odd", "permanent": False}
+
+        with pytest.raises(Exception, match="OSError: odd") as ended:
+            sensor(deferrable=True, soft_fail=True).resume_execution("execute_complete", {"event": event}, context)
+        assert not isinstance(ended.value, AirflowSkipException)
 
     def test_is_ended_by_airflow_only_after_the_triggers_own_deadline(self, deferral: TaskDeferred) -> None:
         assert isinstance(deferral.timeout, timedelta)

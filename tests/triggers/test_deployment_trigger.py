@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 from airflow.sdk import BaseHook, Connection
+from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.sdk.module_loading import import_string
 from airflow.sdk.serde import deserialize, serialize
 
 from airflow_provider_modelsync.core.errors import Permanent
 from airflow_provider_modelsync.core.registries.bentocloud import deployments as bentocloud_deployments
+from airflow_provider_modelsync.triggers import base, polling
 from airflow_provider_modelsync.triggers import deployment as triggers
 from airflow_provider_modelsync.triggers.base import outcome_of
 from airflow_provider_modelsync.triggers.deployment import DeploymentTrigger
@@ -25,6 +27,7 @@ from tests.conftest import Connect
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.http_server import Delay, Respond
 from tests.support.cloud import CANARY, CONNECTION, bodies, changes, newest, running_cloud
+from tests.support.until import until
 
 KILL_LIMIT = 4.0
 
@@ -74,6 +77,25 @@ def trigger(**arguments: Any) -> DeploymentTrigger:
 async def events_of(waiting: DeploymentTrigger) -> list[dict[str, Any]]:
     """Run a trigger to its end and return all that it fired."""
     return [event.payload async for event in waiting.run()]
+
+
+async def until_async(is_so: Any) -> None:
+    """Wait on the event loop until something is so."""
+    await asyncio.to_thread(until, is_so, "it")
+
+
+async def test_a_roll_out_that_an_earlier_try_takes_back_ends_the_wait_of_whoever_joined_it(
+    server: BentoCloudStandIn, updated: dict[str, Any]
+) -> None:
+    """A cleared task joins what its last try has begun, while that try's trigger is still ending it."""
+    waiting = asyncio.create_task(events_of(trigger(revision=updated["revision"], started=updated, joined=True)))
+    looks = server.count("GET", "/demo")
+    await until_async(lambda: server.count("GET", "/demo") > looks)
+    await trigger(started=updated).on_kill()
+
+    (event,) = await waiting
+    assert (event["status"], event["permanent"]) == ("failed", True)
+    assert "taken back" in event["message"]
 
 
 async def test_fires_once_when_its_revision_is_ready(server: BentoCloudStandIn) -> None:
@@ -206,10 +228,62 @@ class TestOnKill:
         assert server.deployments["other"].status == "running"
         assert {path for _, path in changes(server)} == {"/demo/terminate"}
 
+    async def test_cancelling_again_and_again_stops_nothing(
+        self, server: BentoCloudStandIn, created: dict[str, Any]
+    ) -> None:
+        """Airflow cancels the trigger at each look at the task's state; each call may take longer than that."""
+        server.fault("*", "/demo", Delay(0.3), times=None)
+        undoing = asyncio.create_task(trigger(started=created).on_kill())
+        while not undoing.done():
+            await asyncio.sleep(0.02)
+            undoing.cancel()
+
+        assert {path for _, path in changes(server)} == {"/demo/terminate"}
+        assert undoing.cancelled()
+
+    async def test_what_airflow_s_own_limit_cuts_off_goes_on(
+        self, server: BentoCloudStandIn, created: dict[str, Any]
+    ) -> None:
+        server.fault("*", "/demo", Delay(0.3), times=None)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(trigger(started=created).on_kill(), timeout=0.05)
+
+        await until_async(lambda: {path for _, path in changes(server)} == {"/demo/terminate"})
+
+    async def test_a_connection_that_cannot_be_read_for_now_is_read_again(
+        self, server: BentoCloudStandIn, created: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(base, "_LOOK_UP_PAUSE", 0.01)
+        known, asked = polling.aget_registry_hook, []
+
+        async def now_and_then(conn_id: str) -> Any:
+            asked.append(conn_id)
+            if len(asked) < 3:
+                raise AirflowNotFoundException("a secrets backend in trouble")
+            return await known(conn_id)
+
+        monkeypatch.setattr(polling, "aget_registry_hook", now_and_then)
+        await trigger(started=created).on_kill()
+
+        assert {path for _, path in changes(server)} == {"/demo/terminate"}
+
+    async def test_what_could_not_be_taken_back_is_told(
+        self,
+        server: BentoCloudStandIn,
+        created: dict[str, Any],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(base, "UNDO_SECONDS", 0.1)
+        server.fault("*", "/demo", Delay(1.0), times=None)
+
+        assert await trigger(started=created).undo() == (
+            "what was started on demo could not be taken back: TimeoutError"
+        )
+
     async def test_a_server_that_hangs_is_not_waited_for_long(
         self, server: BentoCloudStandIn, created: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(triggers, "_UNDO_SECONDS", 0.2)
+        monkeypatch.setattr(base, "UNDO_SECONDS", 0.2)
         server.fault("*", "/demo", Delay(1.5), times=None)
         killed_at = time.monotonic()
 

@@ -14,6 +14,7 @@ from airflow.sdk.module_loading import import_string
 from airflow.sdk.serde import deserialize, serialize
 
 from airflow_provider_modelsync.core.errors import Permanent, RegistryUnavailable
+from airflow_provider_modelsync.triggers import base
 from airflow_provider_modelsync.triggers import fetch as triggers
 from airflow_provider_modelsync.triggers.base import outcome_of
 from airflow_provider_modelsync.triggers.fetch import FetchTrigger
@@ -137,7 +138,7 @@ class TestOnKill:
     async def test_a_host_that_hangs_is_not_waited_for_long(
         self, server: PiecesStandIn, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(triggers, "_UNDO_SECONDS", 0.2)
+        monkeypatch.setattr(base, "UNDO_SECONDS", 0.2)
         server.fault("*", "/model", Delay(1.5), times=None)
         killed_at = time.monotonic()
         await trigger(ours=True).on_kill()

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 from airflow.sdk import BaseHook, Connection
+from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.sdk.serde import deserialize, serialize
 
 from airflow_provider_modelsync.core.errors import ModelSyncError, Permanent, RegistryUnavailable
 from airflow_provider_modelsync.hooks.registry import get_registry_hook
 from airflow_provider_modelsync.triggers import model as triggers
+from airflow_provider_modelsync.triggers import polling
 from airflow_provider_modelsync.triggers.base import outcome_of
 from airflow_provider_modelsync.triggers.model import ModelVersionTrigger
 from tests.conftest import Connect
@@ -140,10 +142,31 @@ async def test_other_faults_end_the_wait(pushed: None, script: Script, word: str
     assert isinstance(raised.value, Permanent) is permanent
 
 
-async def test_an_unknown_connection_ends_the_wait() -> None:
-    (event,) = await events_of(trigger(registry_conn_id="nowhere"))
+async def test_a_connection_that_cannot_be_looked_up_is_waited_for(
+    pushed: None, script: Script, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow does not tell a secrets backend in trouble from a connection that does not exist."""
+    script.write(["ready"])
+    known = polling.aget_registry_hook
+    asked: list[str] = []
 
-    assert (event["status"], event["permanent"]) == ("failed", False)
+    async def now_and_then(conn_id: str) -> Any:
+        asked.append(conn_id)
+        if len(asked) < 3:
+            raise AirflowNotFoundException(f"the connection {conn_id!r} is not defined")
+        return await known(conn_id)
+
+    monkeypatch.setattr(polling, "aget_registry_hook", now_and_then)
+    (event,) = await events_of(trigger())
+
+    assert event["status"] == "success"
+    assert len(asked) == 3
+
+
+async def test_a_connection_that_is_never_there_is_told_when_the_time_is_over() -> None:
+    (event,) = await events_of(trigger(registry_conn_id="nowhere", deadline=time.time() + 0.3))
+
+    assert event["status"] == "timeout"
     assert "nowhere" in event["message"]
 
 

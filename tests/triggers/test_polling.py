@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk import Connection
+from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger
 from airflow.triggers.shared_stream import SharedStreamManager
 
@@ -293,6 +294,39 @@ async def test_a_connection_is_looked_up_again_now_and_then(
             connect(CONNECTION, conn_type="bentocloud", host=moved.url, password=moved.token)
 
             assert (await waiting)["status"] == "success"
+
+
+async def test_the_old_client_serves_on_while_the_connection_cannot_be_read(
+    server: BentoCloudStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(sensor(deadline=time.time() + 60, poll_interval=0.01)) as (waiting,):
+        await asked(server, 1)
+
+        async def nowhere(conn_id: str) -> Any:
+            raise AirflowNotFoundException(f"{conn_id} is not defined")
+
+        monkeypatch.setattr(polling, "aget_registry_hook", nowhere)
+        monkeypatch.setattr(polling, "RENEWAL", 0.0)
+        await asked(server, server.count() + 2)
+        server.seed("fraud", "v2")
+
+        assert (await waiting)["status"] == "success"
+
+
+def test_a_rhythm_grows_up_to_its_limit() -> None:
+    pauses = [polling.Rhythm(10.0, grows=True, longest=60.0).pause(looks, 0) for looks in range(6)]
+
+    for pause, least in zip(pauses, [10, 20, 40, 60, 60, 60], strict=True):
+        assert least <= pause <= 1.1 * least  # with a tenth of jitter
+    assert polling.Rhythm(10.0).pause(5, 0) <= 11.0
+
+
+async def test_a_sensor_s_backoff_is_kept_when_it_waits_here(server: BentoCloudStandIn) -> None:
+    steady = sensor(deadline=time.time() + 0.7, poll_interval=0.02)
+    growing = sensor("churn:v2", deadline=time.time() + 0.7, poll_interval=0.02, manner={"exponential_backoff": True})
+    await asyncio.gather(outcome_of(steady), outcome_of(growing))
+
+    assert server.count("GET", "/churn") <= 7 < server.count("GET", "/fraud")
 
 
 async def test_nothing_is_left_when_nobody_waits(server: BentoCloudStandIn) -> None:

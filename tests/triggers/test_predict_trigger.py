@@ -18,6 +18,7 @@ from airflow_provider_modelsync.core.errors import Permanent, RegistryUnavailabl
 from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.models import Ticket
 from airflow_provider_modelsync.hooks.supervisely import SuperviselyHook
+from airflow_provider_modelsync.triggers import base
 from airflow_provider_modelsync.triggers import predict as triggers
 from airflow_provider_modelsync.triggers.base import outcome_of
 from airflow_provider_modelsync.triggers.predict import PredictTrigger
@@ -186,7 +187,7 @@ class TestOnKill:
     async def test_an_app_that_hangs_is_not_waited_for_long(
         self, app: SuperviselyApp, ticket: Ticket, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(triggers, "_UNDO_SECONDS", 0.2)
+        monkeypatch.setattr(base, "UNDO_SECONDS", 0.2)
         app.fault("POST", STOP, Delay(1.5), times=None)
         killed_at = time.monotonic()
         await trigger(ticket).on_kill()

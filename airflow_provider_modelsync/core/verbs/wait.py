@@ -147,6 +147,13 @@ GOALS: Mapping[str, Callable[[Registry, str, str | None], Flow[Deployment | None
 }
 
 
+def require_under_way(registry: Registry, started: RollOut) -> Flow[None]:
+    """Raise :class:`DeploymentFailed` when a roll-out that was shown already has been taken back by somebody."""
+    now = yield from find_deployment(registry, started.deployment)
+    if now is None or now.gone or now.revision not in (started.revision, EMPTY):
+        raise DeploymentFailed(f"the roll-out of {started.model} on {started.deployment} was taken back")
+
+
 def take_back(registry: Registry, started: RollOut) -> Flow[str]:
     """Take back what a task has started, and nothing else. Doing it twice does no harm.
 
