@@ -221,12 +221,13 @@ def airflow_database(migrated_database: Path) -> Iterator[Path]:
     shutil.copyfile(migrated_database, database)
     yield database
     forget_database()
-    database.unlink()
 
 
 def forget_database() -> None:
-    """Close Airflow's connections to the metadata database of a test: the next one has another under the same name."""
+    """Close Airflow's connections to the metadata database, and remove it: the next has the same name."""
     settings = sys.modules.get("airflow.settings")
     if settings and settings.engine:
         settings.Session.remove()
         settings.engine.dispose()
+    for file in AIRFLOW_HOME.glob("airflow.db*"):  # and its log
+        file.unlink()
