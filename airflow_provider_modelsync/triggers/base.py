@@ -20,7 +20,7 @@ DEFAULT_POLL_INTERVAL = 10.0  # seconds
 # A trigger that fires within moments of its task's deferral can overtake the scheduler, which then fails the task.
 MIN_POLL_INTERVAL = 5.0  # seconds
 LAST_LOOK = 30.0  # seconds that the answer to the look at the deadline may take
-UNDO_SECONDS = 10.0  # for taking back what a task has started; Airflow itself would wait for 30
+UNDO_SECONDS = 25.0  # for taking back what a task has started, some calls of a few seconds; Airflow waits for 30
 
 T = TypeVar("T")
 

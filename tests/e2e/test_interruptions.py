@@ -12,6 +12,7 @@ from airflow_provider_modelsync.hooks.bentocloud import BentoCloudHook
 from scripts.local_airflow import LocalAirflow
 from tests.e2e.runs import Run, Triggerer
 from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.http_server import Delay
 from tests.standins.wallaroo import WallarooStandIn
 from tests.support.cloud import changes
 from tests.support.until import until
@@ -80,6 +81,39 @@ def test_marking_a_deferred_deploy_failed_ends_the_roll_out_at_bentocloud(
     assert [method for method, _ in changes(bentocloud)[before:]] == ["POST", "POST"]
     assert bentocloud.deployments["unwanted"].status in ("terminating", "terminated")
     assert run.end() == "failed"
+
+
+def test_what_was_started_is_taken_back_however_long_a_call_takes(
+    airflow: LocalAirflow, bentocloud: BentoCloudStandIn, source: Path
+) -> None:
+    """Airflow cancels the trigger again about every second, until the task is gone."""
+    runs = {}
+    for seconds in (0.1, 0.7, 2.0, 5.0):
+        name = f"slow-{seconds:.1f}".replace(".", "-")
+        runs[name] = slow_deployment(airflow, bentocloud, source, name)
+        bentocloud.fault("*", f"/deployments/{name}", Delay(seconds), times=None)
+    for run in runs.values():
+        run.mark_failed("deploy")
+
+    for name, run in runs.items():
+        until(lambda name=name: bentocloud.deployments[name].status in ("terminating", "terminated"), f"{name}'s end")
+        assert run.end() == "failed"
+
+
+def test_a_cleared_deploy_ends_with_its_deployment_running(
+    airflow: LocalAirflow, bentocloud: BentoCloudStandIn, source: Path
+) -> None:
+    """The new try may join the roll-out that the old try's trigger is still ending."""
+    for seconds in (0.0, 1.0):
+        name = f"cleared-{seconds:.0f}"
+        run = slow_deployment(airflow, bentocloud, source, name)
+        bentocloud.fault("*", f"/deployments/{name}/", Delay(seconds), times=None)
+        airflow.clear("deploy", run.run_id, "deploy")
+        until(lambda name=name: bentocloud.deployments[name].status in ("terminating", "terminated"), f"{name}'s end")
+        bentocloud.script_deployment(name, ["running"])
+
+        run.succeed()
+        assert run.left("deploy")["ready"]
 
 
 def test_marking_a_deferred_deploy_failed_ends_the_pipeline_at_wallaroo(
