@@ -36,7 +36,8 @@ test-mounts: $(READY) bindfs
 
 # Two machines on one disk, in any order of events: minutes.
 test-machines: $(READY)
-	MODELSYNC_STEPS=$${MODELSYNC_STEPS:-10000} $(BIN)/python -m pytest -n 0 tests/core/test_machines.py $(PYTEST_ARGS)
+	MODELSYNC_STEPS=$${MODELSYNC_STEPS:-10000} $(BIN)/python -m pytest -n 0 tests/core/test_machines.py \
+		tests/core/registries/modelstore/test_machine.py $(PYTEST_ARGS)
 
 # The documents' table of storages, by asking each.
 s3-table: $(READY) ceph .venv-s3/.ready

@@ -27,6 +27,7 @@ from airflow_provider_modelsync.core.writer import Writer
 log = logging.getLogger("modelsync")
 
 _ABANDONED_AFTER = 24 * 3600  # seconds
+_CLOCK_STEP, _CLOCK_LOOKS = 0.004, 4  # seconds
 _PATIENCE = 3.0  # seconds: a kill must end in 4
 _REST = 60  # seconds by which a disk's clock may run unevenly
 _NAME_BYTES = 100  # of the wanted name in a hidden one: what is added takes up to 120 more, and 255 is the limit
@@ -193,27 +194,6 @@ def create_file(path: Path, content: bytes) -> bool:
     return True
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Put a file in place of whatever is there, durably; readers see the old or the new content."""
-    _write_scratch(path, content).replace(path)
-    sync_directory(path.parent)
-
-
-@contextmanager
-def directory_lock(directory: Path) -> Iterator[None]:
-    """Hold a directory's lock while a few names in it change.
-
-    Where locks do nothing, this does nothing, and one that somebody holds too long is not waited for: it only saves
-    work.
-    """
-    with _open_directory(directory) as descriptor:
-        end = time.monotonic() + _PATIENCE
-        with suppress(OSError):
-            while not _is_locked(descriptor) and time.monotonic() < end:
-                time.sleep(_PATIENCE / 1000)
-        yield
-
-
 def _is_locked(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -222,14 +202,26 @@ def _is_locked(descriptor: int) -> bool:
     return True
 
 
+def _stamp(descriptor: int) -> None:
+    """Stamp a file with the disk's own time, later than all stamps that it had given before.
+
+    A disk stamps in steps of some milliseconds. Where they are much longer, files of one step look equally old.
+    """
+    written = os.fstat(descriptor).st_mtime_ns
+    for _ in range(_CLOCK_LOOKS):
+        time.sleep(_CLOCK_STEP)
+        os.utime(descriptor)
+        if os.fstat(descriptor).st_mtime_ns > written:
+            return
+
+
 def _write_scratch(path: Path, content: bytes) -> Path:
     scratch = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}")
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
         file.flush()
-        # Explicit, because the kernel stamps files in steps of some milliseconds, too coarse to order versions by.
-        os.utime(file.fileno(), ns=(time.time_ns(), time.time_ns()))
+        _stamp(file.fileno())
         os.fsync(file.fileno())
     return scratch
 

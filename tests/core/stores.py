@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver
@@ -136,3 +137,7 @@ class Store:
     def records(self, name: str) -> list[str]:
         """The names of those records."""
         return sorted(path.name for path in self.meta(name).iterdir())
+
+    def files(self, model: str) -> Path:
+        """Where a version's files are, as readers of plain files learn it."""
+        return Path(unquote(urlsplit(str(self.get(model).uri)).path))

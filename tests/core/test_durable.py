@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import signal
@@ -408,30 +407,6 @@ def test_of_many_processes_one_creates_a_file(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == bytes([results.index(True)])
 
 
-def test_a_replaced_file_has_the_new_content(tmp_path: Path) -> None:
-    durable.replace_file(tmp_path / "a", b"first")
-    durable.replace_file(tmp_path / "a", b"second")
-    assert (tmp_path / "a").read_bytes() == b"second"
-    assert hidden(tmp_path) == []
-
-
-def test_readers_see_the_old_or_the_new_content_of_a_replaced_file(tmp_path: Path) -> None:
-    contents = [bytes([letter]) * 100_000 for letter in b"ab"]
-    durable.replace_file(tmp_path / "a", contents[0])
-
-    def write() -> None:
-        while True:
-            for content in contents:
-                durable.replace_file(tmp_path / "a", content)
-
-    with running(write):
-        end = time.monotonic() + 0.3
-        seen = set()
-        while time.monotonic() < end:
-            seen.add((tmp_path / "a").read_bytes())
-    assert seen <= set(contents)
-
-
 def test_files_created_one_after_the_other_have_rising_times(tmp_path: Path) -> None:
     for number in range(50):
         durable.create_file(tmp_path / f"{number:02}", b"")
@@ -441,42 +416,6 @@ def test_files_created_one_after_the_other_have_rising_times(tmp_path: Path) -> 
 
 def test_names_of_full_length_can_be_created(tmp_path: Path) -> None:
     assert durable.create_file(tmp_path / ("x" * 255), b"")
-
-
-def test_a_directory_lock_excludes_other_processes(tmp_path: Path) -> None:
-    def count() -> None:
-        for _ in range(25):
-            with durable.directory_lock(tmp_path):
-                number = int((tmp_path / "number").read_text())
-                time.sleep(0.0005)
-                (tmp_path / "number").write_text(str(number + 1))
-
-    (tmp_path / "number").write_text("0")
-    at_once(*[count] * 4)
-    assert (tmp_path / "number").read_text() == "100"
-
-
-def test_a_directory_lock_that_somebody_holds_is_not_waited_for_without_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(durable, "_PATIENCE", 0.05)
-    with durable.directory_lock(tmp_path), durable.directory_lock(tmp_path):
-        pass
-
-
-@pytest.mark.usefixtures("no_locks")
-def test_a_directory_lock_where_locks_do_nothing_does_nothing(tmp_path: Path) -> None:
-    with durable.directory_lock(tmp_path), durable.directory_lock(tmp_path):
-        pass
-
-
-def test_a_directory_lock_where_locks_are_refused_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    with durable.directory_lock(tmp_path):
-        pass
 
 
 # The rest

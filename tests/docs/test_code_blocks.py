@@ -36,7 +36,6 @@ from packaging.requirements import Requirement
 from sqlalchemy import select
 
 from airflow_provider_modelsync.core.models import ModelVersion, RollOut, Ticket, VersionStatus
-from airflow_provider_modelsync.core.registries.modelstore.store import CLAIM, LABELS, MANIFEST
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.hooks.registry import get_registry_hook
 from airflow_provider_modelsync.operators.transfer import PushModelOperator
@@ -367,7 +366,7 @@ def check_layout(text: str, world: World) -> None:
         pattern.replace("<root>/", "").replace("<name>", "digits").replace("<version>", "v1") for pattern in patterns
     )
     assert files == "digits/v1/<path…>"
-    assert records == [f"digits/.modelsync/v1{suffix}" for suffix in (MANIFEST, CLAIM, LABELS)]
+    assert records == [f"digits/.modelsync/v1{suffix}" for suffix in (".json", ".claim", ".labels")]
     claim = records.pop(1)  # gone when the version is published
     assert there == {"digits/v1/model.onnx", "digits/v1/labels.json", *records}
     assert claim not in there

@@ -382,7 +382,7 @@ class S3StandIn(StandIn):
         self.bucket = ""
         self.clock = timedelta()  # that the service's clock is ahead
         self.writing = threading.Lock()  # so that a condition holds until it has been made use of
-        self._over: set[str] = set()  # uploads that were completed or aborted
+        self._over: set[tuple[str, str]] = set()  # bucket and id of uploads that were completed or aborted
         self._checksums: dict[tuple[str, int], set[str]] = {}
 
     def __enter__(self) -> Self:
@@ -450,7 +450,7 @@ class S3StandIn(StandIn):
         _check_body(request, claim, body)
         upload = request.query.get("uploadId", "")
         with self.lock:
-            if upload in self._over:  # moto breaks when one that was aborted is gone on with
+            if (request.bucket, upload) in self._over:  # moto breaks when one that was aborted is gone on with
                 raise Refusal(404, "NoSuchUpload", "The specified upload does not exist. It may have been completed.")
             if request.operation == "CompleteMultipartUpload":
                 self._check_parts(upload, request.body)
@@ -529,7 +529,7 @@ class S3StandIn(StandIn):
         upload = request.query.get("uploadId", "")
         with self.lock:
             if request.operation in ("CompleteMultipartUpload", "AbortMultipartUpload"):
-                self._over.add(upload)
+                self._over.add((request.bucket, upload))
             if request.operation == "UploadPart" and request.part is not None:
                 named = {value for name, value in request.headers.items() if name.startswith("x-amz-checksum-")}
                 self._checksums[upload, request.part] = named

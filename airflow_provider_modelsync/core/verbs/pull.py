@@ -116,8 +116,9 @@ def pull(
                 lambda staging: download(plan.way, version.ref, staging, control, driver, mover),
                 verify=verify,
             )
-    except DigestMismatch:
-        if driver.run(registry.read_version(version.name, version.version)).digest != version.digest:
+    except (DigestMismatch, ModelNotFound):
+        now = driver.run(registry.read_version(version.name, version.version))
+        if (now.digest, now.uri) != (version.digest, version.uri):
             raise RegistryUnavailable(f"{version.ref} was replaced while it was being pulled") from None
         raise
     except OSError as error:

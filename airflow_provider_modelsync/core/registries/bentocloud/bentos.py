@@ -192,8 +192,13 @@ class Bentos(BentoCloud):
         if is_there:
             return UploadPlan(ref=request.ref, way=None, existing=self._bento_version(record, bento.tag))
         with still_there(bento.tag):
-            way = yield from self._uploads.way_up(bento.tag, record, layout, request.memory)
-        return _BentoPlan(ref=request.ref, way=way, tag=bento.tag, digest=bento.digest)
+            way, started_at = yield from self._uploads.way_up(bento.tag, record, layout, request.memory)
+        if way is None:
+            found = yield from self._bento(bento.tag)
+            if found is None or not _holds(found, bento.digest):
+                raise replaced(bento.tag)
+            return UploadPlan(ref=request.ref, way=None, existing=self._bento_version(found, bento.tag))
+        return _BentoPlan(ref=request.ref, way=way, tag=bento.tag, started_at=started_at, digest=bento.digest)
 
     def finish_push(self, plan: UploadPlan) -> Flow[ModelVersion]:
         plan = cast(_BentoPlan, plan)
@@ -212,8 +217,8 @@ class Bentos(BentoCloud):
         if isinstance(error, (VersionConflict, VersionFailed)):  # the record is somebody else's, or has failed already
             return
         record = yield from self._bento(plan.tag, seconds=ABORT_SECONDS)
-        if record is None or not _holds(record, plan.digest) or record.status is VersionStatus.READY:
-            return  # another push has replaced it, or has brought it to its end
+        if record is None or not _holds(record, plan.digest) or not plan.owns(record):
+            return  # another push has replaced it, goes on with it, or has brought it to its end
         reason = f"{type(error).__name__}: {error}"[:500]
         yield from self._uploads.report(plan.tag, "failed", reason, seconds=ABORT_SECONDS)
 

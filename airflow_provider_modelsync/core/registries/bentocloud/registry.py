@@ -238,8 +238,11 @@ class BentoCloud(Registry, Deploys):
         if record.build_at and record.build_at != draft.build_at:  # an earlier try's record
             layout = yield from call(draft.layout, record.build_at)
         with still_there(tag):
-            way = yield from self._uploads.way_up(tag, record, layout, request.memory)
-        return _ModelPlan(ref=request.ref, way=way, tag=tag, digest=draft.digest)
+            way, started_at = yield from self._uploads.way_up(tag, record, layout, request.memory)
+        if way is None:
+            existing = yield from self.read_version(tag.name, tag.version)
+            return UploadPlan(ref=request.ref, way=None, existing=existing)
+        return _ModelPlan(ref=request.ref, way=way, tag=tag, started_at=started_at, digest=draft.digest)
 
     def finish_push(self, plan: UploadPlan) -> Flow[ModelVersion]:
         plan = cast(_ModelPlan, plan)
@@ -257,8 +260,8 @@ class BentoCloud(Registry, Deploys):
         if isinstance(error, (VersionConflict, VersionFailed)):  # the record is somebody else's, or has failed already
             return
         record = yield from self._record(plan.tag, seconds=ABORT_SECONDS)
-        if record is None or record.digest != plan.digest or record.status is VersionStatus.READY:
-            return  # another push has replaced it, or has brought it to its end
+        if record is None or record.digest != plan.digest or not plan.owns(record):
+            return  # another push has replaced it, goes on with it, or has brought it to its end
         reason = f"{type(error).__name__}: {error}"[:500]
         yield from self._uploads.report(plan.tag, "failed", reason, seconds=ABORT_SECONDS)
 

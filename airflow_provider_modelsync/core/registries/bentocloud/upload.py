@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Literal, TypeVar
 
 import httpx
@@ -69,6 +70,8 @@ class UploadRecord(BaseModel):
     version: str
     upload_status: Text = ""
     upload_finished_reason: Text = ""
+    upload_started_at: Time = None
+    upload_finished_at: Time = None
     created_at: Time = None
     build_at: Time = None
     labels: Annotated[list[Label], null_as([])] = []
@@ -135,9 +138,20 @@ class TagPlan(UploadPlan):
     """How a version gets up.
 
     :param tag: the version.
+    :param started_at: when the server says that this upload was started: another push of the same bytes starts anew.
     """
 
     tag: Tag
+    started_at: datetime | None
+
+    def owns(self, record: UploadRecord | None) -> bool:
+        """Whether a record tells of this very upload, and of none that has ended."""
+        return (
+            record is not None
+            and record.status is not VersionStatus.READY
+            # The server starts the upload of bytes that it takes itself once more.
+            and (self.is_proxy or record.upload_started_at == self.started_at)
+        )
 
     @property
     def is_proxy(self) -> bool:
@@ -188,18 +202,31 @@ class Uploads:
         if (yield from self._calls.create(tag.repositories, Repository, making, body)) is None:
             yield from self._calls.need("GET", tag.repository, Repository, doing)  # another push was faster
 
-    def way_up(self, tag: Tag, record: UploadRecord, layout: TarLayout, memory: UploadMemory) -> Flow[UploadWay]:
-        """Start the upload in the way that the server wishes."""
+    def way_up(
+        self, tag: Tag, record: UploadRecord, layout: TarLayout, memory: UploadMemory
+    ) -> Flow[tuple[UploadWay | None, datetime | None]]:
+        """Start the upload in the way that the server wishes.
+
+        :return: the way, and when the server says that it was started. No way when another push of the same bytes has
+            ended well since the record was read.
+        """
         strategy = record.transmission_strategy
         presigned = None
         if strategy is None:
             presigned = yield from self.presigned(tag, "upload", UploadRecord)
-        yield from self._calls.need("PATCH", f"{tag.path}/start_upload", UploadRecord, f"starting the upload of {tag}")
+        doing = f"starting the upload of {tag}"
+        started = yield from self._calls.need("PATCH", f"{tag.path}/start_upload", UploadRecord, doing)
+        if started.upload_finished_at != record.upload_finished_at and not started.upload_finished_reason:
+            yield from self.report(tag, "success", "")  # as it was until this start opened it again
+            return None, None
+        way: UploadWay
         if strategy == PROXY or (presigned is not None and not presigned.presigned_upload_url):
-            return PutArchive(layout, self.proxy(tag, "upload"), is_proxy=True)
-        if presigned is not None and layout.size <= _SINGLE_PUT_LIMIT:
-            return PutArchive(layout, self.presigning(tag, "upload", presigned))
-        return (yield from self._parts(tag, record, layout, memory))
+            way = PutArchive(layout, self.proxy(tag, "upload"), is_proxy=True)
+        elif presigned is not None and layout.size <= _SINGLE_PUT_LIMIT:
+            way = PutArchive(layout, self.presigning(tag, "upload", presigned))
+        else:
+            way = yield from self._parts(tag, record, layout, memory)
+        return way, started.upload_started_at
 
     def _parts(self, tag: Tag, record: UploadRecord, layout: TarLayout, memory: UploadMemory) -> Flow[UploadWay]:
         """Take up the upload that an earlier try began, or begin one."""

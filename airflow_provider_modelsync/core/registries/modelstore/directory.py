@@ -1,40 +1,48 @@
-"""A model store in a directory of this machine, or of a disk that several machines mount."""
+"""A model store in a directory of this machine, or of a disk that several machines mount.
+
+The files of a generation are written where nobody else writes and renamed to their place as a whole. Whoever comes
+second finds the place taken, and compares. No lock is held anywhere.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
 
 from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.archive import names
-from airflow_provider_modelsync.core.errors import ModelNotFound, RegistryUnavailable, from_os_error
-from airflow_provider_modelsync.core.models import ModelVersion
-from airflow_provider_modelsync.core.registries.modelstore.store import (
-    CLAIM,
-    LABELS,
-    MANIFEST,
-    Claim,
-    Entry,
-    Labels,
-    Manifest,
-    Record,
-    Store,
-    StorePlan,
+from airflow_provider_modelsync.core.archive.digest import BLOCK, FileEntry, read_tree
+from airflow_provider_modelsync.core.errors import BeginAgain, InvalidInput, ModelSyncError, from_os_error
+from airflow_provider_modelsync.core.registries.modelstore import claims
+from airflow_provider_modelsync.core.registries.modelstore.store import Entry, Manifest, Record, Store, StorePlan
+from airflow_provider_modelsync.core.transfer.plan import (
+    FromDirectory,
+    IntoDirectory,
+    PushRequest,
+    UploadPlan,
 )
-from airflow_provider_modelsync.core.transfer.plan import FromDirectory, IntoDirectory, PushRequest, UploadPlan
 from airflow_provider_modelsync.core.transfer.room import require_room
 
+_CLOCK_STEP = 0.001  # seconds by which times of one file system may be told apart wrongly
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _DirectoryPlan(StorePlan):
+
+@dataclass(frozen=True, slots=True)
+class _Staged(IntoDirectory):
+    """Files on their way to a generation's directory.
+
+    :param staging: where they are written.
+    :param held: gives that up.
+    """
+
     staging: durable.Staging
-    release: ExitStack  # gives the staging directory up
+    held: ExitStack
 
 
 class DirectoryStore(Store):
@@ -61,20 +69,22 @@ class DirectoryStore(Store):
                     self.root.rmdir()
         return f"The model store at {self.root.as_uri()} can be read and written."
 
-    def uri(self, name: str, version: str) -> str:
-        return (self.root / name / version).as_uri()
+    def uri(self, name: str, directory: str) -> str:
+        return (self.root / name / directory).as_uri()
 
     def names(self) -> list[str]:
         return [entry.name for entry in _list(self.root)]
 
-    def entries(self, name: str) -> dict[str, Entry]:
+    def entries(self, name: str, version: str | None = None) -> dict[str, Entry]:
         found: dict[str, Entry] = {}
         for entry in _list(self._meta(name)):
-            with suppress(FileNotFoundError):  # deleted since it was listed
-                found[entry.name] = Entry(_time(entry.stat()))
+            if version is None or entry.name.startswith(f"{version}."):
+                with suppress(FileNotFoundError):  # deleted since it was listed
+                    facts = entry.stat()
+                    found[entry.name] = Entry(_time(facts), f"{facts.st_mtime_ns}-{facts.st_ino}-{facts.st_size}")
         return found
 
-    def read(self, name: str, record: str, entry: Entry | None = None) -> Record | None:
+    def read(self, name: str, record: str) -> Record | None:
         path = self._meta(name, record)
         try:
             with path.open("rb") as file:
@@ -84,129 +94,168 @@ class DirectoryStore(Store):
         except OSError as error:
             raise from_os_error(error, f"reading {path}") from error
 
+    def create(self, name: str, record: str, content: bytes) -> bool:
+        path = self._meta(name, record)
+        with _translated(f"writing {path}"):
+            self.root.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return durable.create_file(path, content)
+
+    def remove(self, name: str, records: Iterable[str]) -> None:
+        paths = [self._meta(name, record) for record in records]
+        with _translated(f"removing records of {name} in {self.root}"):
+            for path in paths:
+                path.unlink(missing_ok=True)
+            if paths:
+                durable.sync_directory(paths[0].parent)
+
     def show(self, name: str, record: str) -> str:
         return str(self._meta(name, record))
 
-    def plan_push(self, request: PushRequest, manifest: Manifest) -> UploadPlan:
+    def identity(self, name: str, record: str) -> tuple[str, ...]:
+        return (str(self._meta(name, record)),)
+
+    def require_fit(self, manifest: Manifest) -> None:
+        pass  # the source is on a file system, too
+
+    def prepare(self, manifest: Manifest, *, replaces: bool) -> None:
         with _translated(f"preparing {manifest.ref} in {self.root}"):
             self.root.mkdir(exist_ok=True)
             self._meta(manifest.name).mkdir(parents=True, exist_ok=True)
             durable.sweep(self._meta(manifest.name))
-            if existing := self.settle(manifest, request.force):
-                self._release_claim(manifest)  # whoever published it may have died before doing so
-                return UploadPlan(ref=manifest.ref, way=None, existing=existing)
-            self._claim(manifest, request.force)
-            release = ExitStack()
+            if replaces:
+                self.require_removable(manifest.name, manifest.version)
+
+    def require_removable(self, name: str, version: str) -> None:
+        for generation in self.generations(name, version):
+            for place, _, _ in os.walk(self._files(name, version, generation)):
+                if not os.access(place, os.W_OK | os.X_OK):
+                    raise InvalidInput(
+                        f"{place} is write-protected, so {name}:{version} can be neither deleted nor replaced",
+                        argument="model",
+                    )
+
+    def damaged(self, manifest: Manifest, *, written: datetime, thorough: bool) -> set[str]:
+        directory = self._files(manifest.name, manifest.version, manifest.generation)
+
+        def is_whole(file: FileEntry) -> bool:
+            path = directory / file.path
+            facts = path.lstat()
+            if not stat.S_ISREG(facts.st_mode) or facts.st_size != file.size:
+                return False
+            if bool(facts.st_mode & 0o100) != file.executable:
+                return False
+            # Bytes that nobody has touched since they were published are read only when that is asked for.
+            is_touched = facts.st_ctime > written.timestamp() + _CLOCK_STEP
+            return not (thorough or is_touched) or _sha256(path) == file.sha256
+
+        wrong = set()
+        for file in manifest.files:
             try:
-                # Once more: the version may have been published between the first look and the claim.
-                if existing := self.settle(manifest, request.force):
-                    self._release_claim(manifest)
-                    return UploadPlan(ref=manifest.ref, way=None, existing=existing)
-                key = manifest.digest.removeprefix("sha256:")[:12]
-                staging = release.enter_context(durable.staging(self._meta(manifest.name, manifest.version), key))
-                # After what a killed try of the same push has left is gone.
-                require_room(self.root, manifest.size_bytes)
+                if not is_whole(file):
+                    wrong.add(file.path)
+            except OSError:
+                wrong.add(file.path)
+        return wrong
+
+    def is_free(self, manifest: Manifest) -> bool:
+        place = self._files(manifest.name, manifest.version, manifest.generation)
+        return not os.path.lexists(place) or _holds(place, manifest)
+
+    def way_up(
+        self, request: PushRequest, manifest: Manifest, *, is_fresh: bool, origin: Manifest | None
+    ) -> _Staged | None:
+        held = ExitStack()
+        with _translated(f"preparing {manifest.ref} in {self.root}"):
+            staging = held.enter_context(durable.staging(self._meta(manifest.name, manifest.directory), _key(manifest)))
+            if os.path.lexists(self._files(manifest.name, manifest.version, manifest.generation)):
+                held.close()
+                return None  # moved there as a whole by a push that was killed right after
+            try:
+                require_room(self.root, manifest.size_bytes)  # when what a killed try has left is gone
             except BaseException:
-                release.close()
-                self._release_claim(manifest)
+                held.close()
                 raise
-        return _DirectoryPlan(
-            ref=manifest.ref,
-            way=IntoDirectory(staging.path),
-            manifest=manifest,
-            force=request.force,
-            staging=staging,
-            release=release,
-        )
+        return _Staged(staging.path, staging, held)
 
-    def publish(self, plan: UploadPlan) -> ModelVersion:
-        plan = cast(_DirectoryPlan, plan)
+    def confirm(self, plan: StorePlan) -> Manifest:
         manifest = plan.manifest
-        pair = manifest.name, manifest.version
-        final = self.root / manifest.name / manifest.version
-        with plan.release, _translated(f"publishing {plan.ref} in {self.root}"):
-            durable.sync_file_system(plan.staging.path)
-            with durable.directory_lock(self._meta(manifest.name)):
-                existing = self.settle(manifest, plan.force)  # another writer of the same bytes may have been faster
-                if existing is None:
-                    self._claim(manifest, force=False)  # still ours? another push may have taken it over
-                    # Absent from here until the new manifest is there, never a mixture.
-                    self._withdraw(*pair)
-                    plan.staging.set_aside(final)
-                    if not plan.staging.publish(final):  # where locks do nothing, another writer may be in here, too
-                        raise RegistryUnavailable(f"{plan.ref} was published by somebody else just now")
-                    durable.sync_directory(final.parent)
-                    # Where locks do nothing, another writer may be in here, too: then one manifest wins.
-                    content = manifest.model_dump_json().encode()
-                    if not durable.create_file(self._meta(manifest.name, f"{manifest.version}{MANIFEST}"), content):
-                        self.settle(manifest, force=False)
-                self._release_claim(manifest)
-        try:
-            return self.read_version(*pair)
-        except ModelNotFound as error:  # deleted, or where locks do nothing, about to be published by another writer
-            raise RegistryUnavailable(
-                f"{plan.ref} was withdrawn just now; the next try sees what came of it"
-            ) from error
+        place = self._files(manifest.name, manifest.version, manifest.generation)
+        with _translated(f"publishing {plan.ref} in {self.root}"):
+            if isinstance(plan.way, _Staged):
+                durable.sync_file_system(plan.way.directory)
+                if not plan.way.staging.publish(place) and not _holds(place, manifest):
+                    raise BeginAgain(f"{place} holds something else than {plan.ref}")
+                durable.sync_directory(place.parent)
+            elif not place.is_dir():
+                raise BeginAgain(f"{place} is gone")
+        return manifest
 
-    def abort(self, plan: UploadPlan) -> None:
-        plan = cast(_DirectoryPlan, plan)
-        plan.release.close()
-        self._release_claim(plan.manifest)
+    def finish(self, plan: StorePlan) -> None:
+        pass
 
-    def delete(self, name: str, version: str) -> bool:
-        if not self._meta(name).is_dir():
-            return False
-        with (
-            _translated(f"deleting {name}:{version} in {self.root}"),
-            durable.staging(self._meta(name, version), secrets.token_hex(6)) as trash,
-            durable.directory_lock(self._meta(name)),
-        ):
-            existed = self._withdraw(name, version)
-            trash.set_aside(self.root / name / version)
-            durable.sweep(self._meta(name))
-            return existed
+    def release(self, manifest: Manifest, plan: UploadPlan | None = None) -> None:
+        if plan is not None and isinstance(plan.way, _Staged):
+            plan.way.held.close()
+        if plan is None:
+            self._sweep_after(manifest)
 
-    def set_labels(self, name: str, version: str, labels: Mapping[str, str | None]) -> None:
-        with _translated(f"labelling {name}:{version} in {self.root}"), durable.directory_lock(self._meta(name)):
-            merged = Labels(labels=self.read_version(name, version).labels).merged(labels)
-            durable.replace_file(self._meta(name, f"{version}{LABELS}"), merged.model_dump_json().encode())
+    def _sweep_after(self, manifest: Manifest) -> None:
+        """Remove what a push of the same bytes that was killed after it had published them has left."""
+        hidden = [entry.name[1:] for entry in _list(self._meta(manifest.name)) if entry.name.startswith(".")]
+        stems = {name.partition(f".{_key(manifest)}.")[0] for name in hidden}
+        with _translated(f"tidying {manifest.ref} in {self.root}"):
+            for stem in stems:
+                if claims.generation_of(manifest.version, stem):
+                    with durable.staging(self._meta(manifest.name, stem), _key(manifest)):
+                        pass
+
+    def generations(self, name: str, version: str) -> set[int]:
+        return {claims.generation_of(version, entry.name) for entry in _list(self.root / name)} - {0}
+
+    def clear(self, name: str, version: str, generations: Iterable[int]) -> None:
+        for generation in generations:
+            place = self._files(name, version, generation)
+            if os.path.lexists(place):
+                # Out of sight at once, whatever time it takes to remove it.
+                aside = self._meta(name, place.name)
+                with (
+                    _translated(f"removing {place}"),
+                    durable.staging(aside, secrets.token_hex(6)) as staging,
+                ):
+                    staging.set_aside(place)
 
     def way_down(self, manifest: Manifest) -> FromDirectory:
-        return FromDirectory(self.root / manifest.name / manifest.version, manifest.files, manifest.directories)
+        place = self._files(manifest.name, manifest.version, manifest.generation)
+        return FromDirectory(place, manifest.files, manifest.directories)
 
     def _meta(self, name: str, record: str = "") -> Path:
         return self.root / name / names.RESERVED_DIRECTORY / record
 
-    def _claim(self, manifest: Manifest, force: bool) -> None:
-        path = self._meta(manifest.name, f"{manifest.version}{CLAIM}")
-        content = Claim(digest=manifest.digest).model_dump_json().encode()
-        while not durable.create_file(path, content):
-            holder = self.claimant(manifest)
-            if holder is None:  # given up between the two looks
-                continue
-            if self.is_claimed_by(manifest, holder):
-                return
-            if not force:
-                raise self.claimed(manifest, holder)
-            durable.replace_file(path, content)
-            return
+    def _files(self, name: str, version: str, generation: int) -> Path:
+        return self.root / name / claims.directory_of(version, generation)
 
-    def _release_claim(self, manifest: Manifest) -> None:
-        holder = self.claimant(manifest)
-        if holder is not None and self.is_claimed_by(manifest, holder):
-            self._meta(manifest.name, f"{manifest.version}{CLAIM}").unlink(missing_ok=True)
 
-    def _withdraw(self, name: str, version: str) -> bool:
-        """Remove a version's manifest, then its labels: it does not exist any more. Return whether it did."""
-        try:
-            self._meta(name, f"{version}{MANIFEST}").unlink()
-            existed = True
-        except FileNotFoundError:
-            existed = False
-        # Also what somebody killed right here left: the next version of that name is not to inherit its labels.
-        self._meta(name, f"{version}{LABELS}").unlink(missing_ok=True)
-        durable.sync_directory(self._meta(name))
-        return existed
+def _holds(place: Path, manifest: Manifest) -> bool:
+    """Whether a directory is exactly what a manifest says."""
+    try:
+        tree = read_tree(place)
+    except ModelSyncError:
+        return False
+    return (tree.files, tree.directories) == (manifest.files, manifest.directories)
+
+
+def _key(manifest: Manifest) -> str:
+    """Return what tells the staging directories of these bytes."""
+    return manifest.digest.removeprefix("sha256:")[:12]
+
+
+def _sha256(path: Path) -> str:
+    total, buffer = hashlib.sha256(), memoryview(bytearray(BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            total.update(buffer[:count])
+    return total.hexdigest()
 
 
 def _time(facts: os.stat_result) -> datetime:

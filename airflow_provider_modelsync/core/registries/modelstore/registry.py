@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar, ParamSpec, TypeVar
+from typing import ClassVar, ParamSpec, TypeVar, cast
 
 from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavailable
@@ -17,7 +17,7 @@ from airflow_provider_modelsync.core.registries.modelstore.bucket import Bucket
 from airflow_provider_modelsync.core.registries.modelstore.client import BucketSettings, OpenSession
 from airflow_provider_modelsync.core.registries.modelstore.directory import DirectoryStore
 from airflow_provider_modelsync.core.registries.modelstore.s3 import S3Store
-from airflow_provider_modelsync.core.registries.modelstore.store import CONN_TYPE, NAME, Manifest, Store
+from airflow_provider_modelsync.core.registries.modelstore.store import CONN_TYPE, NAME, Manifest, Store, StorePlan
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, PushRequest, UploadPlan
 
@@ -91,9 +91,8 @@ class ModelStore(Registry):
         require_json("labels", labels)
         if not all(value is None or isinstance(value, str) for value in labels.values()):
             raise InvalidInput("a label's value is a string, or None to remove it", argument="labels")
-        version = yield from self.get(ref)
-        yield from self._call(self._store.set_labels, version.name, version.version, labels)
-        return (yield from self.read_version(version.name, version.version))
+        exact = ref.version or (yield from self.get(ref)).version
+        return (yield from self._call(self._store.set_labels, ref.name, exact, labels))
 
     def plan_push(self, request: PushRequest) -> Flow[UploadPlan]:
         if request.options:
@@ -101,10 +100,10 @@ class ModelStore(Registry):
         return self._call(self._store.plan_push, request, Manifest.of(request, _exact(request.ref)))
 
     def finish_push(self, plan: UploadPlan) -> Flow[ModelVersion]:
-        return self._call(self._store.publish, plan)
+        return self._call(self._store.publish, cast(StorePlan, plan))
 
     def abort_push(self, plan: UploadPlan, error: BaseException) -> Flow[None]:
-        return self._call(self._store.abort, plan)
+        return self._call(self._store.abort, cast(StorePlan, plan))
 
     def plan_pull(self, version: ModelVersion) -> Flow[DownloadPlan]:
         return self._call(self._plan_pull, version)
@@ -113,7 +112,7 @@ class ModelStore(Registry):
         return (call_remote if self._store.is_remote else call)(fn, *args, **kwargs)
 
     def _plan_pull(self, version: ModelVersion) -> DownloadPlan:
-        manifest, _ = self._store.read_manifest(version.name, version.version)
+        manifest = self._store.read_manifest(version.name, version.version)
         if manifest.digest != version.digest:
             raise RegistryUnavailable(f"{version.ref} was replaced just now; the next try sees the new one")
         manifest.require_safe()

@@ -1,47 +1,32 @@
 """A model store in a bucket, shared by a whole cluster.
 
-A bucket knows neither locks nor renames. So a push claims its version by a conditional write before it sends anything,
-looks at its claim again before each step that cannot be taken back, and writes the manifest, conditionally, when a
-listing shows every object as it was stored.
+A bucket knows neither locks nor renames, but every bucket that is accepted knows how to create an object where there is
+none: that is all that :mod:`.store` asks for.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import logging
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import cast
 
 from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.archive.digest import FileEntry
 from airflow_provider_modelsync.core.errors import (
     BeginAgain,
+    Cancelled,
     DigestMismatch,
-    ModelNotFound,
     ModelSyncError,
     RegistryUnavailable,
-    VersionConflict,
 )
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
-from airflow_provider_modelsync.core.flow.forks import Lock
 from airflow_provider_modelsync.core.flow.parallel import for_each
 from airflow_provider_modelsync.core.flow.steps import Flow, call, call_remote
-from airflow_provider_modelsync.core.models import ModelRef, ModelVersion
+from airflow_provider_modelsync.core.registries.modelstore import claims
 from airflow_provider_modelsync.core.registries.modelstore.bucket import Bucket, Listed
 from airflow_provider_modelsync.core.registries.modelstore.probe import probe
-from airflow_provider_modelsync.core.registries.modelstore.store import (
-    CLAIM,
-    LABELS,
-    MANIFEST,
-    Claim,
-    Entry,
-    Labels,
-    Manifest,
-    Record,
-    Store,
-    StorePlan,
-)
+from airflow_provider_modelsync.core.registries.modelstore.store import Entry, Manifest, Record, Store, StorePlan
 from airflow_provider_modelsync.core.transfer.plan import (
     Address,
     GetFiles,
@@ -54,17 +39,13 @@ from airflow_provider_modelsync.core.transfer.plan import (
     choose_part_size,
 )
 
+log = logging.getLogger("modelsync")
+
 _SHA256 = "modelsync-sha256"  # metadata of objects that come in parts
 _ORIGINS = 8  # versions that are looked through for files to copy
+_WORTH_COPYING = 1 << 20  # bytes of a file; smaller ones are sent sooner than looked for
 _DELETERS = 8  # threads
-_ROUNDS = 100  # of looking and writing on a condition, each lost to another writer
-_CACHED_BYTES = 32 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _BucketPlan(StorePlan):
-    way: PutObjects
-    origins: Mapping[str, str]  # record of a manifest → its tag when files of its version were chosen to be copied
+_ROOM_FOR_GENERATION = "~999999"
 
 
 class S3Store(Store):
@@ -82,134 +63,110 @@ class S3Store(Store):
         self._base = base
         self._part_size_mib = part_size_mib
         self._begun: dict[str, str] = {}  # id → key of the uploads in parts that were begun here and not completed
-        self._publishing: set[ModelRef] = set()  # versions whose manifests are being written
 
     def test(self) -> str:
         missing = probe(self._bucket, self._bucket.mover)
         works = f"The model store at s3://{self._bucket.name}/{self._base} can be read and written."
         return f"{works} The storage does without: {'; '.join(map(str, missing))}." if missing else works
 
-    def uri(self, name: str, version: str) -> str:
-        return f"s3://{self._bucket.name}/{self._base}{name}/{version}"
+    def uri(self, name: str, directory: str) -> str:
+        return f"s3://{self._bucket.name}/{self._base}{name}/{directory}"
 
     def names(self) -> list[str]:
         return self._bucket.directories(self._base)
 
-    def entries(self, name: str) -> dict[str, Entry]:
+    def entries(self, name: str, version: str | None = None) -> dict[str, Entry]:
         prefix = self._meta(name)
         # To the second, as every other answer tells the time: some listings are finer.
         return {
             found.key.removeprefix(prefix): Entry(found.modified.replace(microsecond=0), found.etag)
-            for found in self._bucket.objects(prefix)
+            for found in self._bucket.objects(f"{prefix}{version}." if version else prefix)
         }
 
-    def read(self, name: str, record: str, entry: Entry | None = None) -> Record | None:
-        key = self._meta(name, record)
-        tag = (*self._bucket.identity, key, entry.tag) if entry is not None else None
-        if entry is not None and tag is not None and (known := _records.get(tag)):
-            return replace(known, modified=entry.modified)  # the same content may have been written again
-        stored = self._bucket.get(key)
-        if stored is None:
-            return None
-        found = Record(stored.content, stored.modified, stored.etag)
-        _records.add((*self._bucket.identity, key, stored.etag), found)
-        return found
+    def read(self, name: str, record: str) -> Record | None:
+        stored = self._bucket.get(self._meta(name, record))
+        return None if stored is None else Record(stored.content, stored.modified)
+
+    def create(self, name: str, record: str, content: bytes) -> bool:
+        return self._bucket.put(self._meta(name, record), content) is not None
+
+    def remove(self, name: str, records: Iterable[str]) -> None:
+        self._delete_all(self._meta(name, record) for record in records)
 
     def show(self, name: str, record: str) -> str:
         return f"s3://{self._bucket.name}/{self._meta(name, record)}"
 
-    def plan_push(self, request: PushRequest, manifest: Manifest) -> UploadPlan:
-        self._bucket.require_keys(self.key_of(manifest, file.path) for file in manifest.files)
-        try:
-            existing = self._enter(manifest, force=request.force)
-        except VersionConflict:
-            self._abort_begun(manifest)  # by an attempt before this one
-            raise
-        if existing:
-            self._abort_begun(manifest)
-            return UploadPlan(ref=manifest.ref, way=None, existing=existing)
-        if request.force:  # absent from here until the new manifest is there, never a mixture
-            self._withdraw(manifest.name, manifest.version)
+    def identity(self, name: str, record: str) -> tuple[str, ...]:
+        return (*self._bucket.identity, self._meta(name, record))
+
+    def require_fit(self, manifest: Manifest) -> None:
+        place = f"{self._base}{manifest.name}/{manifest.version}{_ROOM_FOR_GENERATION}/"
+        self._bucket.require_keys(f"{place}{file.path}" for file in manifest.files)
+
+    def prepare(self, manifest: Manifest, *, replaces: bool) -> None:
+        if replaces:
+            self.require_removable(manifest.name, manifest.version)
+
+    def require_removable(self, name: str, version: str) -> None:
+        # Nothing is there under this name, but who may not delete hears of it.
+        self._bucket.delete(self._meta(name, f"{version}.~0.claim"))
+
+    def is_free(self, manifest: Manifest) -> bool:
+        return True  # what does not belong there is removed before the version is published
+
+    def damaged(self, manifest: Manifest, *, written: datetime, thorough: bool) -> set[str]:
         there = self._objects(manifest)
-        copies, origins = self._origins(manifest)
+        return {file.path for file in manifest.files if not _is_whole(manifest, file, there.get(file.path))}
+
+    def way_up(
+        self, request: PushRequest, manifest: Manifest, *, is_fresh: bool, origin: Manifest | None
+    ) -> PutObjects:
+        # Nobody else has been here before: there is nothing to go on with.
+        there = {} if is_fresh else self._objects(manifest)
         largest = max(file.size for file in manifest.files)
         part_size = choose_part_size(largest, self._part_size_mib)
-        way = PutObjects(
+        copies = self._origins(manifest, there, origin)
+        begun = {} if is_fresh or largest <= part_size else self._open_uploads(manifest, part_size)
+        self._begun |= {opened.upload_id: self.key_of(manifest, path) for path, opened in begun.items()}
+        return PutObjects(
             source=request.source,
             writer=_Writer(self, self._bucket, manifest, part_size, copies, there),
             there={path: Stored(found.size, found.etag) for path, found in there.items()},
-            open=self._open_uploads(manifest, part_size),
+            open=begun,
             copies=frozenset(copies),
         )
-        return _BucketPlan(ref=manifest.ref, way=way, manifest=manifest, force=request.force, origins=origins)
 
-    def publish(self, plan: UploadPlan) -> ModelVersion:
-        plan = cast(_BucketPlan, plan)
-        manifest = plan.manifest
-        if published := self.require_claim(manifest):
-            self._abort_begun(manifest)
-            return published
+    def confirm(self, plan: StorePlan) -> Manifest:
+        manifest, way = plan.manifest, cast(PutObjects, plan.way)
         there = self._objects(manifest)
-        for path, etag in plan.way.etags.items():
+        for path, etag in way.etags.items():
             if (path not in there or there[path].etag != etag) and not self._is_stored(manifest, path, etag):
                 raise BeginAgain(f"{names.show(path)} of {plan.ref} was changed by somebody else")
-        entries = self.entries(manifest.name)
-        for record, tag in plan.origins.items():
-            if record not in entries or entries[record].tag != tag:
-                raise BeginAgain(f"the version that files of {plan.ref} were copied from was replaced")
-        self._delete_all(found for path, found in there.items() if path not in plan.way.etags)
-        self._abort_uploads(manifest.name, manifest.version)
-        if self.require_claim(manifest) is None:
-            self._publishing.add(manifest.ref)
-            try:
-                self._write_manifest(manifest, force=plan.force)
-            finally:
-                self._publishing.discard(manifest.ref)
-        if published := self.settle(manifest, force=False):
-            return published
-        raise RegistryUnavailable(f"{plan.ref} was withdrawn just now; the next try sees what came of it")
+        self._delete_all(found.key for path, found in there.items() if path not in way.etags)
+        return manifest.model_copy(update={"etags": dict(way.etags)})
 
-    def abort(self, plan: UploadPlan) -> None:
-        manifest = cast(_BucketPlan, plan).manifest
-        self._abort_begun(manifest)
-        if manifest.ref in self._publishing:
-            return  # a killed push no longer waits for this request, which may still publish what lies there
-        claim = self.claimant(manifest)
-        if claim is None or not self.is_claimed_by(manifest, claim):
-            return  # what lies there is somebody else's
-        self._abort_uploads(manifest.name, manifest.version)
-        if not self._is_published(manifest):
-            # A manifest of other bytes was written at the last moment by a push that had lost its claim to this one.
-            self._withdraw(manifest.name, manifest.version)
-            self._delete_all(self._objects(manifest).values())
-        self._release_claim(manifest)
+    def finish(self, plan: StorePlan) -> None:
+        way = plan.way
+        if isinstance(way, PutObjects) and any(file.size > way.writer.part_size for file in plan.manifest.files):
+            # Of another push of the same bytes, or of a request whose answer was lost.
+            self._abort_uploads(self._files(plan.manifest))
 
-    def delete(self, name: str, version: str) -> bool:
-        entries = self.entries(name)
-        existed = f"{version}{MANIFEST}" in entries
-        if existed and f"{version}{CLAIM}" in entries:
-            with suppress(ModelSyncError):  # a damaged version can be deleted, too
-                # The claim of a push that has done all but give it up.
-                self._release_claim(self.read_manifest(name, version, entries)[0])
-        if existed or f"{version}{LABELS}" in entries:
-            self._withdraw(name, version)
-        left = list(self._bucket.objects(self._files(name, version)))
-        uploads = self._bucket.uploads(self._files(name, version))
-        # Looked at after all that was listed: what another push brings from here on is not among it.
-        if self.entries(name).keys().isdisjoint({f"{version}{CLAIM}", f"{version}{MANIFEST}"}):
-            for key, upload_id in uploads:
+    def release(self, manifest: Manifest, plan: UploadPlan | None = None) -> None:
+        version = f"{self._base}{manifest.name}/{manifest.version}"
+        for upload_id, key in list(self._begun.items()):
+            if key.startswith((f"{version}/", f"{version}~")):
                 self._bucket.abort(key, upload_id)
-            self._delete_all(left)
-        return existed
+                self.completed(upload_id)
 
-    def set_labels(self, name: str, version: str, labels: Mapping[str, str | None]) -> None:
-        key = self._meta(name, f"{version}{LABELS}")
-        for _ in range(_ROUNDS):
-            stored = self.read(name, f"{version}{LABELS}")
-            merged = Labels(labels=self.read_version(name, version).labels).merged(labels)
-            if self._bucket.put(key, merged.model_dump_json().encode(), etag=stored.tag if stored else None):
-                return
-        raise RegistryUnavailable(f"the labels of {name}:{version} are being changed by others all the time")
+    def generations(self, name: str, version: str) -> set[int]:
+        found = self._bucket.directories(f"{self._base}{name}/{version}")
+        return {claims.generation_of(version, f"{version}{rest}") for rest in found} - {0}
+
+    def clear(self, name: str, version: str, generations: Iterable[int]) -> None:
+        for generation in generations:
+            prefix = f"{self._base}{name}/{claims.directory_of(version, generation)}/"
+            self._abort_uploads(prefix)
+            self._delete_all(found.key for found in self._bucket.objects(prefix))
 
     def way_down(self, manifest: Manifest) -> GetFiles:
         there = self._objects(manifest)
@@ -228,17 +185,6 @@ class S3Store(Store):
         etags = {file.path: f'"{there[file.path].etag}"' for file in manifest.files}
         return GetFiles(manifest.files, manifest.directories, address, etags)
 
-    def require_claim(self, manifest: Manifest) -> ModelVersion | None:
-        """Raise unless the version is still this push's to write, or has been published with the same bytes."""
-        holder = self.claimant(manifest)
-        if holder is None:  # another push has ended: one of the same bytes, or one that had taken the claim over
-            if published := self.settle(manifest, force=False):
-                return published
-            raise BeginAgain(f"{manifest.ref} is not claimed by this push any more")
-        if not self.is_claimed_by(manifest, holder):
-            raise self.claimed(manifest, holder)
-        return None
-
     def begun(self, key: str, upload_id: str) -> None:
         """Remember an upload in parts that nobody else may know of."""
         self._begun[upload_id] = key
@@ -249,123 +195,57 @@ class S3Store(Store):
 
     def key_of(self, manifest: Manifest, path: str) -> str:
         """Return where a file of a version is."""
-        return f"{self._files(manifest.name, manifest.version)}{path}"
+        return f"{self._files(manifest)}{path}"
 
     def _meta(self, name: str, record: str = "") -> str:
         return f"{self._base}{name}/{names.RESERVED_DIRECTORY}/{record}"
 
-    def _record(self, manifest: Manifest, suffix: str) -> str:
-        return self._meta(manifest.name, f"{manifest.version}{suffix}")
-
-    def _files(self, name: str, version: str) -> str:
-        return f"{self._base}{name}/{version}/"
+    def _files(self, manifest: Manifest) -> str:
+        return f"{self._base}{manifest.name}/{manifest.directory}/"
 
     def _objects(self, manifest: Manifest) -> dict[str, Listed]:
         """Return what lies where a version's files belong, by path."""
-        prefix = self._files(manifest.name, manifest.version)
+        prefix = self._files(manifest)
         return {found.key.removeprefix(prefix): found for found in self._bucket.objects(prefix)}
-
-    def _enter(self, manifest: Manifest, *, force: bool) -> ModelVersion | None:
-        """Claim a version, or return it when it is there already."""
-        if existing := self.settle(manifest, force):
-            # Whoever published it, or was about to, may have died before clearing up.
-            self._abort_uploads(manifest.name, manifest.version)
-            self._release_claim(manifest)
-            return existing
-        self._claim(manifest, force=force)
-        # Once more: the version may have been published between the first look and the claim.
-        try:
-            existing = self.settle(manifest, force)
-        except VersionConflict:
-            self._release_claim(manifest)
-            raise
-        if existing:
-            self._release_claim(manifest)
-        return existing
-
-    def _claim(self, manifest: Manifest, *, force: bool) -> None:
-        key, content = self._record(manifest, CLAIM), Claim(digest=manifest.digest).model_dump_json().encode()
-        for _ in range(_ROUNDS):
-            if self._bucket.put(key, content):
-                return
-            holder = self.claimant(manifest)
-            if holder is None:  # given up between the two looks
-                continue
-            if self.is_claimed_by(manifest, holder):
-                return
-            if not force:
-                raise self.claimed(manifest, holder)
-            if self._bucket.put(key, content, etag=holder.tag):
-                self._abort_uploads(manifest.name, manifest.version)  # so that nobody else's parts get among ours
-                return
-        raise RegistryUnavailable(f"the claim on {manifest.ref} changes hands all the time")
-
-    def _release_claim(self, manifest: Manifest) -> None:
-        holder = self.claimant(manifest)
-        if holder is not None and self.is_claimed_by(manifest, holder):
-            self._bucket.delete(self._record(manifest, CLAIM))
-
-    def _write_manifest(self, manifest: Manifest, *, force: bool) -> None:
-        """Publish a version whose bytes are there, and give the claim up."""
-        content = manifest.model_dump_json().encode()
-        for _ in range(_ROUNDS):
-            if self._bucket.put(self._record(manifest, MANIFEST), content) or self.settle(manifest, force):
-                break  # in the second case, another writer of the same bytes was faster
-            if self.require_claim(manifest):
-                return
-            # What is there was written by a push that had lost its claim to this one after its last look at it.
-            self._withdraw(manifest.name, manifest.version)
-        holder = self.claimant(manifest)
-        if holder is not None and not self.is_claimed_by(manifest, holder):
-            # This push has lost its claim after its last look; whoever has it writes, or is about to.
-            if self._is_published(manifest):
-                self._withdraw(manifest.name, manifest.version)
-            raise self.claimed(manifest, holder)
-        if holder is not None:
-            self._bucket.delete(self._record(manifest, CLAIM))
 
     def _is_stored(self, manifest: Manifest, path: str, etag: str) -> bool:
         """Ask for an object itself: the listing of a busy Ceph gateway may be behind."""
         found = self._bucket.head(self.key_of(manifest, path))
         return found is not None and found[0].etag == etag
 
-    def _is_published(self, manifest: Manifest) -> bool:
-        try:
-            return self.read_manifest(manifest.name, manifest.version)[0].digest == manifest.digest
-        except ModelNotFound:
-            return False
+    def _origins(self, manifest: Manifest, there: Mapping[str, Listed], same: Manifest | None) -> dict[str, Listed]:
+        """Find objects of published versions that hold files of this one, as they were published; return them by path.
 
-    def _withdraw(self, name: str, version: str) -> None:
-        """Remove a version's manifest, then its labels: it does not exist any more."""
-        self._bucket.delete(self._meta(name, f"{version}{MANIFEST}"))
-        self._bucket.delete(self._meta(name, f"{version}{LABELS}"))
-
-    def _origins(self, manifest: Manifest) -> tuple[dict[str, Listed], dict[str, str]]:
-        """Find objects of other versions that hold the files of this one; return them by path, and whose they are."""
-        wanted = {file.sha256: file.size for file in manifest.files if file.size}
+        :param same: a version of the same bytes, which is looked at first.
+        """
+        wanted = {
+            file.sha256: file.size
+            for file in manifest.files
+            if file.path not in there and file.size >= (1 if same else _WORTH_COPYING)
+        }
         by_hash: dict[str, Listed] = {}
-        records: dict[str, str] = {}
-        entries = self.entries(manifest.name) if wanted else {}
-        others = [version for version in self.newest_first(manifest.name, entries) if version != manifest.version]
-        for version in others[:_ORIGINS]:
-            if not wanted.keys() - by_hash.keys():
-                break
-            record = f"{version}{MANIFEST}"
-            try:
-                other, _ = self.read_manifest(manifest.name, version, entries)
-            except (ModelNotFound, RegistryUnavailable):  # deleted since it was listed, or damaged: no help, then
-                continue
+
+        def take(other: Manifest) -> None:
             held = [file for file in other.files if file.sha256 in wanted.keys() - by_hash.keys()]
             objects = self._objects(other) if held else {}
             for file in held:
-                if file.path in objects and objects[file.path].size == wanted[file.sha256]:
+                if other.etags.get(file.path) and _is_whole(other, file, objects.get(file.path)):
                     by_hash[file.sha256] = objects[file.path]
-                    records[record] = entries[record].tag
-        return {file.path: by_hash[file.sha256] for file in manifest.files if file.sha256 in by_hash}, records
+
+        if same:
+            take(same)
+        elif wanted:
+            for version in self.newest(manifest.name, _ORIGINS):
+                if version != manifest.version and wanted.keys() - by_hash.keys():
+                    try:
+                        take(self.read_manifest(manifest.name, version))
+                    except ModelSyncError as error:  # deleted since it was listed, or damaged: no help, then
+                        log.info("nothing is copied from %s:%s: %s", manifest.name, version, error)
+        return {file.path: by_hash[file.sha256] for file in manifest.files if file.sha256 in by_hash}
 
     def _open_uploads(self, manifest: Manifest, part_size: int) -> dict[str, OpenObject]:
         """Return the unfinished upload of each file; of several, as after a lost answer, the one that has most."""
-        prefix = self._files(manifest.name, manifest.version)
+        prefix = self._files(manifest)
         found: dict[str, OpenObject] = {}
         keys = [self.key_of(manifest, file.path) for file in manifest.files if file.size > part_size]
         for key, upload_id in self._bucket.uploads(prefix, keys):
@@ -374,25 +254,20 @@ class S3Store(Store):
                 found[path] = OpenObject(upload_id, parts)
         return found
 
-    def _abort_begun(self, manifest: Manifest) -> None:
-        prefix = self._files(manifest.name, manifest.version)
-        for upload_id, key in list(self._begun.items()):
-            if key.startswith(prefix):
-                self._bucket.abort(key, upload_id)
-                self.completed(upload_id)
-
-    def _abort_uploads(self, name: str, version: str) -> None:
-        for key, upload_id in self._bucket.uploads(self._files(name, version)):
+    def _abort_uploads(self, prefix: str) -> None:
+        for key, upload_id in self._bucket.uploads(prefix):
             self._bucket.abort(key, upload_id)
 
-    def _delete_all(self, objects: Iterable[Listed]) -> None:
+    def _delete_all(self, keys: Iterable[str]) -> None:
         # One by one: storages disagree about the checksum that a request for many must carry.
-        for_each(
-            lambda found, _: self._bucket.delete(found.key, etag=found.etag),
-            list(objects),
-            workers=_DELETERS,
-            cancel=CancelToken(),
-        )
+        for_each(lambda key, _: self._bucket.delete(key), list(keys), workers=_DELETERS, cancel=CancelToken())
+
+
+def _is_whole(manifest: Manifest, file: FileEntry, found: Listed | None) -> bool:
+    """Whether an object is as it was when its version was published, as far as its size and its tag tell."""
+    if found is None or found.size != file.size:
+        return False
+    return manifest.etags.get(file.path, found.etag) == found.etag
 
 
 class _Writer:
@@ -413,9 +288,10 @@ class _Writer:
         self._manifest = manifest
         self._origins = origins
         self._there = there
+        self._copies = True
 
     def whole(self, file: FileEntry, sums: Sums) -> Flow[Address]:
-        # On a condition: a late request of a push that has lost its claim changes nothing of what others have written.
+        # What another push of the same bytes has stored meanwhile stays.
         there = self._there.get(file.path)
         return call_remote(self._bucket.address_put, self._key(file), sums, etag=there.etag if there else None)
 
@@ -432,7 +308,21 @@ class _Writer:
         return call_remote(self._complete, file, upload_id, parts)
 
     def copy(self, file: FileEntry) -> Flow[str | None]:
-        return call_remote(self._bucket.copy, self._origins[file.path], self._key(file), {_SHA256: file.sha256})
+        if not self._copies:
+            return None
+        try:
+            return (
+                yield from call_remote(
+                    self._bucket.copy, self._origins[file.path], self._key(file), {_SHA256: file.sha256}
+                )
+            )
+        except Cancelled:
+            raise
+        except ModelSyncError as error:
+            # A short cut, no more: an archived object, a storage that does not copy, a key that may not read.
+            log.warning("%s is sent instead of copied: %s", names.show(file.path), error)
+            self._copies = False
+            return None
 
     def _key(self, file: FileEntry) -> str:
         return self._store.key_of(self._manifest, file.path)
@@ -443,40 +333,18 @@ class _Writer:
         return upload_id
 
     def _complete(self, file: FileEntry, upload_id: str, parts: Mapping[int, Stored]) -> str:
-        if self._store.require_claim(self._manifest):
-            return ""  # nobody asks for its tag any more
-        etag = self._bucket.complete(self._key(file), upload_id, parts)
+        etag = None if self._stored(file) else self._bucket.complete(self._key(file), upload_id, parts)
         if etag is not None:
             self._store.completed(upload_id)
             return etag
-        # Or the answer to an earlier request was lost, or another writer of the same bytes was faster.
+        # The answer to an earlier request was lost, or another writer of the same bytes was faster.
+        if (found := self._stored(file)) is None:
+            raise BeginAgain(f"the storage knows the upload of {names.show(file.path)} no more")
+        return found
+
+    def _stored(self, file: FileEntry) -> str | None:
+        """Return the tag of an object that was put together of these bytes."""
         found = self._bucket.head(self._key(file))
         if found is None or (found[0].size, found[1].get(_SHA256)) != (file.size, file.sha256):
-            raise BeginAgain(f"the storage knows the upload of {names.show(file.path)} no more")
+            return None
         return found[0].etag
-
-
-class _Records:
-    """Records that were read lately, by what tells one state from another."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._known: OrderedDict[tuple[str, ...], Record] = OrderedDict()
-        self._size = 0
-
-    def get(self, key: tuple[str, ...]) -> Record | None:
-        with self._lock:
-            if key in self._known:
-                self._known.move_to_end(key)
-            return self._known.get(key)
-
-    def add(self, key: tuple[str, ...], record: Record) -> None:
-        with self._lock:
-            if key not in self._known:
-                self._known[key] = record
-                self._size += len(record.content)
-            while self._size > _CACHED_BYTES:
-                self._size -= len(self._known.popitem(last=False)[1].content)
-
-
-_records = _Records()

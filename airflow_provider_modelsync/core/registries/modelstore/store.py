@@ -1,55 +1,97 @@
-"""What the two places of a model store, a directory and a bucket, have in common: its layout and its records.
+"""What the places of a model store, a directory and a bucket, have in common: its layout, its records, its protocol.
 
 Layout, the same wherever the root lies::
 
-    <name>/<version>/<path…>              the files, as they are
+    <name>/<version>/<path…>              the files, as they are; <name>/<version>~<g>/ of later generations
     <name>/.modelsync/<version>.json      the manifest: written last, it makes the version exist
-    <name>/.modelsync/<version>.claim     the digest of whoever is writing the version
-    <name>/.modelsync/<version>.labels    labels changed after the push; the manifest is written once
+    <name>/.modelsync/<version>.…         who may write and publish it, and its labels: see :mod:`.claims`
 
 A version's ``created_at`` is the time of its manifest in the store, so one listing tells all versions and their order.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, PositiveInt, ValidationError
 
 from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.archive.digest import FileEntry, digest_of
-from airflow_provider_modelsync.core.errors import ModelNotFound, RegistryUnavailable, UnsafeArchive, VersionConflict
+from airflow_provider_modelsync.core.errors import (
+    BeginAgain,
+    ModelNotFound,
+    ModelSyncError,
+    RegistryUnavailable,
+    UnsafeArchive,
+    VersionConflict,
+)
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.forks import Lock
 from airflow_provider_modelsync.core.flow.parallel import for_each
 from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Query, VersionStatus
-from airflow_provider_modelsync.core.transfer.plan import DownloadWay, PushRequest, UploadPlan
+from airflow_provider_modelsync.core.registries.modelstore import claims
+from airflow_provider_modelsync.core.registries.modelstore.claims import Outcome, Records, View
+from airflow_provider_modelsync.core.transfer.plan import DownloadWay, PushRequest, UploadPlan, UploadWay
+
+log = logging.getLogger("modelsync")
 
 CONN_TYPE = "modelstore"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-MANIFEST, CLAIM, LABELS = ".json", ".claim", ".labels"
 _READERS = 8  # threads that read records
+_BATCH = 32  # records that are read before it is asked whether more are needed
+_ROUNDS = 100  # of looking and writing, each lost to another writer
+_CACHED_BYTES = 32 << 20
+_LATEST = timedelta(days=30)  # that a writer may be behind
+_LONGEST_NOTE = 64  # bytes of a verdict that is no manifest
 
 
-class Manifest(BaseModel):
-    """What a version holds, as stored. Version 1 of the format."""
+class Summary(BaseModel):
+    """What a manifest says, without its files. Version 1 of the format.
+
+    :ivar generation: whose directory holds the files.
+    :ivar created_at: since when these bytes are published, when this is not their first manifest.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     schema_version: Literal[1] = 1
     name: str
     version: str
+    generation: PositiveInt = 1
     digest: str
     size_bytes: int
+    created_at: datetime | None = None
     labels: dict[str, str] = {}
     metadata: dict[str, JsonValue] = {}
+
+    @property
+    def ref(self) -> ModelRef:
+        return ModelRef(name=self.name, version=self.version)
+
+    @property
+    def directory(self) -> str:
+        """The name of the directory that holds the files."""
+        return claims.directory_of(self.version, self.generation)
+
+
+class Manifest(Summary):
+    """What a version holds, as stored.
+
+    :ivar etags: path → the storage's tag of the file, where the storage has tags.
+    """
+
     directories: tuple[str, ...] = ()
     files: tuple[FileEntry, ...]
+    etags: dict[str, str] = {}
 
     @classmethod
     def of(cls, request: PushRequest, version: str) -> Manifest:
@@ -64,10 +106,6 @@ class Manifest(BaseModel):
             directories=request.source.directories,
             files=request.source.files,
         )
-
-    @property
-    def ref(self) -> ModelRef:
-        return ModelRef(name=self.name, version=self.version)
 
     def require_safe(self) -> None:
         """Raise :class:`UnsafeArchive` unless what it names may become files, and hashes to its digest."""
@@ -87,11 +125,22 @@ class Manifest(BaseModel):
 
 
 class Claim(BaseModel):
-    """Who is writing a version."""
+    """Whose a generation is."""
 
     model_config = ConfigDict(frozen=True)
 
     digest: str
+
+
+class Closed(BaseModel):
+    """The verdict on a generation that was given up.
+
+    :ivar current: the generation that counts instead; 0 for none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    current: int
 
 
 class Labels(BaseModel):
@@ -111,17 +160,19 @@ class Record:
 
     :param content: its bytes.
     :param modified: when it was written, UTC.
-    :param tag: tells one state from another, where the store does.
     """
 
     content: bytes
     modified: datetime
-    tag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A record in a listing. Parameters as for :class:`Record`."""
+    """A record in a listing.
+
+    :param modified: when it was written, UTC.
+    :param tag: tells one state from another.
+    """
 
     modified: datetime
     tag: str = ""
@@ -132,150 +183,217 @@ class StorePlan(UploadPlan):
     """A push into a store.
 
     :param manifest: what is going to be published.
-    :param force: whether it may replace other bytes.
+    :param generation: the one that it will be.
+    :param keeps: the generation that counts when the push is given up; 0 for none.
     """
 
     manifest: Manifest
-    force: bool
+    generation: int
+    keeps: int
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
+_Kept = TypeVar("_Kept", bound=Summary)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a store holds of a version.
+
+    :param view: what its records say.
+    :param records: those records.
+    :param manifest: of what is published; ``None`` when nothing is, or its manifest cannot be read.
+    :param created_at: since when it is.
+    :param written: when its manifest was.
+    :param labels: what they are now.
+    :param damage: why the manifest cannot be read.
+    """
+
+    view: View
+    records: Records
+    manifest: Summary | None = None
+    created_at: datetime | None = None
+    written: datetime | None = None
+    labels: Mapping[str, str] | None = None
+    damage: ModelSyncError | None = None
+
+
+class Damaged(RegistryUnavailable):
+    """A record cannot be read, or is of a newer format."""
+
+
+class _Moved(Exception):
+    """A record that was listed is gone: look again."""
 
 
 class Store(ABC):
-    """A place that holds models. All methods block."""
+    """A place that holds models. All methods block.
+
+    What a place must be able to do are the abstract methods; the protocol is written once, here.
+    """
 
     title: ClassVar[str] = "the model store"
     # Whether its methods wait for another machine.
     is_remote: ClassVar[bool] = False
+
+    # -- what a place does
 
     @abstractmethod
     def test(self) -> str:
         """Read and write; return where in a sentence."""
 
     @abstractmethod
-    def uri(self, name: str, version: str) -> str:
-        """Return where a version's files are."""
+    def uri(self, name: str, directory: str) -> str:
+        """Return where the files in a directory of a model are."""
 
     @abstractmethod
     def names(self) -> list[str]:
         """Return what may be names of models."""
 
     @abstractmethod
-    def entries(self, name: str) -> dict[str, Entry]:
-        """Return a model's records by file name."""
+    def entries(self, name: str, version: str | None = None) -> dict[str, Entry]:
+        """Return a model's records by file name; those of one version, and perhaps some others, when it is given."""
 
     @abstractmethod
-    def read(self, name: str, record: str, entry: Entry | None = None) -> Record | None:
-        """Return a record by file name, or ``None`` when it is not there.
+    def read(self, name: str, record: str) -> Record | None:
+        """Return a record by file name, or ``None`` when it is not there."""
 
-        :param entry: how it was listed a moment ago.
-        """
+    @abstractmethod
+    def create(self, name: str, record: str, content: bytes) -> bool:
+        """Create a record where there is none, durably; return whether it was this call that did."""
+
+    @abstractmethod
+    def remove(self, name: str, records: Iterable[str]) -> None:
+        """Remove records; those that are not there are fine."""
 
     @abstractmethod
     def show(self, name: str, record: str) -> str:
         """Return what a record is called in messages."""
 
     @abstractmethod
-    def plan_push(self, request: PushRequest, manifest: Manifest) -> UploadPlan:
-        """Claim a version; return how its bytes go up, or the version that holds them already."""
+    def identity(self, name: str, record: str) -> tuple[str, ...]:
+        """Return what must be the same for two records to be the same record."""
 
     @abstractmethod
-    def publish(self, plan: UploadPlan) -> ModelVersion:
-        """Write the manifest of a version whose bytes are there."""
+    def require_fit(self, manifest: Manifest) -> None:
+        """Raise :class:`InvalidInput` for what the place cannot hold, before anything is written."""
 
     @abstractmethod
-    def abort(self, plan: UploadPlan) -> None:
-        """Give a push up."""
+    def prepare(self, manifest: Manifest, *, replaces: bool) -> None:
+        """Raise for what would make a push fail later, before it claims anything.
+
+        :param replaces: whether files of a published version will have to go.
+        """
 
     @abstractmethod
-    def delete(self, name: str, version: str) -> bool:
-        """Remove a version, its manifest first; return whether it was there."""
+    def require_removable(self, name: str, version: str) -> None:
+        """Raise :class:`InvalidInput` when files of a version could not be removed, before anything is changed."""
 
     @abstractmethod
-    def set_labels(self, name: str, version: str, labels: Mapping[str, str | None]) -> None:
-        """Merge labels into a version's."""
+    def is_free(self, manifest: Manifest) -> bool:
+        """Whether the files of a generation can be brought to their place."""
+
+    @abstractmethod
+    def damaged(self, manifest: Manifest, *, written: datetime, thorough: bool) -> set[str]:
+        """Return the paths of files that are not stored as they were published.
+
+        :param written: when that was.
+        :param thorough: read them, where nothing less tells.
+        """
+
+    @abstractmethod
+    def way_up(
+        self, request: PushRequest, manifest: Manifest, *, is_fresh: bool, origin: Manifest | None
+    ) -> UploadWay | None:
+        """Say how the bytes of a generation go up; ``None`` when they are all there.
+
+        :param manifest: what is going to be published, and where.
+        :param is_fresh: whether this push was the first to claim the generation.
+        :param origin: a version of the same bytes, of which some may be damaged.
+        """
+
+    @abstractmethod
+    def confirm(self, plan: StorePlan) -> Manifest:
+        """Return the manifest of a version whose bytes are there as they were sent, and no others.
+
+        :raises BeginAgain: when something is missing.
+        """
+
+    @abstractmethod
+    def finish(self, plan: StorePlan) -> None:
+        """Remove what is under way to a generation that is published by now."""
+
+    @abstractmethod
+    def release(self, manifest: Manifest, plan: UploadPlan | None = None) -> None:
+        """Give up what pushes of a version by this very store hold that nobody else can see.
+
+        :param plan: the one that ends, if any does.
+        """
+
+    @abstractmethod
+    def clear(self, name: str, version: str, generations: Iterable[int]) -> None:
+        """Remove the files, and what is under way to become some, of generations that are dead."""
+
+    @abstractmethod
+    def generations(self, name: str, version: str) -> set[int]:
+        """Return the generations of a version of which there may be files."""
 
     @abstractmethod
     def way_down(self, manifest: Manifest) -> DownloadWay:
         """Say how a version's files come down."""
 
-    def read_version(self, name: str, version: str, entries: Mapping[str, Entry] | None = None) -> ModelVersion:
-        """Read manifest and labels into a version.
+    # -- looking
 
-        :param entries: the model's records as listed a moment ago; saves looking for labels that are not there.
+    def read_version(self, name: str, version: str) -> ModelVersion:
+        """Return a published version; raise :class:`ModelNotFound` when there is none."""
+        state = self.look(name, version)
+        if state.damage:
+            raise state.damage
+        if state.manifest is None:
+            raise self._not_found(name, version)
+        return self._version(state)
+
+    def read_manifest(self, name: str, version: str) -> Manifest:
+        """Return what a published version holds; raise :class:`ModelNotFound` when there is none."""
+        state = self.look(name, version)
+        if state.damage:
+            raise state.damage
+        if not isinstance(state.manifest, Manifest):
+            raise self._not_found(name, version)
+        return state.manifest
+
+    def look(
+        self, name: str, version: str, *, mine: tuple[int, str] | None = None, wrote: tuple[int, Manifest] | None = None
+    ) -> State:
+        """Return what is there of a version.
+
+        :param mine: a generation that this push has claimed, and its digest.
+        :param wrote: a generation whose manifest this push has created, and that.
         """
-        manifest, created_at = self.read_manifest(name, version, entries)
-        labels = self.read_labels(name, version, entries)
-        return ModelVersion(
-            registry=CONN_TYPE,
-            name=manifest.name,
-            version=manifest.version,
-            status=VersionStatus.READY,
-            digest=manifest.digest,
-            size_bytes=manifest.size_bytes,
-            labels=manifest.labels if labels is None else labels.labels,
-            metadata=manifest.metadata,
-            created_at=created_at,
-            uri=self.uri(name, version),
-            raw=manifest.model_dump(mode="json"),
-        )
-
-    def read_manifest(
-        self, name: str, version: str, entries: Mapping[str, Entry] | None = None
-    ) -> tuple[Manifest, datetime]:
-        """Return a version's manifest and the time since which it exists."""
-        record = f"{version}{MANIFEST}"
-        stored = self.read(name, record, (entries or {}).get(record))
-        if stored is None:
-            raise ModelNotFound(f"{self.title} has no version {version!r} of {name!r}")
-        manifest = self.parse(Manifest, name, record, stored.content)
-        if (manifest.name, manifest.version) != (name, version):  # what it names leads to paths
-            raise UnsafeArchive(f"{self.show(name, record)} says that it is of {names.show(str(manifest.ref))}")
-        return manifest, stored.modified
-
-    def read_labels(self, name: str, version: str, entries: Mapping[str, Entry] | None = None) -> Labels | None:
-        """Return the labels that were changed after the push, or ``None`` when none were."""
-        record = f"{version}{LABELS}"
-        if entries is not None and record not in entries:
-            return None
-        stored = self.read(name, record, (entries or {}).get(record))
-        return None if stored is None else self.parse(Labels, name, record, stored.content)
-
-    def newest_first(self, name: str, entries: Mapping[str, Entry]) -> list[str]:
-        """Return the versions among a model's records."""
-        found = [
-            (entry.modified, record.removesuffix(MANIFEST))
-            for record, entry in entries.items()
-            if record.endswith(MANIFEST)
-        ]
-        return [version for _, version in sorted(found, reverse=True) if NAME.fullmatch(version)]
+        for _ in range(_ROUNDS):
+            entries = self.entries(name, version)
+            records = claims.by_version(entries).get(version, Records())
+            try:
+                return self._state(name, version, records, entries, Manifest, mine, wrote)
+            except _Moved:
+                continue
+        raise RegistryUnavailable(f"the records of {name}:{version} change all the time")
 
     def latest(self, name: str, query: Query) -> ModelVersion | None:
         """Return the newest version that a query chooses, reading no more than needed to find it."""
-        if not query.matches_name(name):
-            return None
-        entries = self.entries(name)
-        for version in self.newest_first(name, entries):
-            with suppress(ModelNotFound):  # deleted since it was listed
-                if query.matches(read := self.read_version(name, version, entries)):
-                    return read
-        return None
+        best: ModelVersion | None = None
+        for chosen, bound in self._newest_first(name, query):
+            for version in chosen:
+                if query.matches(version) and (best is None or version.age_key > best.age_key):
+                    best = version
+            if best is not None and bound is not None and best.age_key > bound:
+                break
+        return best
 
     def list_versions(self, name: str, query: Query) -> list[ModelVersion]:
         """Return the versions that a query chooses, newest first."""
-        if not query.matches_name(name):
-            return []
-        entries = self.entries(name)
-        found: dict[str, ModelVersion] = {}
-
-        def read(version: str, cancel: CancelToken) -> None:
-            with suppress(ModelNotFound):  # deleted since it was listed
-                found[version] = self.read_version(name, version, entries)
-
-        order = self.newest_first(name, entries)
-        for_each(read, order, workers=_READERS, cancel=CancelToken())
-        return [found[version] for version in order if version in found and query.matches(found[version])]
+        found = [version for chosen, _ in self._newest_first(name, query) for version in chosen]
+        return sorted(filter(query.matches, found), key=lambda version: version.age_key, reverse=True)
 
     def list_models(self, query: Query) -> list[ModelVersion]:
         """Return the newest version of each name that a query chooses, newest first."""
@@ -285,50 +403,450 @@ class Store(ABC):
             if newest := self.latest(name, query):
                 found.append(newest)
 
-        names_there = [name for name in self.names() if NAME.fullmatch(name)]
+        names_there = [name for name in self.names() if NAME.fullmatch(name) and query.matches_name(name)]
         for_each(read, names_there, workers=_READERS, cancel=CancelToken())
         return sorted(found, key=lambda version: version.age_key, reverse=True)
 
-    def settle(self, manifest: Manifest, force: bool) -> ModelVersion | None:
-        """Return the published version when it holds these bytes already, ``None`` when it is to be written."""
-        try:
-            existing = self.read_version(manifest.name, manifest.version)
-        except ModelNotFound:
-            return None
-        if existing.digest == manifest.digest:
-            return existing
-        if not force:
-            raise VersionConflict(
-                f"{existing.ref} exists with {existing.digest}, the source has {manifest.digest}; "
-                "push under another version, or with force to replace it"
-            )
-        return None
+    def newest(self, name: str, count: int) -> list[str]:
+        """Return the versions with the newest manifests."""
+        return [version for (_, version), _ in _listed(self.entries(name))[:count]]
 
-    def claimant(self, manifest: Manifest) -> Record | None:
-        """Return who is writing a version, as stored."""
-        return self.read(manifest.name, f"{manifest.version}{CLAIM}")
+    def _newest_first(
+        self, name: str, query: Query
+    ) -> Iterator[tuple[list[ModelVersion], tuple[datetime, str] | None]]:
+        """Yield a model's versions, those with the newest manifests first: one, then as many as are read at a time.
 
-    def is_claimed_by(self, manifest: Manifest, claim: Record) -> bool:
-        """Whether a claim is that of a push of these bytes."""
-        return self._digest_in(manifest, claim) == manifest.digest
+        What cannot be read is reported and passed over. With each batch comes what none of those after it is newer
+        than: a manifest that was written again tells itself since when its version is there.
+        """
+        if not query.matches_name(name):
+            return
+        entries = self.entries(name)
+        listed = _listed(entries)
+        ends = [0, 1, *range(1 + _BATCH, len(listed), _BATCH), len(listed)]
+        for start, end in pairwise(ends):
+            batch = listed[start:end]
+            found: list[ModelVersion] = []
 
-    def claimed(self, manifest: Manifest, claim: Record) -> VersionConflict:
-        """Return what a push of other bytes gets to hear."""
-        return VersionConflict(
-            f"{manifest.ref} is claimed by a push of {self._digest_in(manifest, claim)}, the source has "
-            f"{manifest.digest}; wait for it, or push with force when that push is dead"
+            def read(item: tuple[tuple[datetime, str], Records], cancel: CancelToken) -> None:
+                (_, version), records = item
+                try:
+                    state = self._state(name, version, records, entries, Summary)
+                except _Moved:  # replaced or deleted since it was listed
+                    state = self.look(name, version)
+                if state.damage:
+                    log.warning("passing over %s:%s: %s", name, version, state.damage)
+                elif state.manifest:
+                    found.append(self._version(state))  # noqa: B023
+
+            for_each(read, batch, workers=_READERS, cancel=CancelToken())
+            yield found, listed[end][0] if end < len(listed) else None
+
+    def _state(
+        self,
+        name: str,
+        version: str,
+        records: Records,
+        entries: Mapping[str, Entry],
+        kind: type[_Kept],
+        mine: tuple[int, str] | None = None,
+        wrote: tuple[int, _Kept] | None = None,
+    ) -> State:
+        """Read what a version's records say. Raises :class:`_Moved` when one of them is gone."""
+        current = says = records.top or records.noted
+        manifest: _Kept | None = None
+        created_at = written = damage = None
+        if says:
+            try:
+                verdict: _Kept | Closed
+                if wrote and wrote[0] == says:
+                    verdict, written = wrote[1], entries[claims.verdict_of(version, says)].modified
+                else:
+                    verdict, written = self._verdict(name, version, says, entries, kind)
+                if isinstance(verdict, Closed):
+                    current = verdict.current if verdict.current in records.verdicts else 0
+                    if current:
+                        verdict, written = self._verdict(name, version, current, entries, kind)
+                if not isinstance(verdict, Closed):
+                    manifest, created_at = verdict, verdict.created_at or written
+            except (Damaged, UnsafeArchive) as error:
+                damage = error
+        labels: Mapping[str, str] | None = None
+        if manifest:
+            labels = manifest.labels
+            if number := records.newest_labels(current):
+                try:
+                    labels = self._read(name, claims.labels_of(version, current, number), entries, Labels).labels
+                except Damaged as error:
+                    damage = error
+        claimant = None
+        if records.open:
+            if mine and records.open == mine[0]:
+                claimant = mine[1]
+            else:
+                try:
+                    claimant = self._read(name, claims.claim_of(version, records.open), entries, Claim).digest
+                except Damaged as error:
+                    log.warning("passing over %s", error)
+        view = View(
+            decided=max(records.floor, records.top),
+            current=current,
+            digest=manifest.digest if manifest else None,
+            open=records.open,
+            claimant=claimant,
         )
+        return State(view, records, manifest, created_at, written, labels, damage)
 
-    def _digest_in(self, manifest: Manifest, claim: Record) -> str:
-        return self.parse(Claim, manifest.name, f"{manifest.version}{CLAIM}", claim.content).digest
+    def _verdict(
+        self, name: str, version: str, generation: int, entries: Mapping[str, Entry], kind: type[_Kept]
+    ) -> tuple[_Kept | Closed, datetime]:
+        record = claims.verdict_of(version, generation)
+        stored = self._stored(name, record, entries, kind)
+        if len(stored.content) <= _LONGEST_NOTE:
+            with suppress(ValidationError):
+                return Closed.model_validate_json(stored.content), stored.modified
+        manifest = self.parse(kind, name, record, stored.content)
+        if (manifest.name, manifest.version) != (name, version):  # what it names leads to paths
+            raise UnsafeArchive(f"{self.show(name, record)} says that it is of {names.show(str(manifest.ref))}")
+        return manifest, stored.modified
+
+    def _read(self, name: str, record: str, entries: Mapping[str, Entry], kind: type[_Model]) -> _Model:
+        return self.parse(kind, name, record, self._stored(name, record, entries, kind).content)
+
+    def _stored(self, name: str, record: str, entries: Mapping[str, Entry], kind: type[BaseModel]) -> Record:
+        """Return a record that was listed; of a manifest no more than is asked for stays in memory."""
+        entry = entries[record]
+        key = (*self.identity(name, record), entry.tag, kind.__name__)
+        if entry.tag and (known := _records.get(key)):
+            return replace(known, modified=entry.modified)  # the same content may have been written again
+        stored = self.read(name, record)
+        if stored is None:
+            raise _Moved
+        if kind is Summary:
+            try:
+                stored = replace(stored, content=Summary.model_validate_json(stored.content).model_dump_json().encode())
+            except ValidationError:
+                return stored
+        if entry.tag:
+            _records.add(key, stored)
+        return stored
 
     def parse(self, model: type[_Model], name: str, record: str, content: bytes) -> _Model:
-        """Read a record; raise :class:`RegistryUnavailable` when it is damaged."""
+        """Read a record; raise :class:`Damaged` when that cannot be done."""
         try:
             return model.model_validate_json(content)
         except ValidationError as error:
             fault = error.errors(include_input=False, include_url=False)[0]
             where = ".".join(map(str, fault["loc"])) or "the whole"
-            raise RegistryUnavailable(
+            raise Damaged(
                 f"{self.show(name, record)} is damaged or of a newer format: {where}: {fault['msg']}"
             ) from None
+
+    def _version(self, state: State) -> ModelVersion:
+        manifest = state.manifest
+        assert manifest is not None
+        return ModelVersion(
+            registry=CONN_TYPE,
+            name=manifest.name,
+            version=manifest.version,
+            status=VersionStatus.READY,
+            digest=manifest.digest,
+            size_bytes=manifest.size_bytes,
+            labels=state.labels if state.labels is not None else manifest.labels,
+            metadata=manifest.metadata,
+            created_at=state.created_at,
+            uri=self.uri(manifest.name, manifest.directory),
+            raw=manifest.model_dump(mode="json", include=set(Summary.model_fields)),
+        )
+
+    def _not_found(self, name: str, version: str) -> ModelNotFound:
+        return ModelNotFound(f"{self.title} has no version {version!r} of {name!r}")
+
+    # -- pushing
+
+    def plan_push(self, request: PushRequest, manifest: Manifest) -> UploadPlan:
+        """Claim a generation of a version; say how its bytes go up, or return the version that holds them already."""
+        self.require_fit(manifest)
+        name, version, digest = manifest.name, manifest.version, manifest.digest
+        state = self.look(name, version)
+        wrong = self._wrong_with(state, request, manifest)
+        is_fresh, takes_over = False, request.force
+        for _ in range(_ROUNDS):
+            step = claims.enter(state.view, digest, force=request.force, takes_over=takes_over, renew=wrong is not None)
+            match step:
+                case claims.Keep():
+                    self.release(manifest)
+                    self._tidy(name, version, state)
+                    return UploadPlan(ref=manifest.ref, way=None, existing=self._relabelled(state, request))
+                case claims.Refuse(holder, is_published):
+                    self.release(manifest)
+                    self._tidy(name, version, state)  # perhaps a claim of this push that came too late
+                    raise _conflict(manifest, holder, is_published=is_published)
+                case claims.Close(generation, current):
+                    takes_over = False  # once, or two that are forced would go on for ever
+                    self._close(name, version, generation, current)
+                    state = self.look(name, version)
+                case claims.Claim(generation):
+                    self.prepare(manifest, replaces=state.view.current > 0)
+                    record = claims.claim_of(version, generation)
+                    is_fresh = self.create(name, record, Claim(digest=digest).model_dump_json().encode())
+                    mine = (generation, digest) if is_fresh else None
+                    # The version may have been published since the look before, and the number be history by now.
+                    state = self.look(name, version, mine=mine)
+                    is_fresh = is_fresh and state.view.open == generation
+                case claims.Join(generation) if not self.is_free(
+                    manifest.model_copy(update={"generation": generation})
+                ):
+                    self._close(name, version, generation, state.view.current)
+                    state = self.look(name, version)
+                case claims.Join(generation):
+                    return self._plan(request, manifest, state, generation, wrong or set(), is_fresh=is_fresh)
+            wrong = self._wrong_with(state, request, manifest) if state.view.current else None
+        raise RegistryUnavailable(f"the claim on {manifest.ref} changes hands all the time")
+
+    def _wrong_with(self, state: State, request: PushRequest, manifest: Manifest) -> set[str] | None:
+        """Return which files of a published version of these bytes have to be sent again, or ``None`` to keep it."""
+        found = state.manifest
+        if not isinstance(found, Manifest) or found.digest != manifest.digest or state.written is None:
+            return None
+        if request.force and _facts(found) != _facts(manifest):
+            return {""} | self.damaged(found, written=state.written, thorough=True)
+        damaged = self.damaged(found, written=state.written, thorough=request.force)
+        if damaged:
+            log.warning(
+                "%s is damaged: %s; it is sent again", manifest.ref, ", ".join(map(names.show, sorted(damaged)[:5]))
+            )
+        has_other_facts = bool(request.metadata) and dict(request.metadata) != found.metadata
+        if damaged or (request.force and (has_other_facts or state.damage)):
+            return damaged
+        return None
+
+    def _plan(
+        self,
+        request: PushRequest,
+        manifest: Manifest,
+        state: State,
+        generation: int,
+        wrong: set[str],
+        *,
+        is_fresh: bool,
+    ) -> StorePlan:
+        """Say how the bytes of a generation that this push may write go up."""
+        old = state.manifest if isinstance(state.manifest, Manifest) else None
+        origin = old if old and old.digest == manifest.digest else None
+        if origin:  # the same version once more: as old as it was, with what it was told since
+            labels = request.labels if request.force and request.labels else {**(state.labels or {}), **request.labels}
+            metadata = request.metadata if request.force and request.metadata else origin.metadata
+            manifest = manifest.model_copy(
+                update={"labels": dict(labels), "metadata": dict(metadata), "created_at": state.created_at}
+            )
+        stays = origin is not None and not wrong
+        place = origin.generation if origin and stays else generation
+        manifest = manifest.model_copy(update={"generation": place, "etags": origin.etags if origin and stays else {}})
+        try:
+            way = None if stays else self.way_up(request, manifest, is_fresh=is_fresh, origin=origin)
+        except BaseException:
+            if is_fresh:
+                self._give_up(manifest.name, manifest.version, generation, state.view.current)
+            raise
+        return StorePlan(ref=manifest.ref, way=way, manifest=manifest, generation=generation, keeps=state.view.current)
+
+    def publish(self, plan: StorePlan) -> ModelVersion:
+        """Write the manifest of a version whose bytes are there: this is the moment from which it exists."""
+        name, version, digest = plan.manifest.name, plan.manifest.version, plan.manifest.digest
+        try:
+            manifest = self._confirmed(plan)
+            content = manifest.model_dump_json().encode()
+            is_created = self.create(name, claims.verdict_of(version, plan.generation), content)
+            # The generation may have been given up, and its number be history by now.
+            state = self.look(name, version, wrote=(plan.generation, manifest) if is_created else None)
+            came = claims.outcome(state.view, plan.generation, digest, is_created=is_created)
+            if came is Outcome.DONE:
+                self.finish(plan)
+        finally:
+            self.release(plan.manifest, plan)
+        self._tidy(name, version, state, thorough=came is not Outcome.DONE)
+        if came is Outcome.DONE:
+            return self._version(state)
+        if came is Outcome.AGAIN:
+            raise BeginAgain(f"{plan.ref} was given up by another push or deleted meanwhile")
+        if came is Outcome.LOST:
+            is_published = state.view.current > plan.generation
+            holder = state.view.digest if is_published else state.view.claimant
+            raise _conflict(manifest, holder, is_published=is_published)
+        raise RegistryUnavailable(f"{plan.ref} was withdrawn just now; the next try sees what came of it")
+
+    def _confirmed(self, plan: StorePlan) -> Manifest:
+        if plan.manifest.generation != plan.generation:
+            return plan.manifest  # of files that are published already
+        try:
+            return self.confirm(plan)
+        except BeginAgain:
+            # Whoever has taken the version over has removed them.
+            view = self.look(plan.manifest.name, plan.manifest.version).view
+            if claims.outcome(view, plan.generation, plan.manifest.digest, is_created=False) is Outcome.LOST:
+                is_published = view.current > plan.generation
+                raise _conflict(
+                    plan.manifest, view.digest if is_published else view.claimant, is_published=is_published
+                ) from None
+            raise
+
+    def abort(self, plan: StorePlan) -> None:
+        """Give a push up, unless it was published by then: what lies there is then nobody's any more."""
+        self.release(plan.manifest, plan)
+        name, version = plan.manifest.name, plan.manifest.version
+        self._close(name, version, plan.generation, plan.keeps)
+        self.tidy(name, version)
+
+    def delete(self, name: str, version: str) -> bool:
+        """Remove a version, and whatever pushes have left of it; return whether it was there."""
+        self.require_removable(name, version)
+        existed = False
+        for _ in range(_ROUNDS):
+            state = self.look(name, version)
+            view = state.view
+            # What no record tells of belongs to nobody only once its generation is decided.
+            is_left = max(self.generations(name, version), default=0) > view.decided
+            if not (view.current or view.open or is_left):
+                break
+            existed = existed or view.current > 0
+            self._close(name, version, view.open or view.decided + 1, 0)
+        else:
+            raise RegistryUnavailable(f"{name}:{version} is pushed again all the time")
+        self._tidy(name, version, state, thorough=True)
+        if existed:
+            self._forget(name)
+        return existed
+
+    def _forget(self, name: str) -> None:
+        """Remove the notes about versions that have been gone so long that nobody can still be writing them."""
+        entries = self.entries(name)
+        now = max((entry.modified for entry in entries.values()), default=datetime.max.replace(tzinfo=UTC))
+        for version, records in claims.by_version(entries).items():
+            notes = [claims.closed_of(version, *note) for note in records.closed.items()]
+            if not (records.verdicts or records.claims) and all(
+                now - entries[note].modified > _LATEST for note in notes
+            ):
+                self.remove(name, notes)
+
+    def _give_up(self, name: str, version: str, generation: int, current: int) -> None:
+        """Give a generation back to which nothing was sent."""
+        try:
+            self._close(name, version, generation, current)
+            self.tidy(name, version)
+        except ModelSyncError as error:  # what came before it is what the user has to hear
+            log.warning("cleaning up after the push of %s:%s failed: %s", name, version, error)
+
+    def tidy(self, name: str, version: str) -> None:
+        """Remove what is dead of a version."""
+        self._tidy(name, version, self.look(name, version), thorough=True)
+
+    def _close(self, name: str, version: str, generation: int, current: int) -> bool:
+        """Give a generation up; return whether it was this call that did."""
+        content = Closed(current=current).model_dump_json().encode()
+        return self.create(name, claims.verdict_of(version, generation), content)
+
+    def _tidy(self, name: str, version: str, state: State, *, thorough: bool = False) -> None:
+        """Remove what is dead. It stays so: it does not matter how late that happens, or how often.
+
+        :param thorough: also look for files of which no record tells.
+        """
+        view, records = state.view, state.records
+        if records.top and view.current != records.top and not state.damage:
+            # It takes the place of the verdict, so that no name of a manifest stays that is none.
+            self.create(name, claims.closed_of(version, records.top, view.current), b"")
+            self.remove(name, [claims.verdict_of(version, records.top)])
+        dead = claims.dead_records(version, records, view)
+        if not state.damage and (thorough or (dead and view.decided > 1)):
+            place = state.manifest.generation if state.manifest else 0
+            there = self.generations(name, version) | records.verdicts | records.claims
+            self.clear(name, version, {number for number in there if view.is_dead(number) and number != place})
+        self.remove(name, dead)  # last: as long as they are there, somebody will look for files
+
+    # -- labels
+
+    def set_labels(self, name: str, version: str, labels: Mapping[str, str | None]) -> ModelVersion:
+        """Merge labels into a version's; return it as it is then."""
+        written: tuple[int, int] | None = None
+        for _ in range(_ROUNDS):
+            state = self.look(name, version)
+            current = state.view.current
+            if state.damage:
+                raise state.damage
+            if written and written[0] != current:
+                raise RegistryUnavailable(f"{name}:{version} was replaced while its labels were changed")
+            if state.manifest is None:
+                raise self._not_found(name, version)
+            number = state.records.newest_labels(current)
+            if written == (current, number):
+                self.remove(name, claims.dead_records(version, state.records, state.view))
+                return self._version(state)
+            merged = Labels(labels=dict(state.labels or {})).merged(labels)
+            record = claims.labels_of(version, current, number + 1)
+            if self.create(name, record, merged.model_dump_json().encode()):
+                written = current, number + 1
+        raise RegistryUnavailable(f"the labels of {name}:{version} are being changed by others all the time")
+
+    def _relabelled(self, state: State, request: PushRequest) -> ModelVersion:
+        """Return the version that holds these bytes already, with the labels that were asked for."""
+        found = self._version(state)
+        changes: dict[str, str | None] = dict(request.labels)
+        if request.force and request.labels:
+            changes |= dict.fromkeys(found.labels.keys() - request.labels.keys())
+        if Labels(labels=dict(found.labels)).merged(changes).labels == found.labels:
+            return found
+        return self.set_labels(found.name, found.version, changes)
+
+
+def _listed(entries: Mapping[str, Entry]) -> list[tuple[tuple[datetime, str], Records]]:
+    """Return time, version and records of all that may be published, newest first."""
+    found = [
+        ((entries[claims.verdict_of(version, says)].modified, version), records)
+        for version, records in claims.by_version(entries).items()
+        if (says := records.top or records.noted)
+    ]
+    return sorted(found, key=lambda item: item[0], reverse=True)
+
+
+def _facts(manifest: Manifest) -> set[tuple[str, bool]]:
+    """What the digest leaves out of a manifest's files."""
+    return {(file.path, file.executable) for file in manifest.files} | {(path, False) for path in manifest.directories}
+
+
+def _conflict(manifest: Manifest, holder: str | None, *, is_published: bool) -> VersionConflict:
+    other = holder or "bytes that its damaged record does not name"
+    if is_published:
+        return VersionConflict(
+            f"{manifest.ref} exists with {other}, the source has {manifest.digest}; "
+            "push under another version, or with force to replace it"
+        )
+    return VersionConflict(
+        f"{manifest.ref} is claimed by a push of {other}, the source has "
+        f"{manifest.digest}; wait for it, or push with force when that push is dead"
+    )
+
+
+class _Cache:
+    """Records that were read lately, by what tells one state from another."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._known: OrderedDict[tuple[str, ...], Record] = OrderedDict()
+        self._size = 0
+
+    def get(self, key: tuple[str, ...]) -> Record | None:
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+            return self._known.get(key)
+
+    def add(self, key: tuple[str, ...], record: Record) -> None:
+        with self._lock:
+            if key not in self._known:
+                self._known[key] = record
+                self._size += len(record.content)
+            while self._size > _CACHED_BYTES:
+                self._size -= len(self._known.popitem(last=False)[1].content)
+
+
+_records = _Cache()

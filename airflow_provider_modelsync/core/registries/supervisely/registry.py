@@ -125,6 +125,7 @@ class _Draft:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _FilesPlan(UploadPlan):
     draft: _Draft
+    is_claimant: bool  # rather than one who goes on with what another push has begun
 
 
 class Supervisely(Registry, Deploys, PredictsAlone):
@@ -267,7 +268,8 @@ class Supervisely(Registry, Deploys, PredictsAlone):
             if request.force:
                 existing = yield from self._rewrite(existing, experiment, draft, request)
             return UploadPlan(ref=request.ref, way=None, existing=existing)
-        if draft.digest not in experiment.claims:
+        is_claimant = draft.digest not in experiment.claims
+        if is_claimant:
             if experiment.content() and not experiment.claims and not request.force:
                 raise VersionConflict(
                     f"{request.ref} holds files, but no {INFO_FILE}: a training may be writing it; push under another "
@@ -297,7 +299,7 @@ class Supervisely(Registry, Deploys, PredictsAlone):
             lambda file: self._files.upload_address(draft.directory, file.path),
             accept_stored,
         )
-        return _FilesPlan(ref=request.ref, way=way, draft=draft)
+        return _FilesPlan(ref=request.ref, way=way, draft=draft, is_claimant=is_claimant)
 
     def finish_push(self, plan: UploadPlan) -> Flow[ModelVersion]:
         plan = cast(_FilesPlan, plan)
@@ -325,14 +327,22 @@ class Supervisely(Registry, Deploys, PredictsAlone):
         return made
 
     def abort_push(self, plan: UploadPlan, error: BaseException) -> Flow[None]:
-        draft = cast(_FilesPlan, plan).draft
-        experiment = yield from self._files.experiment(plan.ref.name, _exact(plan.ref))
-        if draft.digest not in experiment.claims:  # somebody else's by now
+        plan = cast(_FilesPlan, plan)
+        draft, name, version = plan.draft, plan.ref.name, _exact(plan.ref)
+        experiment = yield from self._files.experiment(name, version)
+        if not plan.is_claimant or draft.digest not in experiment.claims:
+            return  # another push of the same bytes goes on with it, or has ended
+        # First, so that from now on nobody who has joined it publishes any more; whoever has by then is left alone.
+        yield from self._files.withdraw(draft.directory, draft.digest)
+        experiment = yield from self._files.experiment(name, version)
+        if experiment.info_file is not None or experiment.claims:
             return
-        if experiment.info_file is None and len(experiment.claims) == 1:
+        sent = {file.path for file in cast(PutFiles, plan.way).files}
+        there = experiment.content().keys()
+        if there <= sent:
             yield from self._files.remove((f"{draft.directory}/",))
         else:
-            yield from self._files.withdraw(draft.directory, draft.digest)
+            yield from self._files.remove(f"{draft.directory}/{path}" for path in there & sent)
 
     def plan_pull(self, version: ModelVersion) -> Flow[DownloadPlan]:
         experiment = yield from self._files.experiment(version.name, version.version)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 from airflow_provider_modelsync.core.archive.digest import FileEntry, digest_of
 from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver
 from airflow_provider_modelsync.core.models import ModelVersion, PulledModel, Query
+from airflow_provider_modelsync.core.registries.modelstore import claims
 from airflow_provider_modelsync.core.registries.modelstore.bucket import BucketSettings
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
 from airflow_provider_modelsync.core.transfer.control import Control
@@ -45,16 +47,22 @@ class BucketStore:
     :param s3: the stand-in.
     :param fields: of the connection, besides the usual ones.
     :param session: opens a boto3 session other than one with the connection's keys.
+    :param elsewhere: a bucket other than the stand-in's.
     """
 
     s3: S3StandIn
     fields: Mapping[str, Any] = field(default_factory=dict)
     session: Callable[[], Any] | None = None
+    elsewhere: str | None = None
+
+    @property
+    def bucket(self) -> str:
+        return self.elsewhere or self.s3.bucket
 
     @cached_property
     def registry(self) -> ModelStore:
         usual = {
-            "host": f"s3://{self.s3.bucket}/models",
+            "host": f"s3://{self.bucket}/models",
             "endpoint_url": self.s3.endpoint,
             "region_name": "us-east-1",
             "login": self.s3.access_key,
@@ -65,7 +73,7 @@ class BucketStore:
 
     def again(self, **fields: Any) -> BucketStore:
         """Return the same store as another worker sees it."""
-        return BucketStore(self.s3, {**self.fields, **fields})
+        return BucketStore(self.s3, {**self.fields, **fields}, elsewhere=self.elsewhere)
 
     # -- the verbs
 
@@ -110,27 +118,52 @@ class BucketStore:
 
     def keys(self, prefix: str = "") -> list[str]:
         """The objects below ``models/``, by what their names go on with."""
-        pages = self.past.get_paginator("list_objects_v2").paginate(Bucket=self.s3.bucket, Prefix=f"models/{prefix}")
+        pages = self.past.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=f"models/{prefix}")
         return [entry["Key"].removeprefix("models/") for page in pages for entry in page.get("Contents", ())]
 
     def content(self, key: str) -> bytes:
-        return bytes(self.past.get_object(Bucket=self.s3.bucket, Key=f"models/{key}")["Body"].read())
+        return bytes(self.past.get_object(Bucket=self.bucket, Key=f"models/{key}")["Body"].read())
 
     def put(self, key: str, content: bytes) -> None:
-        self.past.put_object(Bucket=self.s3.bucket, Key=f"models/{key}", Body=content)
+        self.past.put_object(Bucket=self.bucket, Key=f"models/{key}", Body=content)
 
     def remove(self, key: str) -> None:
-        self.past.delete_object(Bucket=self.s3.bucket, Key=f"models/{key}")
+        self.past.delete_object(Bucket=self.bucket, Key=f"models/{key}")
 
     def uploads(self, prefix: str = "") -> dict[str, dict[int, int]]:
         """The unfinished uploads: key → number and size of their parts, those of one key taken together."""
         found: dict[str, dict[int, int]] = {}
-        listed = self.past.list_multipart_uploads(Bucket=self.s3.bucket, Prefix=f"models/{prefix}").get("Uploads", ())
+        listed = self.past.list_multipart_uploads(Bucket=self.bucket, Prefix=f"models/{prefix}").get("Uploads", ())
         for upload in listed:
-            parts = self.past.list_parts(Bucket=self.s3.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+            parts = self.past.list_parts(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
             sizes = {part["PartNumber"]: part["Size"] for part in parts.get("Parts", ())}
             found.setdefault(upload["Key"].removeprefix("models/"), {}).update(sizes)
         return found
+
+    def manifest(self, model: str) -> dict[str, Any] | None:
+        """Return what is published of a version, as its records say, ``None`` when nothing is."""
+        name, _, version = model.partition(":")
+        records = self.records(model)
+        says = records.top or records.noted
+        if not says:
+            return None
+        content: dict[str, Any] = json.loads(self.content(f"{name}/.modelsync/{claims.verdict_of(version, says)}"))
+        if content.keys() == {"current"}:
+            if content["current"] not in records.verdicts:
+                return None
+            content = json.loads(self.content(f"{name}/.modelsync/{claims.verdict_of(version, content['current'])}"))
+        return content
+
+    def records(self, model: str) -> claims.Records:
+        """Return the records of a version, sorted."""
+        name, _, version = model.partition(":")
+        prefix = f"{name}/.modelsync/"
+        listed = claims.by_version(key.removeprefix(prefix) for key in self.keys(prefix))
+        return listed.get(version, claims.Records())
+
+    def is_published(self, model: str) -> bool:
+        """Whether a version is published, whatever is left of its files."""
+        return self.manifest(model) is not None
 
     def seen(self, model: str) -> str | None:
         """Return a version's digest when all its files are there as its manifest says, ``None`` without a manifest.
@@ -138,11 +171,10 @@ class BucketStore:
         Fails when the files are not the manifest's, or when others are among them.
         """
         name, _, version = model.partition(":")
-        record = f"{name}/.modelsync/{version}.json"
-        if record not in self.keys(f"{name}/.modelsync/"):
+        manifest = self.manifest(model)
+        if manifest is None:
             return None
-        manifest = json.loads(self.content(record))
-        prefix = f"{name}/{version}/"
+        prefix = f"{name}/{claims.directory_of(version, manifest['generation'])}/"
         contents = {key.removeprefix(prefix): self.content(key) for key in self.keys(prefix)}
         files = [FileEntry(path, len(body), hashlib.sha256(body).hexdigest()) for path, body in contents.items()]
         assert digest_of(files) == manifest["digest"], f"{model} is a mixture"
@@ -151,12 +183,26 @@ class BucketStore:
     def tidy(self, model: str) -> str:
         """Return a version's digest when it is whole, and nothing else is left of whoever wrote it."""
         name, _, version = model.partition(":")
-        digest = self.seen(model)
+        digest, manifest, records = self.seen(model), self.manifest(model), self.records(model)
         assert digest, f"{model} is not there"
-        records = [key.rpartition("/")[2] for key in self.keys(f"{name}/.modelsync/{version}.")]
-        assert records in ([f"{version}.json"], [f"{version}.json", f"{version}.labels"])
-        assert self.uploads(f"{name}/{version}/") == {}
+        assert manifest
+        assert (len(records.verdicts), records.claims, records.closed) == (1, set(), {}), records
+        assert all(len(changes) == 1 for changes in records.labels.values())
+        place = claims.directory_of(version, manifest["generation"])
+        assert {key.split("/")[1] for key in self._below(name, version, self.keys)} <= {place}
+        assert self._below(name, version, self.uploads) == []
         return digest
+
+    def nothing(self, model: str) -> bool:
+        """Whether nothing is left of a version but the note that it is gone."""
+        name, _, version = model.partition(":")
+        records = self.records(model)
+        is_noted = not (records.verdicts or records.claims or records.labels) and len(records.closed) <= 1
+        return is_noted and not self._below(name, version, self.keys) and not self._below(name, version, self.uploads)
+
+    def _below(self, name: str, version: str, listing: Callable[[str], Iterable[str]]) -> list[str]:
+        """Return what a listing has in the directories of a version's generations."""
+        return [key for mark in "/~" for key in listing(f"{name}/{version}{mark}")]
 
 
 @contextmanager
@@ -169,6 +215,37 @@ def bucket_store(**options: Any) -> Iterator[BucketStore]:
 def body_bytes(s3: S3StandIn) -> int:
     """Bytes of files that were sent, without the records."""
     return sum(request.received for request in s3.find("PUT", FILES))
+
+
+def killed_after_each_write(store: BucketStore, work: Callable[[], Any]) -> list[tuple[str, BucketStore]]:
+    """Run a function once; return the store as each of its writes has left it, as a kill right then would have.
+
+    Reading changes nothing: who is killed after it leaves what the write before has left. The bucket before the first
+    write is the first of them.
+    """
+    from moto.s3.models import s3_backends
+
+    backend = next(
+        region for account in s3_backends.values() for region in account.values() if store.bucket in region.buckets
+    )
+    found: list[tuple[str, BucketStore]] = []
+
+    def keep(what: str) -> None:
+        name = f"{store.bucket}-{len(found)}"
+        twin = copy.deepcopy(backend.buckets[store.bucket])
+        twin.name = name
+        backend.buckets[name] = twin
+        found.append((what, BucketStore(store.s3, store.fields, elsewhere=name)))
+
+    def served(request: Request) -> None:
+        if request.method not in ("GET", "HEAD"):
+            keep(f"{request.operation} {request.key}")
+
+    keep("nothing")
+    store.s3.fault("*", "", After(served), times=None)
+    work()
+    store.s3.clear()
+    return found
 
 
 def is_killed_at(s3: S3StandIn, work: Callable[[], Any], what: str, key: str = "", *, nth: int = 1) -> bool:

@@ -14,6 +14,7 @@ from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.core.errors import DigestMismatch, ModelSyncError, RegistryUnavailable
 from airflow_provider_modelsync.core.registries.modelstore import bucket as bucket_module
 from airflow_provider_modelsync.core.registries.modelstore import bucket as modelstore_bucket
+from airflow_provider_modelsync.core.registries.modelstore import s3 as modelstore_s3
 from airflow_provider_modelsync.core.transfer import large_files
 from airflow_provider_modelsync.core.transfer.control import Control
 from tests.core.registries.modelstore.buckets import FILES, KIB, PART, BucketStore, body_bytes, bucket_store
@@ -151,11 +152,33 @@ def test_latest_costs_one_list_and_one_get_whatever_the_number_of_versions(store
     assert store.s3.count("ListObjectsV2") == 1
 
 
-def test_an_exact_version_costs_two_gets(store: BucketStore, tmp_path: Path) -> None:
+def test_an_exact_version_costs_one_list_and_one_get(store: BucketStore, tmp_path: Path) -> None:
     store.push(write_tree(tmp_path / "source", {"a": b"a"}), "fraud:v0")
+    copy_versions(store, 3)
     store.s3.clear()
-    store.again().get("fraud:v0")
-    assert operations(store) == {"GetObject": 2}  # the manifest, and labels that may have been changed
+    store.again().get("fraud:v2")
+    assert operations(store) == {"ListObjectsV2": 1, "GetObject": 1}
+
+
+def test_a_push_of_one_file_costs_eight_calls_whatever_the_number_of_versions(
+    store: BucketStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modelstore_s3, "_WORTH_COPYING", 1 << 20)
+    store.push(write_tree(tmp_path / "source", {"a": b"a"}), "fraud:v0")
+    copy_versions(store, 20)
+    store.s3.clear()
+    store.again().push(write_tree(tmp_path / "source", {"a": b"b"}), "fraud:new")
+    asked = [(request.operation, request.key.removeprefix("models/fraud/")) for request in store.s3.find()]
+    assert asked == [
+        ("ListObjectsV2", ""),  # is it there, or claimed
+        ("PutObject", ".modelsync/new.claim"),
+        ("ListObjectsV2", ""),  # is the claim's number still to be had
+        ("PutObject", "new/a"),
+        ("ListObjectsV2", ""),  # is all as it was sent, and nothing else
+        ("PutObject", ".modelsync/new.json"),
+        ("ListObjectsV2", ""),  # does it count, and since when
+        ("DeleteObject", ".modelsync/new.claim"),
+    ]
 
 
 def test_a_listing_costs_a_list_per_thousand_records_and_reads_each_version_once(
@@ -183,8 +206,7 @@ def test_pushing_what_is_there_sends_nothing(store: BucketStore, tmp_path: Path)
     pushed = store.push(source, "fraud:v1")
     assert pushed.transfer
     assert pushed.transfer.skipped
-    # Manifest and labels; then uploads and a claim that somebody may have left.
-    assert operations(store) == {"GetObject": 3, "ListMultipartUploads": 1}
+    assert operations(store) == {"ListObjectsV2": 2, "GetObject": 1}  # what is there, and whether its files still are
 
 
 # Files that an earlier version holds

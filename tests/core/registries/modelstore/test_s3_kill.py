@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
 
 from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.core.errors import VersionConflict
 from airflow_provider_modelsync.core.transfer import large_files
 from airflow_provider_modelsync.core.transfer.control import Control
-from tests.core.registries.modelstore.buckets import FILES, KIB, PART, BucketStore, bucket_store, is_killed_at
+from tests.core.registries.modelstore.buckets import (
+    FILES,
+    KIB,
+    PART,
+    BucketStore,
+    bucket_store,
+    is_killed_at,
+    killed_after_each_write,
+)
 from tests.core.stores import hidden, snapshot, write_tree
 from tests.services.ceph_rgw import rgw
 from tests.standins.s3 import S3StandIn
@@ -62,21 +73,29 @@ def sent(s3: S3StandIn) -> dict[str, int]:
 def test_a_push_killed_after_any_write_is_finished_by_one_that_sends_only_what_is_missing(
     store: BucketStore, tmp_path: Path
 ) -> None:
-    # Reading changes nothing: who is killed after it leaves what the write before has left.
     store.push(version(tmp_path, 0), "fraud:v0")
-    for nth in count(1):
-        source, model = version(tmp_path, nth), f"fraud:v{nth}"
-        if not is_killed_at(store.s3, lambda: store.again().push(source, model, control=ONE), "write", nth=nth):  # noqa: B023
-            break
-        expected = missing(store, model, source, PART)
-        assert store.seen(model) in (None, digest_directory(source))
-        store.push(source, model, control=ONE)
-        assert sent(store.s3) == expected, f"killed after write {nth}"
-        assert store.tidy(model) == digest_directory(source)
-    # claim; begin, parts, complete; a copy; two objects; manifest; and the claim given up
-    assert nth - 1 == 1 + 5 + 1 + 2 + 1 + 1
-    store.pull("fraud:v1", tmp_path / "target")
-    assert snapshot(tmp_path / "target") == snapshot(tmp_path / "1")
+    source = version(tmp_path, 1)
+    steps = killed_after_each_write(store, lambda: store.again().push(source, "fraud:v1", control=ONE))
+    # nothing, claim; begin, parts, complete; a copy; two objects; manifest; and the claim given up
+    assert len(steps) == 1 + 1 + 5 + 1 + 2 + 1 + 1
+    for what, found in steps:
+        expected = missing(found, "fraud:v1", source, PART)
+        assert found.seen("fraud:v1") in (None, digest_directory(source)), what
+        store.s3.clear()
+        found.push(source, "fraud:v1", control=ONE)
+        assert sent(store.s3) == expected, what
+        assert found.tidy("fraud:v1") == digest_directory(source), what
+    found.pull("fraud:v1", tmp_path / "target")
+    assert snapshot(tmp_path / "target") == snapshot(source)
+
+
+def test_other_bytes_are_published_by_force_after_a_kill_at_any_write_of_a_push(
+    store: BucketStore, tmp_path: Path
+) -> None:
+    source, other = version(tmp_path, 1), write_tree(tmp_path / "other", {"a": b"a"})
+    for what, found in killed_after_each_write(store, lambda: store.push(source, "fraud:v1", control=ONE)):
+        found.push(other, "fraud:v1", force=True)
+        assert found.tidy("fraud:v1") == digest_directory(other), what
 
 
 @pytest.mark.s3
@@ -125,39 +144,60 @@ def test_a_killed_push_keeps_the_version_claimed_but_for_force(store: BucketStor
         assert sent(store.s3) == {}
 
 
-def test_a_killed_delete_is_finished_by_the_next_at_any_point(store: BucketStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("knows_conditional_deletes", [True, False])
+def test_a_killed_delete_is_finished_by_the_next_at_any_write(
+    store: BucketStore, tmp_path: Path, knows_conditional_deletes: bool
+) -> None:
     source = version(tmp_path, 1)
-    for nth in count(1):
-        store.push(source, "fraud:v1", force=True)
-        store.set_labels("fraud:v1", {"stage": "prod"})
-        if not is_killed_at(store.s3, lambda: store.again().delete("fraud:v1"), "write", nth=nth):
-            break
-        assert store.seen("fraud:v1") is None
-        store.delete("fraud:v1")
-        assert store.keys("fraud/") == []
-    assert nth - 1 == 2 + 4
+    if not knows_conditional_deletes:  # nothing depends on them
+        store = replace(store, session=lambda: without_conditions_on_deletes(store))
+    store.push(source, "fraud:v1")
+    store.set_labels("fraud:v1", {"stage": "prod"})
+    steps = killed_after_each_write(store, lambda: store.again().delete("fraud:v1"))
+    assert len(steps) > 8
+    gone = False
+    for what, found in steps:
+        is_there = found.is_published("fraud:v1")
+        assert not (gone and is_there), what
+        gone = not is_there
+        assert found.delete("fraud:v1") is is_there, what
+        assert found.nothing("fraud:v1"), what
+        found.push(source, "fraud:v1")
+        assert found.tidy("fraud:v1") == digest_directory(source), what
+        assert found.get("fraud:v1").labels == {}, what
 
 
-@pytest.mark.parametrize(
-    ("what", "key"),
-    [
-        ("PutObject", r"\.claim$"),
-        ("DeleteObject", r"\.json$"),
-        ("CompleteMultipartUpload", "weights"),
-        ("DeleteObject", "old"),
-        ("PutObject", r"\.json$"),
-    ],
-)
-def test_a_killed_forced_push_is_finished_by_one_and_never_leaves_a_mixture(
-    store: BucketStore, tmp_path: Path, what: str, key: str
+def without_conditions_on_deletes(store: BucketStore) -> Any:
+    """Return a session whose requests to delete carry no condition, as if the storage did not look at it."""
+    session = boto3.Session(store.s3.access_key, store.s3.secret_key)
+
+    def forget(request: Any, **_: Any) -> None:
+        del request.headers["If-Match"]
+
+    session.events.register("before-sign.s3.DeleteObject", forget)
+    return session
+
+
+def test_the_old_version_is_there_until_the_new_one_is_whatever_write_a_forced_push_is_killed_at(
+    store: BucketStore, tmp_path: Path
 ) -> None:
     old, new = version(tmp_path, 1), version(tmp_path, 2)
     (old / "old").write_bytes(b"of the old version alone")
     store.push(old, "fraud:v1")
-    assert is_killed_at(store.s3, lambda: store.again().push(new, "fraud:v1", force=True, control=ONE), what, key)
-    assert store.seen("fraud:v1") in (None, digest_directory(old), digest_directory(new))
-    store.push(new, "fraud:v1", force=True)
-    assert store.tidy("fraud:v1") == digest_directory(new)
+    store.set_labels("fraud:v1", {"stage": "prod"})
+    steps = killed_after_each_write(store, lambda: store.again().push(new, "fraud:v1", force=True, control=ONE))
+    is_new = False
+    for what, found in steps:
+        digest = found.is_published("fraud:v1") and found.manifest("fraud:v1")["digest"]  # type: ignore[index]
+        assert digest == digest_directory(new) or (digest == digest_directory(old) and not is_new), what
+        is_new = digest == digest_directory(new)
+        if not is_new:
+            assert found.seen("fraud:v1") == digest_directory(old), what
+            assert found.get("fraud:v1").labels == {"stage": "prod"}, what
+        found.push(new, "fraud:v1", force=True)
+        assert found.tidy("fraud:v1") == digest_directory(new), what
+        assert found.get("fraud:v1").labels == {}, what
+    assert is_new
 
 
 def test_a_killed_pull_is_finished_by_one_that_fetches_only_the_missing_pieces(
