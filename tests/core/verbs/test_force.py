@@ -18,8 +18,9 @@ FIRST = {"labels": {"stage": "dev", "old": "yes"}, "metadata": {"auc": 0.5, "old
 SECOND = {"labels": {"stage": "prod"}, "metadata": {"auc": 0.9}}
 
 
-@pytest.fixture(params=["bentocloud-proxy", "bentocloud-parts", "supervisely"])
+@pytest.fixture(params=["modelstore", "modelstore-moto", "bentocloud-proxy", "bentocloud-parts", "supervisely"])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    (tmp_path / "system").mkdir()
     with PROVIDERS[request.param].open(tmp_path / "system") as under_test:
         yield Bench(under_test, tmp_path)
 
@@ -41,6 +42,18 @@ def test_what_is_not_given_stays(bench: Bench) -> None:
     assert (pushed.labels, pushed.metadata) == (FIRST["labels"], FIRST["metadata"])
     assert pushed.transfer is not None
     assert pushed.transfer.skipped
+
+
+def test_without_force_a_skipped_push_says_that_other_metadata_is_not_kept(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.push(bench.source("one"), bench.model(), **FIRST)
+    pushed = bench.push(bench.source("one"), bench.model(), metadata={"auc": 0.9})
+    assert pushed.transfer is not None
+    assert (pushed.transfer.skipped, pushed.transfer.metadata_kept) == (True, False)
+    assert pushed.metadata == bench.get(bench.model()).metadata == FIRST["metadata"]
+    assert "keeps the metadata that it got then; what is given now for 'auc' is not kept" in caplog.text
+    assert bench.push(bench.source("one"), bench.model(), **FIRST).transfer.metadata_kept  # type: ignore[union-attr]
 
 
 def test_a_file_that_may_be_executed_now_is_so_in_the_next_pull(bench: Bench) -> None:
