@@ -113,9 +113,16 @@ class Record(BaseModel):
     schema_version: Literal[1] = 1
     known: tuple[Put, ...] = ()
 
-    def now(self, put: Put) -> Record:
-        """Return it with a further state."""
-        return Record(known=(put, *(known for known in self.known if known != put))[:_KEPT])
+    def now(self, put: Put, before: Put | None = None) -> Record:
+        """Return it with a further state.
+
+        :param before: the state that is there now: however many tries are killed, it is not forgotten.
+        """
+        states = [put]
+        for state in (before, *self.known):
+            if state is not None and state not in states:
+                states.append(state)
+        return Record(known=tuple(states[:_KEPT]))
 
     def content(self) -> bytes:
         return self.model_dump_json(exclude_none=True).encode()
@@ -148,24 +155,25 @@ def recall(place: Path) -> Record:
     return Record()
 
 
-def remember(place: Path, put: Put, staging: durable.Staging) -> None:
+def remember(place: Path, put: Put, staging: durable.Staging, *, before: Put | None = None) -> None:
     """Note a state of a directory; what else is known of it is kept.
 
     :param staging: beside the directory.
+    :param before: the state that is there now.
     :raises OSError: when nothing can be written there.
     """
-    _write(place, recall(place).now(put), staging)
+    _write(place, recall(place).now(put, before), staging)
 
 
-def restore(place: Path, record: Record, staging: durable.Staging) -> None:
-    """Take back what was remembered of a directory since a record was read; what fails is logged."""
+def forget(place: Path, put: Put, staging: durable.Staging) -> None:
+    """Take back a state that did not come about; what else is known is kept, and what fails is logged."""
     try:
-        if record.known:
-            _write(place, record, staging)
+        if known := tuple(known for known in recall(place).known if known != put):
+            _write(place, Record(known=known), staging)
         else:
             place.with_name(name_beside(place.name)).unlink(missing_ok=True)
     except OSError as error:
-        log.warning("the record beside %s could not be restored: %s", place, error.strerror)
+        log.warning("the record beside %s could not be written: %s", place, error.strerror)
 
 
 def _write(place: Path, record: Record, staging: durable.Staging) -> None:

@@ -133,6 +133,7 @@ class _Target:
 
     :ivar is_replaceable: whether it held what the last pull had left there when the pull began: what somebody has put
         there since then is not for us to judge.
+    :ivar found: the state that it was in when it was looked at last, as far as that is known.
     """
 
     place: Path
@@ -142,6 +143,7 @@ class _Target:
     control: Control
     force: bool
     is_replaceable: bool = False
+    found: Put | None = None
 
     def look(self, wanted: str | None) -> str | None:
         """Look at it for the first time; otherwise as :meth:`held`."""
@@ -165,7 +167,7 @@ class _Target:
                 raise TargetExists(f"{place} is not a directory", argument="target")
             if not any(place.iterdir()):
                 return None
-            known = self._recognised()
+            known = self.found = self._recognised()
             if known is None and wanted is not None and self._digest() == wanted:
                 known = self._put(wanted, place, is_ours=False)
                 self._remember(known)
@@ -189,12 +191,13 @@ class _Target:
     @contextmanager
     def announced(self, staging: durable.Staging, content: str) -> Iterator[None]:
         """Remember what is about to be put there; until it is, what is there now is remembered, too."""
-        before = placed.recall(self.place)
+        put = self._put(content, staging.path)
         try:
-            placed.remember(self.place, self._put(content, staging.path), staging)
+            placed.remember(self.place, put, staging, before=self.found)
             yield
         except BaseException:
-            placed.restore(self.place, before, staging)
+            if staging.path.exists():  # else it is in place
+                placed.forget(self.place, put, staging)
             raise
 
     def _put(self, content: str, where: Path, *, is_ours: bool = True) -> Put:

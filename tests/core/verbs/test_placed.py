@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.archive import digest
-from airflow_provider_modelsync.core.errors import TargetExists
+from airflow_provider_modelsync.core.errors import ModelSyncError, TargetExists
 from airflow_provider_modelsync.core.flow.steps import Flow
 from airflow_provider_modelsync.core.models import ModelVersion
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
@@ -176,6 +179,41 @@ def test_a_pull_killed_at_any_step_is_followed_by_the_next_days_without_force(st
         if not killed:
             break
     assert not killed
+
+
+@pytest.mark.parametrize("following", ["fraud:v2", "fraud:v3"])
+def test_however_often_a_pull_is_killed_what_the_target_holds_is_not_forgotten(
+    store: Store, target: Path, following: str
+) -> None:
+    store.pull("fraud:v1", target)
+    for _ in range(4):  # each time after what is about to be put there was noted
+        if (child := os.fork()) == 0:
+            durable.sync_file_system = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+            try:
+                store.pull("fraud:v2", target)
+            finally:
+                os._exit(1)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        assert weights(target) == b"1"
+    store.pull(following, target)
+    assert weights(target) == following[-1:].encode()
+
+
+def test_a_pull_that_fails_forgets_nothing_that_another_one_has_noted_meanwhile(
+    store: Store, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.pull("fraud:v1", target)
+    monkeypatch.setattr(durable, "sync_file_system", lambda path: overtaken())
+
+    def overtaken() -> None:
+        monkeypatch.undo()
+        store.pull("fraud:v2", target)
+        raise OSError(errno.EIO, "broken")
+
+    with pytest.raises(ModelSyncError):
+        store.pull("fraud:v3", target)
+    store.pull("fraud:v3", target)
+    assert weights(target) == b"3"
 
 
 class _Foreign(ModelStore):
