@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -29,9 +30,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("modelsync")
 
 _BLOCK = 1 << 20  # bytes copied at a time
+_NO_STAMP = ""  # of a file that is about to be written
 # What the file systems call them.
 _TAGS = ("ETag", "etag", "md5Hash", "content_md5", "generation", "version_id", "checksum")
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
+
+Files = Mapping[str, tuple[str, str]]  # path → stamp, sha256
 
 
 def resolve(location: Location, argument: str) -> Path | ObjectStoragePath:
@@ -53,7 +57,7 @@ def resolve(location: Location, argument: str) -> Path | ObjectStoragePath:
         if remote.protocol in ("file", "local", ""):
             return Path(remote.path)
         remote.fs  # noqa: B018  # only here does Airflow say that no provider brings the scheme
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise InvalidInput(f"{str(location)!r} is no storage location: {error}", argument=argument) from error
     return remote
 
@@ -96,16 +100,35 @@ class _RemoteTarget:
     :param choice: which files of the model.
     :param force: whether whatever is there may be replaced.
     :param cancel: looked at once a block.
-    :raises InvalidInput: when the target is the root of a bucket.
+    :param store: where the registry keeps its models, when that is object storage, too: ``bucket/prefix``.
+    :raises InvalidInput: when the target is the root of a bucket, or it and the store lie in one another.
     """
 
     def __init__(
-        self, target: ObjectStoragePath, identity: str, choice: Choice, *, force: bool, cancel: CancelToken
+        self,
+        target: ObjectStoragePath,
+        identity: str,
+        choice: Choice,
+        *,
+        force: bool,
+        cancel: CancelToken,
+        store: str | None = None,
     ) -> None:
-        if not target.path.strip("/").removeprefix(target.bucket).strip("/"):
+        segments = target.path.strip("/").removeprefix(target.bucket).strip("/").split("/")
+        if segments == [""]:
             raise InvalidInput(
                 f"{target} is the root of a bucket; name a place in it for the model alone", argument="target"
             )
+        # Some storages and clients read the first two as file systems do: then it is a bucket's root, or anything.
+        if any(segment.strip() in ("", ".", "..") for segment in segments):
+            raise InvalidInput(f"{target} has a part that is blank, '.' or '..'", argument="target")
+        place = f"{target.path.strip('/')}/"
+        if (
+            target.protocol == "s3"
+            and store is not None
+            and (place.startswith(f"{store}/") or f"{store}/".startswith(place))
+        ):
+            raise InvalidInput(f"{target} and the model store s3://{store} lie in one another", argument="target")
         self._target = target
         self._identity = identity
         self._choice = str(choice)
@@ -116,7 +139,7 @@ class _RemoteTarget:
 
     def held(self, version: ModelVersion) -> str | None:
         """Return the digest of what is there when a pull of exactly this version has put it there and nobody since."""
-        known = self._recall()
+        known = next(iter(self._recall().known), None)
         wanted = version.digest if self._is_all else None
         if known is None or not known.files or not known.is_exactly(self._identity, version, self._choice, wanted):
             return None
@@ -128,21 +151,27 @@ class _RemoteTarget:
 
         :raises TargetExists: when the target holds what no pull of the same model has put there.
         """
-        known = self._recall()
-        left = known.files if known is not None and known.is_of_the_model(*self._facts(version)) else None
-        files, content = _upload_directory(directory, self._target, force=self._force, cancel=self._cancel, left=left)
-        put = Put.of(self._identity, version, content, choice=self._choice, files=files)
-        self._beside.write_bytes(Record().now(put).content())
+        left = [
+            known.files or {}
+            for known in self._recall().known
+            if known.is_of_the_model(self._identity, version, self._choice)
+        ]
 
-    def _facts(self, version: ModelVersion) -> tuple[str, ModelVersion, str]:
-        return self._identity, version, self._choice
+        def remember(content: str, *states: Files) -> None:
+            puts = (Put.of(self._identity, version, content, choice=self._choice, files=files) for files in states)
+            self._beside.write_bytes(Record(known=tuple(puts)).content())
 
-    def _recall(self) -> Put | None:
+        now, content = _upload_directory(
+            directory, self._target, force=self._force, cancel=self._cancel, left=left, announce=remember
+        )
+        remember(content, now)
+
+    def _recall(self) -> Record:
         try:
             content = self._beside.read_bytes()
         except FileNotFoundError:
-            return None
-        return next(iter(Record.read(content).known), None)
+            return Record()
+        return Record.read(content)
 
 
 def pull_into(
@@ -163,7 +192,8 @@ def pull_into(
     :raises InvalidInput: when the target is the root of a bucket.
     :raises TargetExists: when the target holds what no pull of the same model has put there.
     """
-    remote = _RemoteTarget(target, hook.get_conn().identity, choice, force=force, cancel=cancel)
+    registry = hook.get_conn()
+    remote = _RemoteTarget(target, registry.identity, choice, force=force, cancel=cancel, store=registry.prefix)
     version = hook.get(model, labels=labels, query=query)
     if (held := remote.held(version)) is not None:
         log.info("%s already holds %s: nothing is pulled", target, version.ref)
@@ -181,14 +211,16 @@ def _upload_directory(
     *,
     force: bool,
     cancel: CancelToken,
-    left: Mapping[str, tuple[str, str]] | None = None,
-) -> tuple[dict[str, tuple[str, str]], str]:
+    left: Iterable[Files] = (),
+    announce: Callable[[str, Files, Files], None] | None = None,
+) -> tuple[Files, str]:
     """Copy a pulled model to object storage.
 
     A target that holds only files of this very model is the work of an earlier try, and is completed.
 
-    :param left: what the last pull has left there, path → stamp, sha256: as far as it still is that, it is replaced.
-    :return: what is there now, likewise, and its digest.
+    :param left: what the last pull has left there: as far as it still is that, it is replaced.
+    :param announce: told, before anything is written, the model's digest, what is about to be there, and what is there.
+    :return: what is there now, and its digest.
     :raises TargetExists: when the target holds anything else and ``force`` is not set.
     """
     from airflow_provider_modelsync.core.archive.digest import read_tree
@@ -196,7 +228,7 @@ def _upload_directory(
     tree = read_tree(directory, cancel=cancel)
     wanted = {file.path: file for file in tree.files}
     there = _survey(target)
-    untouched = {path: sha256 for path, (stamp, sha256) in (left or {}).items() if there.get(path) == stamp}
+    untouched = _untouched(target, there, left, cancel)
     ours = {
         path
         for path in there.keys() & wanted.keys()
@@ -211,6 +243,12 @@ def _upload_directory(
             )
         for path in strange:
             (target / path if path else target).unlink()
+    if announce is not None:
+        announce(
+            tree.digest,
+            {path: (_NO_STAMP, file.sha256) for path, file in wanted.items()},
+            {path: (there[path], sha256) for path, sha256 in untouched.items()},
+        )
     for path, file in wanted.items():
         remote = target / path
         is_there = path in ours and remote.stat().st_size == file.size
@@ -221,6 +259,32 @@ def _upload_directory(
         (target / path).unlink()
     files = {path: (stamp, wanted[path].sha256) for path, stamp in _survey(target).items() if path in wanted}
     return files, tree.digest
+
+
+def _untouched(
+    target: ObjectStoragePath, there: Mapping[str, str], left: Iterable[Files], cancel: CancelToken
+) -> dict[str, str]:
+    """Return the files that still are what pulls have left there, path → sha256.
+
+    Those that an interrupted pull was about to write have no stamp, and are read.
+    """
+    found: dict[str, str] = {}
+    for files in left:
+        for path, (stamp, sha256) in files.items():
+            if path in there and path not in found:
+                is_known = there[path] == stamp if stamp else _hash(target / path, cancel) == sha256
+                if is_known:
+                    found[path] = sha256
+    return found
+
+
+def _hash(remote: ObjectStoragePath, cancel: CancelToken) -> str:
+    total = hashlib.sha256()
+    with _open(remote, "rb") as reader:
+        while block := reader.read(_BLOCK):
+            cancel.check()
+            total.update(block)
+    return total.hexdigest()
 
 
 def publish_file(file: Path, remote: ObjectStoragePath, *, cancel: CancelToken) -> None:

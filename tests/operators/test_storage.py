@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from airflow.sdk import ObjectStoragePath
 from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.io import attach
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from airflow_provider_modelsync.core.archive.choice import BY_HABIT, Choice
@@ -330,6 +331,51 @@ def test_a_replacement_that_was_interrupted_is_completed(
     storage.pipe_file("/bucket/models/digits/weights.bin", versions["v2"]["/bucket/models/digits/weights.bin"][:1])
     pull(context, "v2")
     assert content(storage) == versions["v2"]
+
+
+def test_what_a_killed_replacement_has_left_does_not_stand_in_the_next_ones_way(
+    versions: dict[str, dict[str, bytes]], storage: MemoryFileSystem, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killing(file: Path, remote: ObjectStoragePath, cancel: CancelToken) -> None:
+        remote.write_bytes(file.read_bytes())
+        raise Killed
+
+    pull(context, "v1")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("airflow_provider_modelsync.operators.storage._upload", killing)
+        pull(context, "v2")
+    assert content(storage) == versions["v2"]  # and no record tells so
+    storage.pipe_file("/bucket/models/digits/notes.txt", b"mine")
+    with pytest.raises(AirflowFailException, match="notes"):
+        pull(context, "v1")
+    storage.rm("/bucket/models/digits/notes.txt")
+    pull(context, "v1")
+    assert content(storage) == versions["v1"]
+
+
+@pytest.mark.parametrize("place", [".", "digits/..", "..", "digits/../..", "./digits", " ", "digits//x"])
+def test_a_remote_target_has_no_part_that_somebody_may_read_as_another_place(
+    versions: dict[str, dict[str, bytes]], storage: MemoryFileSystem, context: Any, place: str
+) -> None:
+    with pytest.raises(AirflowFailException, match="blank"):
+        pull(context, "v1", f"memory://bucket/{place}", force=True)
+    assert content(storage) == {}
+
+
+@pytest.mark.parametrize("place", ["lake/store/digits", "lake/store", "lake", "lake/store/new/deep"])
+def test_a_remote_target_and_the_store_never_lie_in_one_another(
+    storage: MemoryFileSystem, context: Any, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    attach("s3", fs=storage)
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_MODELSYNC_DEFAULT", '{"conn_type": "modelstore", "host": "s3://bucket/lake/store"}'
+    )
+    operator = PullModelOperator(task_id="pull", model="digits:v1", target=f"s3://bucket/{place}", force=True)
+    with pytest.raises(AirflowFailException, match="lie in one another"):
+        operator.execute(context)
 
 
 @pytest.mark.parametrize("target", ["memory://bucket", "memory://bucket/", "memory:///", "memory://lake@bucket"])

@@ -79,6 +79,11 @@ class Registry(ABC):
         """The directory of this machine that holds the registry's models, if one does."""
         return None
 
+    @property
+    def prefix(self) -> str | None:
+        """Below what in object storage the registry's models lie, as ``bucket/prefix``, if they do."""
+        return None
+
     def policy(self) -> Policy:
         """Return how requests of this registry's flows are made."""
         return send_once

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -52,7 +52,7 @@ class Put(BaseModel):
     :param choice: which of its files.
     :param content: the digest of what was written.
     :param survey: of a directory of this machine.
-    :param files: of object storage: path → stamp, sha256.
+    :param files: of object storage: path → stamp, sha256; the stamp is empty before the file is written.
     :param is_ours: whether a pull wrote it, rather than found it.
     """
 
@@ -78,7 +78,7 @@ class Put(BaseModel):
         *,
         choice: str = "",
         survey: Survey | None = None,
-        files: dict[str, tuple[str, str]] | None = None,
+        files: Mapping[str, tuple[str, str]] | None = None,
         is_ours: bool = True,
     ) -> Put:
         """Return what to remember of a version; parameters as the fields."""
@@ -91,7 +91,7 @@ class Put(BaseModel):
             created_at=version.created_at,
             content=content,
             survey=survey,
-            files=files,
+            files=None if files is None else dict(files),
             is_ours=is_ours,
         )
 

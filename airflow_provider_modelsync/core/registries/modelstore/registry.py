@@ -62,6 +62,10 @@ class ModelStore(Registry):
     def directory(self) -> Path | None:
         return self._store.root if isinstance(self._store, DirectoryStore) else None
 
+    @property
+    def prefix(self) -> str | None:
+        return (self.settings.host or "").partition("://")[2].strip("/") if self.directory is None else None
+
     def check(self, ref: ModelRef) -> None:
         for part, text in (("name", ref.name), ("version", ref.version)):
             if text is not None and not (NAME.fullmatch(text) and text != LATEST):
