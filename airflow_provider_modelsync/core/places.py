@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pwd
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,13 @@ from pathlib import Path
 from airflow_provider_modelsync.core.errors import InvalidInput
 
 _HOMES = ("/home", "/Users")
+# What the system keeps directly below its root; a container's models are often in a directory beside these.
+_SYSTEM = (
+    *("/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/opt", "/proc", "/run", "/sbin", "/srv", "/sys", "/usr"),
+    *("/usr/bin", "/usr/lib", "/usr/local", "/usr/share", "/var", "/var/lib"),
+    *("/tmp", "/var/tmp"),  # noqa: S108  # nothing is written there
+    *_HOMES,
+)
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
@@ -28,11 +36,11 @@ def target(named: str | os.PathLike[str], *, store: Path | None = None) -> Path:
     :raises InvalidInput: when it names no such directory, or one that must stay.
     """
     place = _resolved(named, "target")
-    for directory, what in _precious():
+    for directory, what in (*_precious(), *_homes()):
         if place == directory or place in directory.parents:
             raise InvalidInput(f"{place} is or holds {what}; name a directory for the model alone", argument="target")
-    if place.parent in map(Path, _HOMES):
-        raise InvalidInput(f"{place} is a home directory; name a directory for the model alone", argument="target")
+    if fault := _fault_of(place):
+        raise InvalidInput(f"{place} is {fault}; name a directory for the model alone", argument="target")
     mounts = tuple(_mounts())
     if place in mounts or os.path.ismount(str(place)):
         raise InvalidInput(f"{place} is a mount point; name a directory inside of it", argument="target")
@@ -54,8 +62,11 @@ def require_source(named: str | os.PathLike[str], *, store: Path | None = None) 
     :raises InvalidInput: when it names nothing that could be a model.
     """
     place = _resolved(named, "source")
-    if place.parent == place or place == _home() or place.parent in map(Path, _HOMES):
-        raise InvalidInput(f"{place} is a root or a home directory, not a model", argument="source")
+    for home, what in _homes():
+        if place == home or place in home.parents:
+            raise InvalidInput(f"{place} is or holds {what}, not a model", argument="source")
+    if fault := _fault_of(place):
+        raise InvalidInput(f"{place} is {fault}, not a model", argument="source")
     if store is not None and (place == (root := store.resolve()) or place in root.parents):
         raise InvalidInput(f"{place} holds the model store {root} that it is to go to", argument="source")
 
@@ -68,6 +79,8 @@ def require_apart(place: Path, other: Path, argument: str) -> None:
 
 def _resolved(named: str | os.PathLike[str], argument: str) -> Path:
     text = os.fspath(named)
+    if not isinstance(text, str):
+        raise InvalidInput("it is bytes; a path is text", argument=argument)
     if not text.strip():
         raise InvalidInput("it is empty", argument=argument)
     if "\0" in text:
@@ -85,13 +98,24 @@ def _resolved(named: str | os.PathLike[str], argument: str) -> Path:
 def _precious() -> Iterator[tuple[Path, str]]:
     with suppress(FileNotFoundError):  # it may have been removed meanwhile
         yield Path(os.getcwd()).resolve(), "the working directory"
-    yield _home(), "a home directory"
+    yield Path(sys.prefix).resolve(), "the Python that runs this"
+
+
+def _homes() -> Iterator[tuple[Path, str]]:
+    yield Path(os.path.realpath(os.path.expanduser("~"))), "a home directory"
     with suppress(KeyError):  # containers run as users that no list knows
         yield Path(pwd.getpwuid(os.geteuid()).pw_dir).resolve(), "a home directory"
 
 
-def _home() -> Path:
-    return Path(os.path.realpath(os.path.expanduser("~")))
+def _fault_of(place: Path) -> str | None:
+    """Say what a resolved path is that can never be one model."""
+    if place.parent == place:
+        return "a root"
+    if place.parent in map(Path, _HOMES):
+        return "a home directory"
+    if any(place in (Path(name), Path(os.path.realpath(name))) for name in _SYSTEM):
+        return "a directory of the system"
+    return None
 
 
 def _mounts() -> Iterator[Path]:

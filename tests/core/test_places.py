@@ -4,6 +4,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,9 +47,29 @@ def test_a_name_that_means_no_directory_is_refused(find: Callable[[str], Path | 
 
 @pytest.mark.parametrize("find", [places.target, places.require_source])
 def test_roots_and_homes_are_refused(find: Callable[[str], Path | None], home: Path) -> None:
-    for named in ("/", "///", str(home), f"{home}/", "/home/somebody"):
+    for named in ("/", "///", str(home), f"{home}/", "/home/somebody", "/home", str(home.parent)):
         with pytest.raises(InvalidInput):
             find(named)
+
+
+@pytest.mark.parametrize("find", [places.target, places.require_source])
+@pytest.mark.parametrize("named", ["/etc", "/usr", "/bin/", "/var", "/opt", "/tmp", "/usr/lib", "//tmp//../srv/"])
+def test_what_belongs_to_the_system_is_no_model(find: Callable[[str], Path | None], named: str) -> None:
+    with pytest.raises(InvalidInput, match=r"directory of the system|is or holds"):
+        find(named)
+
+
+def test_a_pull_never_replaces_the_python_that_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.prefix", str(tmp_path / "venvs" / "airflow"))
+    for named in (tmp_path / "venvs" / "airflow", tmp_path / "venvs"):
+        with pytest.raises(InvalidInput, match="the Python that runs this"):
+            places.target(named)
+
+
+@pytest.mark.parametrize("find", [places.target, places.require_source])
+def test_a_path_in_bytes_is_refused_as_any_other_bad_one(find: Callable[[Any], Path | None]) -> None:
+    with pytest.raises(InvalidInput, match="bytes"):
+        find(b"model")
 
 
 def test_a_pull_never_replaces_the_working_directory_or_what_holds_it(
