@@ -122,4 +122,4 @@ def test_whatever_is_made_for_the_test_is_made_within_its_time(
         released.set()
 
     assert not good
-    assert message == f"BentoCloud at {silent} did not answer within 0.1 s"
+    assert message.startswith(f"BentoCloud at {silent} did not answer within 0.1 s")
