@@ -217,7 +217,7 @@ def _stamp(descriptor: int) -> None:
 
 def _write_scratch(path: Path, content: bytes) -> Path:
     scratch = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}")
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode_of())
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
         file.flush()

@@ -78,7 +78,7 @@ def local_source(
     with tempfile.TemporaryDirectory(prefix="modelsync-") as scratch:
         copy = Path(scratch) / source.name
         paths = _files_below(source)
-        chosen = [path for path in paths if not path or choice is None or choice.takes(path)]
+        chosen = [path for path in paths if choice is None or choice.takes(path or source.name)]
         if len(chosen) < len(paths):
             log.info("%d of %d files in %s are left out by %s", len(paths) - len(chosen), len(paths), source, choice)
         for path in chosen:

@@ -77,9 +77,11 @@ def test_the_umask_and_the_parent_decide_about_what_is_published(place: Path, um
     try:
         with durable.staging(place, KEY) as staging:
             assert staging.publish(place)
+        durable.create_file(place / "record", b"x")
     finally:
         os.umask(before)
     assert stat.S_IMODE(place.stat().st_mode) == 0o2777 & ~umask
+    assert stat.S_IMODE((place / "record").stat().st_mode) == 0o666 & ~umask
 
 
 def test_what_is_left_in_staging_is_removed_at_the_end(place: Path) -> None:

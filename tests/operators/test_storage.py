@@ -120,6 +120,16 @@ def test_only_chosen_files_of_a_remote_source_are_copied(
         )
 
 
+def test_patterns_count_for_a_single_remote_file_too(
+    hook: ModelStoreHook, storage: MemoryFileSystem, context: Any
+) -> None:
+    storage.pipe_file(f"{BUCKET}/model.onnx", b"onnx")
+    push = {"task_id": "push", "model": "digits", "source": f"{BUCKET}/model.onnx"}
+    with pytest.raises(AirflowFailException, match="chosen by exclude"):
+        PushModelOperator(**push, exclude=["*.onnx"]).execute(context)
+    assert PushModelOperator(**push, include=["*.onnx"]).execute(context)["size_bytes"] == 4
+
+
 def test_a_missing_remote_source_is_permanent(hook: ModelStoreHook, storage: MemoryFileSystem, context: Any) -> None:
     with pytest.raises(AirflowFailException, match=r"memory:.*absent.*does not exist"):
         PushModelOperator(task_id="push", model="digits", source="memory://bucket/absent").execute(context)

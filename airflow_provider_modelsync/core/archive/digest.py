@@ -395,6 +395,8 @@ class _Scan:
 
     def _add_single(self, name: str, facts: os.stat_result) -> None:
         """Add the one file of the source; it is called as the user has called it."""
+        if self._is_left_out(name, is_directory=False):
+            return
         _refuse_bad_name(name)
         if name != os.path.basename(self.root):
             self.places[name] = self.root

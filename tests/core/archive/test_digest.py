@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_modelsync.core.archive import digest
+from airflow_provider_modelsync.core.archive.choice import Choice
 from airflow_provider_modelsync.core.archive.digest import FileEntry, digest_directory, digest_of, memory_key, read_tree
 from airflow_provider_modelsync.core.errors import Cancelled, InvalidInput, SourceChanged
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
@@ -65,6 +66,14 @@ def test_a_single_file_is_a_model_of_one_file_under_its_base_name(tmp_path: Path
     tree = read_tree(tmp_path / "model.onnx")
     assert tree.files == (FileEntry("model.onnx", 4, hashlib.sha256(b"onnx").hexdigest()),)
     assert tree.digest == _by_hand(tmp_path)
+
+
+@pytest.mark.parametrize("choice", [Choice(exclude=["*.onnx"]), Choice(include=["*.json"])])
+def test_patterns_count_for_a_single_file_too(tmp_path: Path, choice: Choice) -> None:
+    write_tree(tmp_path, {"model.onnx": b"onnx"})
+    with pytest.raises(InvalidInput, match="holds no file that is chosen by"):
+        read_tree(tmp_path / "model.onnx", choice=choice)
+    assert read_tree(tmp_path / "model.onnx", choice=Choice(include=["*.onnx"])).files
 
 
 def test_the_digest_changes_with_one_bit(model: Path) -> None:
