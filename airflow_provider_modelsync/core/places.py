@@ -78,9 +78,9 @@ def require_apart(place: Path, other: Path, argument: str) -> None:
 
 
 def _resolved(named: str | os.PathLike[str], argument: str) -> Path:
-    text = os.fspath(named)
+    text = os.fspath(named) if isinstance(named, (str, os.PathLike)) else named
     if not isinstance(text, str):
-        raise InvalidInput("it is bytes; a path is text", argument=argument)
+        raise InvalidInput(f"a value of type {type(text).__name__} is no path", argument=argument)
     if not text.strip():
         raise InvalidInput("it is empty", argument=argument)
     if "\0" in text:

@@ -67,9 +67,10 @@ def test_a_pull_never_replaces_the_python_that_runs_it(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("find", [places.target, places.require_source])
-def test_a_path_in_bytes_is_refused_as_any_other_bad_one(find: Callable[[Any], Path | None]) -> None:
-    with pytest.raises(InvalidInput, match="bytes"):
-        find(b"model")
+@pytest.mark.parametrize("named", [b"model", None, 5, True, ["model"]], ids=repr)
+def test_what_is_no_path_is_refused_as_any_other_bad_one(find: Callable[[Any], Path | None], named: Any) -> None:
+    with pytest.raises(InvalidInput, match="is no path"):
+        find(named)
 
 
 def test_a_pull_never_replaces_the_working_directory_or_what_holds_it(

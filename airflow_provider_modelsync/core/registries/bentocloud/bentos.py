@@ -23,6 +23,7 @@ from pydantic import (
     field_validator,
 )
 
+from airflow_provider_modelsync.core import places
 from airflow_provider_modelsync.core.archive.digest import Source
 from airflow_provider_modelsync.core.archive.layout import TarLayout
 from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavailable, VersionConflict, VersionFailed
@@ -293,10 +294,12 @@ def bento_ref(source: str | os.PathLike[str]) -> ModelRef:
     """Return the name and version of a built bento.
 
     :param source: its directory.
-    :raises InvalidInput: when it holds no usable ``bento.yaml``.
+    :raises InvalidInput: when it names no directory that may be pushed, or holds no usable ``bento.yaml``.
     """
+    places.require_source(source)
     try:
-        with (Path(source) / _BENTO_YAML).open("rb") as file:
+        # A pipe in its place must not be waited for.
+        with os.fdopen(os.open(Path(source) / _BENTO_YAML, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             facts = _facts_of(read_yaml(file.read(YAML_LIMIT + 1), _BENTO_YAML))
     except OSError as error:
         raise InvalidInput(

@@ -505,6 +505,21 @@ class TestBentoYaml:
             bento_ref(source)
         assert server.count() == 0
 
+    @pytest.mark.parametrize("named", ["", "  ", ".", "x/..", "/", None])
+    def test_of_what_names_no_bento_is_not_looked_for(
+        self, bento: Path, named: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(bento)
+        with pytest.raises(InvalidInput) as refusal:
+            bento_ref(named)
+        assert "bento.yaml" not in str(refusal.value)
+
+    def test_that_is_a_pipe_is_not_waited_for(self, bento: Path) -> None:
+        (bento / "bento.yaml").unlink()
+        os.mkfifo(bento / "bento.yaml")
+        with pytest.raises(InvalidInput):
+            bento_ref(bento)
+
     def test_names_the_bento(self, server: BentoCloudStandIn, bentos: BentoStore, bento: Path) -> None:
         assert str(bento_ref(bento)) == "tiny:b1"
         with pytest.raises(InvalidInput, match=r"its bento\.yaml says tiny:b1; push it as that"):
