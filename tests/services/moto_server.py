@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
+from typing import Any
 
 from tests.services.s3 import S3Service
 
@@ -49,7 +50,14 @@ def _server() -> S3Service:
         def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
             pass
 
-    application = DomainDispatcherApplication(create_backend_app)
+    class Application(DomainDispatcherApplication):
+        """Lists moto's modules once, not for each request."""
+
+        @cache  # noqa: B019 (it lives as long as the process)
+        def get_backend_for_host(self, host: str | None) -> Any:
+            return super().get_backend_for_host(host)
+
+    application = Application(create_backend_app)
     server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Quiet)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return S3Service(f"http://127.0.0.1:{server.server_port}", "AKIAMOTO", "moto-secret", checks_signatures=False)

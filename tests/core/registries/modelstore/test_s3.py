@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_modelsync.core.archive.digest import digest_directory
-from airflow_provider_modelsync.core.errors import DigestMismatch, ModelSyncError, RegistryUnavailable
+from airflow_provider_modelsync.core.errors import DigestMismatch, ModelNotFound, ModelSyncError, RegistryUnavailable
 from airflow_provider_modelsync.core.registries.modelstore import bucket as bucket_module
 from airflow_provider_modelsync.core.registries.modelstore import bucket as modelstore_bucket
 from airflow_provider_modelsync.core.registries.modelstore import s3 as modelstore_s3
@@ -150,6 +151,26 @@ def test_latest_costs_one_list_and_one_get_whatever_the_number_of_versions(store
     assert store.again().get("fraud").labels == {"stage": "prod"}
     assert store.s3.count() <= 3
     assert store.s3.count("ListObjectsV2") == 1
+
+
+def test_a_label_that_no_version_has_costs_one_read_of_each_many_at_a_time_and_the_next_time_none(
+    store: BucketStore, tmp_path: Path
+) -> None:
+    store.push(write_tree(tmp_path / "source", {"a": b"a"}), "fraud:v0")
+    copies = 37
+    copy_versions(store, 1 + copies)
+    # The first is read alone, since it is the answer as a rule. None after it is answered before four are asked for.
+    together = threading.Barrier(4)
+    store.s3.fault("GetObject", r"/v[1-9]\d*\.json$", Before(lambda _: together.wait(20)), nth=2, times=copies - 1)
+    worker = store.again()
+    with pytest.raises(ModelNotFound):
+        worker.get("fraud", "label:stage=prod")
+    assert store.s3.count("GetObject", r"/v[1-9]\d*\.json$") == copies
+    assert not together.broken
+    store.s3.clear()
+    with pytest.raises(ModelNotFound):
+        store.again().get("fraud", "label:stage=prod")
+    assert operations(store) == {"ListObjectsV2": 1}
 
 
 def test_an_exact_version_costs_one_list_and_one_get(store: BucketStore, tmp_path: Path) -> None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
 
-import boto3
 import pytest
 
 from airflow_provider_modelsync.core.archive.digest import digest_directory
@@ -144,13 +141,8 @@ def test_a_killed_push_keeps_the_version_claimed_but_for_force(store: BucketStor
         assert sent(store.s3) == {}
 
 
-@pytest.mark.parametrize("knows_conditional_deletes", [True, False])
-def test_a_killed_delete_is_finished_by_the_next_at_any_write(
-    store: BucketStore, tmp_path: Path, knows_conditional_deletes: bool
-) -> None:
+def test_a_killed_delete_is_finished_by_the_next_at_any_write(store: BucketStore, tmp_path: Path) -> None:
     source = version(tmp_path, 1)
-    if not knows_conditional_deletes:  # nothing depends on them
-        store = replace(store, session=lambda: without_conditions_on_deletes(store))
     store.push(source, "fraud:v1")
     store.set_labels("fraud:v1", {"stage": "prod"})
     steps = killed_after_each_write(store, lambda: store.again().delete("fraud:v1"))
@@ -165,17 +157,6 @@ def test_a_killed_delete_is_finished_by_the_next_at_any_write(
         found.push(source, "fraud:v1")
         assert found.tidy("fraud:v1") == digest_directory(source), what
         assert found.get("fraud:v1").labels == {}, what
-
-
-def without_conditions_on_deletes(store: BucketStore) -> Any:
-    """Return a session whose requests to delete carry no condition, as if the storage did not look at it."""
-    session = boto3.Session(store.s3.access_key, store.s3.secret_key)
-
-    def forget(request: Any, **_: Any) -> None:
-        del request.headers["If-Match"]
-
-    session.events.register("before-sign.s3.DeleteObject", forget)
-    return session
 
 
 def test_the_old_version_is_there_until_the_new_one_is_whatever_write_a_forced_push_is_killed_at(
