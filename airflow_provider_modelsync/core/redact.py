@@ -27,6 +27,8 @@ _BARE_QUERY = re.compile(r"\?[\w.~%-]++=[^\s\"'<>]*")  # libraries name targets 
 _PARAMETER = re.compile(
     r"(?i)\b(x-(?:amz|goog)-[a-z-]{1,40}|signature|sig|[a-z_]{0,20}token|client_secret|password|api_?key)=[^&\s\"'<>]+"
 )
+# The same in JSON, where an answer that should have held it is quoted.
+_MEMBER = re.compile(r"(?i)\b([a-z_]{0,20}(?:token|secret|password|api_?key)\\?[\"']\s{0,4}:\s{0,4}\\?[\"'])[^\"'\s]++")
 _APP_TOKEN = re.compile(r"(/net/)[^\s/?#\"'<>]+")  # of a Supervisely app, part of its address
 _AWS_TOKEN = re.compile(r"(?i)(x-amz-security-token['\"]?\s*:\s*(?:b?['\"])?)[^\s'\",]+")  # botocore logs headers
 _TALKATIVE_LOGGERS = (
@@ -84,6 +86,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
         cut = _WORD.sub(_without_query, cut)
     cut = _BARE_QUERY.sub("?…", cut)
     cut = _AWS_TOKEN.sub(rf"\g<1>{_MASK}", cut)
+    cut = _MEMBER.sub(rf"\g<1>{_MASK}", cut)
     return _PARAMETER.sub(rf"\g<1>={_MASK}", cut)
 
 

@@ -72,6 +72,17 @@ def test_queries_and_credentials_of_urls_are_cut(text: str, shown: str) -> None:
     assert redact(text) == shown
 
 
+@pytest.mark.parametrize("key", ["access_token", "refreshToken", "token", "client_secret", "password", "api_key"])
+@pytest.mark.parametrize("form", ['{"%s":"%s","n":1}', '{"%s" : "%s"', "{'%s': '%s'}", r'"{\"%s\": \"%s\"}"'])
+def test_a_token_in_an_answer_that_is_quoted_is_masked(key: str, form: str) -> None:
+    shown = redact(form % (key, "eyJhbGciOi.x-y_z.AAAA"))
+    assert key in shown
+    assert "eyJ" not in shown
+    assert "AAAA" not in shown
+    about = f'{key}: Field required, "{key}er": "kept"'
+    assert redact(about) == about
+
+
 def test_a_url_is_shown_without_query_and_credentials() -> None:
     assert show_url("https://u:p@x.example:1/a/b?c=d#e") == "https://x.example:1/a/b"
     assert show_url(httpx.URL(f"https://x.example/net/{TOKEN}/api"), [TOKEN]) == "https://x.example/net/***/api"
@@ -105,6 +116,8 @@ UNITS = [
     "a" * 21 + "-",
     "\u202e",
     "password=",
+    'token" : ',
+    "_token':'",
     " ",
     "?",
 ]
