@@ -51,6 +51,31 @@ Connect = Callable[..., None]
 MASKERS = ("airflow._shared.secrets_masker.secrets_masker", "airflow.sdk._shared.secrets_masker.secrets_masker")
 
 
+# What shares something that takes long to set up goes to one worker of a parallel run; all other tests go one by one.
+_TOGETHER = {
+    "tests/integration/": "runs of DAGs in a test's process",
+    "tests/docs/test_code_blocks.py": "runs of DAGs in a test's process",
+    "tests/test_example_dags.py": "examples",
+    "tests/test_lineage.py": "lineage",
+    "tests/test_other_package.py": "another package",
+    "tests/test_package.py": "wheel",
+}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep groups together in a run with ``--dist loadgroup``; the marks for that do nothing with pytest 9.2."""
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((group for place, group in _TOGETHER.items() if nodeid.startswith(place)), nodeid)
+
+    return Together(config, log)
+
+
 def _install_test_provider() -> None:
     """Put a second provider beside the real one, found by Airflow as any installed package is."""
     site = AIRFLOW_HOME / "site"

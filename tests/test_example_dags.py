@@ -19,7 +19,6 @@ AMAZON = {"boto3", "botocore"}
 # Undefined in runs that an asset or the API has triggered, where templating then fails the task.
 DATE_WORDS = re.compile(r"\b(ds|ds_nodash|ts|ts_nodash|logical_date|execution_date|data_interval_\w+)\b")
 
-pytestmark = pytest.mark.xdist_group("examples")
 each_example = pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 
 

@@ -14,7 +14,6 @@ import pytest
 from airflow_provider_modelsync.assets import model_asset
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.xdist_group("lineage")
 
 CANARY = "canary-4f1c0de5"
 

@@ -15,8 +15,6 @@ import pytest
 
 import airflow_provider_modelsync
 
-pytestmark = pytest.mark.xdist_group("wheel")
-
 ROOT = Path(__file__).parents[1]
 PACKAGE = "airflow_provider_modelsync"
 

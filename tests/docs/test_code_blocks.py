@@ -49,8 +49,6 @@ from tests.support.command import airflow
 from tests.support.examples import run_dag
 from tests.support.until import until
 
-pytestmark = pytest.mark.xdist_group("runs of DAGs in this process")  # the first one takes seconds to begin
-
 BLOCKS = code_blocks()
 PATIENCE = 30  # seconds
 

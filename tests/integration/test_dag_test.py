@@ -12,8 +12,6 @@ from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.triggers import model as triggers
 from tests.support.scripted import Script
 
-pytestmark = pytest.mark.xdist_group("runs of DAGs in this process")  # the first one takes seconds to begin
-
 
 @pytest.fixture(autouse=True)
 def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,6 @@ from tests.standins.pieces import Download, PiecesStandIn
 from tests.support.examples import run_example
 from tests.support.pieces import DOWNLOAD, PHI, quickly, running_host, verbs
 
-pytestmark = pytest.mark.xdist_group("runs of DAGs in this process")  # the first one takes seconds to begin
-
 
 @pytest.fixture
 def server(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> Iterator[PiecesStandIn]:

@@ -15,8 +15,6 @@ from tests.standins.supervisely_app import SuperviselyApp
 from tests.support.examples import run_dag, run_example
 from tests.support.images import png
 
-pytestmark = pytest.mark.xdist_group("runs of DAGs in this process")  # the first one takes seconds to begin
-
 
 @pytest.fixture
 def app() -> Iterator[SuperviselyApp]:

@@ -15,8 +15,6 @@ from tests.services.moto_server import running_moto
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.s3 import S3StandIn
 
-pytestmark = pytest.mark.xdist_group("runs of DAGs in this process")  # the first one takes seconds to begin
-
 MODELS = ("churn", "digits", "fraud")
 
 
