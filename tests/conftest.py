@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import gc
 import json
+import logging
 import os
 import shutil
 import signal
@@ -118,12 +119,20 @@ def forgotten_secrets() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_process() -> Iterator[None]:
-    """Have a test leave the process as it found it: environment, working directory, alarms, object storage in memory.
+    """Have a test leave the process as it found it: environment, working directory, alarms, logging, object storage
+    in memory.
 
     Airflow's time-outs, for one, leave a handler behind that fails whatever an alarm of somebody else's meets.
     """
     environment, directory, on_alarm = dict(os.environ), os.getcwd(), signal.getsignal(signal.SIGALRM)
+    loggers = [logging.getLogger(name) for name in ("", "modelsync", "httpx", "httpcore")]
+    as_found = [(logger, logger.level, logger.disabled, logger.propagate) for logger in loggers]
+    disabled = logging.root.manager.disable
     yield
+    for logger, level, is_disabled, propagates in as_found:  # Airflow's commands configure logging for the process
+        logger.setLevel(level)
+        logger.disabled, logger.propagate = is_disabled, propagates
+    logging.disable(disabled)
     pending = signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, on_alarm)
     os.chdir(directory)

@@ -71,7 +71,7 @@ def test_a_model_of_five_thousand_files_makes_the_round_trip(quick_scratch: Path
     model, store = write_tree(quick_scratch / "model", files), Store(quick_scratch / "store")
     pushed = store.push(model, "many:v1")
     pulled = store.pull("many", quick_scratch / "target")
-    assert len(pushed.raw["files"]) == 5_000
+    assert pushed.size_bytes == sum(map(len, files.values()))
     assert pulled.version.digest == pushed.digest
     for path in list(files)[::997]:
         assert (quick_scratch / "target" / path).read_bytes() == files[path]

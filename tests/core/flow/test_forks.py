@@ -17,7 +17,7 @@ from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.forks import Lock, generation
 from airflow_provider_modelsync.core.flow.loop import LoopThread
 from airflow_provider_modelsync.core.http import network
-from airflow_provider_modelsync.core.registries.modelstore import s3
+from airflow_provider_modelsync.core.registries.modelstore import store
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.mover import Mover
 from airflow_provider_modelsync.core.transfer.watchdog import Pace, Watch, Watchdog
@@ -104,8 +104,8 @@ def test_whoever_forks_while_they_hold_a_lock_leaves_it_in_both_processes() -> N
 
 
 def test_what_is_shared_by_a_whole_process_can_be_used_in_the_child() -> None:
-    with Held(s3._records._lock):
-        in_a_child(lambda: s3._records.get(("nothing",)))
+    with Held(store._records._lock):
+        in_a_child(lambda: store._records.get(("nothing",)))
 
 
 def test_no_lock_of_the_package_survives_a_fork() -> None:

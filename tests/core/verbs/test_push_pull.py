@@ -697,7 +697,7 @@ def test_a_cancelled_push_leaves_nothing(store: Store, model: Path) -> None:
     def check() -> None:
         if store.root.exists():
             assert store.list_versions("fraud") == []
-            assert store.records("fraud") == []
+            assert all(name.endswith(".closed") for name in store.records("fraud"))  # notes that it is over
             assert not (store.root / "fraud" / "v1").exists()
 
     assert _cancelled_everywhere(lambda control: store.push(model, "fraud:v1", control=control), check) > 10
@@ -786,7 +786,7 @@ print(store.records("fraud"))
 """
     text = in_namespace(script, target, model, target)
     assert re.search(r"free, the model needs 2\.0 MiB", text)
-    assert text.endswith("[]\n")
+    assert text.endswith("['v1.~1.0.closed']\n")
 
 
 @pytest.mark.slow
@@ -849,7 +849,7 @@ def test_a_full_quota_is_a_full_disk(store: Store, model: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "write", refuse)
     with pytest.raises(DiskFull, match="quota"):
         store.push(model, "fraud:v1")
-    assert store.records("fraud") == []
+    assert store.records("fraud") == ["v1.~1.0.closed"]
 
 
 _READ_ONLY = """
@@ -885,7 +885,7 @@ def test_a_read_only_disk_is_refused_for_good(
     place = target.parent if "pull" in expression else store.root
     text = in_namespace(_READ_ONLY.replace("EXPRESSION", expression), store.root, model, place)
     assert text.startswith("InvalidInput ")
-    assert "Read-only file system" in text
+    assert "Read-only file system" in text or "is write-protected" in text
     assert argument in text
 
 
