@@ -128,6 +128,9 @@ def own_process() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("", "modelsync", "httpx", "httpcore")]
     as_found = [(logger, logger.level, logger.disabled, logger.propagate) for logger in loggers]
     disabled = logging.root.manager.disable
+    ours = logging.getLogger("modelsync")  # what runs once for many tests may have silenced it
+    ours.disabled, ours.propagate = False, True
+    ours.setLevel(logging.NOTSET)
     yield
     for logger, level, is_disabled, propagates in as_found:  # Airflow's commands configure logging for the process
         logger.setLevel(level)
