@@ -39,6 +39,20 @@ class Capability(StrEnum):
     PREDICT = "run predictions"
 
 
+# What a system can do that keeps models as they are pushed, under versions of the pusher's choice.
+KEEPS_MODELS = frozenset(
+    {
+        Capability.PUSH,
+        Capability.PULL,
+        Capability.CHOOSE_VERSION,
+        Capability.FORCE,
+        Capability.DELETE,
+        Capability.LABELS,
+        Capability.METADATA,
+    }
+)
+
+
 class Registry(ABC):
     """One system that keeps models, reached through one connection.
 

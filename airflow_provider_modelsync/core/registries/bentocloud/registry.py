@@ -33,7 +33,7 @@ from airflow_provider_modelsync.core.models import (
     Query,
     VersionStatus,
 )
-from airflow_provider_modelsync.core.registries.base import Capability, Registry
+from airflow_provider_modelsync.core.registries.base import KEEPS_MODELS, Capability, Registry
 from airflow_provider_modelsync.core.registries.bentocloud.api import (
     CLIENT_VERSION,
     Calls,
@@ -117,17 +117,7 @@ class BentoCloud(Registry, Deploys):
     conn_type = "bentocloud"
     title = "BentoCloud"
     settings_type = BentoCloudSettings
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {
-            Capability.PUSH,
-            Capability.PULL,
-            Capability.CHOOSE_VERSION,
-            Capability.FORCE,
-            Capability.DELETE,
-            Capability.LABELS,
-            Capability.METADATA,
-        }
-    )
+    capabilities = KEEPS_MODELS
     instead: ClassVar[Mapping[Capability, str]] = {
         Capability.PREDICT: "call the deployment's own routes; a bento defines them",
     }

@@ -12,7 +12,7 @@ from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavail
 from airflow_provider_modelsync.core.flow.steps import Flow, call, call_remote
 from airflow_provider_modelsync.core.models import LATEST, ModelRef, ModelVersion, Query, require_json
 from airflow_provider_modelsync.core.redact import show_url
-from airflow_provider_modelsync.core.registries.base import Capability, Registry
+from airflow_provider_modelsync.core.registries.base import KEEPS_MODELS, Capability, Registry
 from airflow_provider_modelsync.core.registries.modelstore.bucket import Bucket
 from airflow_provider_modelsync.core.registries.modelstore.client import BucketSettings, OpenSession
 from airflow_provider_modelsync.core.registries.modelstore.directory import DirectoryStore
@@ -38,17 +38,7 @@ class ModelStore(Registry):
     conn_type = CONN_TYPE
     title = Store.title
     settings_type = BucketSettings
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {
-            Capability.PUSH,
-            Capability.PULL,
-            Capability.CHOOSE_VERSION,
-            Capability.FORCE,
-            Capability.DELETE,
-            Capability.LABELS,
-            Capability.METADATA,
-        }
-    )
+    capabilities = KEEPS_MODELS
     instead: ClassVar[Mapping[Capability, str]] = {
         Capability.DEPLOY: "let the serving system read the version's uri",
         Capability.PREDICT: "pull the model and run it, or let a serving system read the version's uri",

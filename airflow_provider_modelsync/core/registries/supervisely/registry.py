@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, ClassVar, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from pydantic import BaseModel, Field
 
@@ -38,7 +38,7 @@ from airflow_provider_modelsync.core.models import (
     Query,
     Ticket,
 )
-from airflow_provider_modelsync.core.registries.base import Capability, Registry
+from airflow_provider_modelsync.core.registries.base import KEEPS_MODELS, Capability, Registry
 from airflow_provider_modelsync.core.registries.capabilities import Deploys, PredictsAlone
 from airflow_provider_modelsync.core.registries.supervisely.api import Arguments, Platform, SuperviselySettings, Text
 from airflow_provider_modelsync.core.registries.supervisely.deployments import Deployments
@@ -138,17 +138,7 @@ class Supervisely(Registry, Deploys, PredictsAlone):
     title = "Supervisely"
     settings_type = SuperviselySettings
     settings: SuperviselySettings
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {
-            Capability.PUSH,
-            Capability.PULL,
-            Capability.CHOOSE_VERSION,
-            Capability.FORCE,
-            Capability.DELETE,
-            Capability.LABELS,
-            Capability.METADATA,
-        }
-    )
+    capabilities = KEEPS_MODELS
 
     def __init__(self, settings: RegistrySettings) -> None:
         super().__init__(settings)
