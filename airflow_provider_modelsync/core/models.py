@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +17,12 @@ from airflow_provider_modelsync.core.errors import InvalidInput
 from airflow_provider_modelsync.xcom import fitted, fitted_lists
 
 LATEST = "latest"
+NEST = "/"  # between a namespace and a name, where a system has namespaces
+FLAT = "--"  # in its place where a system has none; no part of a name that is written so may hold it
 EMPTY = "empty"  # the revision of a deployment that runs, with no model loaded so far
+
+
+_FLAT = re.compile(rf"(?<=[^-]){FLAT}(?=[^-])")
 
 
 class _Value(BaseModel):
@@ -396,8 +403,10 @@ class Query(_Value):
 
     :param words: substrings of the name.
     :param labels: label → wanted value, or ``None`` when the label's presence is enough.
+    :param names: names, or globs of names, one of which must fit; without any, all do.
     """
 
+    names: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     labels: dict[str, str | None] = Field(default_factory=dict)
 
@@ -423,8 +432,8 @@ class Query(_Value):
         return cls(words=tuple(words), labels={**wanted, **(labels or {})})
 
     def matches_name(self, name: str) -> bool:
-        """Whether the name holds every word."""
-        return all(word in name for word in self.words)
+        """Whether the name holds every word, and fits a glob where there are any."""
+        return all(word in name for word in self.words) and self._is_named(name)
 
     def matches(self, version: ModelVersion) -> bool:
         """Whether a version's name and labels satisfy every term."""
@@ -435,6 +444,7 @@ class Query(_Value):
         has = version.labels
         return "; ".join(
             [
+                *(() if self._is_named(version.name) else ["its name is none of those"]),
                 *(f"its name does not hold {word!r}" for word in self.words if word not in version.name),
                 *(f"it has no label {key!r}" for key in self.labels if key not in has),
                 *(
@@ -444,6 +454,33 @@ class Query(_Value):
                 ),
             ]
         )
+
+    def _is_named(self, name: str) -> bool:
+        return not self.names or any(fits(name, glob) for glob in self.names)
+
+
+def fits(name: str, glob: str) -> bool:
+    """Whether a name is meant by a name or a glob: it may hold itself what a glob takes for wildcards."""
+    return name == glob or fnmatchcase(name, glob)
+
+
+def flat(name: str) -> str:
+    """Return a name with namespaces as a system without them has it: ``org/name`` as ``org--name``.
+
+    :raises InvalidInput: when nothing would tell what it was.
+    """
+    written = name.replace(NEST, FLAT)
+    if nested(written) != name:
+        raise InvalidInput(
+            f"{name!r} cannot be told from another name once {NEST!r} is written as {FLAT!r}; give it another name",
+            argument="rename",
+        )
+    return written
+
+
+def nested(name: str) -> str:
+    """Return a name as a system with namespaces has it: ``org--name`` as ``org/name``."""
+    return _FLAT.sub(NEST, name)
 
 
 def require_json(argument: str, value: Mapping[str, Any]) -> None:

@@ -69,6 +69,8 @@ class Registry(ABC):
     # What one can wait for beyond a version's being there.
     states: ClassVar[frozenset[str]] = frozenset({"ready"})
 
+    # Whether names have namespaces, as in ``org/name``.
+    has_namespaces: ClassVar[bool] = False
     # Names at the top of a source that are no part of what is pushed.
     leaves_out: ClassVar[frozenset[str]] = frozenset()
     # Where requests go, for registries that are reached by HTTP.

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +30,16 @@ from airflow_provider_modelsync.core.errors import (
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.parallel import for_each
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
-from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Query, SyncedVersion, SyncReport
+from airflow_provider_modelsync.core.models import (
+    ModelRef,
+    ModelVersion,
+    Query,
+    SyncedVersion,
+    SyncReport,
+    fits,
+    flat,
+    nested,
+)
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
 from airflow_provider_modelsync.core.transfer.checkpoint import Below
 from airflow_provider_modelsync.core.transfer.control import Control
@@ -95,13 +103,13 @@ class Selection:
 
     def chooses(self, name: str) -> bool:
         """Whether a model takes part."""
-        return any(_matches(name, entry) for entry in self.models)
+        return any(fits(name, entry) for entry in self.models)
 
     def options_of(self, name: str) -> dict[str, Any]:
         """Return the options that a model is pushed with."""
         found: dict[str, Any] = {}
         for entry, options in self.options.items():
-            if _matches(name, entry):
+            if fits(name, entry):
                 found |= options
         return found
 
@@ -158,13 +166,11 @@ class _Sync:
     def run(self) -> SyncReport:
         selection = self._selection
         query = Query(labels=dict(selection.labels))
-        newest = [
-            version
-            for version in self._source.driver.run(self._source.registry.list_models(query))
-            if selection.chooses(version.name)
-        ]
+        asked = query.model_copy(update={"names": tuple(selection.models)})
+        listed = self._source.driver.run(self._source.registry.list_models(asked))
+        newest = [version for version in listed if selection.chooses(version.name) and self._has_a_name(version)]
         self._require_distinct(version.name for version in newest)
-        for name in sorted(set(selection.models) - {version.name for version in newest}):
+        for name in sorted(set(selection.models) - {version.name for version in listed}):
             if not _WILD & set(name):
                 missing = ModelNotFound(f"{self._source.registry.title} has no ready version of {name!r}", model=name)
                 self._failed(name, missing)
@@ -182,6 +188,15 @@ class _Sync:
             dry_run=self._dry_run, versions=tuple(sorted(self._done, key=lambda done: (done.source, done.target or "")))
         )
 
+    def _has_a_name(self, version: ModelVersion) -> bool:
+        """Whether a model can be called something in the target."""
+        try:
+            self._renamed(version.name)
+        except InvalidInput as error:
+            self._failed(version.name, error)
+            return False
+        return True
+
     def _require_distinct(self, names: Iterable[str]) -> None:
         taken: dict[str, str] = {}
         for name in names:
@@ -192,7 +207,11 @@ class _Sync:
                 )
 
     def _renamed(self, name: str) -> str:
-        return self._selection.rename.get(name, name)
+        """Return a model's name in the target; where only one side has namespaces, they are written otherwise."""
+        if name in self._selection.rename:
+            return self._selection.rename[name]
+        ends = self._source.registry.has_namespaces, self._target.registry.has_namespaces
+        return {(True, False): flat, (False, True): nested}.get(ends, str)(name)
 
     def _sync_model(self, newest: ModelVersion, query: Query, control: Control) -> None:
         """Bring the chosen versions of one model over."""
@@ -321,10 +340,6 @@ def _own_directory() -> Path:
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
         raise InvalidInput(f"{place} is not a directory of this user's alone: remove it, or name another TMPDIR")
     return place
-
-
-def _matches(name: str, entry: str) -> bool:
-    return name == entry or fnmatchcase(name, entry)  # a name may hold what a glob takes for wildcards
 
 
 def _counterpart(

@@ -26,7 +26,7 @@ from airflow_provider_modelsync.core.errors import (
     VersionConflict,
 )
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
-from airflow_provider_modelsync.core.models import Query, SyncedVersion, SyncReport
+from airflow_provider_modelsync.core.models import ModelRef, Query, SyncedVersion, SyncReport, flat, nested
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
 from airflow_provider_modelsync.core.registries.bentocloud.registry import BentoCloud, BentoCloudSettings
 from airflow_provider_modelsync.core.registries.modelstore.bucket import BucketSettings
@@ -894,6 +894,37 @@ def test_a_name_chooses_its_model_whatever_characters_it_has(name: str) -> None:
     assert selection.chooses(name)
     assert not selection.chooses(f"{name} and more") or "*" in name
     assert selection.options_of(name) == {"a": 1, "b": 2}
+
+
+class Nesting(ModelStore):
+    """A store that says its names had namespaces, to which directories do as well."""
+
+    has_namespaces = True
+
+    def check(self, ref: ModelRef) -> None:
+        for part in ref.name.split("/"):
+            super().check(ModelRef(name=part, version=ref.version))
+
+
+def test_namespaces_are_written_flat_where_the_target_has_none(
+    source: Store, target: Store, tmp_path: Path, model: Any
+) -> None:
+    fill(source, model, "acme--fraud:v1", "plain:v1")
+    nesting = Nesting(RegistrySettings(conn_id="nesting", host=(tmp_path / "nesting").as_uri()))
+    report = run(source.registry, nesting, models=["acme--*", "plain"], dry_run=True)
+    assert [version.target for version in report.versions] == ["acme/fraud:v1", "plain:v1"]
+
+
+@pytest.mark.parametrize("name", ["acme/fraud", "acme/deep/fraud", "plain", "a-b/c_d", "a---b"])
+def test_a_flat_name_leads_back_to_the_nested_one(name: str) -> None:
+    assert "/" not in flat(name)
+    assert nested(flat(name)) == name
+
+
+@pytest.mark.parametrize("name", ["acme/fr--aud", "a--b", "acme-/fraud", "acme/-fraud"])
+def test_a_name_that_could_not_be_told_from_another_is_refused(name: str) -> None:
+    with pytest.raises(InvalidInput, match="cannot be told from another"):
+        flat(name)
 
 
 def test_brackets_are_still_a_glob() -> None:
