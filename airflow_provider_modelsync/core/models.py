@@ -483,6 +483,17 @@ def nested(name: str) -> str:
     return _FLAT.sub(NEST, name)
 
 
+def same_json(one: Any, other: Any) -> bool:
+    """Whether two values are the same in JSON, which tells ``true`` from 1, but not 1 from 1.0."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(same_json(value, other[key]) for key, value in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same_json, one, other))
+    return bool(one == other)
+
+
 def require_json(argument: str, value: Mapping[str, Any]) -> None:
     """Raise :class:`InvalidInput` for what would not come back from JSON as it was, or not go in."""
     try:

@@ -71,6 +71,18 @@ def require_source(named: str | os.PathLike[str], *, store: Path | None = None) 
         raise InvalidInput(f"{place} holds the model store {root} that it is to go to", argument="source")
 
 
+def output(named: str | os.PathLike[str]) -> Path:
+    """Return the file that may be written.
+
+    :param named: absent, or a file that may be replaced; links are followed.
+    :raises InvalidInput: when it names none.
+    """
+    place = _resolved(named, "output")
+    if place.is_dir():
+        raise InvalidInput(f"{place} is a directory; name the file to write", argument="output")
+    return place
+
+
 def require_apart(place: Path, other: Path, argument: str) -> None:
     """Raise when one of two resolved directories is the other or lies in it."""
     if place == other or place in other.parents or other in place.parents:

@@ -16,6 +16,8 @@ import pytest
 
 Work = Callable[[], Any]
 
+NOBODY = 65534
+
 
 def at_once(*works: Work) -> list[Any]:
     """Run functions in processes of their own that all start at the same moment.
@@ -79,6 +81,18 @@ def killed_at(step: int, work: Work) -> bool:
         return True
     assert os.WEXITSTATUS(status) == 0, "the work failed by itself"
     return False
+
+
+def as_nobody(work: Work) -> Work:
+    """Return a function that a process of its own may run as a user who owns nothing; root is refused nothing."""
+
+    def become_nobody() -> Any:
+        if os.geteuid() == 0:
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+        return work()
+
+    return become_nobody
 
 
 def in_namespace(script: str, *arguments: Path) -> str:

@@ -12,6 +12,8 @@ from airflow_provider_modelsync.core import places
 from airflow_provider_modelsync.core.archive.extract import extract_archive
 from airflow_provider_modelsync.core.errors import InvalidInput
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
+from airflow_provider_modelsync.core.registries.modelstore.client import BucketSettings
+from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.verbs.sync import Selection, Side, sync
 from tests.core.processes import in_namespace
@@ -38,11 +40,18 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.mark.parametrize("named", BLANK)
-@pytest.mark.parametrize("find", [places.target, places.require_source])
+@pytest.mark.parametrize("find", [places.target, places.require_source, places.output])
 def test_a_name_that_means_no_directory_is_refused(find: Callable[[str], Path | None], named: str, home: Path) -> None:
     with pytest.raises(InvalidInput) as refusal:
         find(named)
     assert refusal.value.argument == find.__name__.removeprefix("require_")
+
+
+def test_predictions_never_take_a_directory_s_place(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere.json")
+    assert places.output(tmp_path / "link") == tmp_path / "elsewhere.json"
+    with pytest.raises(InvalidInput, match="name the file to write"):
+        places.output(tmp_path)
 
 
 @pytest.mark.parametrize("find", [places.target, places.require_source])
@@ -127,6 +136,32 @@ def test_one_store_of_a_sync_does_not_lie_in_the_other(store: Store) -> None:
         with pytest.raises(InvalidInput, match="lie in one another"):
             sync(Side(source.registry, SyncDriver()), Side(target.registry, SyncDriver()), Selection(), Control())
     assert not inner.root.exists()
+
+
+@pytest.mark.parametrize(
+    ("roots", "overlap"),
+    [
+        (("s3://models", "s3://models/prod"), True),
+        (("s3://models/prod/", "s3://models/prod/a/b"), True),
+        (("s3://models/prod", "s3://models/production"), False),
+        (("s3://models/prod", "s3://models/prod/"), False),
+        (("s3://models/prod", "s3://other/prod/a"), False),
+        (("s3://models", "file:///models/prod"), False),
+    ],
+)
+def test_stores_in_buckets_do_not_lie_in_one_another_either(roots: tuple[str, str], overlap: bool) -> None:
+    def store(root: str, **fields: str) -> ModelStore:
+        return ModelStore(BucketSettings.read("bucket", {"host": root, **fields}))
+
+    one, other = map(store, roots)
+    assert (one.overlaps(other), other.overlaps(one)) == (overlap, overlap)
+    elsewhere = store(roots[1], endpoint_url="https://minio.example.com:9000")
+    assert not one.overlaps(elsewhere)
+    assert one.identity != elsewhere.identity or roots[1].startswith("file")
+    if overlap:
+        for source, target in ((one, other), (other, one)):
+            with pytest.raises(InvalidInput, match="lie in one another"):
+                sync(Side(source, SyncDriver()), Side(target, SyncDriver()), Selection(), Control())
 
 
 def test_a_mount_point_and_what_holds_one_are_refused_before_anything_is_read(tmp_path: Path) -> None:

@@ -100,6 +100,10 @@ class Registry(ABC):
         """Below what in object storage the registry's models lie, as ``bucket/prefix``, if they do."""
         return None
 
+    def overlaps(self, other: Registry) -> bool:
+        """Whether one of two different places of models lies in the other."""
+        return False
+
     def policy(self) -> Policy:
         """Return how requests of this registry's flows are made."""
         return send_once

@@ -19,6 +19,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from airflow_provider_modelsync.core import durable
+from airflow_provider_modelsync.core.errors import InvalidInput
 from airflow_provider_modelsync.core.models import ModelVersion
 
 log = logging.getLogger("modelsync")
@@ -145,14 +146,23 @@ def name_beside(name: str) -> str:
 
 
 def recall(place: Path) -> Record:
-    """Return what is known of a directory."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with suppress(OSError):
-        descriptor = os.open(place.with_name(name_beside(place.name)), flags)
-        with os.fdopen(descriptor, "rb") as file:
-            if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return Record.read(file.read(_MAX_BYTES))
+    """Return what is known of a directory.
+
+    :raises InvalidInput: when nothing could be noted there.
+    """
+    record = place.with_name(name_beside(place.name))
+    if os.path.isdir(record) and not os.path.islink(record):
+        raise InvalidInput(
+            f"{record} is a directory, and what a pull leaves is noted under that name; move it away", argument="target"
+        )
+    with suppress(OSError), open(record, "rb", opener=_careful) as file:
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return Record.read(file.read(_MAX_BYTES))
     return Record()
+
+
+def _careful(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def remember(place: Path, put: Put, staging: durable.Staging, *, before: Put | None = None) -> None:
@@ -172,8 +182,8 @@ def forget(place: Path, put: Put, staging: durable.Staging) -> None:
             _write(place, Record(known=known), staging)
         else:
             place.with_name(name_beside(place.name)).unlink(missing_ok=True)
-    except OSError as error:
-        log.warning("the record beside %s could not be written: %s", place, error.strerror)
+    except (OSError, InvalidInput) as error:
+        log.warning("the record beside %s could not be written: %s", place, error)
 
 
 def _write(place: Path, record: Record, staging: durable.Staging) -> None:

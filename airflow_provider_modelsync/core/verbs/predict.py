@@ -10,8 +10,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_modelsync.core import durable
-from airflow_provider_modelsync.core.errors import InvalidInput, from_os_error
+from airflow_provider_modelsync.core import durable, places
+from airflow_provider_modelsync.core.errors import from_os_error
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
 from airflow_provider_modelsync.core.models import Predictions, Ticket
 from airflow_provider_modelsync.core.registries.base import Registry
@@ -65,7 +65,7 @@ def predict(
             return driver.run(predicts.predict(request))
 
     if output is not None:
-        return _publish(run, _place(output))
+        return _publish(run, places.output(output))
     with tempfile.TemporaryDirectory(prefix="modelsync-") as scratch:
         target = Path(scratch) / _NAME
         return run(target).model_copy(update={"path": None, "content": target.read_bytes()})
@@ -86,17 +86,10 @@ def start_predict(
     """
     predicts = Predicts.of(registry)
     if output is not None:
-        _place(output)
+        places.output(output)
     if not isinstance(predicts, PredictsAlone):
         return None
     return driver.run(predicts.start_predict(deployment, inputs, options or {}))
-
-
-def _place(output: str | os.PathLike[str]) -> Path:
-    place = Path(os.path.abspath(output))
-    if place.is_dir():
-        raise InvalidInput(f"{place} is a directory; name the file to write", argument="output")
-    return place
 
 
 def _publish(run: Callable[[Path], Predictions], place: Path) -> Predictions:

@@ -147,6 +147,7 @@ class _Target:
 
     def look(self, wanted: str | None) -> str | None:
         """Look at it for the first time; otherwise as :meth:`held`."""
+        placed.recall(self.place)  # before anything is moved
         self.is_replaceable = True
         try:
             if (held := self.held(wanted)) is not None:

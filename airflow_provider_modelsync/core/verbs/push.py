@@ -29,6 +29,7 @@ from airflow_provider_modelsync.core.models import (
     ModelVersion,
     TransferStats,
     require_json,
+    same_json,
 )
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
 from airflow_provider_modelsync.core.transfer import checkpoint
@@ -174,7 +175,7 @@ def _with_facts(registry: Registry, driver: SyncDriver, existing: ModelVersion, 
 
 
 def _differing(given: Mapping[str, T], kept: Mapping[str, T]) -> dict[str, T]:
-    return {key: value for key, value in given.items() if key not in kept or kept[key] != value}
+    return {key: value for key, value in given.items() if key not in kept or not same_json(kept[key], value)}
 
 
 def _carry_out(

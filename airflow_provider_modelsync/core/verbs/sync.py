@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from airflow_provider_modelsync.core import durable, places
+from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.archive.choice import Choice
 from airflow_provider_modelsync.core.archive.digest import Source, read_tree
 from airflow_provider_modelsync.core.errors import (
@@ -139,9 +139,8 @@ def sync(
     """
     source.registry.require(Capability.PULL)
     target.registry.require(Capability.PUSH)
-    ends = [side.registry.directory.resolve() for side in (source, target) if side.registry.directory]
-    if len(ends) == 2 and ends[0] != ends[1]:
-        places.require_apart(ends[1], ends[0], "target_conn_id")
+    if source.registry.overlaps(target.registry):
+        raise InvalidInput("the two model stores lie in one another", argument="target_conn_id")
     return _Sync(source, target, selection, control, dry_run, on_copied).run()
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.archive import digest
-from airflow_provider_modelsync.core.errors import ModelSyncError, TargetExists
+from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError, TargetExists
 from airflow_provider_modelsync.core.flow.steps import Flow
 from airflow_provider_modelsync.core.models import ModelVersion
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
@@ -166,6 +166,16 @@ def test_a_record_of_no_sense_vouches_for_nothing(store: Store, target: Path, co
         store.pull("fraud:v2", target)
     store.pull("fraud:v1", target)
     assert weights(target) == b"1"
+
+
+def test_a_directory_in_the_place_of_the_record_is_refused_for_good_before_anything_is_moved(
+    store: Store, target: Path
+) -> None:
+    target.with_name(f".{target.name}.modelsync").mkdir(parents=True)
+    with pytest.raises(InvalidInput, match="is a directory") as caught:
+        store.pull("fraud:v1", target)
+    assert caught.value.argument == "target"
+    assert not target.exists()
 
 
 def test_a_pull_killed_at_any_step_is_followed_by_the_next_days_without_force(store: Store, target: Path) -> None:

@@ -45,7 +45,7 @@ from airflow_provider_modelsync.core.registries.base import Capability
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.progress import Report
-from tests.core.processes import at_once, in_namespace
+from tests.core.processes import as_nobody, at_once, in_namespace
 from tests.core.stores import CancelAfter, Store, hidden, snapshot, write_tree
 
 FILES = {"weights.bin": bytes(range(256)) * 8000, "tokenizer/vocab.txt": b"one\ntwo\n", "empty": b""}
@@ -906,31 +906,14 @@ def test_a_read_only_store_can_be_read(store: Store, model: Path, target: Path) 
     assert snapshot(target) == snapshot(model)
 
 
-def _as_nobody(work: Callable[[], Any]) -> Callable[[], Any]:
-    def become_nobody() -> Any:
-        os.setgid(65534)
-        os.setuid(65534)
-        return work()
-
-    return become_nobody
-
-
 ONLY_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
-
-
-@pytest.fixture
-def public() -> Iterator[Path]:
-    """A directory that every user may enter; pytest's own are for its user only."""
-    with tempfile.TemporaryDirectory(prefix="modelsync-") as scratch:
-        Path(scratch).chmod(0o755)
-        yield Path(scratch)
 
 
 @ONLY_ROOT
 def test_a_target_without_permission_is_refused_before_a_byte_is_moved(public: Path) -> None:
     store = Store(public / "store")
     store.push(write_tree(public / "model", FILES), "fraud:v1")
-    (result,) = at_once(_as_nobody(lambda: store.pull("fraud", public / "target")))
+    (result,) = at_once(as_nobody(lambda: store.pull("fraud", public / "target")))
     assert isinstance(result, InvalidInput)
     assert result.argument == "target"
     assert "Permission denied" in str(result)
@@ -951,7 +934,7 @@ def test_a_store_without_permission_is_refused_by_every_verb(public: Path, locke
     ]
     if locked != "store/fraud/v1":
         works += [lambda: store.get("fraud:v1"), lambda: store.list_versions("fraud")]
-    for result in at_once(*map(_as_nobody, works)):
+    for result in at_once(*map(as_nobody, works)):
         assert isinstance(result, ModelSyncError), result
         assert "Permission denied" in str(result)
 

@@ -19,9 +19,21 @@ from pathlib import Path
 from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.archive.digest import BLOCK, FileEntry, read_tree
-from airflow_provider_modelsync.core.errors import BeginAgain, InvalidInput, ModelSyncError, from_os_error
+from airflow_provider_modelsync.core.errors import (
+    BeginAgain,
+    InvalidInput,
+    ModelSyncError,
+    from_os_error,
+)
 from airflow_provider_modelsync.core.registries.modelstore import claims
-from airflow_provider_modelsync.core.registries.modelstore.store import Entry, Manifest, Record, Store, StorePlan
+from airflow_provider_modelsync.core.registries.modelstore.store import (
+    Damaged,
+    Entry,
+    Manifest,
+    Record,
+    Store,
+    StorePlan,
+)
 from airflow_provider_modelsync.core.transfer.plan import (
     FromDirectory,
     IntoDirectory,
@@ -80,19 +92,25 @@ class DirectoryStore(Store):
         for entry in _list(self._meta(name)):
             if version is None or entry.name.startswith(f"{version}."):
                 with suppress(FileNotFoundError):  # deleted since it was listed
-                    facts = entry.stat()
-                    found[entry.name] = Entry(_time(facts), f"{facts.st_mtime_ns}-{facts.st_ino}-{facts.st_size}")
+                    facts = _facts(entry)
+                    found[entry.name] = Entry(
+                        _time(facts), f"{facts.st_mtime_ns}-{facts.st_ino}-{facts.st_size}", facts.st_size
+                    )
         return found
 
     def read(self, name: str, record: str) -> Record | None:
         path = self._meta(name, record)
         try:
-            with path.open("rb") as file:
-                return Record(file.read(), _time(os.fstat(file.fileno())))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+            with open(path, "rb", opener=_without_waiting) as file:
+                facts = os.fstat(file.fileno())
+                if stat.S_ISREG(facts.st_mode):
+                    return Record(file.read(), _time(facts))
         except OSError as error:
-            raise from_os_error(error, f"reading {path}") from error
+            if not os.path.lexists(path):
+                return None
+            if os.path.isfile(path):
+                raise from_os_error(error, f"reading {path}") from error
+        raise Damaged(f"{path} is no file")
 
     def create(self, name: str, record: str, content: bytes) -> bool:
         path = self._meta(name, record)
@@ -105,7 +123,8 @@ class DirectoryStore(Store):
         paths = [self._meta(name, record) for record in records]
         with _translated(f"removing records of {name} in {self.root}"):
             for path in paths:
-                path.unlink(missing_ok=True)
+                with suppress(FileNotFoundError):
+                    durable.remove_entry(path)
             if paths:
                 durable.sync_directory(paths[0].parent)
 
@@ -256,6 +275,17 @@ def _sha256(path: Path) -> str:
         while count := file.readinto(buffer):
             total.update(buffer[:count])
     return total.hexdigest()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe, for somebody who writes
+
+
+def _facts(entry: os.DirEntry[str]) -> os.stat_result:
+    try:
+        return entry.stat()
+    except OSError:  # a link that leads nowhere has a name all the same
+        return entry.stat(follow_symlinks=False)
 
 
 def _time(facts: os.stat_result) -> datetime:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -55,6 +56,25 @@ class ModelStore(Registry):
     @property
     def prefix(self) -> str | None:
         return (self.settings.host or "").partition("://")[2].strip("/") if self.directory is None else None
+
+    @property
+    def _place(self) -> tuple[str, ...]:
+        """What tells its root, from the outside in."""
+        if self.directory is not None:
+            return "file", *self.directory.resolve().parts
+        endpoint = cast(BucketSettings, self.settings).endpoint_url or ""
+        return "s3", endpoint.lower().rstrip("/"), *filter(None, (self.prefix or "").split("/"))
+
+    @property
+    def identity(self) -> str:
+        if self.directory is not None or not self._place[1]:
+            return super().identity
+        return hashlib.sha256(repr(self._place).encode()).hexdigest()[:16]  # a bucket's name is one storage's own
+
+    def overlaps(self, other: Registry) -> bool:
+        if not isinstance(other, ModelStore) or self._place == other._place:
+            return False
+        return all(one == another for one, another in zip(self._place, other._place, strict=False))
 
     def check(self, ref: ModelRef) -> None:
         for part, text in (("name", ref.name), ("version", ref.version)):

@@ -79,7 +79,7 @@ class S3Store(Store):
         prefix = self._meta(name)
         # To the second, as every other answer tells the time: some listings are finer.
         return {
-            found.key.removeprefix(prefix): Entry(found.modified.replace(microsecond=0), found.etag)
+            found.key.removeprefix(prefix): Entry(found.modified.replace(microsecond=0), found.etag, found.size)
             for found in self._bucket.objects(f"{prefix}{version}." if version else prefix)
         }
 

@@ -11,6 +11,7 @@ A version's ``created_at`` is the time of its manifest in the store, so one list
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from abc import ABC, abstractmethod
@@ -30,6 +31,7 @@ from airflow_provider_modelsync.core.errors import (
     BeginAgain,
     ModelNotFound,
     ModelSyncError,
+    Permanent,
     RegistryUnavailable,
     UnsafeArchive,
     VersionConflict,
@@ -51,6 +53,7 @@ _BATCH = 32  # records that are read before it is asked whether more are needed
 _ROUNDS = 100  # of looking and writing, each lost to another writer
 _CACHED_BYTES = 32 << 20
 _LATEST = timedelta(days=30)  # that a writer may be behind
+_LARGEST_RECORD = 64 << 20  # bytes: one of 100,000 files with long names has half of that
 _LONGEST_NOTE = 64  # bytes of a verdict that is no manifest
 
 
@@ -172,10 +175,12 @@ class Entry:
 
     :param modified: when it was written, UTC.
     :param tag: tells one state from another.
+    :param size: bytes.
     """
 
     modified: datetime
     tag: str = ""
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +199,7 @@ class StorePlan(UploadPlan):
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _Kept = TypeVar("_Kept", bound=Summary)
+_Error = TypeVar("_Error", bound=ModelSyncError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,8 +355,9 @@ class Store(ABC):
         state = self.look(name, version)
         if state.damage:
             raise state.damage
-        if state.manifest is None:
+        if not isinstance(state.manifest, Manifest):
             raise self._not_found(name, version)
+        state.manifest.require_safe()
         return self._version(state)
 
     def read_manifest(self, name: str, version: str) -> Manifest:
@@ -398,13 +405,21 @@ class Store(ABC):
     def list_models(self, query: Query) -> list[ModelVersion]:
         """Return the newest version of each name that a query chooses, newest first."""
         found: list[ModelVersion] = []
+        refused: list[Permanent] = []
 
         def read(name: str, cancel: CancelToken) -> None:
-            if newest := self.latest(name, query):
-                found.append(newest)
+            try:
+                if newest := self.latest(name, query):
+                    found.append(newest)
+            except Permanent as error:
+                refused.append(_passed_over(name, error))
 
         names_there = [name for name in self.names() if NAME.fullmatch(name) and query.matches_name(name)]
         for_each(read, names_there, workers=_READERS, cancel=CancelToken())
+        if refused:
+            self.names()  # raises when it is not single models that are refused
+            if not found:
+                raise refused[0]
         return sorted(found, key=lambda version: version.age_key, reverse=True)
 
     def newest(self, name: str, count: int) -> list[str]:
@@ -424,23 +439,32 @@ class Store(ABC):
         entries = self.entries(name)
         listed = _listed(entries)
         ends = [0, 1, *range(1 + _BATCH, len(listed), _BATCH), len(listed)]
-        for start, end in pairwise(ends):
-            batch = listed[start:end]
-            found: list[ModelVersion] = []
+        found: list[ModelVersion] = []
+        refused: list[Permanent] = []
 
-            def read(item: tuple[tuple[datetime, str], Records], cancel: CancelToken) -> None:
-                (_, version), records = item
+        def read(item: tuple[tuple[datetime, str], Records], cancel: CancelToken) -> None:
+            (_, version), records = item
+            try:
                 try:
                     state = self._state(name, version, records, entries, Summary)
                 except _Moved:  # replaced or deleted since it was listed
                     state = self.look(name, version)
-                if state.damage:
-                    log.warning("passing over %s:%s: %s", name, version, state.damage)
-                elif state.manifest:
-                    found.append(self._version(state))  # noqa: B023
+            except Permanent as error:
+                refused.append(_passed_over(f"{name}:{version}", error))
+                return
+            if state.damage:
+                _passed_over(f"{name}:{version}", state.damage)
+            elif state.manifest:
+                found.append(self._version(state))
 
-            for_each(read, batch, workers=_READERS, cancel=CancelToken())
-            yield found, listed[end][0] if end < len(listed) else None
+        for start, end in pairwise(ends):
+            known, known_refused = len(found), len(refused)
+            for_each(read, listed[start:end], workers=_READERS, cancel=CancelToken())
+            if len(refused) > known_refused:
+                self.entries(name)  # raises when it is not single records that are refused
+            yield found[known:], listed[end][0] if end < len(listed) else None
+        if refused and not found:
+            raise refused[0]
 
     def _state(
         self,
@@ -519,14 +543,16 @@ class Store(ABC):
         key = (*self.identity(name, record), entry.tag, kind.__name__)
         if entry.tag and (known := _records.get(key)):
             return replace(known, modified=entry.modified)  # the same content may have been written again
+        if entry.size > _LARGEST_RECORD:
+            raise Damaged(f"{self.show(name, record)} is larger than any record of a model store")
         stored = self.read(name, record)
         if stored is None:
             raise _Moved
-        if kind is Summary:
-            try:
-                stored = replace(stored, content=Summary.model_validate_json(stored.content).model_dump_json().encode())
-            except ValidationError:
-                return stored
+        if kind is Summary and len(stored.content) > _LONGEST_NOTE:
+            # All of it is looked at, or a version would be listed, and chosen as the newest, that nobody can pull.
+            manifest = self.parse(Manifest, name, record, stored.content)
+            manifest.require_safe()
+            stored = replace(stored, content=manifest.model_dump_json(include=set(Summary.model_fields)).encode())
         if entry.tag:
             _records.add(key, stored)
         return stored
@@ -619,7 +645,8 @@ class Store(ABC):
             log.warning(
                 "%s is damaged: %s; it is sent again", manifest.ref, ", ".join(map(names.show, sorted(damaged)[:5]))
             )
-        has_other_facts = bool(request.metadata) and dict(request.metadata) != found.metadata
+        # By its text: 1 is kept as 1, and 1.0 as 1.0.
+        has_other_facts = bool(request.metadata) and _text(request.metadata) != _text(found.metadata)
         if damaged or (request.force and (has_other_facts or state.damage)):
             return damaged
         return None
@@ -801,6 +828,12 @@ class Store(ABC):
         return self.set_labels(found.name, found.version, changes)
 
 
+def _passed_over(what: str, error: _Error) -> _Error:
+    """Report what cannot be read, so that all else can."""
+    log.warning("passing over %s: %s", what, error)
+    return error
+
+
 def _listed(entries: Mapping[str, Entry]) -> list[tuple[tuple[datetime, str], Records]]:
     """Return time, version and records of all that may be published, newest first."""
     found = [
@@ -813,6 +846,10 @@ def _listed(entries: Mapping[str, Entry]) -> list[tuple[tuple[datetime, str], Re
 
 def _sums(manifest: Manifest) -> set[tuple[str, int, str]]:
     return {(file.path, file.size, file.sha256) for file in manifest.files}
+
+
+def _text(metadata: Mapping[str, JsonValue]) -> str:
+    return json.dumps(dict(metadata), sort_keys=True)
 
 
 def _facts(manifest: Manifest) -> set[tuple[str, bool]]:

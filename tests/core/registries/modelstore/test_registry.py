@@ -3,6 +3,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -28,7 +29,7 @@ from airflow_provider_modelsync.core.registries.modelstore.registry import Model
 from airflow_provider_modelsync.core.registries.modelstore.store import Manifest
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.plan import PushRequest
-from tests.core.processes import at_once, running
+from tests.core.processes import as_nobody, at_once, running
 from tests.core.stores import Store, age, hidden, snapshot, write_tree
 
 OLD = {"weights.bin": b"old", "a/b": b"\0"}
@@ -280,6 +281,15 @@ def test_force_on_the_same_bytes_writes_labels_and_metadata_and_sends_nothing(
     assert again.transfer.sent_bytes == 0  # type: ignore[union-attr]
     assert store.get("fraud").version == "v2"
     assert [version.version for version in store.list_versions("fraud")] == ["v2", "v1"]
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, True), (1, 1.0), (0, False), ([1], [True]), ({"a": 0}, {"a": 0.0})])
+def test_metadata_of_another_type_is_other_metadata(store: Store, old: Path, first: Any, second: Any) -> None:
+    store.push(old, "fraud:v1", metadata={"x": first})
+    store.push(old, "fraud:v1", metadata={"x": second}, force=True)
+    assert repr(store.get("fraud:v1").metadata["x"]) == repr(second)
+    is_kept = store.push(old, "fraud:v1", metadata={"x": first}).transfer.metadata_kept  # type: ignore[union-attr]
+    assert is_kept == ("." in repr(second))  # a number is a number where nothing is written
 
 
 def test_labels_given_with_the_same_bytes_are_merged(store: Store, old: Path) -> None:
@@ -732,6 +742,91 @@ def test_a_bad_record_is_reported_and_hinders_nobody_else(
     assert record == "v2.claim" or record in caplog.text
     store.push(new, "fraud:v2", force=True)
     assert store.get("fraud:v2").digest == digest_directory(new)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"files": [{"path": "weights.bin"}]},
+        {"files": []},
+        {"files": None},
+        {"directories": ["../x"]},
+        {"directories": 7},
+        {"etags": {"weights.bin": 1}},
+        {"digest": "sha256:0"},
+    ],
+    ids=repr,
+)
+def test_a_version_that_could_not_be_pulled_is_not_the_newest(
+    store: Store, old: Path, new: Path, tmp_path: Path, changes: Mapping[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    store.push(old, "fraud:v0")
+    _write_manifest(store, new, **changes)
+    assert [version.ref for version in store.list_versions("fraud")] == ["fraud:v0"]
+    assert "passing over fraud:v1" in caplog.text
+    assert store.pull("fraud", tmp_path / "target").version.ref == "fraud:v0"
+    with pytest.raises(ModelSyncError, match=r"v1"):
+        store.get("fraud:v1")
+    store.push(new, "fraud:v1", force=True)
+    assert store.get("fraud").ref == "fraud:v1"
+
+
+def _spoil(place: Path, how: str) -> None:
+    """Put something in the place of a record."""
+    place.unlink(missing_ok=True)
+    if how == "directory":
+        write_tree(place, {"a": b""})
+    elif how == "pipe":
+        os.mkfifo(place)
+    elif how == "dangling link":
+        place.symlink_to("gone")
+    elif how == "link to itself":
+        place.symlink_to(place.name)
+    elif how == "too large":
+        place.touch()
+        os.truncate(place, 65 << 20)
+    else:
+        place.touch(0o000)
+
+
+@pytest.mark.parametrize("how", ["directory", "pipe", "dangling link", "link to itself", "too large", "secret"])
+@pytest.mark.parametrize("record", ["v2.json", "v2.labels", "v2.claim", "v2.~1.0.closed"])
+def test_what_is_no_record_hinders_nobody_else(public: Path, old: Path, new: Path, record: str, how: str) -> None:
+    store = Store(public / "store")
+    store.push(old, "fraud:v1")
+    store.push(new, "fraud:v2")
+    _spoil(store.meta("fraud", record), how)
+
+    def look() -> tuple[set[str], list[str]]:
+        listed = {version.ref for version in store.list_versions("fraud")}
+        with tempfile.TemporaryDirectory() as scratch:
+            pulled = store.pull("fraud:v1", Path(scratch) / "target").version
+        return listed, [*(version.ref for version in store.list_models()), pulled.ref]
+
+    ((listed, refs),) = at_once(as_nobody(look))
+    assert listed >= {"fraud:v1"}
+    assert refs == ["fraud:v1" if record in ("v2.json", "v2.labels", "v2.~1.0.closed") else "fraud:v2", "fraud:v1"]
+    store.push(old, "fraud:v2", force=True)
+    assert store.get("fraud:v2").digest == digest_directory(old)
+    store.delete("fraud:v2")
+    assert [name for name in store.records("fraud") if not name.endswith(".closed")] == ["v1.json"]
+
+
+def test_a_model_that_may_not_be_looked_at_hinders_no_other(
+    public: Path, old: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(public / "store")
+    store.push(old, "fraud:v1")
+    store.push(old, "card:v1")
+    store.meta("fraud").chmod(0o700)
+    if os.geteuid() != 0:
+        store.meta("fraud").chmod(0o000)
+    (listed,) = at_once(as_nobody(store.list_models))
+    assert [version.ref for version in listed] == ["card:v1"]
+    store.delete("card:v1")
+    (refused,) = at_once(as_nobody(store.list_models))
+    assert isinstance(refused, InvalidInput)
+    store.meta("fraud").chmod(0o700)
 
 
 def test_a_push_over_a_damaged_manifest_is_a_conflict_but_for_force(store: Store, old: Path, new: Path) -> None:

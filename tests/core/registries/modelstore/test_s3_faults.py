@@ -26,6 +26,7 @@ from airflow_provider_modelsync.core.errors import (
     Unauthorized,
 )
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.models import Query
 from airflow_provider_modelsync.core.registries.modelstore import bucket as modelstore_bucket
 from airflow_provider_modelsync.core.transfer import mover
 from airflow_provider_modelsync.core.transfer.control import Control
@@ -33,7 +34,7 @@ from airflow_provider_modelsync.core.transfer.watchdog import Pace
 from tests.core.registries.modelstore.buckets import CLAIM, MANIFEST, PART, BucketStore, bucket_store
 from tests.core.stores import hidden, snapshot, write_tree
 from tests.standins.http_server import FlipBit, LoseAnswer, Reset
-from tests.standins.s3 import Action, Before, Request, Respond, Stall
+from tests.standins.s3 import Action, After, Before, Request, Respond, Stall
 from tests.support.until import until
 
 CANARY = "canary-7f+3/a=secret"  # holds characters that look different once quoted
@@ -240,6 +241,38 @@ def test_tags_that_say_nothing_about_the_bytes_are_no_hindrance(
 
 
 # Connections
+
+
+def test_a_record_that_may_not_be_read_hinders_nobody_else(
+    store: BucketStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (1, 2):
+        store.push(write_tree(tmp_path / str(number), {"a": b"%d" % number}), f"fraud:v{number}")
+    store.put("card/.modelsync/v1.json", b'{"schema_version": 9}')
+    store.put("odd/.modelsync/v1.json", b"\0" * (65 << 20))
+    store.s3.fault("GetObject", r"v2\.json$", Respond(403, "AccessDenied"), times=None)
+    other = store.again(timeout_seconds=60)
+    assert [version.ref for version in other.list_versions("fraud")] == ["fraud:v1"]
+    assert [version.ref for version in other.run(other.registry.list_models(Query()))] == ["fraud:v1"]
+    for name in ("fraud:v2: ", "card:v1: ", "odd:v1: "):
+        assert f"passing over {name}" in caplog.text
+    with pytest.raises(Unauthorized, match="AccessDenied"):
+        other.get("fraud:v2")
+
+
+def test_keys_that_are_refused_from_some_moment_on_do_not_make_an_old_version_the_newest(
+    store: BucketStore, tmp_path: Path
+) -> None:
+    for number in (1, 2):
+        store.push(write_tree(tmp_path / str(number), {"a": b"%d" % number}), f"fraud:v{number}")
+
+    def expire(request: Request) -> None:
+        store.s3.fault("*", "", Respond(403, "ExpiredToken"), times=None)
+
+    store.s3.fault("ListObjectsV2", "", After(expire))
+    store.s3.fault("GetObject", r"v2\.json$", Respond(403, "ExpiredToken"), times=None)
+    with pytest.raises(Unauthorized, match="ExpiredToken"):
+        store.again().get("fraud")
 
 
 @pytest.mark.parametrize(
