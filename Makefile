@@ -7,6 +7,8 @@ DATABASES := redis-server postgresql
 # One environment for each vendor with a requirements/vendor-NAME.txt.
 VENDORS := $(patsubst requirements/vendor-%.txt,%,$(wildcard requirements/vendor-*.txt))
 READY := $(VENV)/.ready
+# One environment for each version of Airflow with a requirements/airflow-VERSION.in, of what there was on its day.
+AIRFLOWS := $(patsubst requirements/airflow-%.in,%,$(wildcard requirements/airflow-*.in))
 # Tests that need nothing but Python.
 PLAIN := not mounts and not vendor and not s3 and not celery and not ui and not e2e
 # What a change breaks most often: the core, the operators, and what the store in a directory promises as all do.
@@ -124,6 +126,14 @@ $(READY): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
 .venv-vendors/%/.ready: requirements/vendor-%.txt | $(READY)
 	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
 	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes $<
+	touch $@
+
+# Each supported version of Airflow.
+.venv-airflow/%/.ready: requirements/airflow-%.txt pyproject.toml | $(READY)
+	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes $<
+	$(BIN)/uv pip install --quiet --python $(@D)/bin/python --no-deps --no-build-isolation --editable .
+	$(BIN)/uv pip check --quiet --python $(@D)/bin/python
 	touch $@
 
 # Servers that speak S3.

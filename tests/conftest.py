@@ -49,7 +49,11 @@ settings.register_profile("tests", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("tests")
 
 Connect = Callable[..., None]
-MASKERS = ("airflow._shared.secrets_masker.secrets_masker", "airflow.sdk._shared.secrets_masker.secrets_masker")
+MASKERS = (
+    "airflow._shared.secrets_masker.secrets_masker",
+    "airflow.sdk._shared.secrets_masker.secrets_masker",
+    "airflow.sdk.execution_time.secrets_masker",  # Airflow 3.0
+)
 
 
 # What shares something that takes long to set up goes to one worker of a parallel run; all other tests go one by one.
@@ -113,7 +117,7 @@ def forgotten_secrets() -> Iterator[None]:
     """Have Airflow mask the secrets of one test only: with those of thousands each line of a log takes a second."""
     yield
     for name in MASKERS:
-        if module := sys.modules.get(name):
+        if "_secrets_masker" in vars(module := sys.modules.get(name, object)):
             module._secrets_masker().reset_masker()
 
 

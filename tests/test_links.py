@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG, BaseOperator
-from airflow.sdk.exceptions import TaskDeferred
 from airflow.serialization.serialized_objects import DagSerialization
 
+from airflow_provider_modelsync.compat import TaskDeferred
 from airflow_provider_modelsync.links import DeploymentLink, RegistryConsoleLink, remember_link
 from airflow_provider_modelsync.operators.bentocloud import PushBentoOperator
 from airflow_provider_modelsync.operators.deployment import DeployModelOperator

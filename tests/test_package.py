@@ -80,7 +80,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert "Framework :: Apache Airflow :: Provider" in told.get_all("Classifier", [])
     assert "Typing :: Typed" in told.get_all("Classifier", [])
     (airflow,) = (one for one in told.get_all("Requires-Dist", []) if one.startswith("apache-airflow>"))
-    assert airflow == "apache-airflow>=3.3"
+    assert airflow == "apache-airflow>=3.0.6"
 
 
 def test_airflow_finds_the_provider_in_a_fresh_environment(wheel: Path, tmp_path: Path) -> None:

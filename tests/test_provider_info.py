@@ -16,13 +16,15 @@ from typing import Any, get_args
 import airflow
 import jsonschema
 import pytest
-from airflow.sdk import BaseHook, BaseOperator, BaseSensorOperator
+from airflow.sdk import BaseOperator, BaseSensorOperator
 from airflow.triggers.base import BaseTrigger
 from pydantic import SecretStr
 
 import airflow_provider_modelsync
+from airflow_provider_modelsync.compat import READS_FORMS, BaseHook
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 from airflow_provider_modelsync.provider_info import get_provider_info
+from tests.support.versions import masker, since_3_3
 
 INFO = get_provider_info()
 CONNECTION_TYPES: list[dict[str, Any]] = INFO["connection-types"]
@@ -69,6 +71,7 @@ def test_the_connection_forms_follow_airflows_schema() -> None:
     jsonschema.validate(CONNECTION_TYPES, schema("provider.yaml.schema.json")["properties"]["connection-types"])
 
 
+@since_3_3
 def test_it_holds_no_key_that_airflow_does_not_know() -> None:
     assert set(INFO) <= set(schema("provider_info.schema.json")["properties"])
 
@@ -115,9 +118,35 @@ def test_the_hook_agrees_with_its_connection_type(declared: dict[str, Any]) -> N
 @each_type
 def test_the_form_is_declared_in_one_place_only(declared: dict[str, Any]) -> None:
     hook = resolve_name(declared["hook-class-name"])
+    source = inspect.getsource(hook)
 
     for method in ("get_connection_form_widgets", "get_ui_field_behaviour"):
-        assert getattr(hook, method).__func__ is getattr(BaseHook, method).__func__
+        assert method not in source
+        assert (method in vars(hook)) == (not READS_FORMS)
+
+
+@pytest.mark.skipif(READS_FORMS, reason="this Airflow reads the declaration itself")
+@each_type
+def test_hooks_tell_an_older_airflow_the_declared_form(declared: dict[str, Any]) -> None:
+    from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService
+
+    (form,) = (one for one in HookMetaService.hook_meta_data() if one.connection_type == declared["connection-type"])
+
+    assert form.hook_name == declared["hook-name"]
+    standard = form.standard_fields.model_dump(by_alias=True, exclude_none=True)
+    behaviour = declared["ui-field-behaviour"]
+    told = {name.removeprefix("url_"): field for name, field in standard.items()}
+    assert {name for name, field in told.items() if field.get("hidden")} == set(behaviour["hidden-fields"])
+    assert {name: field["title"] for name, field in told.items() if field.get("title")} == behaviour["relabeling"]
+    assert set(form.extra_fields) == set(declared["conn-fields"])
+    for name, field in declared["conn-fields"].items():
+        told, schema = form.extra_fields[name], field["schema"]
+        assert told["schema"]["title"] == field["label"]
+        assert told["description"] == field["description"]
+        assert told["value"] == schema.get("default")
+        kept = {key: schema[key] for key in ("format", "enum") if key in schema}
+        kind = "string" if "number" in schema["type"] else schema["type"][0]
+        assert told["schema"] == {"title": field["label"], "type": [kind, "null"], **kept}
 
 
 @each_type
@@ -140,8 +169,6 @@ def test_every_form_field_may_be_left_empty(declared: dict[str, Any]) -> None:
 
 @each_type
 def test_every_secret_is_masked_by_its_name(declared: dict[str, Any]) -> None:
-    from airflow.sdk._shared.secrets_masker import should_hide_value_for_key
-
     settings = resolve_name(declared["hook-class-name"]).registry_type().settings_type
     secret = {name for name, field in settings.model_fields.items() if _is_secret(field.annotation)}
     entered_hidden = {
@@ -149,7 +176,7 @@ def test_every_secret_is_masked_by_its_name(declared: dict[str, Any]) -> None:
     }
 
     assert "password" in secret
-    assert [name for name in secret | entered_hidden if not should_hide_value_for_key(name)] == []
+    assert [name for name in secret | entered_hidden if not masker.should_hide_value_for_key(name)] == []
     assert secret & set(declared["conn-fields"]) <= entered_hidden
 
 

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk.exceptions import AirflowException
-
+from airflow_provider_modelsync.compat import AirflowException
 from airflow_provider_modelsync.core.errors import ModelSyncError, Retryable
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.redact import redact, secrets_of

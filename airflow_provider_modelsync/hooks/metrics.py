@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from airflow.sdk.observability import stats
-
+from airflow_provider_modelsync.compat import stats
 from airflow_provider_modelsync.core.models import SyncReport, TransferStats
 from airflow_provider_modelsync.core.transfer.progress import Tally
 

@@ -16,9 +16,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
-from airflow.sdk import BaseHook
-from airflow.sdk.exceptions import AirflowException
-
+from airflow_provider_modelsync.compat import AirflowException, BaseHook, aget_connection
 from airflow_provider_modelsync.core.arguments import (
     DeploymentName,
     Facts,
@@ -60,6 +58,7 @@ from airflow_provider_modelsync.core.registries.capabilities import Deploys
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.progress import Tally
 from airflow_provider_modelsync.core.verbs.drive import async_driver_for, driver_for
+from airflow_provider_modelsync.forms import offer_form
 from airflow_provider_modelsync.hooks.metrics import measured
 
 if TYPE_CHECKING:
@@ -162,6 +161,10 @@ class RegistryHook(BaseHook, ABC):
     hook_name: ClassVar[str]
     default_conn_name = "modelsync_default"
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        offer_form(cls)
+
     def __init__(self, registry_conn_id: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.registry_conn_id = registry_conn_id or self.default_conn_name
@@ -189,10 +192,10 @@ class RegistryHook(BaseHook, ABC):
     async def aget_conn(self) -> Registry:
         """Return the registry; for the event loop, where :meth:`get_conn` would block."""
         if self._registry is None:
-            connection = await self.aget_connection(self.registry_conn_id)
+            connection = await aget_connection(self.registry_conn_id)
             # In threads: a system's modules take long to load when it is the first of its kind.
             settings = await asyncio.to_thread(self._settings_in, connection)
-            others = [await self.aget_connection(other) for other in settings.further_connections]
+            others = [await aget_connection(other) for other in settings.further_connections]
             self._registry = await asyncio.to_thread(self._make, settings, others)
         return self._registry
 
@@ -691,7 +694,7 @@ def get_registry_hook(registry_conn_id: str) -> RegistryHook:
 
 async def aget_registry_hook(registry_conn_id: str) -> RegistryHook:
     """Return the hook for a connection; for the event loop."""
-    return await asyncio.to_thread(_hook_of, await BaseHook.aget_connection(registry_conn_id))
+    return await asyncio.to_thread(_hook_of, await aget_connection(registry_conn_id))
 
 
 def _hook_of(connection: Connection) -> RegistryHook:

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from airflow.sdk import ObjectStoragePath, conf
+from airflow.sdk import ObjectStoragePath
 
+from airflow_provider_modelsync.compat import conf
 from airflow_provider_modelsync.core.arguments import Reads, Signature, looks_structured, shown, structure
 from airflow_provider_modelsync.core.errors import InvalidInput
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import Asset, AssetAlias, BaseOperator, BaseOperatorLink
 from airflow.sdk.definitions.asset import AssetRef
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_provider_modelsync.assets import model_asset
+from airflow_provider_modelsync.compat import AirflowException, AirflowFailException
 from airflow_provider_modelsync.core.arguments import Text
 from airflow_provider_modelsync.core.errors import ModelSyncError, Permanent
 from airflow_provider_modelsync.core.flow.cancel import CancelToken

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.sdk import conf
-
+from airflow_provider_modelsync.compat import conf
 from airflow_provider_modelsync.core.arguments import Count, Flag, LabelChanges, Labels, Reference, Text
 from airflow_provider_modelsync.core.errors import InvalidInput
 from airflow_provider_modelsync.links import remember_link

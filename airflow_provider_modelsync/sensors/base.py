@@ -10,8 +10,13 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
-from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, AirflowSkipException, TaskDeferred
 
+from airflow_provider_modelsync.compat import (
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    TaskDeferred,
+)
 from airflow_provider_modelsync.core.arguments import Flag, Text
 from airflow_provider_modelsync.core.errors import Retryable
 from airflow_provider_modelsync.hooks.metrics import report_wait

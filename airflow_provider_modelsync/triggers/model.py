@@ -106,7 +106,7 @@ class ModelVersionEventTrigger(BaseEventTrigger):
         return Listings(kwargs["registry_conn_id"], kwargs["model"], kwargs["poll_interval"])
 
     async def filter_shared_stream(self, shared_stream: AsyncIterator[Listing]) -> AsyncIterator[TriggerEvent]:
-        memory = Memory(self.asset_state_store, self.registry_conn_id, self.model)
+        memory = Memory(getattr(self, "asset_state_store", None), self.registry_conn_id, self.model)
         watch = await memory.recall()
         async for listing in shared_stream:
             for version in watch.news(listing.versions):

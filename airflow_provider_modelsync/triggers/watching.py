@@ -9,8 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from airflow.triggers.shared_stream import AdvanceItem, SharedStreamProducer
-
+from airflow_provider_modelsync.compat import AdvanceItem, SharedStreamProducer
 from airflow_provider_modelsync.core.errors import InvalidInput
 from airflow_provider_modelsync.core.flow.steps import Flow
 from airflow_provider_modelsync.core.models import ModelVersion

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("assets", "links", "lineage"),
     ("triggers",),
     ("hooks",),
+    ("forms", "compat"),
     ("core.verbs.sync",),
     ("core.verbs",),
     ("core.verbs.drive", "core.verbs.placed"),
@@ -116,6 +118,65 @@ def test_data_modules_import_nothing_of_the_package_but_its_version(name: str) -
 @pytest.mark.parametrize("name", sorted(name for name in MODULES if f"{name}.".startswith("core.")))
 def test_the_core_names_no_airflow(name: str) -> None:
     assert not [found for found in _imports(MODULES[name]) if found.partition(".")[0] == "airflow"]
+
+
+# What every supported Airflow has, in the same place: all else is imported from compat, which knows where it is.
+EVERYWHERE = {
+    "airflow.cli.cli_config": {"ActionCommand", "Arg", "GroupCommand", "lazy_load_command"},
+    "airflow.sdk": {
+        "Asset",
+        "AssetAlias",
+        "BaseOperator",
+        "BaseOperatorLink",
+        "BaseSensorOperator",
+        "ObjectStoragePath",
+        "PokeReturnValue",
+    },
+    "airflow.sdk.definitions.asset": {"AssetRef"},
+    "airflow.sdk.execution_time.xcom": {"XCom"},
+    "airflow.sdk.log": {"mask_secret"},
+    "airflow.triggers.base": {"BaseEventTrigger", "BaseTrigger", "TriggerEvent"},
+}
+VERSIONED = {"compat", "forms"}  # all that may know a version of Airflow
+FACING_AIRFLOW = sorted(name for name in MODULES if not f"{name}.".startswith("core."))
+
+
+def _names_of_airflow(path: Path) -> Iterator[tuple[str, str]]:
+    """Return module and name of what a module imports from Airflow itself when it runs.
+
+    Providers have versions of their own, and types are those of the newest.
+    """
+    tree = ast.parse(path.read_text())
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in (node for node in ast.walk(tree) if id(node) not in for_types):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names if alias.name.partition(".")[0] == "airflow")
+        elif isinstance(node, ast.ImportFrom) and re.match(r"airflow(?!\.providers\b)\b", node.module or ""):
+            yield from ((node.module or "", alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("name", sorted(set(FACING_AIRFLOW) - VERSIONED))
+def test_only_compat_knows_where_versions_of_airflow_keep_things(name: str) -> None:
+    assert [found for found in _names_of_airflow(MODULES[name]) if found[1] not in EVERYWHERE.get(found[0], ())] == []
+
+
+@pytest.mark.parametrize("name", sorted(set(FACING_AIRFLOW) - VERSIONED))
+def test_only_compat_asks_which_version_of_airflow_it_is(name: str) -> None:
+    asked = re.findall(
+        r"\bairflow\.__version__|importlib\.metadata|packaging\.version|READS_FORMS", MODULES[name].read_text()
+    )
+    assert asked == []
+
+
+@pytest.mark.parametrize("module", EVERYWHERE)
+def test_this_airflow_has_what_every_airflow_has(module: str) -> None:
+    found = import_module(module)
+    assert [name for name in EVERYWHERE[module] if not hasattr(found, name)] == []
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
@@ -209,8 +270,9 @@ PARSED = {"core.archive.names", "core.registries.base", "core.registries.capabil
 HEAVY = {"boto3", "botocore", "s3transfer", "urllib3", "websockets", "numpy", "requests"}
 # What the public modules use of Airflow: only what they load beyond it is theirs.
 AIRFLOW = """
-from airflow.sdk import Asset, BaseHook, BaseOperator, BaseSensorOperator, ObjectStoragePath, PokeReturnValue, conf
-import airflow.sdk.exceptions, airflow.sdk.log, airflow.triggers.base
+from airflow.sdk import Asset, BaseOperator, BaseSensorOperator, ObjectStoragePath, PokeReturnValue
+import airflow.sdk.log, airflow.triggers.base
+import airflow_provider_modelsync.compat
 """
 
 

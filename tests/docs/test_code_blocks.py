@@ -27,14 +27,14 @@ from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.configuration import conf
 from airflow.models import Connection
-from airflow.sdk import DAG, BaseHook
+from airflow.sdk import DAG
 from airflow.triggers.base import BaseTrigger
 from airflow.utils.session import create_session
 from packaging.requirements import Requirement
 from sqlalchemy import select
 
+from airflow_provider_modelsync.compat import BaseHook, conf
 from airflow_provider_modelsync.core.models import ModelVersion, RollOut, Ticket, VersionStatus
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.hooks.registry import get_registry_hook

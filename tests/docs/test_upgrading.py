@@ -88,6 +88,6 @@ def test_the_oldest_python_and_airflow_are_those_of_the_package() -> None:
     project = (ROOT / "pyproject.toml").read_text()
 
     assert 'requires-python = ">=3.11"' in project
-    assert '"apache-airflow>=3.3"' in project
-    assert "Python 3.11 and Airflow 3.3 are the oldest" in PAGE
+    assert '"apache-airflow>=3.0.6"' in project
+    assert "Python 3.11 and Airflow 3.0.6 are the oldest" in PAGE
     assert get_provider_info()["package-name"] in PAGE

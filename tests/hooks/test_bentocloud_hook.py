@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 
+from airflow_provider_modelsync.compat import AirflowFailException, TaskDeferred
 from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.core.errors import Cancelled, ModelNotFound, Unauthorized, VersionConflict
 from airflow_provider_modelsync.core.http.policy import Backoff

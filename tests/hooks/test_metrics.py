@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from airflow.sdk._shared.observability.metrics.base_stats_logger import NoStatsLogger
 from airflow.sdk._shared.observability.metrics.statsd_logger import get_statsd_logger
-from airflow.sdk.observability import stats
 
+from airflow_provider_modelsync.compat import stats
 from airflow_provider_modelsync.core.errors import DigestMismatch, ModelSyncError, RegistryUnavailable, VersionConflict
 from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.verbs.sync import Selection

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk._shared.secrets_masker import secrets_masker
-from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 
+from airflow_provider_modelsync.compat import AirflowFailException, TaskDeferred
 from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.core.errors import InvalidInput, NotSupported
 from airflow_provider_modelsync.core.http.policy import Backoff
@@ -27,6 +26,7 @@ from airflow_provider_modelsync.triggers.model import ModelVersionTrigger
 from tests.conftest import Connect
 from tests.standins.http_server import Respond
 from tests.standins.wallaroo import WallarooStandIn
+from tests.support.versions import masker
 
 CONNECTION = {"registry_conn_id": "wallaroo_default"}
 ONNX = {"framework": "onnx"}
@@ -134,7 +134,7 @@ def test_a_wrong_password_is_tried_once_and_not_shown(
 def test_every_token_is_masked_in_airflows_logs(hook: WallarooHook, server: WallarooStandIn) -> None:
     hook.list_models()
     (token,) = server.access_tokens
-    assert token not in str(secrets_masker._secrets_masker().redact(f"said {token} here"))
+    assert token not in str(masker._secrets_masker().redact(f"said {token} here"))
 
 
 async def test_the_event_loop_sees_what_workers_see(hook: WallarooHook, onnx: Path) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG, BaseOperator, ObjectStoragePath, XComArg
 from airflow.sdk.definitions.mappedoperator import MappedOperator
-from airflow.sdk.exceptions import AirflowFailException
 from airflow.serialization.serialized_objects import DagSerialization
 
+from airflow_provider_modelsync.compat import AirflowFailException
 from airflow_provider_modelsync.core import arguments
 from airflow_provider_modelsync.core.errors import InvalidInput
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook

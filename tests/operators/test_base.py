@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG, Asset, AssetAlias
 from airflow.sdk.definitions.mappedoperator import MappedOperator
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from airflow_provider_modelsync.compat import AirflowException, AirflowFailException
 from airflow_provider_modelsync.core import errors
 from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.core.errors import ModelSyncError, Permanent, Retryable

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 from airflow.sdk import DAG, Asset, AssetAlias
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow.sdk.serde import serialize
 
 from airflow_provider_modelsync.assets import bento_asset
+from airflow_provider_modelsync.compat import AirflowException, AirflowFailException
 from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.operators.bentocloud import PushBentoOperator
 from airflow_provider_modelsync.xcom import XCOM_LIMIT

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG, Asset
-from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.serde import serialize
 
+from airflow_provider_modelsync.compat import AirflowFailException
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.operators.catalog import (
     DeleteModelOperator,

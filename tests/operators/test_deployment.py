@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 from airflow.sdk.definitions.mappedoperator import MappedOperator
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowTaskTimeout, TaskDeferred
 from airflow.sdk.serde import serialize
 
+from airflow_provider_modelsync.compat import AirflowException, AirflowFailException, AirflowTaskTimeout, TaskDeferred
 from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.registries.bentocloud import deployments as bentocloud_deployments
 from airflow_provider_modelsync.hooks.bentocloud import BentoCloudHook
@@ -30,6 +30,7 @@ from tests.conftest import Connect
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.http_server import Delay, LoseAnswer, Reset, Respond
 from tests.support.cloud import CANARY, CONNECTION, bodies, changes, newest, running_cloud
+from tests.support.versions import masker
 
 KILL_LIMIT = 4.0  # seconds from the signal to the end: Airflow sends SIGKILL after five
 DEPLOYMENT_KEYS = {
@@ -547,8 +548,6 @@ class TestSecrets:
 
     @pytest.mark.parametrize("is_mapped", [False, True])
     def test_are_masked_in_rendered_fields(self, server: BentoCloudStandIn, is_mapped: bool) -> None:
-        from airflow.sdk._shared.secrets_masker import redact
-
         secret = f"rendered-canary-{is_mapped}"
         given: dict[str, Any] = {
             "task_id": "deploy",
@@ -565,7 +564,7 @@ class TestSecrets:
         task.render_template_fields(context)
 
         assert context["task"].config == {"envs": [{"name": "API_KEY", "value": secret}]}
-        assert redact(context["task"].config, "config") == {"envs": [{"name": "API_KEY", "value": "***"}]}
+        assert masker.redact(context["task"].config, "config") == {"envs": [{"name": "API_KEY", "value": "***"}]}
 
     @pytest.mark.parametrize(
         "form",
@@ -574,14 +573,12 @@ class TestSecrets:
     )
     @pytest.mark.parametrize("secret", ["canary-of-text", 'canary-"quoted"-\\é'])
     def test_are_masked_whatever_form_the_configuration_has(self, form: Any, secret: str) -> None:
-        from airflow.sdk._shared.secrets_masker import redact
-
         with DAG("masked"):
             task = deploy(config=form)
         task.render_template_fields({"config": {"envs": [{"name": "API_KEY", "value": secret}]}})
 
         assert "canary-" in str(task.config)
-        assert "canary-" not in str(redact(task.config, "config"))
+        assert "canary-" not in str(masker.redact(task.config, "config"))
 
 
 class TestArguments:

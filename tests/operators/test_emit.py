@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from airflow.sdk import Asset, AssetAlias
 from airflow.sdk.definitions.asset import AssetUniqueKey
-from airflow.sdk.exceptions import AirflowException
 
 from airflow_provider_modelsync.assets import convert_to_openlineage, model_asset
+from airflow_provider_modelsync.compat import AirflowException
 from airflow_provider_modelsync.core.models import SyncedVersion
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.lineage import file_dataset

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from airflow.sdk import Asset
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowTaskTimeout, TaskDeferred
 from airflow.sdk.serde import serialize
 
+from airflow_provider_modelsync.compat import AirflowException, AirflowFailException, AirflowTaskTimeout, TaskDeferred
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 from airflow_provider_modelsync.operators.deployment import DeployModelOperator, UndeployModelOperator
 from airflow_provider_modelsync.operators.pieces import PiecesUpdateModelOperator

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
 
+from airflow_provider_modelsync.compat import AirflowException, AirflowFailException, TaskDeferred
 from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.registries.wallaroo import pipelines as wallaroo_pipelines
 from airflow_provider_modelsync.links import RegistryConsoleLink

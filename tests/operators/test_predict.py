@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG, ObjectStoragePath, XComArg
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow.sdk.serde import serialize
 from fsspec.implementations.memory import MemoryFileSystem
 
+from airflow_provider_modelsync.compat import AirflowException, AirflowFailException
 from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.registries.wallaroo import pipelines as wallaroo_pipelines
 from airflow_provider_modelsync.core.registries.wallaroo.registry import Wallaroo

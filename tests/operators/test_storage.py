@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from airflow.sdk import ObjectStoragePath
-from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.io import attach
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
+from airflow_provider_modelsync.compat import AirflowFailException
 from airflow_provider_modelsync.core.archive.choice import BY_HABIT, Choice
 from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.core.errors import Cancelled, InvalidInput, TargetExists

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
 from airflow.sdk.serde import deserialize, serialize
 
+from airflow_provider_modelsync.compat import AirflowException, AirflowFailException, TaskDeferred
 from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.operators.deployment import DeployModelOperator, PredictOperator, UndeployModelOperator
 from airflow_provider_modelsync.operators.supervisely import SuperviselyFreezeOperator

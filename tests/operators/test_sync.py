@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from airflow_provider_modelsync.compat import AirflowException, AirflowFailException
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.hooks.supervisely import SuperviselyHook
 from airflow_provider_modelsync.operators.transfer import SyncModelsOperator

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
 from airflow.sdk.serde import serialize
 
+from airflow_provider_modelsync.compat import AirflowException, AirflowFailException, TaskDeferred
 from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.operators.transfer import PullModelOperator, PushModelOperator

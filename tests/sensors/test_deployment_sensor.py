@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from airflow.sdk import PokeReturnValue
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException, TaskDeferred
 
+from airflow_provider_modelsync.compat import AirflowException, AirflowFailException, AirflowSkipException, TaskDeferred
 from airflow_provider_modelsync.hooks.bentocloud import BentoCloudHook
 from airflow_provider_modelsync.links import DeploymentLink, RegistryConsoleLink
 from airflow_provider_modelsync.sensors.deployment import DeploymentSensor

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG, PokeReturnValue
-from airflow.sdk.exceptions import (
+from airflow.sdk.serde import serialize
+
+from airflow_provider_modelsync.compat import (
     AirflowException,
     AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
     TaskDeferred,
 )
-from airflow.sdk.serde import serialize
-
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.hooks.registry import get_registry_hook
 from airflow_provider_modelsync.sensors.model import ModelVersionSensor

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk import BaseHook, Connection
-from airflow.sdk.exceptions import AirflowNotFoundException
+from airflow.sdk import Connection
 from airflow.sdk.module_loading import import_string
 from airflow.sdk.serde import deserialize, serialize
 
+from airflow_provider_modelsync.compat import AirflowNotFoundException, BaseHook
 from airflow_provider_modelsync.core.errors import Permanent
 from airflow_provider_modelsync.core.registries.bentocloud import deployments as bentocloud_deployments
 from airflow_provider_modelsync.triggers import base, polling

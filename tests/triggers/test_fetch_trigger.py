@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from airflow.sdk import BaseHook, Connection
+from airflow.sdk import Connection
 from airflow.sdk.module_loading import import_string
 from airflow.sdk.serde import deserialize, serialize
 
+from airflow_provider_modelsync.compat import BaseHook
 from airflow_provider_modelsync.core.errors import Permanent, RegistryUnavailable
 from airflow_provider_modelsync.triggers import base
 from airflow_provider_modelsync.triggers import fetch as triggers

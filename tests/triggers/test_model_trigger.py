@@ -11,10 +11,10 @@ from pkgutil import resolve_name
 from typing import Any
 
 import pytest
-from airflow.sdk import BaseHook, Connection
-from airflow.sdk.exceptions import AirflowNotFoundException
+from airflow.sdk import Connection
 from airflow.sdk.serde import deserialize, serialize
 
+from airflow_provider_modelsync.compat import AirflowNotFoundException, BaseHook
 from airflow_provider_modelsync.core.errors import ModelSyncError, Permanent, RegistryUnavailable
 from airflow_provider_modelsync.hooks.registry import get_registry_hook
 from airflow_provider_modelsync.triggers import model as triggers

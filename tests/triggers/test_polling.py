@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 from airflow.sdk import Connection
-from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.triggers.base import BaseTrigger
 from airflow.triggers.shared_stream import SharedStreamManager
 
+from airflow_provider_modelsync.compat import AirflowNotFoundException
 from airflow_provider_modelsync.triggers import base, polling
 from airflow_provider_modelsync.triggers import model as triggers
 from airflow_provider_modelsync.triggers.model import ModelVersionEventTrigger, ModelVersionTrigger

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk import BaseHook, Connection
+from airflow.sdk import Connection
 from airflow.sdk.module_loading import import_string
 from airflow.sdk.serde import deserialize, serialize
 
+from airflow_provider_modelsync.compat import BaseHook
 from airflow_provider_modelsync.core.errors import Permanent, RegistryUnavailable
 from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.models import Ticket

@@ -1,0 +1,94 @@
+"""What differs between the versions of Airflow that are supported: names that have moved, and what older ones lack.
+
+All modules that face Airflow import such names from here, and none of them knows a version. What a name is, the newest
+Airflow says; where an older one keeps it, or what stands in for it, is said here.
+"""
+
+from __future__ import annotations
+
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
+
+from airflow import __version__
+from airflow.triggers.base import BaseTrigger
+
+if TYPE_CHECKING:
+    from airflow.sdk import BaseHook, Connection, conf
+    from airflow.sdk.exceptions import (
+        AirflowException,
+        AirflowFailException,
+        AirflowNotFoundException,
+        AirflowSensorTimeout,
+        AirflowSkipException,
+        AirflowTaskTimeout,
+        TaskDeferred,
+    )
+    from airflow.sdk.observability import stats
+    from airflow.triggers.shared_stream import AdvanceItem, SharedStreamProducer
+else:
+
+    def _first(*places: str) -> Any:
+        """Return what is found in the first of some places that this Airflow has, the newest one first."""
+        for place in places:
+            try:
+                return resolve_name(place)
+            except (ImportError, AttributeError):
+                continue
+        raise ImportError(f"this Airflow has none of {', '.join(places)}")
+
+    BaseHook = _first("airflow.sdk:BaseHook", "airflow.hooks.base:BaseHook")  # 3.1
+    conf = _first("airflow.sdk:conf", "airflow.configuration:conf")  # 3.2
+
+    # All of one module: in 3.1 the first of them is in both, and what is raised must be what is caught.
+    _exceptions = resolve_name(
+        _first("airflow.sdk.exceptions:TaskDeferred", "airflow.exceptions:TaskDeferred").__module__
+    )
+    AirflowException = _exceptions.AirflowException
+    AirflowFailException = _exceptions.AirflowFailException
+    AirflowNotFoundException = _exceptions.AirflowNotFoundException
+    AirflowSensorTimeout = _exceptions.AirflowSensorTimeout
+    AirflowSkipException = _exceptions.AirflowSkipException
+    AirflowTaskTimeout = _exceptions.AirflowTaskTimeout
+    TaskDeferred = _exceptions.TaskDeferred
+
+    stats = _first("airflow.sdk.observability.stats", "airflow.stats")  # 3.2
+    if not hasattr(stats, "incr"):  # before 3.3 a class of the module has what are functions of the module now
+        stats = stats.Stats
+
+    # Before 3.3 each watcher looks by itself, and nobody asks for what they could share.
+    SharedStreamProducer = _first("airflow.triggers.shared_stream:SharedStreamProducer", "builtins:object")
+    AdvanceItem = _first("airflow.triggers.shared_stream:AdvanceItem", "builtins:object")
+
+__all__ = [
+    "READS_FORMS",
+    "TELLS_OF_KILLS",
+    "AdvanceItem",
+    "AirflowException",
+    "AirflowFailException",
+    "AirflowNotFoundException",
+    "AirflowSensorTimeout",
+    "AirflowSkipException",
+    "AirflowTaskTimeout",
+    "BaseHook",
+    "SharedStreamProducer",
+    "TaskDeferred",
+    "aget_connection",
+    "conf",
+    "stats",
+]
+
+_AIRFLOW = tuple(map(int, __version__.split(".")[:2]))
+# Whether connection forms are read from the provider's own declaration, 3.2. Else hooks are asked for them.
+READS_FORMS = _AIRFLOW >= (3, 2)
+# Whether a trigger is told when a user ends its task, 3.3. Else it is only cancelled.
+TELLS_OF_KILLS = hasattr(BaseTrigger, "on_kill")
+
+
+async def aget_connection(conn_id: str) -> Connection:
+    """Return a connection; for the event loop."""
+    if hasattr(BaseHook, "aget_connection"):  # 3.1
+        return await BaseHook.aget_connection(conn_id)
+    # Not asyncio.to_thread: the triggerer's way to its supervisor leads back into this loop, and only asgiref knows it.
+    from asgiref.sync import sync_to_async
+
+    return await sync_to_async(BaseHook.get_connection)(conn_id)
