@@ -19,6 +19,8 @@ from airflow_provider_modelsync.xcom import fitted, fitted_lists
 LATEST = "latest"
 NEST = "/"  # between a namespace and a name, where a system has namespaces
 FLAT = "--"  # in its place where a system has none; no part of a name that is written so may hold it
+NOBODY = ""  # what an alias is expected to point to that is not to be there yet
+HISTORY = 20  # targets of an alias that are remembered besides the present one
 EMPTY = "empty"  # the revision of a deployment that runs, with no model loaded so far
 
 
@@ -41,28 +43,76 @@ class VersionStatus(StrEnum):
 
 
 class ModelRef(_Value):
-    """A model by name, with an exact version or none.
+    """A model by name, with an exact version, an alias, or neither.
 
     :param name: the model's name in its registry.
-    :param version: an exact version; ``None`` stands for the newest ready one.
+    :param version: an exact version; ``None`` stands for the one that the alias points to, or the newest ready one.
+    :param alias: a name that moves from version to version, e.g. ``"champion"``.
     """
 
     name: str
     version: str | None = None
+    alias: str | None = None
 
     @classmethod
-    def parse(cls, text: str) -> ModelRef:
-        """Read ``"name"``, ``"name:version"`` or ``"name:latest"``.
+    def parse(cls, text: str, *, aliases: bool = True) -> ModelRef:
+        """Read ``"name"``, ``"name:version"``, ``"name:latest"`` or ``"name@alias"``.
 
-        :raises InvalidInput: when either part is empty.
+        :param aliases: whether ``@`` stands between a name and an alias; else it is part of the name. Where there is a
+            version, it is so, too: that is exact already.
+        :raises InvalidInput: when a part is empty.
         """
         name, colon, version = text.partition(":")
-        if not name or (colon and not version):
-            raise InvalidInput(f"{text!r} is not 'name', 'name:version' or 'name:latest'", argument="model")
-        return cls(name=name, version=version if version and version != LATEST else None)
+        alias = None
+        if aliases and not colon and "@" in name:
+            name, _, alias = name.rpartition("@")
+        if not name or alias == "" or (colon and not version):
+            raise InvalidInput(
+                f"{text!r} is not 'name', 'name:version', 'name:latest' or 'name@alias'", argument="model"
+            )
+        return cls(name=name, version=version if version and version != LATEST else None, alias=alias)
 
     def __str__(self) -> str:
+        if self.alias:
+            return f"{self.name}@{self.alias}"
         return f"{self.name}:{self.version}" if self.version else self.name
+
+
+class Held(_Value):
+    """What an alias pointed to for a while.
+
+    :param version: the version; ``None`` while there was no such alias.
+    :param since: when it was moved there, UTC, as far as that is known.
+    """
+
+    version: str | None
+    since: datetime | None = None
+
+
+class Alias(_Value):
+    """A name that moves from one version of a model to another.
+
+    :param name: the model's name.
+    :param alias: the alias itself, e.g. ``"champion"``.
+    :param version: what it points to.
+    :param since: when it was moved there, UTC, as far as that is known.
+    :param earlier: what it pointed to before, the latest first, as far as the system remembers; at most
+        :data:`HISTORY`.
+    """
+
+    name: str
+    alias: str
+    version: str
+    since: datetime | None = None
+    earlier: tuple[Held, ...] = ()
+
+    @property
+    def ref(self) -> str:
+        """The exact version, as ``name:version``."""
+        return f"{self.name}:{self.version}"
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.alias}"
 
 
 class TransferStats(_Value):
@@ -112,6 +162,8 @@ class ModelVersion(_Value):
     :param labels: short strings to choose by.
     :param metadata: the user's own facts, JSON values.
     :param created_at: when the registry made it, UTC.
+    :param aliases: what points to it, where a listing or the version itself tells that anyway.
+    :param alias: what led to it when it was asked for as ``name@alias``.
     :param uri: where it lies or is shown.
     :param reference: where the bytes lie, when this registry only points to them.
     :param raw: the system's own record.
@@ -127,6 +179,8 @@ class ModelVersion(_Value):
     labels: dict[str, str] = Field(default_factory=dict)
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
     created_at: datetime | None = None
+    aliases: tuple[str, ...] = ()
+    alias: str | None = None
     uri: str | None = None
     reference: ModelReference | None = None
     raw: dict[str, Any] = Field(default_factory=dict, repr=False)
@@ -147,23 +201,28 @@ class ModelVersion(_Value):
         """What versions are ordered by, oldest first; those without a time come first."""
         return self.created_at or datetime.min.replace(tzinfo=UTC), self.version
 
+    def found_by(self, alias: str) -> ModelVersion:
+        """Return it with the alias that led to it."""
+        return self.model_copy(update={"alias": alias, "aliases": tuple(sorted({*self.aliases, alias}))})
+
     def moved(self, stats: TransferStats) -> ModelVersion:
         """Return it with what a call has moved of it."""
         return self.model_copy(update={"transfer": stats})
 
     def to_event(self) -> dict[str, JsonValue]:
         """Return what an asset event about this version carries."""
-        return self.model_dump(mode="json", include={"registry", "name", "version", "digest", "created_at"})
+        fields = {"registry", "name", "version", "digest", "created_at"}
+        return self.model_dump(mode="json", include=fields | ({"alias"} if self.alias else set()))
 
     def to_xcom(self, **more: JsonValue) -> dict[str, JsonValue]:
         """Return a plain dictionary of JSON values, at most 4 KiB of JSON.
 
-        Metadata, then labels are left out when it would be larger; ``truncated`` is then true.
+        Metadata, then labels and aliases are left out when it would be larger; ``truncated`` is then true.
 
         :param more: further entries, e.g. ``path``.
         """
         fields = self.model_dump(mode="json", exclude={"raw", "transfer"})
-        return fitted({**fields, "ref": self.ref, **more}, spare={"metadata": {}, "labels": {}})
+        return fitted({**fields, "ref": self.ref, **more}, spare={"metadata": {}, "labels": {}, "aliases": []})
 
 
 class PulledModel(_Value):

@@ -41,6 +41,7 @@ from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.parallel import interruptible
 from airflow_provider_modelsync.core.flow.steps import AsyncDriver, Flow, SyncDriver
 from airflow_provider_modelsync.core.models import (
+    Alias,
     Deployment,
     Fetch,
     ModelVersion,
@@ -461,6 +462,40 @@ class RegistryHook(BaseHook, ABC):
         return await self.arun(_list_versions(name, labels, query), model=name)
 
     @_understood
+    def aliases(self, name: Reference) -> list[Alias]:
+        """Return the aliases of a model, by their names; empty when there is no such model.
+
+        :raises NotSupported: where the system keeps none.
+        """
+        return self.run(_list_aliases(name), model=name)
+
+    @_understood
+    async def aaliases(self, name: Reference) -> list[Alias]:
+        """As :meth:`aliases`, for ``async`` tasks and the event loop."""
+        return await self.arun(_list_aliases(name), model=name)
+
+    @_understood
+    def set_alias(self, model: Reference, alias: Text, *, expected: Text | None = None) -> Alias:
+        """Have an alias point to a version; return it as it is then. One that does already is fine.
+
+        :param model: any reference that leads to a ready version, also by another alias.
+        :param alias: e.g. ``"champion"``.
+        :param expected: move it only from this version, and with ``""`` only when it is not there yet.
+        :raises VersionConflict: when it points elsewhere than expected.
+        :raises ModelNotFound: when there is no such version.
+        """
+        from airflow_provider_modelsync.core.verbs.aliases import set_alias
+
+        return self.run(lambda registry: set_alias(registry, model, alias, expected=expected), model=model)
+
+    @_understood
+    def delete_alias(self, name: Reference, alias: Text) -> bool:
+        """Remove an alias; return whether it was there. No version is touched."""
+        from airflow_provider_modelsync.core.verbs.aliases import delete_alias
+
+        return self.run(lambda registry: delete_alias(registry, name, alias), model=name)
+
+    @_understood
     def delete(self, model: Reference) -> bool:
         """Delete an exact version.
 
@@ -681,6 +716,12 @@ def _list_versions(
     name: str, labels: Mapping[str, str] | None, query: str | None
 ) -> Callable[[Registry], Flow[list[ModelVersion]]]:
     return lambda registry: registry.list_versions(registry.parse(name).name, Query.parse(query, labels))
+
+
+def _list_aliases(name: str) -> Callable[[Registry], Flow[list[Alias]]]:
+    from airflow_provider_modelsync.core.verbs.aliases import list_aliases
+
+    return lambda registry: list_aliases(registry, name)
 
 
 def get_registry_hook(registry_conn_id: str) -> RegistryHook:

@@ -59,6 +59,7 @@ class RegistryUnderTest:
     :param versions: three good versions; not needed where the version cannot be chosen.
     :param bad_names: names that break the system's grammar.
     :param bad_versions: versions that break it.
+    :param bad_aliases: aliases that break it.
     :param trace: what the system has stored or been asked; bad input must leave it as it is.
     :param driver: runs flows in the calling thread.
     :param async_driver: runs flows on the event loop.
@@ -73,6 +74,7 @@ class RegistryUnderTest:
     versions: tuple[str, ...] = ()
     bad_names: tuple[str, ...]
     bad_versions: tuple[str, ...] = ()
+    bad_aliases: tuple[str, ...] = ("", "a b", "a/b:c", "a@b", "größe", "latest")
     trace: Callable[[], Any]
     driver: DriverFactory = driver_for
     async_driver: AsyncDriverFactory = async_driver_for

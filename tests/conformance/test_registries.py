@@ -22,9 +22,9 @@ from airflow_provider_modelsync.core.errors import (
     TargetExists,
     VersionConflict,
 )
-from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Query
+from airflow_provider_modelsync.core.models import NOBODY, Alias, ModelRef, ModelVersion, Query
 from airflow_provider_modelsync.core.registries.base import Capability
-from airflow_provider_modelsync.core.registries.capabilities import Deploys, Predicts
+from airflow_provider_modelsync.core.registries.capabilities import Aliases, Deploys, Predicts
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.verbs.predict import predict, start_predict
 from airflow_provider_modelsync.core.verbs.push import version_of
@@ -35,6 +35,7 @@ from tests.core.stores import CancelAfter, hidden, snapshot
 PUSH, PULL, FORCE = Capability.PUSH, Capability.PULL, Capability.FORCE
 CHOOSE_VERSION, DELETE = Capability.CHOOSE_VERSION, Capability.DELETE
 LABELS, METADATA = Capability.LABELS, Capability.METADATA
+ALIASES = Capability.ALIASES
 
 Run = Callable[..., Any]
 
@@ -383,6 +384,158 @@ def test_metadata_comes_back_as_it_was(bench: Bench) -> None:
     assert bench.publish("one", bench.model(), metadata=metadata).metadata == metadata
 
 
+# Aliases
+
+
+def _set(bench: Bench, version: ModelVersion, alias: str = "champion", expected: str | None = None) -> Alias:
+    return bench.run(lambda registry: Aliases.of(registry).set_alias(version, alias, expected=expected))
+
+
+def _alias(bench: Bench, alias: str = "champion") -> Alias:
+    return bench.run(lambda registry: registry.alias(bench.name, alias))
+
+
+def _published(bench: Bench, *texts: str) -> list[ModelVersion]:
+    return [bench.publish(text, bench.model(number)) for number, text in enumerate(texts)]
+
+
+@needs(PUSH, ALIASES)
+def test_an_alias_is_followed_to_an_exact_version_that_tells_of_it(bench: Bench, run: Run) -> None:
+    first, _ = _published(bench, "one", "two")
+    moved = _set(bench, first)
+    bench.under_test.settle()
+    assert (moved.version, moved.ref, str(moved)) == (first.version, first.ref, f"{bench.name}@champion")
+    found = run(lambda registry: registry.get(registry.parse(f"{bench.name}@champion")))
+    assert (found.ref, found.digest, found.alias) == (first.ref, first.digest, "champion")
+    assert "champion" in found.aliases
+    assert found.to_xcom()["ref"] == first.ref
+    assert found.to_event()["alias"] == "champion"
+
+
+@needs(PUSH, ALIASES)
+def test_an_alias_moves_and_is_one_version_s_at_a_time(bench: Bench, run: Run) -> None:
+    first, second = _published(bench, "one", "two")
+    for version in (first, second, second, first):
+        _set(bench, version)
+        bench.under_test.settle()
+        assert run(lambda registry: registry.alias(bench.name, "champion")).version == version.version
+    for listed in run(lambda registry: registry.list_versions(bench.name, Query())):
+        assert listed.aliases in ((), ("champion",) if listed.version == first.version else ())
+
+
+@needs(PUSH, ALIASES)
+def test_an_alias_remembers_where_it_pointed(bench: Bench) -> None:
+    first, second = _published(bench, "one", "two")
+    for version in (first, second):
+        _set(bench, version)
+        bench.under_test.settle()
+    earlier = [held.version for held in _alias(bench).earlier]
+    assert earlier == ([first.version] if Aliases.of(bench.registry).remembers else [])
+
+
+@needs(PUSH, ALIASES)
+def test_aliases_are_listed_by_their_names(bench: Bench, run: Run) -> None:
+    first, second = _published(bench, "one", "two")
+    _set(bench, second, "staging")
+    _set(bench, first)
+    bench.under_test.settle()
+    found = run(lambda registry: Aliases.of(registry).aliases(bench.name))
+    ours = [alias for alias in found if alias.alias in ("champion", "staging")]
+    assert [(alias.alias, alias.version) for alias in ours] == [
+        ("champion", first.version),
+        ("staging", second.version),
+    ]
+    assert run(lambda registry: Aliases.of(registry).aliases(bench.under_test.names[1])) == []
+
+
+@needs(PUSH, ALIASES)
+def test_an_alias_that_has_been_moved_by_another_stays_where_it_is(bench: Bench, other_bench: Bench) -> None:
+    first, second = _published(bench, "one", "two")
+    _set(bench, first, expected=NOBODY)
+    bench.under_test.settle()
+    for expected in (NOBODY, second.version):
+        with pytest.raises(VersionConflict, match=first.version):
+            _set(other_bench, second, expected=expected)
+    assert _set(other_bench, first, expected=second.version).version == first.version, "it is there already"
+    assert _set(other_bench, second, expected=first.version).version == second.version
+
+
+@needs(PUSH, ALIASES)
+def test_a_removed_alias_leaves_the_version_alone(bench: Bench) -> None:
+    (first,) = _published(bench, "one")
+    _set(bench, first)
+    bench.under_test.settle()
+    for was_there in (True, False):
+        assert bench.run(lambda registry: Aliases.of(registry).delete_alias(bench.name, "champion")) is was_there
+        bench.under_test.settle()
+    with pytest.raises(ModelNotFound, match="champion"):
+        bench.get(f"{bench.name}@champion")
+    assert bench.get(first.ref) == first
+    assert _set(bench, first, expected=NOBODY).version == first.version
+
+
+@needs(PUSH, ALIASES)
+def test_an_alias_that_is_not_there_is_not_found(bench: Bench, run: Run) -> None:
+    with pytest.raises(ModelNotFound):
+        run(lambda registry: registry.get(registry.parse(f"{bench.name}@champion")))
+    _published(bench, "one")
+    with pytest.raises(ModelNotFound, match="champion"):
+        run(lambda registry: registry.get(registry.parse(f"{bench.name}@champion")))
+
+
+@needs(PUSH, ALIASES, DELETE)
+def test_an_alias_of_a_deleted_version_is_not_found(bench: Bench) -> None:
+    first, _ = _published(bench, "one", "two")
+    _set(bench, first)
+    bench.run(lambda registry: registry.delete(registry.parse(first.ref)))
+    with pytest.raises(ModelNotFound):
+        bench.get(f"{bench.name}@champion")
+
+
+@needs(PUSH, PULL, ALIASES)
+def test_what_an_alias_points_to_is_pulled(bench: Bench) -> None:
+    first, _ = _published(bench, "one", "two")
+    _set(bench, first)
+    bench.under_test.settle()
+    target = bench.target()
+    assert bench.pull(f"{bench.name}@champion", target).version.ref == first.ref
+    assert snapshot(target) == snapshot(bench.source("one"))
+
+
+@needs(PUSH, ALIASES)
+def test_nothing_is_pushed_to_an_alias(bench: Bench) -> None:
+    source, before = bench.source("one"), bench.under_test.trace()
+    with pytest.raises(InvalidInput, match="alias"):
+        bench.push(source, f"{bench.name}@champion")
+    assert bench.under_test.trace() == before
+
+
+@needs(PUSH, ALIASES)
+def test_bad_aliases_are_refused_before_anything_is_written_or_sent(bench: Bench) -> None:
+    before = bench.under_test.trace()
+    for bad in bench.under_test.bad_aliases:
+        with pytest.raises(InvalidInput):
+            bench.registry.check(ModelRef(name=bench.name, alias=bad))
+    with pytest.raises(InvalidInput):
+        bench.registry.parse(f"{bench.name}@")
+    assert bench.under_test.trace() == before
+
+
+@needs(PUSH, ALIASES)
+def test_of_two_who_move_an_alias_at_once_one_wins(bench: Bench, other_bench: Bench) -> None:
+    if not Aliases.of(bench.registry).compares:
+        pytest.skip("the system moves aliases without a condition: both may believe that they have")
+    first, second, third = _published(bench, "one", "two", "three")
+    _set(bench, first)
+    bench.under_test.settle()
+    results = at_once(
+        lambda: _set(bench, second, expected=first.version), lambda: _set(other_bench, third, expected=first.version)
+    )
+    assert {type(result) for result in results} == {Alias, VersionConflict}
+    winner = second if isinstance(results[0], Alias) else third
+    assert _alias(bench).version == winner.version
+
+
 # Deleting
 
 
@@ -432,6 +585,8 @@ def _use(bench: Bench, capability: Capability) -> None:
             bench.push(source, bench.model(), labels={"stage": "prod"})
         case Capability.METADATA:
             bench.push(source, bench.model(), metadata={"auc": 0.9})
+        case Capability.ALIASES:
+            bench.run(lambda registry: Aliases.of(registry).aliases(bench.name))
         case Capability.PULL:
             bench.pull(bench.name, bench.target())
         case Capability.DELETE:
@@ -449,7 +604,7 @@ def _use(bench: Bench, capability: Capability) -> None:
 
 
 def test_what_a_registry_derives_from_and_what_it_says_it_does_agree(bench: Bench) -> None:
-    for offer in (Deploys, Predicts):
+    for offer in (Aliases, Deploys, Predicts):
         assert isinstance(bench.registry, offer) == (offer.capability in bench.registry.capabilities)
 
 
@@ -566,9 +721,10 @@ def test_a_cancelled_pull_leaves_no_target_and_the_next_one_succeeds(bench: Benc
 # Two workers at once
 
 
-def _at_once(*works: Callable[[], ModelVersion]) -> list[ModelVersion | Exception]:
+def at_once(*works: Callable[[], Any]) -> list[Any]:
+    """Do works at the same time; return what each has returned or raised."""
     start = threading.Barrier(len(works))
-    results: list[ModelVersion | Exception | None] = [None] * len(works)
+    results: list[Any] = [None] * len(works)
 
     def run(number: int) -> None:
         start.wait()
@@ -582,13 +738,13 @@ def _at_once(*works: Callable[[], ModelVersion]) -> list[ModelVersion | Exceptio
         thread.start()
     for thread in threads:
         thread.join()
-    return [result for result in results if result is not None]
+    return results
 
 
 @needs(PUSH)
 def test_two_workers_pushing_the_same_bytes_both_succeed_with_them(bench: Bench, other_bench: Bench) -> None:
     source, model = bench.source("one"), bench.model()
-    results = _at_once(lambda: bench.push(source, model), lambda: other_bench.push(source, model))
+    results = at_once(lambda: bench.push(source, model), lambda: other_bench.push(source, model))
     bench.under_test.settle()
     assert [getattr(result, "digest", result) for result in results] == [digest_directory(source)] * 2
     if bench.offers(CHOOSE_VERSION):
@@ -598,7 +754,7 @@ def test_two_workers_pushing_the_same_bytes_both_succeed_with_them(bench: Bench,
 @needs(PUSH, CHOOSE_VERSION)
 def test_two_workers_pushing_other_bytes_under_one_version_end_in_one_of_them(bench: Bench, other_bench: Bench) -> None:
     sources, model = [bench.source("one"), bench.source("two")], bench.model()
-    results = _at_once(lambda: bench.push(sources[0], model), lambda: other_bench.push(sources[1], model))
+    results = at_once(lambda: bench.push(sources[0], model), lambda: other_bench.push(sources[1], model))
     bench.under_test.settle()
     assert {type(result) for result in results} == {ModelVersion, VersionConflict}
     winner = sources[0] if isinstance(results[0], ModelVersion) else sources[1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import configparser
+import functools
 import json
 import os
 import re
@@ -358,13 +359,17 @@ def check_layout(text: str, world: World) -> None:
     patterns = [line.split()[0] for line in text.splitlines()]
     hook = ModelStoreHook("modelsync_default")
     hook.set_labels("digits:v1", {"stage": "dev"})
+    hook.set_alias("digits:v1", "champion")
     root = Path(BaseHook.get_connection("modelsync_default").host.removeprefix("file://"))
     there = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    meant = {"<root>/": "", "<name>": "digits", "<version>": "v1", "<alias>": "champion"}
     files, *records = (
-        pattern.replace("<root>/", "").replace("<name>", "digits").replace("<version>", "v1") for pattern in patterns
+        functools.reduce(lambda path, part: path.replace(*part), meant.items(), pattern) for pattern in patterns
     )
     assert files == "digits/v1/<path…>"
-    assert records == [f"digits/.modelsync/v1{suffix}" for suffix in (".json", ".claim", ".labels")]
+    assert records == [
+        f"digits/.modelsync/{record}" for record in ("v1.json", "v1.claim", "v1.labels", "champion.alias")
+    ]
     claim = records.pop(1)  # gone when the version is published
     assert there == {"digits/v1/model.onnx", "digits/v1/labels.json", *records}
     assert claim not in there

@@ -14,9 +14,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from airflow_provider_modelsync.core.errors import ModelNotFound, ModelSyncError, NotSupported
+from airflow_provider_modelsync.core.errors import InvalidInput, ModelNotFound, ModelSyncError, NotSupported
 from airflow_provider_modelsync.core.flow.steps import Flow, Policy, send_once
-from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Query
+from airflow_provider_modelsync.core.models import Alias, ModelRef, ModelVersion, Query
 from airflow_provider_modelsync.core.settings import RegistrySettings
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Capability(StrEnum):
     DELETE = "delete versions"
     LABELS = "keep labels"
     METADATA = "keep metadata"
+    ALIASES = "keep aliases"
     DEPLOY = "deploy models"
     PREDICT = "run predictions"
 
@@ -125,10 +126,19 @@ class Registry(ABC):
     def parse(self, model: str) -> ModelRef:
         """Read a model reference and check it against the system's grammar.
 
+        Where the system keeps no aliases, an ``@`` may be part of a name.
+
         :raises InvalidInput: naming what the grammar allows.
+        :raises NotSupported: for an alias where the system keeps none.
         """
-        ref = ModelRef.parse(model)
-        self.check(ref)
+        keeps_aliases = Capability.ALIASES in self.capabilities
+        ref = ModelRef.parse(model, aliases=keeps_aliases)
+        try:
+            self.check(ref)
+        except InvalidInput:
+            if not keeps_aliases and ref.version is None and "@" in ref.name:
+                raise self.not_supported(Capability.ALIASES) from None
+            raise
         return ref
 
     def page_of(self, model: ModelVersion | None = None) -> str | None:
@@ -140,7 +150,7 @@ class Registry(ABC):
 
     @abstractmethod
     def check(self, ref: ModelRef) -> None:
-        """Raise :class:`InvalidInput` unless name and version follow the system's grammar."""
+        """Raise :class:`InvalidInput` unless name, version and alias follow the system's grammar."""
 
     @abstractmethod
     def test(self) -> Flow[str]:
@@ -149,10 +159,12 @@ class Registry(ABC):
     def get(self, ref: ModelRef, query: Query = ANY) -> Flow[ModelVersion]:
         """Return an exact version that the query chooses, too, or the newest ready one that it chooses.
 
+        An alias is followed once, and names an exact version from then on.
+
         :raises ModelNotFound: when there is none, naming what differs.
         """
-        if ref.version is not None:
-            exact = yield from self.read_version(ref.name, ref.version)
+        if ref.version is not None or ref.alias is not None:
+            exact = yield from self._exact(ref)
             if misses := query.misses(exact):
                 raise ModelNotFound(f"{exact.ref} is not what was asked for: {misses}", model=exact.ref)
             return exact
@@ -161,6 +173,28 @@ class Registry(ABC):
             wanted = f" with {dict(query.labels)}" if query.labels else ""
             raise ModelNotFound(f"{self.title} has no ready version of {ref.name!r}{wanted}", model=ref.name)
         return chosen
+
+    def _exact(self, ref: ModelRef) -> Flow[ModelVersion]:
+        if ref.alias is None:
+            assert ref.version is not None
+            return (yield from self.read_version(ref.name, ref.version))
+        lost: Alias | None = None
+        while True:
+            pointed = yield from self.alias(ref.name, ref.alias)
+            try:
+                return (yield from self.read_version(ref.name, pointed.version)).found_by(ref.alias)
+            except ModelNotFound:
+                # It may have been moved on, and what it had pointed to deleted, in between.
+                if lost == pointed:
+                    raise ModelNotFound(f"{ref} points to {pointed.ref}, which is not there any more") from None
+                lost = pointed
+
+    def alias(self, name: str, alias: str) -> Flow[Alias]:
+        """Return what an alias points to; see :class:`~.capabilities.Aliases` for all else about aliases.
+
+        :raises ModelNotFound: when there is no such alias.
+        """
+        raise self.not_supported(Capability.ALIASES)
 
     def latest(self, name: str, query: Query) -> Flow[ModelVersion | None]:
         """Return the newest ready version by (created_at, version) that the query chooses, or ``None``."""

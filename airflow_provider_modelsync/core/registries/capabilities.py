@@ -1,4 +1,4 @@
-"""What only some systems do, each in a class of its own: fetching, serving, predicting.
+"""What only some systems do, each in a class of its own: aliases, fetching, serving, predicting.
 
 A registry that does one of these derives from its class, too. A caller who needs it asks with :meth:`Offer.of`.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError
+from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError, VersionConflict
 from airflow_provider_modelsync.core.flow.steps import Flow
 from airflow_provider_modelsync.core.models import (
+    Alias,
     Deployment,
     Fetch,
     Headway,
@@ -28,6 +29,64 @@ if TYPE_CHECKING:
     from airflow_provider_modelsync.core.transfer.plan import PredictRequest
 
 Note = Callable[[Fetch], None]
+
+
+class Aliases(Offer):
+    """Names that move from one version of a model to another, as ``champion`` in ``fraud@champion``.
+
+    ``Registry.check`` looks at an alias's grammar, too; ``Registry.get`` follows aliases by :meth:`alias`. What is
+    passed to these methods has been checked, and the version that an alias is to point to has just been read.
+    """
+
+    capability = Capability.ALIASES
+
+    # Whether ``expected`` is compared in the same step that moves an alias. Where it is not, it is compared with a look
+    # just before: of two who move it at once both may believe that they have.
+    compares: ClassVar[bool] = True
+    # Whether :meth:`alias` tells where an alias pointed before.
+    remembers: ClassVar[bool] = True
+
+    @abstractmethod
+    def alias(self, name: str, alias: str) -> Flow[Alias]:
+        """Return what an alias points to, and where it pointed before as far as the system remembers.
+
+        :raises ModelNotFound: when there is no such alias, or no such model.
+        """
+
+    @abstractmethod
+    def aliases(self, name: str) -> Flow[list[Alias]]:
+        """Return all aliases of a model, by their names; empty when there is no such model.
+
+        What they pointed to before may be left out where telling that takes further requests.
+        """
+
+    @abstractmethod
+    def set_alias(self, version: ModelVersion, alias: str, *, expected: str | None = None) -> Flow[Alias]:
+        """Have an alias point to a version; return it as it is then.
+
+        One that does already is fine, whatever was expected: a repeated request is no conflict with itself.
+
+        :param version: an exact version, as it was read.
+        :param expected: move it only from this version; :data:`~..models.NOBODY`: only when it is not there yet;
+            ``None``: wherever it points to.
+        :raises VersionConflict: when it points elsewhere, naming where. :func:`moved` makes that error.
+        """
+
+    @abstractmethod
+    def delete_alias(self, name: str, alias: str) -> Flow[bool]:
+        """Remove an alias; return whether it was there. No version is touched."""
+
+
+def moved(alias: str, expected: str, found: str | None) -> VersionConflict:
+    """Return the error of an alias that does not point to where it was expected to.
+
+    :param alias: it, as ``name@alias``.
+    :param expected: as for :meth:`Aliases.set_alias`.
+    :param found: the version that it does point to; ``None`` when it is not there.
+    """
+    now = f"points to the version {found}" if found else "is not there"
+    wanted = f"it was expected to point to {expected}" if expected else "nothing was expected to be there"
+    return VersionConflict(f"{alias} {now}, and {wanted}: somebody else has moved it")
 
 
 class Fetches(Offer):

@@ -234,6 +234,11 @@ def _check_push(
     for capability, needed in needs.items():
         if needed:
             registry.require(capability)
+    if ref.alias is not None:
+        raise InvalidInput(
+            f"{ref} names an alias, and what is pushed is a version: push {ref.name!r}, then move the alias",
+            argument="model",
+        )
     for argument, kind, value in (("labels", _LABELS, labels), ("metadata", _METADATA, metadata)):
         try:
             kind.validate_python(dict(value or {}), strict=True)

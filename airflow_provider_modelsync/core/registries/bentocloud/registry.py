@@ -119,6 +119,7 @@ class BentoCloud(Registry, Deploys):
     settings_type = BentoCloudSettings
     capabilities = KEEPS_MODELS
     instead: ClassVar[Mapping[Capability, str]] = {
+        Capability.ALIASES: "label the version, and choose it by that label",
         Capability.PREDICT: "call the deployment's own routes; a bento defines them",
     }
 

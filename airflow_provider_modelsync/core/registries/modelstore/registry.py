@@ -11,9 +11,10 @@ from typing import ClassVar, ParamSpec, TypeVar, cast
 from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavailable
 from airflow_provider_modelsync.core.flow.steps import Flow, call, call_remote
-from airflow_provider_modelsync.core.models import LATEST, ModelRef, ModelVersion, Query, require_json
+from airflow_provider_modelsync.core.models import LATEST, Alias, ModelRef, ModelVersion, Query, require_json
 from airflow_provider_modelsync.core.redact import show_url
 from airflow_provider_modelsync.core.registries.base import KEEPS_MODELS, Capability, Registry
+from airflow_provider_modelsync.core.registries.capabilities import Aliases
 from airflow_provider_modelsync.core.registries.modelstore.bucket import Bucket
 from airflow_provider_modelsync.core.registries.modelstore.client import BucketSettings, OpenSession
 from airflow_provider_modelsync.core.registries.modelstore.directory import DirectoryStore
@@ -28,7 +29,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class ModelStore(Registry):
+class ModelStore(Registry, Aliases):
     """Models in a directory or in a bucket.
 
     :param settings: the connection; ``host`` is the root: ``file:///path`` or ``s3://bucket/prefix``.
@@ -77,7 +78,7 @@ class ModelStore(Registry):
         return all(one == another for one, another in zip(self._place, other._place, strict=False))
 
     def check(self, ref: ModelRef) -> None:
-        for part, text in (("name", ref.name), ("version", ref.version)):
+        for part, text in (("name", ref.name), ("version", ref.version), ("alias", ref.alias)):
             if text is not None and not (NAME.fullmatch(text) and text != LATEST):
                 raise InvalidInput(
                     f"the {part} {names.show(text)} does not match {NAME.pattern}, or is {LATEST!r}", argument="model"
@@ -107,6 +108,18 @@ class ModelStore(Registry):
             raise InvalidInput("a label's value is a string, or None to remove it", argument="labels")
         exact = ref.version or (yield from self.get(ref)).version
         return (yield from self._call(self._store.set_labels, ref.name, exact, labels))
+
+    def alias(self, name: str, alias: str) -> Flow[Alias]:
+        return self._call(self._store.alias, name, alias)
+
+    def aliases(self, name: str) -> Flow[list[Alias]]:
+        return self._call(self._store.aliases, name)
+
+    def set_alias(self, version: ModelVersion, alias: str, *, expected: str | None = None) -> Flow[Alias]:
+        return self._call(self._store.set_alias, version.name, alias, version.version, expected)
+
+    def delete_alias(self, name: str, alias: str) -> Flow[bool]:
+        return self._call(self._store.delete_alias, name, alias)
 
     def plan_push(self, request: PushRequest) -> Flow[UploadPlan]:
         if request.options:

@@ -5,6 +5,7 @@ Layout, the same wherever the root lies::
     <name>/<version>/<path…>              the files, as they are; <name>/<version>~<g>/ of later generations
     <name>/.modelsync/<version>.json      the manifest: written last, it makes the version exist
     <name>/.modelsync/<version>.…         who may write and publish it, and its labels: see :mod:`.claims`
+    <name>/.modelsync/<alias>.alias       where an alias points, and where it pointed before: see :mod:`.aliases`
 
 A version's ``created_at`` is the time of its manifest in the store, so one listing tells all versions and their order.
 """
@@ -39,9 +40,11 @@ from airflow_provider_modelsync.core.errors import (
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.forks import Lock
 from airflow_provider_modelsync.core.flow.parallel import for_each
-from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Query, VersionStatus
-from airflow_provider_modelsync.core.registries.modelstore import claims
+from airflow_provider_modelsync.core.models import Alias, ModelRef, ModelVersion, Query, VersionStatus
+from airflow_provider_modelsync.core.registries.modelstore import aliases, claims
 from airflow_provider_modelsync.core.registries.modelstore.claims import Outcome, Records, View
+from airflow_provider_modelsync.core.registries.modelstore.records import Entry as Entry
+from airflow_provider_modelsync.core.registries.modelstore.records import Record as Record
 from airflow_provider_modelsync.core.transfer.plan import DownloadWay, PushRequest, UploadPlan, UploadWay
 
 log = logging.getLogger("modelsync")
@@ -155,32 +158,6 @@ class Labels(BaseModel):
         """Return them with changes, a ``None`` value removing one."""
         kept = {**self.labels, **changes}
         return Labels(labels={key: value for key, value in kept.items() if value is not None})
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A small file of a store.
-
-    :param content: its bytes.
-    :param modified: when it was written, UTC.
-    """
-
-    content: bytes
-    modified: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A record in a listing.
-
-    :param modified: when it was written, UTC.
-    :param tag: tells one state from another.
-    :param size: bytes.
-    """
-
-    modified: datetime
-    tag: str = ""
-    size: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -389,7 +366,9 @@ class Store(ABC):
     def latest(self, name: str, query: Query) -> ModelVersion | None:
         """Return the newest version that a query chooses, reading no more than needed to find it."""
         best: ModelVersion | None = None
-        for chosen, bound in self._newest_first(name, query):
+        if not query.matches_name(name):
+            return None
+        for chosen, bound in self._newest_first(name, self.entries(name)):
             for version in chosen:
                 if query.matches(version) and (best is None or version.age_key > best.age_key):
                     best = version
@@ -399,7 +378,14 @@ class Store(ABC):
 
     def list_versions(self, name: str, query: Query) -> list[ModelVersion]:
         """Return the versions that a query chooses, newest first."""
-        found = [version for chosen, _ in self._newest_first(name, query) for version in chosen]
+        if not query.matches_name(name):
+            return []
+        entries = self.entries(name)
+        found = [version for chosen, _ in self._newest_first(name, entries) for version in chosen]
+        pointing: dict[str, tuple[str, ...]] = {}
+        for alias in aliases.listed(self, name, entries):
+            pointing[alias.version] = (*pointing.get(alias.version, ()), alias.alias)
+        found = [version.model_copy(update={"aliases": pointing.get(version.version, ())}) for version in found]
         return sorted(filter(query.matches, found), key=lambda version: version.age_key, reverse=True)
 
     def list_models(self, query: Query) -> list[ModelVersion]:
@@ -427,16 +413,13 @@ class Store(ABC):
         return [version for (_, version), _ in _listed(self.entries(name))[:count]]
 
     def _newest_first(
-        self, name: str, query: Query
+        self, name: str, entries: Mapping[str, Entry]
     ) -> Iterator[tuple[list[ModelVersion], tuple[datetime, str] | None]]:
         """Yield a model's versions, those with the newest manifests first: one, then as many as are read at a time.
 
         What cannot be read is reported and passed over. With each batch comes what none of those after it is newer
         than: a manifest that was written again tells itself since when its version is there.
         """
-        if not query.matches_name(name):
-            return
-        entries = self.entries(name)
         listed = _listed(entries)
         ends = [0, 1, *range(1 + _BATCH, len(listed), _BATCH), len(listed)]
         found: list[ModelVersion] = []
@@ -536,6 +519,13 @@ class Store(ABC):
 
     def _read(self, name: str, record: str, entries: Mapping[str, Entry], kind: type[_Model]) -> _Model:
         return self.parse(kind, name, record, self._stored(name, record, entries, kind).content)
+
+    def read_listed(self, name: str, record: str, entries: Mapping[str, Entry], kind: type[_Model]) -> _Model | None:
+        """Return a record that was listed, or ``None`` when it is gone by now."""
+        try:
+            return self._read(name, record, entries, kind)
+        except _Moved:
+            return None
 
     def _stored(self, name: str, record: str, entries: Mapping[str, Entry], kind: type[BaseModel]) -> Record:
         """Return a record that was listed; of a manifest no more than is asked for stays in memory."""
@@ -792,6 +782,25 @@ class Store(ABC):
             there = self.generations(name, version) | records.verdicts | records.claims
             self.clear(name, version, {number for number in there if view.is_dead(number) and number != place})
         self.remove(name, dead)  # last: as long as they are there, somebody will look for files
+
+    # -- aliases
+
+    def alias(self, name: str, alias: str) -> Alias:
+        """Return what an alias points to; raise :class:`ModelNotFound` when it is not there."""
+        return aliases.read(self, name, alias)
+
+    def aliases(self, name: str) -> list[Alias]:
+        """Return the aliases of a model, by their names."""
+        return aliases.listed(self, name, self.entries(name))
+
+    def set_alias(self, name: str, alias: str, version: str, expected: str | None) -> Alias:
+        """Have an alias point to a version; return it as it is then."""
+        told, _ = aliases.move(self, name, alias, version, expected)
+        return told or aliases.read(self, name, alias)
+
+    def delete_alias(self, name: str, alias: str) -> bool:
+        """Remove an alias; return whether it was there."""
+        return aliases.move(self, name, alias, None)[1]
 
     # -- labels
 

@@ -73,6 +73,7 @@ class Pieces(Registry, Fetches, Deploys):
         Capability.FORCE: "change the record of a custom model with `update`",
         Capability.LABELS: "change other fields of a custom model with `update`",
         Capability.METADATA: "change other fields of a custom model with `update`",
+        Capability.ALIASES: "name the model by its id or its unique name",
         Capability.PREDICT: "ask the model through the chat endpoints of Pieces OS on its own host",
     }
     states: ClassVar[frozenset[str]] = frozenset({"ready", "available", "downloaded", "loaded"})

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, ClassVar, TypeVar, cast
 
 from pydantic import BaseModel, Field
 
@@ -139,6 +139,9 @@ class Supervisely(Registry, Deploys, PredictsAlone):
     settings_type = SuperviselySettings
     settings: SuperviselySettings
     capabilities = KEEPS_MODELS
+    instead: ClassVar[Mapping[Capability, str]] = {
+        Capability.ALIASES: "label the version, and choose it by that label",
+    }
 
     def __init__(self, settings: RegistrySettings) -> None:
         super().__init__(settings)
