@@ -39,6 +39,7 @@ from tests.core.registries.modelstore.buckets import (
 )
 from tests.core.stores import snapshot, write_tree
 from tests.standins.s3 import After, Before, Request, Respond
+from tests.support.steps import some_of
 
 ONE = Control(workers=1)
 
@@ -69,11 +70,11 @@ Step = Callable[[str], Any]
 
 
 def at_every_step(store: BucketStore, first: Step, second: Step) -> Iterator[tuple[str, str, Any, Any]]:
-    """Let the second run as a whole before the first's n-th request is served, for every n, on a model of its own.
+    """Let the second run as a whole before the first's n-th request is served, each time on a model of its own.
 
     Yields the model, the request, and what became of both: what they returned or raised.
     """
-    for nth in count(1):
+    for nth in some_of(count(1)):
         model, seconds, requests = f"fraud-{nth}:v1", [], []
         store.s3.clear()
 
@@ -137,7 +138,7 @@ def test_a_forced_push_takes_over_at_every_step(store: BucketStore, other: Bucke
             assert found == digest_directory(two), request
         else:  # it came first
             assert (mine.digest, found) == (digest_directory(one), digest_directory(two)), request
-    assert lost > 5
+    assert lost > 1
 
 
 def test_a_delete_at_every_step_of_a_push_leaves_all_or_nothing(
