@@ -151,11 +151,7 @@ class _RemoteTarget:
 
         :raises TargetExists: when the target holds what no pull of the same model has put there.
         """
-        left = [
-            known.files or {}
-            for known in self._recall().known
-            if known.is_of_the_model(self._identity, version, self._choice)
-        ]
+        left = [known.files or {} for known in self._recall().known if known.is_of_the_model(self._identity, version)]
 
         def remember(content: str, *states: Files) -> None:
             puts = (Put.of(self._identity, version, content, choice=self._choice, files=files) for files in states)

@@ -179,11 +179,23 @@ def test_chosen_files_are_pulled_verified_and_are_no_whole_model(bench: Bench) -
     assert pulled.is_partial
     assert pulled.digest == digest_directory(target) != version.digest
     assert pulled.version.digest == version.digest
+
+
+@needs(PUSH, PULL)
+def test_other_files_of_the_model_replace_those_of_the_last_pull_unless_somebody_has_touched_them(
+    bench: Bench,
+) -> None:
+    version, target = bench.publish("one", bench.model()), bench.target()
+    for patterns in (["*.bin"], ["/tokenizer"], None, ["*.bin"]):
+        pulled = bench.pull(version.ref, target, include=patterns)
+        assert pulled.is_partial == (patterns is not None)
+        assert pulled.digest == digest_directory(target)
+        again = bench.pull(version.ref, target, include=patterns).version.transfer
+        assert again is not None
+        assert again.skipped
+    (target / "mine").touch()
     with pytest.raises(TargetExists):
         bench.pull(version.ref, target)
-    whole = bench.pull(version.ref, target, force=True)
-    assert (whole.is_partial, whole.digest) == (False, version.digest)
-    assert digest_directory(target) == version.digest
 
 
 @needs(PUSH, PULL)

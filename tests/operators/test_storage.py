@@ -187,6 +187,23 @@ def test_pulling_again_into_the_storage_changes_nothing(
     assert {path: storage.modified(path) for path in content(storage)} == before
 
 
+def test_other_files_of_the_model_replace_those_of_the_last_pull(
+    hook: ModelStoreHook, storage: MemoryFileSystem, source: Path, context: Any
+) -> None:
+    hook.push(source, "digits:v1")
+
+    def pull(**patterns: Any) -> dict[str, Any]:
+        return PullModelOperator(task_id="pull", model="digits", target=f"{BUCKET}/digits", **patterns).execute(context)
+
+    pull(include=["weights.bin"])
+    assert [Path(path).name for path in content(storage)] == ["weights.bin"]
+    assert not pull()["skipped"]
+    assert content(storage) == stored(source)
+    pull(exclude=["weights.bin"])
+    assert content(storage) == {path: body for path, body in stored(source).items() if "weights" not in path}
+    assert pull(exclude=["weights.bin"])["skipped"]
+
+
 @pytest.mark.parametrize("left", [0, 100, 10_240], ids=["empty", "truncated", "whole"])
 def test_a_half_finished_upload_is_completed(storage: MemoryFileSystem, source: Path, left: int) -> None:
     (path, whole), *_ = [item for item in stored(source).items() if item[0].endswith("weights.bin")]

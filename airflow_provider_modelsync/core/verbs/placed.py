@@ -103,9 +103,9 @@ class Put(BaseModel):
         facts = (identity, version.name, version.version, version.digest, version.created_at, choice)
         return facts == (self.registry, self.name, self.version, self.digest, self.created_at, self.choice)
 
-    def is_of_the_model(self, identity: str, version: ModelVersion, choice: str) -> bool:
-        """Whether a pull of the same files of the same model, in any version, wrote this."""
-        return self.is_ours and (self.registry, self.name, self.choice) == (identity, version.name, choice)
+    def is_of_the_model(self, identity: str, version: ModelVersion) -> bool:
+        """Whether a pull of the same model, in any version and of whichever of its files, wrote this."""
+        return self.is_ours and (self.registry, self.name) == (identity, version.name)
 
 
 class Record(BaseModel):

@@ -180,7 +180,7 @@ class _Target:
             known = None
         if known is not None and known.is_exactly(self.identity, version, str(self.choice), wanted):
             return known.content
-        is_left = known is not None and known.is_of_the_model(self.identity, version, str(self.choice))
+        is_left = known is not None and known.is_of_the_model(self.identity, version)
         if self.force or (is_left and self.is_replaceable):
             return None
         raise TargetExists(
