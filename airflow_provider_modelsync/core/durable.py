@@ -117,23 +117,30 @@ def staging(place: Path, key: str, *, keep: Keep | None = None) -> Iterator[Stag
 def sweep(directory: Path) -> None:
     """Remove what killed writers left in a directory that holds no hidden names but ours.
 
-    Files go a day after they were written, private directories as :func:`clear_up` removes them.
+    Files go a day after they were written, private directories as :func:`clear_up` removes them. It is the disk's clock
+    that counts: another machine may be writing there.
     """
-    now = time.time()
-    for path in directory.iterdir():
-        with suppress(OSError):
-            if not _SCRATCH.fullmatch(path.name):
-                continue
-            facts = path.lstat()
-            if stat.S_ISREG(facts.st_mode) and now - facts.st_mtime > _ABANDONED_AFTER:
-                path.unlink()
-    _clear_up(directory, None)
+    with _open_directory(directory) as above:
+        files = [name for name in os.listdir(above) if _SCRATCH.fullmatch(name)]
+        if not files and not any(_found(above, None)):
+            return
+        with _private(above, f".sweep.{secrets.token_hex(6)}") as private:
+            now = os.fstat(private.descriptor).st_mtime
+            for name in files:
+                with suppress(OSError):
+                    facts = os.stat(name, dir_fd=above, follow_symlinks=False)
+                    if stat.S_ISREG(facts.st_mode) and now - facts.st_mtime > _ABANDONED_AFTER:
+                        os.unlink(name, dir_fd=above)
+            _look_around(above, private)
 
 
 def clear_up(place: Path) -> None:
     """Remove what gone writers of a place have left beside it: at once when nobody can use it, or a day later."""
-    with suppress(OSError):  # where nothing may be written, nothing was left
-        _clear_up(place.parent, _stem(place))
+    stem = _stem(place)
+    with suppress(OSError), _open_directory(place.parent) as above:  # where nothing may be written, nothing was left
+        if any(_found(above, stem)):
+            with _private(above, f".{stem}.{secrets.token_hex(6)}") as private:
+                _look_around(above, private, stem=stem)
 
 
 def mode_of(executable: bool = False) -> int:
@@ -149,6 +156,26 @@ def remove_tree(path: Path) -> None:
         pass
     except OSError as error:
         log.warning("could not remove %s: %s", path, error)
+
+
+def what_keeps(place: Path) -> str | None:
+    """Say what keeps this user from removing a directory with all that is in it; ``None``: nothing does."""
+    if _is_sticky(place.parent) and place.lstat().st_uid != os.geteuid():
+        return f"{place} belongs to another user"
+    for directory, directories, files in os.walk(place):
+        if not os.access(directory, os.W_OK | os.X_OK):
+            return f"{directory} is write-protected"
+        if _is_sticky(Path(directory)):
+            for name in (*directories, *files):
+                if os.lstat(entry := os.path.join(directory, name)).st_uid != os.geteuid():
+                    return f"{entry} belongs to another user"
+    return None
+
+
+def _is_sticky(directory: Path) -> bool:
+    """Whether names in a directory may be removed by their owners only, and not by this user."""
+    facts = directory.stat()
+    return bool(facts.st_mode & stat.S_ISVTX) and os.geteuid() not in (0, facts.st_uid)
 
 
 def empty_directory(path: Path) -> None:
@@ -269,13 +296,6 @@ def _private(above: int, prefix: str) -> Iterator[_Private]:
 
 def _stem(place: Path) -> str:
     return os.fsdecode(os.fsencode(place.name)[:_NAME_BYTES])
-
-
-def _clear_up(directory: Path, stem: str | None) -> None:
-    with _open_directory(directory) as above:
-        if any(_found(above, stem)):
-            with _private(above, f".{stem or 'sweep'}.{secrets.token_hex(6)}") as private:
-                _look_around(above, private, stem=stem)
 
 
 def _found(above: int, stem: str | None) -> Iterator[re.Match[str]]:

@@ -384,6 +384,19 @@ def test_a_directory_of_ours_is_swept_of_whatever_was_abandoned(tmp_path: Path) 
     assert sorted(tmp_path.iterdir()) == sorted(kept)
 
 
+def test_the_disk_s_clock_says_what_is_a_day_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh, old = tmp_path / f".v1.json.{KEY}", tmp_path / f".v2.json.{KEY}"
+    for file in (fresh, old):
+        file.touch()
+    age(old)
+    for wrong in (-9 * DAY, 9 * DAY):
+        now = time.time() + wrong
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        durable.sweep(tmp_path)
+        assert fresh.exists()
+    assert not old.exists()
+
+
 # Files that are there as a whole or not at all
 
 

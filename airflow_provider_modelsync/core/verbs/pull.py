@@ -153,6 +153,8 @@ class _Target:
             if (held := self.held(wanted)) is not None:
                 return held
             self.is_replaceable = any(self.place.iterdir())
+            if self.is_replaceable and (fault := durable.what_keeps(self.place)):
+                raise InvalidInput(f"{fault}, so the target cannot be replaced", argument="target")
         except FileNotFoundError:
             self.is_replaceable = False
         return None

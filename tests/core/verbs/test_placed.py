@@ -20,7 +20,7 @@ from airflow_provider_modelsync.core.registries.modelstore.registry import Model
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, FromDirectory
 from airflow_provider_modelsync.core.verbs import placed
-from tests.core.processes import killed_at
+from tests.core.processes import NOBODY, as_nobody, at_once, killed_at
 from tests.core.stores import Store, hidden, snapshot, write_tree
 from tests.support.steps import some_of
 
@@ -177,6 +177,35 @@ def test_a_directory_in_the_place_of_the_record_is_refused_for_good_before_anyth
         store.pull("fraud:v1", target)
     assert caught.value.argument == "target"
     assert not target.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("protected", [".", "a", "..", "weights.bin"])
+def test_a_target_that_cannot_be_removed_is_refused_before_anything_is_moved(
+    public: Path, protected: str, force: bool
+) -> None:
+    store = Store(public / "store")
+    for number in (1, 2):
+        store.push(write_tree(public / f"v{number}", {**FILES, "weights.bin": b"%d" % number}), f"fraud:v{number}")
+    target = public / "place" / "target"
+    target.parent.mkdir()
+    os.chown(target.parent, NOBODY, NOBODY)
+    at_once(as_nobody(lambda: store.pull("fraud:v1", target)))
+    place = target / protected
+    if place.is_dir() and protected != "..":
+        place.chmod(0o555)
+    else:
+        os.chown(target, 0, 0)
+        os.chown(target.parent, 0, 0)
+        for path in (target, target.parent):
+            path.chmod(0o1777)
+        os.chown(target if protected == ".." else place, 0, 0)
+    before = snapshot(target)
+    (refused,) = at_once(as_nobody(lambda: store.pull("fraud:v2", target, force=force)))
+    assert isinstance(refused, InvalidInput if force else ModelSyncError), refused
+    assert "cannot be replaced" in str(refused) or not force
+    assert (snapshot(target), hidden(target.parent)) == (before, [])
 
 
 def test_a_pull_killed_at_any_step_is_followed_by_the_next_days_without_force(store: Store, target: Path) -> None:

@@ -147,12 +147,10 @@ class DirectoryStore(Store):
 
     def require_removable(self, name: str, version: str) -> None:
         for generation in self.generations(name, version):
-            for place, _, _ in os.walk(self._files(name, version, generation)):
-                if not os.access(place, os.W_OK | os.X_OK):
-                    raise InvalidInput(
-                        f"{place} is write-protected, so {name}:{version} can be neither deleted nor replaced",
-                        argument="model",
-                    )
+            if fault := durable.what_keeps(self._files(name, version, generation)):
+                raise InvalidInput(
+                    f"{fault}, so {name}:{version} can be neither deleted nor replaced", argument="model"
+                )
 
     def damaged(self, manifest: Manifest, *, written: datetime, thorough: bool) -> set[str]:
         directory = self._files(manifest.name, manifest.version, manifest.generation)

@@ -30,6 +30,7 @@ from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.archive.digest import FileEntry, digest_of
 from airflow_provider_modelsync.core.errors import (
     BeginAgain,
+    Cancelled,
     ModelNotFound,
     ModelSyncError,
     Permanent,
@@ -592,11 +593,11 @@ class Store(ABC):
             match step:
                 case claims.Keep():
                     self.release(manifest)
-                    self._tidy(name, version, state)
+                    self._tidy_up(name, version, state)
                     return UploadPlan(ref=manifest.ref, way=None, existing=self._relabelled(state, request))
                 case claims.Refuse(holder, is_published):
                     self.release(manifest)
-                    self._tidy(name, version, state)  # perhaps a claim of this push that came too late
+                    self._tidy_up(name, version, state)  # perhaps a claim of this push that came too late
                     raise _conflict(manifest, holder, is_published=is_published)
                 case claims.Close(generation, current):
                     takes_over = False  # once, or two that are forced would go on for ever
@@ -685,7 +686,7 @@ class Store(ABC):
                 self.finish(plan)
         finally:
             self.release(plan.manifest, plan)
-        self._tidy(name, version, state, thorough=came is not Outcome.DONE)
+        self._tidy_up(name, version, state, thorough=came is not Outcome.DONE)
         if came is Outcome.DONE:
             return self._version(state)
         if came is Outcome.AGAIN:
@@ -760,6 +761,15 @@ class Store(ABC):
     def tidy(self, name: str, version: str) -> None:
         """Remove what is dead of a version."""
         self._tidy(name, version, self.look(name, version), thorough=True)
+
+    def _tidy_up(self, name: str, version: str, state: State, *, thorough: bool = False) -> None:
+        """Remove what is dead, now or the next time: what a push has come to does not depend on it."""
+        try:
+            self._tidy(name, version, state, thorough=thorough)
+        except Cancelled:
+            raise
+        except ModelSyncError as error:
+            log.warning("what is left over of %s:%s is removed another time: %s", name, version, error)
 
     def _close(self, name: str, version: str, generation: int, current: int) -> bool:
         """Give a generation up; return whether it was this call that did."""

@@ -25,11 +25,12 @@ from airflow_provider_modelsync.core.errors import (
 )
 from airflow_provider_modelsync.core.models import ModelRef, ModelVersion
 from airflow_provider_modelsync.core.registries.modelstore.client import BucketSettings
+from airflow_provider_modelsync.core.registries.modelstore.directory import DirectoryStore
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
 from airflow_provider_modelsync.core.registries.modelstore.store import Manifest
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.plan import PushRequest
-from tests.core.processes import as_nobody, at_once, running
+from tests.core.processes import NOBODY, as_nobody, at_once, running
 from tests.core.stores import Store, age, hidden, snapshot, write_tree
 
 OLD = {"weights.bin": b"old", "a/b": b"\0"}
@@ -497,6 +498,30 @@ def test_the_time_of_its_manifest_is_a_versions_age(store: Store, old: Path, new
     assert store.get("fraud").created_at.timestamp() == 2e9  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("hours", [-30, 30])
+def test_the_store_s_clock_orders_versions_whatever_the_machines_clocks_say(
+    store: Store, old: Path, new: Path, hours: int
+) -> None:
+    def on_a_wrong_clock(work: Callable[[], Any]) -> Callable[[], Any]:
+        def run() -> Any:
+            seconds, nanoseconds = time.time, time.time_ns
+            time.time = lambda: seconds() + hours * 3600
+            time.time_ns = lambda: nanoseconds() + hours * 3600 * 10**9
+            return work()
+
+        return run
+
+    at_once(on_a_wrong_clock(lambda: store.push(old, "fraud:v1")))
+    store.push(new, "fraud:v2")
+    (third,) = at_once(on_a_wrong_clock(lambda: store.push(old, "fraud:v3")))
+    assert [version.version for version in store.list_versions("fraud")] == ["v3", "v2", "v1"]
+    (sees,) = at_once(on_a_wrong_clock(lambda: store.get("fraud")))
+    assert sees.created_at == third.created_at
+    assert abs(third.created_at.timestamp() - store.meta("fraud", "v3.json").stat().st_mtime) < 0.001
+    store.delete("fraud:v3")
+    assert store.get("fraud").version == "v2"
+
+
 def test_versions_of_the_same_time_are_ordered_by_version(store: Store, old: Path) -> None:
     for version in ("v1", "v3", "v2"):
         store.push(old, f"fraud:{version}")
@@ -605,6 +630,75 @@ def test_a_damaged_version_can_be_deleted(store: Store, old: Path) -> None:
     store.meta("fraud", "v1.json").write_text("{")
     assert store.delete("fraud:v1") is True
     assert store.list_versions("fraud") == []
+
+
+def _protect(store: Store, how: str) -> None:
+    """Let a version be one that its user, who owns the rest of the store, cannot remove."""
+    for path in (store.root, *store.root.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+    files = store.root / "fraud" / "v1"
+    if how == "write-protected":
+        files.chmod(0o555)
+    elif how == "write-protected below":
+        (files / "a").chmod(0o555)
+    elif how == "another user's":
+        os.chown(files, 0, 0)
+    elif how == "another user's in a sticky directory":
+        os.chown(store.root / "fraud", 0, 0)
+        (store.root / "fraud").chmod(0o1777)
+        os.chown(files, 0, 0)
+        files.chmod(0o777)
+    else:
+        os.chown(files / "a", 0, 0)
+        (files / "a").chmod(0o1777)
+        os.chown(files / "a" / "b", 0, 0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to other users")
+@pytest.mark.parametrize(
+    "how",
+    [
+        "write-protected",
+        "write-protected below",
+        "another user's",
+        "another user's in a sticky directory",
+        "another user's file in a sticky directory",
+    ],
+)
+def test_a_version_that_cannot_be_removed_is_neither_deleted_nor_replaced_nor_harmed(
+    public: Path, old: Path, new: Path, how: str
+) -> None:
+    store = Store(public / "store")
+    store.push(old, "fraud:v1")
+    source = write_tree(public / "new", NEW)
+    _protect(store, how)
+    before = snapshot(store.root)
+    for work in (lambda: store.delete("fraud:v1"), lambda: store.push(source, "fraud:v1", force=True)):
+        (refused,) = at_once(as_nobody(work))
+        assert isinstance(refused, InvalidInput), refused
+        assert "neither deleted nor replaced" in str(refused)
+        assert snapshot(store.root) == before
+    assert at_once(as_nobody(lambda: store.push(source, "fraud:v2")))[0].version == "v2"
+    assert at_once(as_nobody(lambda: store.set_labels("fraud:v1", {"stage": "prod"})))[0].labels == {"stage": "prod"}
+    assert store.get("fraud:v1").digest == digest_directory(old)
+
+
+def test_what_cannot_be_tidied_up_does_not_make_a_push_fail(
+    store: Store, old: Path, new: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.push(old, "fraud:v1")
+    real = DirectoryStore.clear
+
+    def fail(self: DirectoryStore, *arguments: Any) -> None:
+        raise RegistryUnavailable("the disk is busy")
+
+    monkeypatch.setattr(DirectoryStore, "clear", fail)
+    for _ in range(2):
+        assert store.push(new, "fraud:v1", force=True).digest == digest_directory(new)
+        assert "is removed another time: the disk is busy" in caplog.text
+    monkeypatch.setattr(DirectoryStore, "clear", real)
+    assert store.push(new, "fraud:v1").transfer.skipped  # type: ignore[union-attr]
+    assert sorted(path.name for path in (store.root / "fraud").iterdir()) == [".modelsync", "v1~2"]
 
 
 # Labels
