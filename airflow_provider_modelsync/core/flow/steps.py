@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -22,7 +22,7 @@ import httpx
 from airflow_provider_modelsync.core.flow import exchange
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.loop import LoopThread
-from airflow_provider_modelsync.core.flow.parallel import interruptible
+from airflow_provider_modelsync.core.flow.parallel import for_each, interruptible
 from airflow_provider_modelsync.core.flow.threads import Threads
 
 _LIGHT = 64 << 10  # bytes received by a flow before it is moved off the event loop
@@ -73,7 +73,19 @@ class Exchange:
     seconds: float | None = None
 
 
-Step = httpx.Request | Call | Await | Sleep | Exchange
+@dataclass(frozen=True, slots=True)
+class Together:
+    """A step that runs several flows at a time; its result is theirs, in order. The first error ends all.
+
+    :param flows: the flows.
+    :param at_once: how many of them.
+    """
+
+    flows: tuple[Flow[Any], ...]
+    at_once: int
+
+
+Step = httpx.Request | Call | Await | Sleep | Exchange | Together
 Flow = Generator[Step, Any, T]
 Policy = Callable[[httpx.Request], Flow[httpx.Response]]
 
@@ -105,6 +117,12 @@ def send(request: httpx.Request) -> Flow[httpx.Response]:
 def sleep(seconds: float) -> Flow[None]:
     """Wait some seconds."""
     yield Sleep(seconds)
+
+
+def together(flows: Iterable[Flow[T]], *, at_once: int = 8) -> Flow[list[T]]:
+    """Run several flows at a time and return what they return, in order. The first error ends all."""
+    results: list[T] = yield Together(tuple(flows), at_once)
+    return results
 
 
 def send_once(request: httpx.Request) -> Flow[httpx.Response]:
@@ -170,8 +188,20 @@ class SyncDriver:
                 return self._cancel.sleep(seconds)
             case Exchange(request, seconds):
                 return exchange.send(_needed(self._client), request, cancel=self._cancel, seconds=seconds)
+            case Together(flows, at_once):
+                return self._run_together(flows, at_once)
             case request:
                 return self.run(self._policy(request))
+
+    def _run_together(self, flows: tuple[Flow[Any], ...], at_once: int) -> list[Any]:
+        results: list[Any] = [None] * len(flows)
+
+        def run_one(number: int, cancel: CancelToken) -> None:
+            with contextlib.closing(SyncDriver(self._client, policy=self._policy, cancel=cancel)) as driver:
+                results[number] = driver.run(flows[number])
+
+        for_each(run_one, range(len(flows)), workers=at_once, cancel=self._cancel)
+        return results
 
 
 class AsyncDriver:
@@ -212,8 +242,25 @@ class AsyncDriver:
                 return await asyncio.sleep(seconds)
             case Exchange(request, seconds):
                 return await exchange.asend(_needed(self._client), request, seconds=seconds)
+            case Together(flows, at_once):
+                return await self._run_together(flows, at_once)
             case request:
                 return await self.run(self._policy(request))
+
+    async def _run_together(self, flows: tuple[Flow[Any], ...], at_once: int) -> list[Any]:
+        room = asyncio.Semaphore(at_once)
+
+        async def run_one(flow: Flow[Any]) -> Any:
+            async with room:
+                return await self.run(flow)
+
+        tasks = [asyncio.create_task(run_one(flow)) for flow in flows]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _off_the_loop(self, step: _Stepper[Any], result: Any) -> None:
         """Let a flow go on in a thread, up to its next step."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -16,26 +16,47 @@ from airflow_provider_modelsync.core.archive.names import RESERVED_DIRECTORY
 from airflow_provider_modelsync.core.errors import from_os_error
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.parallel import for_each
-from airflow_provider_modelsync.core.flow.steps import SyncDriver
+from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver
 from airflow_provider_modelsync.core.models import TransferStats
 from airflow_provider_modelsync.core.transfer import large_files
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.large_files import Journal, LargeFile, Pulled, fetch_pieces
-from airflow_provider_modelsync.core.transfer.mover import Mover, with_retries
-from airflow_provider_modelsync.core.transfer.plan import GetFiles, PutFiles
+from airflow_provider_modelsync.core.transfer.mover import MovedResponse, Mover, with_retries
+from airflow_provider_modelsync.core.transfer.plan import Address, GetFiles, PutFiles
 from airflow_provider_modelsync.core.transfer.progress import Progress
 from airflow_provider_modelsync.core.transfer.ranges import RangedObject, refuse, require
 
 
+def sent(
+    ask: Callable[[], Flow[Address | None]], driver: SyncDriver, send: Callable[[Address], MovedResponse]
+) -> MovedResponse | None:
+    """Send to where a registry says; once more, to where it says then, when its credentials were refused.
+
+    :return: the answer, whatever its status; ``None`` when the registry says that nothing need be sent.
+    """
+    address = driver.run(ask())
+    if address is None:
+        return None
+    answer = send(address)
+    if answer.status == 401 and not address.presigned:
+        address.refused()
+        other = driver.run(ask())
+        if other is None:
+            return None
+        if other != address:
+            answer = send(other)
+    return answer
+
+
 def put_files(way: PutFiles, control: Control, driver: SyncDriver, mover: Mover) -> TransferStats:
-    """Send files, each as it comes from the source."""
-    total = sum(file.size for file in way.files)
-    progress = control.progress(total)
+    """Send files, each as it comes from the source, as far as the registry does not have them."""
+    progress = control.progress(sum(file.size for file in way.files))
+    there: set[str] = set()
 
     def put_file(file: FileEntry, cancel: CancelToken) -> None:
-        def put() -> None:
-            address = driver.run(way.address(file))
-            answer = mover.put(
+        def send(address: Address) -> MovedResponse:
+            way.source.prepare([file.path], cancel)
+            return mover.put(
                 address.url,
                 partial(_FileBody, way.source, file),
                 file.size,
@@ -44,13 +65,22 @@ def put_files(way: PutFiles, control: Control, driver: SyncDriver, mover: Mover)
                 cancel=cancel,
                 on_bytes=progress.add,
             )
-            way.accept(file, answer)
+
+        def put() -> None:
+            answer = sent(partial(way.address, file), driver, send)
+            if answer is not None:
+                way.accept(file, answer)
+            else:
+                there.add(file.path)
+                progress.pass_over(file.size)
 
         with_retries(put, cancel=cancel, on_repeat=progress.resend)
 
     for_each(put_file, _largest_first(way.files), workers=control.workers, cancel=control.cancel)
-    way.source.confirm(file.path for file in way.files)
+    moved = [file for file in way.files if file.path not in there]
+    way.source.confirm(file.path for file in moved)
     progress.finish()
+    total = sum(file.size for file in moved)
     return TransferStats(sent_bytes=total, resumed_bytes=way.source.size_bytes - total)
 
 
@@ -66,12 +96,7 @@ def get_files(way: GetFiles, ref: str, target: Path, control: Control, driver: S
     small: list[FileEntry] = []
     with closing(Journal(target / RESERVED_DIRECTORY, identity)) as journal:
         offset = 0
-        objects = {
-            file.path: RangedObject(
-                partial(way.address, file), driver, mover, etag=way.etags.get(file.path), size=file.size
-            )
-            for file in way.files
-        }
+        objects = {file.path: RangedObject.of(way, file, driver, mover) for file in way.files}
         is_ranged = _honours_ranges(way, objects, control)
         for file in way.files:
             if is_ranged and file.size >= large_files.LARGE:
@@ -106,7 +131,7 @@ def _largest_first(files: Iterable[FileEntry]) -> list[FileEntry]:
 def _honours_ranges(way: GetFiles, objects: dict[str, RangedObject], control: Control) -> bool:
     """Whether large files can come in pieces. A storage that tags its objects knows ranges, any other is asked."""
     asked = next((file for file in _largest_first(way.files) if file.size >= large_files.LARGE), None)
-    if asked is None or asked.path in way.etags:
+    if asked is None or asked.path in way.etags or asked.path in way.slices:
         return asked is not None
 
     def ask() -> bool:

@@ -66,12 +66,14 @@ class Address:
     :param headers: credentials and what else this very URL needs.
     :param presigned: whether a storage answers, rather than the registry itself.
     :param content: what to send in order to get bytes, by POST; without it they are had by GET.
+    :param refused: told that the credentials among the headers were refused: the next address holds others.
     """
 
     url: str = field(repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     presigned: bool = False
     content: bytes | None = None
+    refused: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
 
 # Asked anew for each try: what was signed may have expired.
@@ -275,7 +277,7 @@ class PutFiles:
 
     :param source: the model.
     :param files: those of its files that are to be sent.
-    :param address: where a file goes to.
+    :param address: where a file goes to; ``None`` when the registry turns out to have it.
     :param accept: looks at the answer that a file got, its status included; raises unless the file is stored.
     :param method: ``PUT`` or ``POST``.
     """
@@ -284,7 +286,7 @@ class PutFiles:
 
     source: Source
     files: tuple[FileEntry, ...]
-    address: Callable[[FileEntry], Flow[Address]]
+    address: Callable[[FileEntry], Flow[Address | None]]
     accept: Callable[[FileEntry, MovedResponse], None]
     method: str = "POST"
 
@@ -297,12 +299,15 @@ class GetFiles:
     :param directories: the empty directories to make.
     :param address: where a file is.
     :param etags: path → strong tag of the state that is wanted; empty where the storage gives none.
+    :param slices: path → where it begins in what its address leads to, and how large that is, for files that lie in
+        something larger; they come by ranges only.
     """
 
     files: tuple[FileEntry, ...]
     directories: tuple[str, ...]
     address: Callable[[FileEntry], Flow[Address]]
     etags: Mapping[str, str] = field(default_factory=dict)
+    slices: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 UploadWay = IntoDirectory | PutArchive | PutParts | PostForm | PutFiles | PutObjects

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Self
 
+from airflow_provider_modelsync.core.archive.digest import FileEntry
 from airflow_provider_modelsync.core.errors import ModelNotFound, RegistryUnavailable
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.forks import Lock
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
 from airflow_provider_modelsync.core.http.storage import UrlExpired
 from airflow_provider_modelsync.core.transfer.mover import Download, Mover, with_retries
-from airflow_provider_modelsync.core.transfer.plan import Address, AskAddress
+from airflow_provider_modelsync.core.transfer.plan import Address, AskAddress, GetFiles
 
 PROBE = 64 << 10  # bytes of the first request
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
@@ -26,18 +29,33 @@ class RangedObject:
     :param mover: receives.
     :param etag: strong tag of the wanted state, where it is known.
     :param size: bytes, where they are known.
+    :param within: where the object begins in something larger, and how large that is, when it lies in such.
     """
 
     def __init__(
-        self, ask: AskAddress, driver: SyncDriver, mover: Mover, *, etag: str | None = None, size: int = 0
+        self,
+        ask: AskAddress,
+        driver: SyncDriver,
+        mover: Mover,
+        *,
+        etag: str | None = None,
+        size: int = 0,
+        within: tuple[int, int] | None = None,
     ) -> None:
         self._ask = ask
         self._driver = driver
         self._mover = mover
         self._lock = Lock()
         self._known: Address | None = None
+        self._within = within
         self.etag = etag
         self.size = size
+
+    @classmethod
+    def of(cls, way: GetFiles, file: FileEntry, driver: SyncDriver, mover: Mover) -> Self:
+        """Return one of the files that come down each by itself."""
+        etag, within = way.etags.get(file.path), way.slices.get(file.path)
+        return cls(partial(way.address, file), driver, mover, etag=etag, size=file.size, within=within)
 
     @property
     def address(self) -> Address:
@@ -51,23 +69,46 @@ class RangedObject:
     def open(self, start: int, end: int | None, cancel: CancelToken | None = None) -> Iterator[Download]:
         """Ask for the bytes from ``start`` up to ``end``, ``None`` for all; yield the answer, whatever its status.
 
-        When the block finds that the URL has expired, the next call asks for another one.
+        When the block finds that the URL has expired, the next call asks for another one. Credentials that are refused
+        are asked for once more.
         """
         address = self.address
+        try:
+            with self._asked(address, start, end, cancel) as answer:
+                if answer.status != 401 or address.presigned:
+                    yield answer
+                    return
+                refusal = answer.answer()  # read, so that the connection is kept
+            self._forget(address)
+            if (other := self.address) == address:
+                refusal.raise_for_status("downloading the model")
+            address = other
+            with self._asked(address, start, end, cancel) as answer:
+                yield answer
+        except UrlExpired:
+            self._forget(address)
+            raise
+
+    def _asked(
+        self, address: Address, start: int, end: int | None, cancel: CancelToken | None
+    ) -> AbstractContextManager[Download]:
         headers = dict(address.headers)
+        if self._within is not None:
+            offset, _ = self._within
+            start, end = offset + start, offset + (self.size if end is None else end)
         if end is not None:
             headers["Range"] = f"bytes={start}-{end - 1}"
         if self.etag is not None:
             headers["If-Match"] = self.etag
-        try:
-            method = "GET" if address.content is None else "POST"
-            with self._mover.get(address.url, headers, method=method, content=address.content, cancel=cancel) as answer:
-                yield answer
-        except UrlExpired:
-            with self._lock:
-                if self._known is address:  # else another thread has asked already
-                    self._known = None
-            raise
+        method = "GET" if address.content is None else "POST"
+        return self._mover.get(address.url, headers, method=method, content=address.content, cancel=cancel)
+
+    def _forget(self, address: Address) -> None:
+        """Have the next call ask for another address."""
+        with self._lock:
+            if self._known is address:  # else another thread has asked already
+                address.refused()
+                self._known = None
 
     def accept(self, answer: Download) -> bool:
         """Look at the first answer: whether the object can be read by ranges. Its state and size are kept."""
@@ -83,14 +124,19 @@ class RangedObject:
         """Raise unless an answer holds exactly the wanted bytes of the state that was accepted."""
         if answer.status == 206:
             said = answer.headers.get("Content-Range", "")
-            if said == f"bytes {start}-{end - 1}/{self.size}" and self._is_in_state(answer):
+            offset, total = self._within or (0, self.size)
+            wanted = f"bytes {offset + start}-{offset + end - 1}/{total}"
+            if said == wanted and self._is_in_state(answer):
                 return
-            raise RegistryUnavailable(f"the storage sent {said!r} instead of bytes {start}-{end - 1}/{self.size}")
+            raise RegistryUnavailable(f"the storage sent {said!r} instead of {wanted}")
         refuse(answer, self.address)
         raise RegistryUnavailable(f"the storage answered {answer.status} to a range")
 
     def check_whole(self, answer: Download) -> None:
         """Raise unless an answer holds the whole object in the wanted state."""
+        if self._within is not None:
+            self.check(answer, 0, self.size)
+            return
         refuse(answer, self.address)
         if answer.status != 200 or answer.length not in (None, self.size) or not self._is_in_state(answer):
             raise RegistryUnavailable(

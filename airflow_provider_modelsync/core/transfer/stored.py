@@ -212,12 +212,7 @@ class _Streams:
 
     def __init__(self, way: GetFiles, control: Control, driver: SyncDriver, mover: Mover) -> None:
         self._control = control
-        self._objects = {
-            file.path: RangedObject(
-                partial(way.address, file), driver, mover, etag=way.etags.get(file.path), size=file.size
-            )
-            for file in way.files
-        }
+        self._objects = {file.path: RangedObject.of(way, file, driver, mover) for file in way.files}
         self._lock = Lock()
         self._open: OrderedDict[tuple[str, int], _Stream] = OrderedDict()
 

@@ -12,7 +12,7 @@ from airflow_provider_modelsync.core.flow.parallel import for_each
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
 from airflow_provider_modelsync.core.models import TransferStats
 from airflow_provider_modelsync.core.transfer.control import Control
-from airflow_provider_modelsync.core.transfer.files import put_files
+from airflow_provider_modelsync.core.transfer.files import put_files, sent
 from airflow_provider_modelsync.core.transfer.local import copy_files
 from airflow_provider_modelsync.core.transfer.mover import MovedResponse, Mover, with_retries
 from airflow_provider_modelsync.core.transfer.objects import put_objects
@@ -64,7 +64,7 @@ def _reads_of(way: UploadWay, source: Source) -> set[str]:
             missing = [way.span(number) for number in way.missing]
             return {path for start, length in missing for path in way.layout.files_in(start, length)}
         case PutFiles():
-            return {file.path for file in way.files}
+            return set()  # each in its turn: the registry may have it
         case PutObjects():
             return {file.path for file in source.files} - way.copies
         case _:
@@ -152,11 +152,8 @@ def _post_form(way: PostForm, control: Control, driver: SyncDriver, mover: Mover
     def post() -> None:
         if next(tries) and driver.run(way.is_there()):
             return
-        address = driver.run(way.address())
-        answer = send(address)
-        if answer.status == 401 and (other := driver.run(way.address())) != address:
-            answer = send(other)
-        way.answered(answer)
+        if (answer := sent(way.address, driver, send)) is not None:
+            way.answered(answer)
 
     with_retries(post, cancel=control.cancel)
     progress.finish()
