@@ -170,6 +170,22 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
         },
     },
     {
+        "connection-type": "oci_registry",
+        "hook-class-name": f"{_PACKAGE}.hooks.oci.OCIRegistryHook",
+        "hook-name": "OCI Registry",
+        "ui-field-behaviour": {
+            "hidden-fields": ["schema"],
+            "relabeling": {"host": "Registry", "login": "User name", "password": "Password or token"},
+            "placeholders": {"host": "https://harbor.example.com/team", "login": "robot$airflow", "port": "443"},
+        },
+        "conn-fields": {
+            "repositories": _field(
+                "Repositories", "string", "Names of models, where the registry does not list them; separated by commas."
+            ),
+            **{name: field for name, field in _HTTP.items() if name != "part_size_mib"},
+        },
+    },
+    {
         "connection-type": "pieces",
         "hook-class-name": f"{_PACKAGE}.hooks.pieces.PiecesHook",
         "hook-name": "Pieces OS",
@@ -198,7 +214,7 @@ def get_provider_info() -> dict[str, Any]:
         "description": "Moves machine-learning models between Apache Airflow and model registries.",
         "integrations": [{"integration-name": "modelsync", "tags": ["software"]}],
         "connection-types": _CONNECTION_TYPES,
-        "hooks": _modules("hooks", "registry", "modelstore", "bentocloud", "wallaroo", "supervisely", "pieces"),
+        "hooks": _modules("hooks", "registry", "modelstore", "bentocloud", "wallaroo", "supervisely", "oci", "pieces"),
         "operators": _modules("operators", "transfer", "catalog", "deployment", "bentocloud", "supervisely", "pieces"),
         "sensors": _modules("sensors", "model", "deployment"),
         "triggers": _modules("triggers", "base", "model", "deployment", "fetch", "predict"),

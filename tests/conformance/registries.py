@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
@@ -18,6 +19,7 @@ from airflow_provider_modelsync.core.registries.base import Registry
 from airflow_provider_modelsync.core.registries.bentocloud.registry import BentoCloud, BentoCloudSettings
 from airflow_provider_modelsync.core.registries.modelstore.bucket import BucketSettings
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
+from airflow_provider_modelsync.core.registries.oci.registry import OCIRegistry, OCISettings
 from airflow_provider_modelsync.core.registries.pieces.api import PiecesSettings
 from airflow_provider_modelsync.core.registries.pieces.registry import Pieces
 from airflow_provider_modelsync.core.registries.supervisely.registry import Supervisely, SuperviselySettings
@@ -25,6 +27,7 @@ from airflow_provider_modelsync.core.registries.wallaroo.registry import Wallaro
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.verbs.drive import async_driver_for, driver_for
 from tests.docs.skeleton import registry_module
+from tests.services import docker_registry
 from tests.services.ceph_rgw import rgw
 from tests.services.moto_server import own_clock, running_moto
 from tests.services.s3 import S3Service
@@ -232,6 +235,28 @@ def _supervisely(scratch: Path) -> Iterator[RegistryUnderTest]:
         )
 
 
+def _oci(url: str, trace: Callable[[], Any], **fields: Any) -> RegistryUnderTest:
+    settings = OCISettings.read("oci_registry_default", {"host": url, **fields})
+    return RegistryUnderTest(
+        connect=lambda: OCIRegistry(settings),
+        names=("fraud", "risk/fraud-2.x", "c_a.r--d"),
+        versions=("v1", "2026.07.01", "x" * 128),
+        bad_names=("", "Fraud", ".hidden", "a//b", "..", "a b", "a\n", "größe", "a%2fb", "a-", "a...b", "x" * 256),
+        bad_versions=(".hidden", "a/b", "..", "a b", "a\n", "größe", "x" * 129, f"sha256-{'0' * 64}.sig"),
+        trace=trace,
+    )
+
+
+_NUMBERS = itertools.count()
+
+
+@contextmanager
+def _distribution(scratch: Path) -> Iterator[RegistryUnderTest]:
+    server = docker_registry.shared()
+    namespace = f"n{next(_NUMBERS)}"
+    yield _oci(f"{server.url}/{namespace}", lambda: server.trace(namespace))
+
+
 @contextmanager
 def _shelf(scratch: Path) -> Iterator[RegistryUnderTest]:
     """The registry that the documents show how to write."""
@@ -257,5 +282,6 @@ PROVIDERS = {
     "wallaroo": Provider(Wallaroo, _wallaroo),
     "supervisely": Provider(Supervisely, _supervisely),
     "pieces": Provider(Pieces, _pieces),
+    "oci-distribution": Provider(OCIRegistry, _distribution, (docker_registry.needs_registry,)),
     "shelf": Provider(Shelf, _shelf),
 }

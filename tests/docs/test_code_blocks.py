@@ -28,6 +28,7 @@ from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from airflow.models import Connection
 from airflow.sdk import DAG
 from airflow.triggers.base import BaseTrigger
@@ -46,6 +47,7 @@ from tests.docs.policy import check_policy
 from tests.docs.skeleton import FILES, sources
 from tests.docs.world import World, world_of
 from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.oci import OCIStandIn
 from tests.support.command import airflow
 from tests.support.examples import run_dag
 from tests.support.until import until
@@ -375,6 +377,22 @@ def check_layout(text: str, world: World) -> None:
     assert claim not in there
 
 
+def check_kubernetes(text: str, world: World) -> None:
+    """It is a manifest whose model is named by the digest of what was pushed."""
+    manifest = yaml.safe_load(text)
+    assert {"apiVersion", "kind", "metadata", "spec"} <= manifest.keys()
+    (named,) = re.findall(r"(?:storageUri|reference): (?:oci\+native://)?(\S+)", text)
+    with OCIStandIn() as server:
+        world.connect("anywhere", "oci_registry", host=f"{server.url}/team")
+        hook = get_registry_hook("anywhere")
+        pushed = hook.push(world.root / "model", "risk/fraud:v1", options={"layout": "image"})
+    assert pushed.uri is not None
+    place, at, digest = pushed.uri.removeprefix("oci://").partition("@")
+    assert named.partition("/")[2].partition("@")[0] == place.partition("/")[2]
+    assert re.fullmatch(r"sha256:[0-9a-f]{64}", named.partition(at)[2])
+    assert len(named.partition(at)[2]) == len(digest)
+
+
 def check_skeleton(text: str, world: World) -> None:
     """It is a file of the distribution that tests build, install and use."""
     assert text in sources().values()
@@ -392,5 +410,6 @@ KINDS: dict[str, Callable[[str, World], None]] = {
     "text layout": check_layout,
     "text path": check_path,
     "text tree": check_tree,
+    "yaml kubernetes": check_kubernetes,
     **dict.fromkeys(FILES, check_skeleton),
 }

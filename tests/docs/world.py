@@ -29,6 +29,7 @@ from airflow_provider_modelsync.hooks.supervisely import SuperviselyHook
 from airflow_provider_modelsync.triggers import deployment, fetch, model, predict
 from tests.services.moto_server import running_moto
 from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.oci import HARBOR, OCIStandIn
 from tests.standins.pieces import PiecesStandIn
 from tests.standins.pieces import model as pieces_model
 from tests.standins.s3 import S3StandIn
@@ -45,6 +46,7 @@ CONNECTIONS = {
     "bentocloud_default": "bentocloud",
     "wallaroo_default": "wallaroo",
     "supervisely_default": "supervisely",
+    "oci_registry_default": "oci_registry",
     "pieces_default": "pieces",
 }
 BUCKET = "models"
@@ -162,6 +164,13 @@ def _supervisely(directory: Path) -> Iterator[Registry]:
 
 
 @contextlib.contextmanager
+def _oci_registry(directory: Path) -> Iterator[Registry]:
+    with OCIStandIn(HARBOR) as server:
+        fields = {"host": f"{server.url}/team", "login": server.user, "password": server.password}
+        yield Registry(server, fields)
+
+
+@contextlib.contextmanager
 def _pieces(directory: Path) -> Iterator[Registry]:
     with PiecesStandIn([pieces_model("Phi 2", unique="phi-2")]) as server:
         address = urlsplit(server.url)
@@ -201,6 +210,7 @@ _SERVERS: dict[str, Callable[[Path], AbstractContextManager[Registry]]] = {
     "bentocloud": _bentocloud,
     "wallaroo": _wallaroo,
     "supervisely": _supervisely,
+    "oci_registry": _oci_registry,
     "pieces": _pieces,
 }
 _EXTRAS = {"wallaroo": {"workspace": "fraud-team"}, "supervisely": {"team_id": 8, "workspace_id": 58}}

@@ -17,6 +17,7 @@ from scripts.local_airflow import LocalAirflow, local_airflow
 from tests.e2e.runs import Triggerer
 from tests.services.moto_server import running_moto
 from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.oci import HARBOR, OCIStandIn
 from tests.standins.pieces import Download, PiecesStandIn
 from tests.standins.s3 import S3StandIn
 from tests.standins.supervisely import SuperviselyStandIn
@@ -69,6 +70,12 @@ def supervisely(base: Path, detector: SuperviselyApp) -> Iterator[SuperviselySta
 
 
 @pytest.fixture(scope="session")
+def oci() -> Iterator[OCIStandIn]:
+    with OCIStandIn(HARBOR) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def pieces() -> Iterator[PiecesStandIn]:
     with PiecesStandIn([PHI]) as server:
         server.download = Download(tick=0.1)
@@ -87,6 +94,7 @@ def connections(
     bentocloud: BentoCloudStandIn,
     wallaroo: WallarooStandIn,
     supervisely: SuperviselyStandIn,
+    oci: OCIStandIn,
     pieces: PiecesStandIn,
     s3: S3StandIn,
 ) -> Iterator[Connections]:
@@ -111,6 +119,12 @@ def connections(
             "host": supervisely.url,
             "password": supervisely.token,
             "extra": {"team_id": supervisely.team_id, "workspace_id": supervisely.workspace_id},
+        },
+        "oci_registry_default": {
+            "conn_type": "oci_registry",
+            "host": f"{oci.url}/team",
+            "login": oci.user,
+            "password": oci.password,
         },
         "pieces_default": {"conn_type": "pieces", "host": pieces.url},
         "modelstore_default": {

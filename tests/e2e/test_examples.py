@@ -18,6 +18,7 @@ from scripts.local_airflow import LocalAirflow
 from tests.e2e.conftest import EXAMPLES
 from tests.e2e.runs import Run
 from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.oci import OCIStandIn
 from tests.standins.pieces import PiecesStandIn
 from tests.standins.supervisely_app import SuperviselyApp
 from tests.standins.wallaroo import WallarooStandIn
@@ -125,6 +126,17 @@ def test_nightly_sync(airflow: LocalAirflow, source: Path) -> None:
     assert second == {"copied": 0, "skipped": first["copied"] + first["skipped"], "failed": 0}
     copy = ModelStoreHook("modelstore_default").get("nightly:v1")
     assert (copy.digest, copy.labels) == (pushed.digest, {"of": "the night"})
+
+
+def test_train_push_oci(airflow: LocalAirflow, oci: OCIStandIn) -> None:
+    run = Run.start(airflow, "train_push_oci").succeed()
+
+    (volume,) = run.left("pod")["spec"]["volumes"]
+    place, _, digest = volume["image"]["reference"].partition("@")
+    assert place == f"{oci.host}/team/examples/digits-image"
+    assert digest in oci.repositories["team/examples/digits-image"].manifests
+    assert run.left("push")["digest"] == run.left("push_image")["digest"]
+    assert run.left("push")["labels"] == {"stage": "staging"}
 
 
 def test_fleet_sync(airflow: LocalAirflow, bentocloud: BentoCloudStandIn, source: Path) -> None:

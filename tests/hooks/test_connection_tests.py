@@ -22,6 +22,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "bentocloud": {},
     "wallaroo": {"login": "me@models.example"},
     "supervisely": {"extra": {"team_id": 1}},
+    "oci_registry": {"login": "alice"},
     "pieces": {},
     "modelstore": {"host": BUCKET, "login": "key", "extra": {"region_name": "us-east-1"}},
 }

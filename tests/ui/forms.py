@@ -136,6 +136,18 @@ FORMS: dict[str, dict[str, dict[str, Field]]] = {
         NETWORK: _NETWORK,
         TRANSFER: _TRANSFER,
     },
+    "oci_registry": {
+        STANDARD: {
+            **_DESCRIPTION,
+            "host": Field("Registry", "https://harbor.acme.com/team"),
+            "login": Field("User name", "robot$airflow"),
+            "password": _secret("Password or token"),
+            **_PORT,
+        },
+        EXTRA: {"repositories": Field("Repositories", "risk/fraud, churn")},
+        NETWORK: _NETWORK,
+        TRANSFER: {name: field for name, field in _TRANSFER.items() if name != "part_size_mib"},
+    },
     "pieces": {
         STANDARD: {**_DESCRIPTION, "host": Field("Base URL", "http://desk.example.com"), **_PORT},
         EXTRA: {"application_id": Field("Application id", "6f1c0d52-airflow")},

@@ -234,6 +234,8 @@ class Api:
                 f"other tools use, as {LATEST!r}",
                 argument="model",
             )
+        if ref.alias is not None and (not _TAG.fullmatch(ref.alias) or not is_version(ref.alias)):
+            raise InvalidInput(f"{ref.alias!r} is no tag that an alias can have: {_TAG.pattern}", argument="alias")
 
     def repository(self, name: str) -> str:
         """Return the repository of a model."""
@@ -413,7 +415,7 @@ class Api:
         response = yield from self.send(
             "POST", f"v2/{self.repository(name)}/blobs/uploads/", scopes, params=params, content=b"", may_repeat=True
         )
-        doing = f"beginning an upload to {self.repository(name)}, which has to exist where repositories are not made by a push"
+        doing = f"beginning an upload to {self.repository(name)} (some registries want it to be made beforehand)"
         Refusal.of(response).raise_for_status(doing, not_found=InvalidInput)
         if response.status_code == 201 and sibling is not None:
             return None

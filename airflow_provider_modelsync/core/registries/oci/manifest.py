@@ -249,3 +249,11 @@ def time_of(text: Any) -> datetime | None:
     except ValidationError:
         return None
     return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
+
+
+def with_annotation(content: bytes, key: str, value: str | None) -> bytes:
+    """Return a manifest with one annotation changed, and all else as it was."""
+    manifest: dict[str, Any] = json.loads(content)
+    annotations = {**(manifest.get("annotations") or {}), key: value}
+    manifest["annotations"] = {name: text for name, text in annotations.items() if text is not None}
+    return json.dumps(manifest, ensure_ascii=False, separators=(",", ":")).encode()

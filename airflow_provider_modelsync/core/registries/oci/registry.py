@@ -7,14 +7,12 @@ write one tag at the same time the last one wins, and the other finds out by rea
 
 from __future__ import annotations
 
-import json
 import logging
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 from urllib.parse import urlsplit
 
 from airflow_provider_modelsync.core.archive.digest import FileEntry
@@ -26,14 +24,13 @@ from airflow_provider_modelsync.core.errors import (
     ModelSyncError,
     NotSupported,
     RegistryUnavailable,
-    UnsafeArchive,
     VersionConflict,
 )
-from airflow_provider_modelsync.core.flow.forks import Lock
 from airflow_provider_modelsync.core.flow.steps import Flow, Policy, call, together
 from airflow_provider_modelsync.core.http.policy import RequestPolicy
-from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Query, VersionStatus
+from airflow_provider_modelsync.core.models import Alias, ModelRef, ModelVersion, Query, VersionStatus
 from airflow_provider_modelsync.core.registries.base import KEEPS_MODELS, Capability, Registry
+from airflow_provider_modelsync.core.registries.capabilities import Aliases, moved
 from airflow_provider_modelsync.core.registries.oci.api import (
     MANIFEST,
     MANIFEST_BYTES,
@@ -41,7 +38,6 @@ from airflow_provider_modelsync.core.registries.oci.api import (
     Api,
     OCISettings,
     Refusal,
-    Stored,
     dumped,
     is_name,
     is_version,
@@ -52,15 +48,12 @@ from airflow_provider_modelsync.core.registries.oci.manifest import (
     IMAGE_CONFIG,
     MODELPACK,
     OUR_LABELS,
-    VERSION,
-    Contents,
     Manifest,
-    contents_of,
-    created_in,
     labels_of,
     metadata_of,
-    parse,
+    with_annotation,
 )
+from airflow_provider_modelsync.core.registries.oci.tags import Found, Tags, alias_of, aliases_in
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.mover import MovedResponse
 from airflow_provider_modelsync.core.transfer.plan import (
@@ -74,28 +67,11 @@ from airflow_provider_modelsync.core.transfer.plan import (
 
 __all__ = ["OCIRegistry", "OCISettings"]
 
-_CONFIG_BYTES = 1 << 20  # of a configuration that is read for its time
-_REMEMBERED = 256  # manifests that are kept
 _WILD = frozenset("*?[")
 _SIBLINGS = 16  # models that are looked through for blobs to mount
 _SIBLING_VERSIONS = 32  # of each of them
 
 _log = logging.getLogger("modelsync")
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A manifest, and what it says."""
-
-    stored: Stored
-    manifest: Manifest
-    contents: Contents | None
-    fault: ModelSyncError | None = None  # why its files are not told
-    created_at: datetime | None = None
-
-    @property
-    def digest(self) -> str | None:
-        return self.contents.digest if self.contents else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,15 +80,17 @@ class _TagPlan(UploadPlan):
 
     :param draft: the manifest.
     :param force: whether the tag may move from another model.
+    :param replaced: what the version was until now.
     :param uploads: hash → where an upload was begun that has not come to its end.
     """
 
     draft: Draft
     force: bool
+    replaced: Found | None = None
     uploads: dict[str, str] = field(default_factory=dict)
 
 
-class OCIRegistry(Registry):
+class OCIRegistry(Registry, Aliases):
     """The models of one connection.
 
     :param settings: the connection; the path of its host stands before every name.
@@ -124,6 +102,8 @@ class OCIRegistry(Registry):
     settings: OCISettings
     capabilities = KEEPS_MODELS
     has_namespaces = True
+    compares = False
+    remembers = False
     instead: ClassVar[Mapping[Capability, str]] = {
         Capability.DEPLOY: "let the serving system read the version's uri",
         Capability.PREDICT: "let the serving system read the version's uri",
@@ -136,8 +116,7 @@ class OCIRegistry(Registry):
         self._api = Api(settings, self.title)
         self.base_url: str = f"{self._api.root}/{self._api.namespace}".rstrip("/")
         self._host = urlsplit(self._api.root).netloc
-        self._known: OrderedDict[tuple[str, str], _Found] = OrderedDict()
-        self._lock = Lock()
+        self._tags = Tags(self._api)
         self.tell = self._api.login.tell
 
     def policy(self) -> Policy:
@@ -154,18 +133,21 @@ class OCIRegistry(Registry):
     # -- reading
 
     def read_version(self, name: str, version: str) -> Flow[ModelVersion]:
-        found = yield from self._found(name, version)
+        found = yield from self._tags.look(name, version)
         if found is None:
-            raise ModelNotFound(f"{self.title} has no tag {version!r} in {self._api.repository(name)!r}")
+            raise self._no_tag(name, version)
         return self._shown(name, version, found)
 
     def list_versions(self, name: str, query: Query) -> Flow[list[ModelVersion]]:
         if not query.matches_name(name):
             return []
-        tags = [tag for tag in (yield from self._api.tags(name)) if is_version(tag)]
-        manifests = yield from together(self._found(name, tag) for tag in tags)
-        found = {tag: one for tag, one in zip(tags, manifests, strict=True) if one is not None}
-        versions = [self._shown(name, tag, one) for tag, one in found.items() if _version_of(tag, one, found) == tag]
+        tags = yield from self._tags.all(name)
+        aliases = aliases_in(tags)
+        versions = [
+            self._shown(name, tag, found, tuple(sorted(alias for alias, version in aliases.items() if version == tag)))
+            for tag, found in tags.items()
+            if tag not in aliases
+        ]
         chosen = [version for version in versions if query.matches(version)]
         return sorted(chosen, key=lambda version: version.age_key, reverse=True)
 
@@ -191,41 +173,10 @@ class OCIRegistry(Registry):
             return f"{self._api.root}/harbor/projects"
         return None
 
-    def _found(self, name: str, tag: str) -> Flow[_Found | None]:
-        """Return what a tag stands for. One that was read before is only looked at, until it moves."""
-        with self._lock:
-            known = self._known.get((name, tag))
-        if known is not None:
-            digest = yield from self._api.head(name, tag)
-            if digest is None:
-                return None
-            if digest == known.stored.digest:
-                return known
-        return (yield from self._read(name, tag))
+    def _no_tag(self, name: str, tag: str) -> ModelNotFound:
+        return ModelNotFound(f"{self.title} has no tag {tag!r} in {self._api.repository(name)!r}")
 
-    def _read(self, name: str, reference: str) -> Flow[_Found | None]:
-        stored = yield from self._api.manifest(name, reference)
-        if stored is None:
-            return None
-        found = yield from call(_understood, stored)
-        if found.created_at is None and found.manifest.config is not None:
-            found = replace(found, created_at=(yield from self._time_of(name, found.manifest)))
-        with self._lock:
-            self._known[name, reference] = found
-            if len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
-        return found
-
-    def _time_of(self, name: str, manifest: Manifest) -> Flow[datetime | None]:
-        config = manifest.config
-        if config is None or not 2 < config.size <= _CONFIG_BYTES:
-            return None
-        try:
-            return created_in((yield from self._api.blob(name, config.digest, _CONFIG_BYTES)))
-        except (ModelNotFound, RegistryUnavailable):
-            return None
-
-    def _shown(self, name: str, tag: str, found: _Found) -> ModelVersion:
+    def _shown(self, name: str, tag: str, found: Found, aliases: tuple[str, ...] = ()) -> ModelVersion:
         manifest, contents = found.manifest, found.contents
         return ModelVersion(
             registry=self.conn_type,
@@ -237,6 +188,7 @@ class OCIRegistry(Registry):
             labels=labels_of(manifest.annotations),
             metadata=metadata_of(manifest.annotations),
             created_at=found.created_at,
+            aliases=aliases,
             uri=f"oci://{self._host}/{self._api.repository(name)}@{found.stored.digest}",
             raw={
                 "digest": found.stored.digest,
@@ -248,15 +200,71 @@ class OCIRegistry(Registry):
             },
         )
 
+    # -- aliases
+
+    def alias(self, name: str, alias: str) -> Flow[Alias]:
+        found = yield from self._tags.look(name, alias)
+        if found is None:
+            raise self._no_tag(name, alias)
+        version = alias_of(alias, found)
+        if version is None:
+            raise ModelNotFound(f"{name}:{alias} is a version itself, not an alias of one")
+        return Alias(name=name, alias=alias, version=version)
+
+    def aliases(self, name: str) -> Flow[list[Alias]]:
+        tags = yield from self._tags.all(name)
+        pairs = sorted(aliases_in(tags).items())
+        return [Alias(name=name, alias=alias, version=version) for alias, version in pairs]
+
+    def set_alias(self, version: ModelVersion, alias: str, *, expected: str | None = None) -> Flow[Alias]:
+        name, tag, ref = version.name, version.version, f"{version.name}@{alias}"
+        wanted = yield from self._tags.look(name, tag)
+        if wanted is None:
+            raise self._no_tag(name, tag)
+        if wanted.version != tag:
+            raise NotSupported(
+                f"{version.ref} was pushed by another tool: nothing would tell its aliases from versions; push it anew"
+            )
+        there = yield from self._tags.look(name, alias)
+        pointed = alias_of(alias, there) if there else None
+        if there is not None and pointed is None:
+            raise InvalidInput(f"{name}:{alias} is a version itself; give the alias another name", argument="alias")
+        done = Alias(name=name, alias=alias, version=tag)
+        if there is not None and there.stored.digest == wanted.stored.digest:
+            return done
+        if expected is not None and pointed not in (expected or None, tag):
+            raise moved(ref, expected, pointed)
+        refusal = yield from self._api.put_manifest(name, alias, wanted.stored.media_type, wanted.stored.content)
+        if refusal.is_immutable:
+            raise NotSupported(f"moving {ref}: the registry does not let tags move: {refusal.text[:200]}")
+        refusal.raise_for_status(f"moving {ref}")
+        now = yield from self._tags.look(name, alias)
+        if now is None or now.stored.digest != wanted.stored.digest:
+            raise moved(ref, tag, alias_of(alias, now) if now else None)
+        return done
+
+    def delete_alias(self, name: str, alias: str) -> Flow[bool]:
+        found = yield from self._tags.look(name, alias)
+        if found is None:
+            return False
+        if alias_of(alias, found) is None:
+            raise InvalidInput(f"{name}:{alias} is a version itself, not an alias of one", argument="alias")
+        refusal = yield from self._tags.remove(name, alias, found)
+        if refusal.status == 404:
+            return False
+        _require_deleted(refusal, f"removing {name}@{alias}")
+        return True
+
     # -- changes
 
     def delete(self, ref: ModelRef) -> Flow[bool]:
         name, tag = ref.name, _exact(ref)
-        digest = yield from self._digest(name, tag)
-        if digest is None:
+        found = yield from self._tags.look(name, tag)
+        if found is None:
             return False
-        others = yield from self._sharing(name, tag, digest)
-        doing = f"deleting {ref}"
+        digest, doing = found.stored.digest, f"deleting {ref}"
+        sharing = yield from self._tags.sharing(name, tag, digest)
+        others = [other for other in sharing if alias_of(other, found) != tag]  # its aliases go with it
         if others:
             refusal = yield from self._api.delete_manifest(name, tag)
             if refusal.status in (400, 404, 405):
@@ -267,34 +275,34 @@ class OCIRegistry(Registry):
         else:
             refusal = yield from self._api.delete_manifest(name, digest)
             if "DANGLING_TAG" in refusal.text:  # there a manifest goes only once no tag is left
-                (yield from self._api.delete_manifest(name, tag)).raise_for_status(doing)
+                for one in (*sharing, tag):
+                    _require_deleted((yield from self._api.delete_manifest(name, one)), doing)
                 refusal = yield from self._api.delete_manifest(name, digest)
         if refusal.status == 404:
             return False
-        if refusal.is_immutable:
-            raise NotSupported(f"{doing}: the registry keeps it: {refusal.text[:200]}")
-        if refusal.status == 405:
-            raise NotSupported(f"{doing}: the registry does not delete over its API, or is set up not to")
-        refusal.raise_for_status(doing)
+        _require_deleted(refusal, doing)
         return True
 
     def set_labels(self, ref: ModelRef, labels: Mapping[str, str | None]) -> Flow[ModelVersion]:
         version = yield from self.get(ref)
         name, tag = version.name, version.version
-        found = yield from self._read(name, tag)
+        found = yield from self._tags.read(name, tag)
         if found is None:
             raise ModelNotFound(f"{version.ref} is not there any more")
         merged = {**labels_of(found.manifest.annotations), **labels}
         kept = {key: value for key, value in merged.items() if value is not None}
-        content = _with_annotation(found.stored.content, OUR_LABELS, dumped(kept) if kept else None)
+        content = with_annotation(found.stored.content, OUR_LABELS, dumped(kept) if kept else None)
+        if len(content) > MANIFEST_BYTES:
+            raise InvalidInput(f"the manifest would have {len(content)} bytes with them", argument="labels")
         doing = f"labelling {ref}"
         refusal = yield from self._api.put_manifest(name, tag, found.stored.media_type, content)
         if refusal.is_immutable:
             raise NotSupported(f"{doing}: the registry does not let the tag move: {refusal.text[:200]}")
         refusal.raise_for_status(doing)
-        now = yield from self._read(name, tag)
+        now = yield from self._tags.read(name, tag)
         if now is None or labels_of(now.manifest.annotations) != kept or now.digest != found.digest:
             raise VersionConflict(f"{doing}: somebody else has moved the tag meanwhile")
+        yield from self._tags.take_along(name, tag, found, now.stored)
         _log.info(
             "%s has a new manifest now, %s: what was signed or pinned as %s does not have the new labels",
             ref,
@@ -302,20 +310,6 @@ class OCIRegistry(Registry):
             found.stored.digest,
         )
         return self._shown(name, tag, now)
-
-    def _digest(self, name: str, tag: str) -> Flow[str | None]:
-        """Return what a tag stands for, in the registry's terms."""
-        digest = yield from self._api.head(name, tag)
-        if digest == "":
-            stored = yield from self._api.manifest(name, tag)
-            digest = stored.digest if stored else None
-        return digest
-
-    def _sharing(self, name: str, tag: str, digest: str) -> Flow[list[str]]:
-        """Return the other tags that stand for a manifest."""
-        tags = [other for other in (yield from self._api.tags(name)) if other != tag]
-        digests = yield from together(self._digest(name, other) for other in tags)
-        return sorted(other for other, one in zip(tags, digests, strict=True) if one == digest)
 
     # -- push
 
@@ -332,11 +326,12 @@ class OCIRegistry(Registry):
             created_at=datetime.now(UTC),
         )
         draft = yield from call(Draft.of, source, facts, options)
-        found = yield from self._read(ref.name, tag)
+        found = yield from self._tags.read(ref.name, tag)
         if found is not None:
-            if found.digest != source.digest and not request.force:
-                raise _conflict(ref, found, source.digest)
-            if found.digest == source.digest:
+            version = alias_of(tag, found)
+            if not request.force and (found.digest != source.digest or version is not None):
+                raise _conflict(ref, found, source.digest, version)
+            if found.digest == source.digest and version is None:
                 if not request.renew and not (
                     request.force and (yield from self._differs(ref.name, found, request, options))
                 ):
@@ -352,14 +347,16 @@ class OCIRegistry(Registry):
             partial(self._accept, uploads),
             method="PUT",
         )
-        return _TagPlan(ref=ref, way=way, draft=draft, force=request.force, uploads=uploads)
+        is_alias = found is not None and alias_of(tag, found) is not None
+        replaced = None if is_alias else found
+        return _TagPlan(ref=ref, way=way, draft=draft, force=request.force, replaced=replaced, uploads=uploads)
 
     def finish_push(self, plan: UploadPlan) -> Flow[ModelVersion]:
         plan = cast(_TagPlan, plan)
         name, tag, digest = plan.ref.name, _exact(plan.ref), plan.draft.source.digest
         doing = f"publishing {plan.ref}"
         if not plan.force:  # the bytes may have taken hours
-            found = yield from self._read(name, tag)
+            found = yield from self._tags.read(name, tag)
             if found is not None:
                 if found.digest != digest:
                     raise _conflict(plan.ref, found, digest)
@@ -369,7 +366,7 @@ class OCIRegistry(Registry):
         if refusal.is_of_blobs:
             raise BeginAgain(f"{doing}: the registry does not have all that was sent: {refusal.text[:200]}")
         raise_for_push(refusal, doing)
-        found = yield from self._read(name, tag)
+        found = yield from self._tags.read(name, tag)
         if found is None:
             raise BeginAgain(
                 f"{doing}: the registry has taken the manifest and does not have it. Its cache may know blobs that its "
@@ -377,6 +374,8 @@ class OCIRegistry(Registry):
             )
         if found.digest != digest:
             raise VersionConflict(f"another push has moved {plan.ref}: it has {found.digest} now, not {digest}")
+        if plan.replaced is not None:
+            yield from self._tags.take_along(name, tag, plan.replaced, found.stored)
         return self._shown(name, tag, found)
 
     def abort_push(self, plan: UploadPlan, error: BaseException) -> Flow[None]:
@@ -384,7 +383,7 @@ class OCIRegistry(Registry):
         for location in [*plan.uploads.values()]:
             yield from self._end(plan.ref.name, location)
 
-    def _differs(self, name: str, found: _Found, request: PushRequest, options: PushOptions) -> Flow[bool]:
+    def _differs(self, name: str, found: Found, request: PushRequest, options: PushOptions) -> Flow[bool]:
         """Whether what is stored of the same bytes is damaged, or told otherwise than it is to be told now."""
         manifest, contents = found.manifest, found.contents
         assert contents is not None
@@ -408,7 +407,7 @@ class OCIRegistry(Registry):
         for sibling in names:
             try:
                 tags = [tag for tag in (yield from self._api.tags(sibling)) if is_version(tag)]
-                found = yield from together(self._found(sibling, tag) for tag in sorted(tags)[-_SIBLING_VERSIONS:])
+                found = yield from together(self._tags.look(sibling, tag) for tag in sorted(tags)[-_SIBLING_VERSIONS:])
             except ModelSyncError as error:
                 _log.info("nothing is mounted from %s: %s", sibling, error.message)
                 continue
@@ -449,12 +448,10 @@ class OCIRegistry(Registry):
 
     def plan_pull(self, version: ModelVersion) -> Flow[DownloadPlan]:
         digest = (version.uri or "").rpartition("@")[2]
-        if not digest.startswith("sha256:"):
-            found = yield from self._found(version.name, version.version)
+        if digest.startswith("sha256:"):
+            found = yield from self._tags.exactly(version.name, digest)
         else:
-            with self._lock:
-                known = [one for one in self._known.values() if one.stored.digest == digest]
-            found = known[0] if known else (yield from self._read(version.name, digest))
+            found = yield from self._tags.look(version.name, version.version)
         if found is None:
             raise ModelNotFound(f"{version.ref} is not there any more")
         if found.contents is None:
@@ -470,25 +467,23 @@ class OCIRegistry(Registry):
         return DownloadPlan(version=version, way=way)
 
 
-def _understood(stored: Stored) -> _Found:
-    try:
-        manifest = parse(stored.content)
-    except UnsafeArchive as error:
-        return _Found(stored, Manifest(), None, error)
-    try:
-        contents, fault = contents_of(manifest), None
-    except (UnsafeArchive, NotSupported) as error:
-        contents, fault = None, error
-    return _Found(stored, manifest, contents, fault, manifest.created)
-
-
 def _exact(ref: ModelRef) -> str:
     if ref.version is None:
         raise InvalidInput(f"{ref} names no version", argument="model")
     return ref.version
 
 
-def _conflict(ref: ModelRef, found: _Found, digest: str) -> VersionConflict:
+def _require_deleted(refusal: Refusal, doing: str) -> None:
+    if refusal.is_immutable:
+        raise NotSupported(f"{doing}: the registry keeps it: {refusal.text[:200]}")
+    if refusal.status == 405:
+        raise NotSupported(f"{doing}: the registry does not delete over its API, or is set up not to")
+    refusal.raise_for_status(doing)
+
+
+def _conflict(ref: ModelRef, found: Found, digest: str, version: str | None = None) -> VersionConflict:
+    if version is not None:
+        return VersionConflict(f"the tag {ref} is an alias of the version {version}; push under another version")
     has = found.digest or f"what is no model of ours ({found.stored.digest})"
     return VersionConflict(
         f"{ref} exists with {has}, not with {digest}; push under another version, or with force to move the tag"
@@ -501,7 +496,7 @@ def _layout_of(manifest: Manifest) -> str | None:
     return "image" if manifest.config is not None and manifest.config.media_type == IMAGE_CONFIG else None
 
 
-def _renewed(draft: Draft, found: _Found, shown: ModelVersion) -> Draft:
+def _renewed(draft: Draft, found: Found, shown: ModelVersion) -> Draft:
     """Return a draft of the same bytes: what is not given stays, and so does their age."""
     facts, options = draft.facts, draft.options
     facts = replace(
@@ -513,22 +508,3 @@ def _renewed(draft: Draft, found: _Found, shown: ModelVersion) -> Draft:
     if options.layout is None and _layout_of(found.manifest) == "image":
         options = options.model_copy(update={"layout": "image"})
     return Draft.of(draft.source, facts, options)
-
-
-def _version_of(tag: str, found: _Found, tags: Mapping[str, _Found]) -> str:
-    """Return the version that a tag stands for: itself, unless it is an alias of another."""
-    told = found.manifest.annotations.get(VERSION)
-    if told is None or told == tag or told not in tags:
-        return tag
-    return told if tags[told].digest == found.digest else tag
-
-
-def _with_annotation(content: bytes, key: str, value: str | None) -> bytes:
-    """Return a manifest with one annotation changed, and all else as it was."""
-    manifest: dict[str, Any] = json.loads(content)
-    annotations = {**(manifest.get("annotations") or {}), key: value}
-    manifest["annotations"] = {name: text for name, text in annotations.items() if text is not None}
-    changed = json.dumps(manifest, ensure_ascii=False, separators=(",", ":")).encode()
-    if len(changed) > MANIFEST_BYTES:
-        raise InvalidInput(f"the manifest would have {len(changed)} bytes with them", argument="labels")
-    return changed
