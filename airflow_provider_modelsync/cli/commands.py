@@ -28,7 +28,8 @@ log = logging.getLogger("modelsync")
 @command
 def list_models(args: argparse.Namespace, session: Session) -> Answer:
     """List the newest ready version of each model."""
-    versions = session.hook(args.conn_id).list_models(" ".join(args.query) or None)
+    hook, query = session.hook(args.conn_id), " ".join(args.query) or None
+    versions = hook.list_models(query, all_versions=args.all_versions)
     rows = [
         (version.name, version.version, _size(version), _time(version), _pairs(version.labels)) for version in versions
     ]
@@ -170,6 +171,8 @@ def push(args: argparse.Namespace, session: Session) -> Answer:
             follow_links=args.follow_links,
             include=args.include,
             exclude=args.exclude,
+            threads=args.threads,
+            part_size_mib=args.part_size_mib,
         )
     return Answer(_as_json(version), [(_told("pushed", version),)])
 
@@ -190,13 +193,16 @@ def pull(args: argparse.Namespace, session: Session) -> Answer:
             verify=not args.no_verify,
             include=args.include,
             exclude=args.exclude,
+            threads=args.threads,
+            part_size_mib=args.part_size_mib,
+            on_reference=args.on_reference,
         )
 
     with session.progress(hook, f"pulling {args.model}"):
         if isinstance(target, Path):
-            version = pull_locally(target).version
+            pulled = pull_locally(target)
         else:
-            version = pull_into(
+            pulled = pull_into(
                 target,
                 hook,
                 args.model,
@@ -206,7 +212,10 @@ def pull(args: argparse.Namespace, session: Session) -> Answer:
                 choice=Choice(args.include, args.exclude),
                 force=args.force,
                 cancel=session.cancel,
-            ).version
+            )
+    version = pulled.version
+    if pulled.is_elsewhere:
+        return Answer({**_as_json(version), "path": None}, [(f"{version.ref} only points to {version.reference}",)])
     return Answer({**_as_json(version), "path": str(target)}, [(f"{_told('pulled', version)} in {target}",)])
 
 

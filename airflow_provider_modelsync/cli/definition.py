@@ -67,13 +67,16 @@ _OUTPUT = Arg(
 _COMMON = (_OUTPUT, _JSON, _VERBOSE)
 
 _MODEL = Arg(("model",), help="name or name:latest for the newest ready version, name:version for an exact one")
-_QUERY = "Choose by name substrings, label:k and label:k=v"
+_QUERY = "Choose by name substrings, label:k, label:k=v and label:k=a,b"
 _DEPLOYMENT = Arg(("-d", "--deployment"), help="The deployment's name; the connection's own, or the model, if left out")
 _LABELS = _repeated("--label", "KEY=VALUE", "That a version must have; may be repeated", _pair)
 _FILES = (
     _repeated("--include", "PATTERN", "Only files that a pattern of .gitignore's kind matches; may be repeated", str),
     _repeated("--exclude", "PATTERN", "No files that such a pattern matches; may be repeated", str),
 )
+
+
+_HOW_MANY = Arg(("-t", "--threads"), help="That move bytes; the connection's max_workers if left out")
 
 
 def get_modelsync_cli_commands() -> list[GroupCommand]:
@@ -88,7 +91,12 @@ def get_modelsync_cli_commands() -> list[GroupCommand]:
                     name="ls",
                     help="List the newest ready version of each model",
                     func=lazy_load_command(f"{_COMMANDS}.list_models"),
-                    args=(Arg(("query",), help=_QUERY, nargs="*"), _CONNECTION, *_COMMON),
+                    args=(
+                        Arg(("query",), help=_QUERY, nargs="*"),
+                        _CONNECTION,
+                        _switch("--all-versions", "List every version of each model, in any state"),
+                        *_COMMON,
+                    ),
                 ),
                 ActionCommand(
                     name="show",
@@ -191,6 +199,8 @@ def get_modelsync_cli_commands() -> list[GroupCommand]:
                             default="inside",
                         ),
                         *_FILES,
+                        _HOW_MANY,
+                        Arg(("--part-size-mib",), help="MiB in a part of a multipart upload"),
                         _switch("--force", "Replace a version that holds other bytes"),
                         *_COMMON,
                     ),
@@ -206,6 +216,14 @@ def get_modelsync_cli_commands() -> list[GroupCommand]:
                         _LABELS,
                         Arg(("--query",), help=_QUERY),
                         *_FILES,
+                        _HOW_MANY,
+                        Arg(("--part-size-mib",), help="MiB in a piece that a large file comes down in"),
+                        Arg(
+                            ("--on-reference",),
+                            help="Fail, or pull nothing, when the version only points elsewhere",
+                            choices=("fail", "skip"),
+                            default="fail",
+                        ),
                         _switch("--force", "Replace whatever the target holds, once the new copy is verified"),
                         _switch("--no-verify", "Do not compare the bytes with the version's digest"),
                         *_COMMON,

@@ -273,6 +273,25 @@ def _count(value: Any) -> int:
     raise _fault(value, "a number above zero")
 
 
+def _between(least: int, most: int) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        with suppress(ValueError):
+            if least <= (number := _count(value)) <= most:
+                return number
+        raise _fault(value, f"a number from {least} to {most}")
+
+    return read
+
+
+def _one_of(*words: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if value in words:
+            return str(value)
+        raise _fault(value, f"one of {', '.join(words)}")
+
+    return read
+
+
 def _versions(value: Any) -> Any:
     if value in ("latest", "all"):
         return value
@@ -306,6 +325,9 @@ ModelNames = Annotated[Sequence[str], Reads(_models)]
 Versions = Annotated[Any, Reads(_versions)]
 Count = Annotated[int, Reads(_count)]
 Values = Annotated[Any, Reads(_values)]
+OnReference = Annotated[str, Reads(_one_of("fail", "skip"))]
+Threads = Annotated[int, Reads(_between(1, 64))]
+PartSize = Annotated[int, Reads(_between(5, 5120))]  # MiB; storages take no others
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -149,6 +149,10 @@ class ModelReference(_Value):
     revision: str | None = None
     url: str | None = None
 
+    def __str__(self) -> str:
+        revision = f", revision {self.revision}" if self.revision else ""
+        return f"{self.model_id or 'a model'} at {self.registry}{revision}"
+
 
 class ModelVersion(_Value):
     """One version of a model as its registry describes it.
@@ -167,6 +171,7 @@ class ModelVersion(_Value):
     :param uri: where it lies or is shown.
     :param reference: where the bytes lie, when this registry only points to them.
     :param raw: the system's own record.
+    :param facts: what else the system's queries can ask for.
     :param transfer: what the call that returned this moved, if it moved models.
     """
 
@@ -184,6 +189,7 @@ class ModelVersion(_Value):
     uri: str | None = None
     reference: ModelReference | None = None
     raw: dict[str, Any] = Field(default_factory=dict, repr=False)
+    facts: dict[str, str] = Field(default_factory=dict, repr=False, exclude=True)
     transfer: TransferStats | None = None
 
     @property
@@ -232,12 +238,14 @@ class PulledModel(_Value):
     :param version: the exact version that was pulled.
     :param digest: of the files that lie there, where it is known.
     :param is_partial: whether these are only some of the version's: its own digest is not theirs, then.
+    :param is_elsewhere: whether the registry only points to the model, and nothing was pulled.
     """
 
     path: Path | None
     version: ModelVersion
     digest: str | None = None
     is_partial: bool = False
+    is_elsewhere: bool = False
 
 
 class SyncedVersion(_Value):
@@ -463,32 +471,62 @@ class Query(_Value):
     :param words: substrings of the name.
     :param labels: label → wanted value, or ``None`` when the label's presence is enough.
     :param names: names, or globs of names, one of which must fit; without any, all do.
+    :param either: labels and their values, of which one must hold, as often as there are such terms.
+    :param facts: what only some systems know of a version → values, of which one must hold.
+    :param sort: how a list is ordered, and so which version is the first; newest first when left out.
     """
 
     names: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     labels: dict[str, str | None] = Field(default_factory=dict)
+    either: tuple[tuple[tuple[str, str | None], ...], ...] = ()
+    facts: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    sort: str | None = None
 
     @classmethod
-    def parse(cls, text: str | None, labels: Mapping[str, str] | None = None) -> Query:
-        """Read terms separated by blanks: name substrings, ``label:k`` and ``label:k=v``.
+    def parse(
+        cls,
+        text: str | None,
+        labels: Mapping[str, str] | None = None,
+        *,
+        facts: Collection[str] = (),
+        orders: Collection[str] = (),
+    ) -> Query:
+        """Read terms separated by blanks: name substrings, ``label:k``, ``label:k=v`` and ``label:k=a,b``.
 
         :param text: the terms.
         :param labels: further labels that must have exactly these values.
-        :raises InvalidInput: for a term with another key than ``label``.
+        :param facts: further keys that the system knows, as in ``creator:me``.
+        :param orders: what the system can sort by, as in ``sort:size-asc``.
+        :raises InvalidInput: for a term with any other key.
         """
         words: list[str] = []
         wanted: dict[str, str | None] = {}
+        either: list[tuple[tuple[str, str | None], ...]] = []
+        asked: dict[str, tuple[str, ...]] = {}
+        sort = None
         for term in (text or "").split():
             key, colon, rest = term.partition(":")
             if not colon:
                 words.append(term)
-                continue
-            label, equals, value = rest.partition("=")
-            if key != "label" or not label:
-                raise InvalidInput(f"{term!r} is neither a word nor 'label:k' nor 'label:k=v'", argument="query")
-            wanted[label] = value if equals else None
-        return cls(words=tuple(words), labels={**wanted, **(labels or {})})
+            elif key == "label" and (alternatives := _alternatives(rest)):
+                (label, value), *others = alternatives
+                if others or wanted.get(label) is not None:
+                    either.append(alternatives)
+                else:
+                    wanted[label] = value
+            elif key in facts and rest:
+                asked[key] = (*asked.get(key, ()), rest)
+            elif key == "sort" and rest.removesuffix("-asc").removesuffix("-desc") in orders:
+                sort = rest
+            else:
+                known = "".join(f" nor {key!r}" for key in [*(f"{fact}:x" for fact in facts), *_spelled(orders)])
+                raise InvalidInput(
+                    f"{term!r} is neither a word nor 'label:k' nor 'label:k=v' nor 'label:k=a,b'{known}",
+                    argument="query",
+                )
+        chosen = {**wanted, **(labels or {})}
+        return cls(words=tuple(words), labels=chosen, either=tuple(either), facts=asked, sort=sort)
 
     def matches_name(self, name: str) -> bool:
         """Whether the name holds every word, and fits a glob where there are any."""
@@ -510,6 +548,17 @@ class Query(_Value):
                     f"its label {key!r} is {has[key]!r}, not {value!r}"
                     for key, value in self.labels.items()
                     if key in has and value not in (None, has[key])
+                ),
+                *(
+                    "it has none of the labels "
+                    + ", ".join(key if value is None else f"{key}={value}" for key, value in one)
+                    for one in self.either
+                    if not any(key in has and value in (None, has[key]) for key, value in one)
+                ),
+                *(
+                    f"its {key} is {version.facts.get(key)!r}, not {' or '.join(map(repr, values))}"
+                    for key, values in self.facts.items()
+                    if version.facts.get(key) not in values
                 ),
             ]
         )
@@ -551,6 +600,25 @@ def same_json(one: Any, other: Any) -> bool:
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(same_json, one, other))
     return bool(one == other)
+
+
+def _alternatives(text: str) -> tuple[tuple[str, str | None], ...]:
+    """Read ``k``, ``k=v``, ``k=a,b`` and ``k=a,l=b``; empty when it is none of these."""
+    found: list[tuple[str, str | None]] = []
+    label = ""
+    for part in text.split(","):
+        key, equals, value = part.partition("=")
+        if label and not equals:  # one more value of the label before
+            key, equals, value = label, "=", part
+        if not key:
+            return ()
+        found.append((key, value if equals else None))
+        label = key if equals else ""
+    return tuple(found)
+
+
+def _spelled(orders: Collection[str]) -> list[str]:
+    return [f"sort:{'|'.join(orders)}-asc|desc"] if orders else []
 
 
 def require_json(argument: str, value: Mapping[str, Any]) -> None:

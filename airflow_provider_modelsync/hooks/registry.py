@@ -23,10 +23,13 @@ from airflow_provider_modelsync.core.arguments import (
     Flag,
     LabelChanges,
     Labels,
+    OnReference,
     Options,
+    PartSize,
     Patterns,
     Reference,
     Text,
+    Threads,
     Values,
     understood,
 )
@@ -77,7 +80,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _understood(verb: Callable[P, T]) -> Callable[P, T]:
+def as_understood(verb: Callable[P, T]) -> Callable[P, T]:
     """Read a verb's arguments as operators do; errors name the connection."""
     read = understood(verb)
 
@@ -173,6 +176,7 @@ class RegistryHook(BaseHook, ABC):
         self.is_last_try = False  # then nothing is left behind for a next one
         self.tally = Tally()  # of the transfer in hand, or of the last one
         self._registry: Registry | None = None
+        self._others: Sequence[Connection] = ()  # what the connection relies on
         self._remarks: list[str] = []  # on the connection
         self._driver: AsyncDriver | None = None
 
@@ -196,8 +200,8 @@ class RegistryHook(BaseHook, ABC):
             connection = await aget_connection(self.registry_conn_id)
             # In threads: a system's modules take long to load when it is the first of its kind.
             settings = await asyncio.to_thread(self._settings_in, connection)
-            others = [await aget_connection(other) for other in settings.further_connections]
-            self._registry = await asyncio.to_thread(self._make, settings, others)
+            self._others = [await aget_connection(other) for other in settings.further_connections]
+            self._registry = await asyncio.to_thread(self._make, settings, self._others)
         return self._registry
 
     def make_registry(self, settings: RegistrySettings, others: Sequence[Connection]) -> Registry:
@@ -259,7 +263,7 @@ class RegistryHook(BaseHook, ABC):
             finally:
                 self._driver = None
 
-    @_understood
+    @as_understood
     def push(
         self,
         source: str | os.PathLike[str],
@@ -273,6 +277,8 @@ class RegistryHook(BaseHook, ABC):
         follow_links: Text = "inside",
         include: Patterns | None = None,
         exclude: Patterns | None = None,
+        threads: Threads | None = None,
+        part_size_mib: PartSize | None = None,
     ) -> ModelVersion:
         """Push a model.
 
@@ -287,6 +293,8 @@ class RegistryHook(BaseHook, ABC):
             below the source, or below the cache that a Hugging Face snapshot belongs to; ``"never"`` refuses links.
         :param include: patterns, as ``.gitignore`` files hold them, of the files to push; without any, of all.
         :param exclude: patterns of files to leave out, besides ``.git`` and ``.cache/huggingface``.
+        :param threads: that move bytes, instead of the connection's ``max_workers``.
+        :param part_size_mib: MiB in a part of a multipart upload, instead of the connection's.
         :return: the published version.
         :raises VersionConflict: when the version exists with other bytes.
         :raises InvalidInput: for a source, name or argument that is refused before any byte is sent.
@@ -294,7 +302,7 @@ class RegistryHook(BaseHook, ABC):
         """
         from airflow_provider_modelsync.core.verbs.push import push
 
-        with self._named(model), self._session() as (registry, driver):
+        with self._named(model), self._session(threads, part_size_mib) as (registry, driver):
             control = self._control(registry, f"pushing {model}", checkpoint)
             with measured("push", control.tally, self._tags()) as note:
                 version = push(
@@ -314,7 +322,7 @@ class RegistryHook(BaseHook, ABC):
                 note(version.transfer)
             return version
 
-    @_understood
+    @as_understood
     def pull(
         self,
         model: Reference,
@@ -328,6 +336,9 @@ class RegistryHook(BaseHook, ABC):
         patience: Patience | None = None,
         include: Patterns | None = None,
         exclude: Patterns | None = None,
+        threads: Threads | None = None,
+        part_size_mib: PartSize | None = None,
+        on_reference: OnReference = "fail",
     ) -> PulledModel:
         """Pull a model.
 
@@ -336,21 +347,25 @@ class RegistryHook(BaseHook, ABC):
             when it still is what the last pull of the same model put there. ``None``
             where the system keeps models on its own host: it is to have the model there.
         :param labels: that the version must have, an exact one, too.
-        :param query: that it must satisfy: name substrings, ``label:k``, ``label:k=v``.
+        :param query: that it must satisfy: name substrings, ``label:k``, ``label:k=v``, ``label:k=a,b``.
         :param force: replace whatever the target holds, once the new copy is verified.
         :param verify: compare the bytes with the version's digest.
         :param checkpoint: where tries remember what is done.
         :param patience: how long to wait for the system's own host.
         :param include: patterns, as ``.gitignore`` files hold them, of the files to pull; without any, of all.
         :param exclude: patterns of files to leave out.
+        :param threads: that move bytes, instead of the connection's ``max_workers``.
+        :param part_size_mib: MiB in a piece that a large file comes down in; 16 when left out.
+        :param on_reference: what becomes of a version that only points elsewhere: ``"fail"``, or ``"skip"``: then
+            there is nothing to pull, and no path.
         :raises ModelNotFound: when no ready version is chosen.
         :raises TargetExists: when the target holds something else.
         :raises DigestMismatch: when the stored bytes are not those that were pushed.
         """
         from airflow_provider_modelsync.core.verbs.pull import pull
 
-        with self._named(model), self._session() as (registry, driver):
-            control = self._control(registry, f"pulling {model}", checkpoint)
+        with self._named(model), self._session(threads) as (registry, driver):
+            control = self._control(registry, f"pulling {model}", checkpoint, part_size_mib)
             with measured("pull", control.tally, self._tags()) as note:
                 pulled = pull(
                     registry,
@@ -358,12 +373,13 @@ class RegistryHook(BaseHook, ABC):
                     registry.parse(model),
                     target,
                     control,
-                    query=Query.parse(query, labels),
+                    query=registry.query(query, labels),
                     force=force,
                     verify=verify,
                     patience=patience,
                     include=include,
                     exclude=exclude,
+                    on_reference=on_reference,
                 )
                 note(pulled.version.transfer)
             return pulled
@@ -376,7 +392,7 @@ class RegistryHook(BaseHook, ABC):
         """As :meth:`pull`, for ``async`` tasks: bytes move in threads, and end when the awaiting task is cancelled."""
         return await self._in_a_thread(self.pull, *args, **kwargs)
 
-    @_understood
+    @as_understood
     def sync_to(
         self,
         target: RegistryHook,
@@ -413,7 +429,7 @@ class RegistryHook(BaseHook, ABC):
                 note(report)
             return report
 
-    @_understood
+    @as_understood
     def start_fetch(self, model: Reference, *, labels: Labels | None = None, query: Text | None = None) -> Fetch:
         """Begin a pull onto the system's own host, and do not wait for it. Parameters as for :meth:`pull`.
 
@@ -422,9 +438,9 @@ class RegistryHook(BaseHook, ABC):
         from airflow_provider_modelsync.core.verbs.fetch import start_fetch
 
         with self._named(model), self._session() as (registry, driver):
-            return start_fetch(registry, driver, registry.parse(model), query=Query.parse(query, labels))
+            return start_fetch(registry, driver, registry.parse(model), query=registry.query(query, labels))
 
-    @_understood
+    @as_understood
     def get(self, model: Reference, *, labels: Labels | None = None, query: Text | None = None) -> ModelVersion:
         """Return a model version.
 
@@ -432,36 +448,43 @@ class RegistryHook(BaseHook, ABC):
         """
         return self.run(_get(model, labels, query), model=model)
 
-    @_understood
+    @as_understood
     async def aget(self, model: Reference, *, labels: Labels | None = None, query: Text | None = None) -> ModelVersion:
         """As :meth:`get`, for ``async`` tasks and the event loop."""
         return await self.arun(_get(model, labels, query), model=model)
 
-    @_understood
-    def list_models(self, query: Text | None = None, *, labels: Labels | None = None) -> list[ModelVersion]:
-        """Return the newest ready version of each name that query and labels choose, newest first."""
-        return self.run(_list_models(labels, query))
+    @as_understood
+    def list_models(
+        self, query: Text | None = None, *, labels: Labels | None = None, all_versions: Flag = False
+    ) -> list[ModelVersion]:
+        """Return the newest ready version of each name that query and labels choose, newest first.
 
-    @_understood
-    async def alist_models(self, query: Text | None = None, *, labels: Labels | None = None) -> list[ModelVersion]:
+        :param all_versions: every version of each name instead, in any state.
+        """
+        return self.run(_list_models(labels, query, all_versions))
+
+    @as_understood
+    async def alist_models(
+        self, query: Text | None = None, *, labels: Labels | None = None, all_versions: Flag = False
+    ) -> list[ModelVersion]:
         """As :meth:`list_models`, for ``async`` tasks and the event loop."""
-        return await self.arun(_list_models(labels, query))
+        return await self.arun(_list_models(labels, query, all_versions))
 
-    @_understood
+    @as_understood
     def list_versions(
         self, name: Reference, query: Text | None = None, *, labels: Labels | None = None
     ) -> list[ModelVersion]:
         """Return every version of a name that query and labels choose, in any state, newest first."""
         return self.run(_list_versions(name, labels, query), model=name)
 
-    @_understood
+    @as_understood
     async def alist_versions(
         self, name: Reference, query: Text | None = None, *, labels: Labels | None = None
     ) -> list[ModelVersion]:
         """As :meth:`list_versions`, for ``async`` tasks and the event loop."""
         return await self.arun(_list_versions(name, labels, query), model=name)
 
-    @_understood
+    @as_understood
     def aliases(self, name: Reference) -> list[Alias]:
         """Return the aliases of a model, by their names; empty when there is no such model.
 
@@ -469,12 +492,12 @@ class RegistryHook(BaseHook, ABC):
         """
         return self.run(_list_aliases(name), model=name)
 
-    @_understood
+    @as_understood
     async def aaliases(self, name: Reference) -> list[Alias]:
         """As :meth:`aliases`, for ``async`` tasks and the event loop."""
         return await self.arun(_list_aliases(name), model=name)
 
-    @_understood
+    @as_understood
     def set_alias(self, model: Reference, alias: Text, *, expected: Text | None = None) -> Alias:
         """Have an alias point to a version; return it as it is then. One that does already is fine.
 
@@ -488,14 +511,14 @@ class RegistryHook(BaseHook, ABC):
 
         return self.run(lambda registry: set_alias(registry, model, alias, expected=expected), model=model)
 
-    @_understood
+    @as_understood
     def delete_alias(self, name: Reference, alias: Text) -> bool:
         """Remove an alias; return whether it was there. No version is touched."""
         from airflow_provider_modelsync.core.verbs.aliases import delete_alias
 
         return self.run(lambda registry: delete_alias(registry, name, alias), model=name)
 
-    @_understood
+    @as_understood
     def delete(self, model: Reference) -> bool:
         """Delete an exact version.
 
@@ -503,12 +526,12 @@ class RegistryHook(BaseHook, ABC):
         """
         return self.run(lambda registry: registry.delete(registry.parse(model)), model=model)
 
-    @_understood
+    @as_understood
     def set_labels(self, model: Reference, labels: LabelChanges) -> ModelVersion:
         """Merge labels into a version's; a ``None`` value removes one."""
         return self.run(lambda registry: registry.set_labels(registry.parse(model), labels), model=model)
 
-    @_understood
+    @as_understood
     def deploy(
         self, deployment: DeploymentName | None, model: Reference, *, config: Options | None = None
     ) -> Deployment:
@@ -534,7 +557,7 @@ class RegistryHook(BaseHook, ABC):
                 note(None)
             return deployed
 
-    @_understood
+    @as_understood
     def deployment(self, name: DeploymentName) -> Deployment:
         """Return a deployment as it is now.
 
@@ -542,17 +565,17 @@ class RegistryHook(BaseHook, ABC):
         """
         return self.run(lambda registry: Deploys.of(registry).deployment(name))
 
-    @_understood
+    @as_understood
     async def adeployment(self, name: DeploymentName) -> Deployment:
         """As :meth:`deployment`, for ``async`` tasks and the event loop."""
         return await self.arun(lambda registry: Deploys.of(registry).deployment(name))
 
-    @_understood
+    @as_understood
     def undeploy(self, name: DeploymentName) -> Deployment:
         """Ask for a deployment's end; return once that is accepted. One that has ended already is fine."""
         return self.run(lambda registry: Deploys.of(registry).undeploy(name))
 
-    @_understood
+    @as_understood
     def predict(
         self,
         deployment: DeploymentName | None,
@@ -585,7 +608,7 @@ class RegistryHook(BaseHook, ABC):
                 note(None)
             return made
 
-    @_understood
+    @as_understood
     def start_predict(
         self,
         deployment: DeploymentName | None,
@@ -643,9 +666,10 @@ class RegistryHook(BaseHook, ABC):
         finally:
             timer.cancel()
 
-    def _read(self) -> tuple[RegistrySettings, list[Connection]]:
+    def _read(self) -> tuple[RegistrySettings, Sequence[Connection]]:
         settings = self._settings_in(self.get_connection(self.registry_conn_id))
-        return settings, [self.get_connection(other) for other in settings.further_connections]
+        self._others = [self.get_connection(other) for other in settings.further_connections]
+        return settings, self._others
 
     def _settings_in(self, connection: Connection) -> RegistrySettings:
         settings_type = self.registry_type().settings_type
@@ -673,12 +697,23 @@ class RegistryHook(BaseHook, ABC):
             raise
 
     @contextmanager
-    def _session(self) -> Iterator[tuple[Registry, SyncDriver]]:
-        registry = self.get_conn()
+    def _session(
+        self, threads: int | None = None, part_size_mib: int | None = None
+    ) -> Iterator[tuple[Registry, SyncDriver]]:
+        registry = self._registry_with(threads, part_size_mib)
         with driver_for(registry, self.cancel_token) as driver:
             yield registry, driver
 
-    def _control(self, registry: Registry, doing: str, checkpoint: CheckpointStore | None) -> Control:
+    def _registry_with(self, threads: int | None, part_size_mib: int | None) -> Registry:
+        """Return the registry, with what one call wants otherwise than the connection says."""
+        registry = self.get_conn()
+        wanted = {"max_workers": threads, "part_size_mib": part_size_mib}
+        changes = {name: value for name, value in wanted.items() if value is not None}
+        return self._make(registry.settings.model_copy(update=changes), self._others) if changes else registry
+
+    def _control(
+        self, registry: Registry, doing: str, checkpoint: CheckpointStore | None, piece_mib: int | None = None
+    ) -> Control:
         from airflow_provider_modelsync.core.transfer.control import Control
 
         self.tally = Tally()
@@ -688,6 +723,7 @@ class RegistryHook(BaseHook, ABC):
             on_progress=lambda report: log.info("%s: %s", doing, report),
             checkpoint=checkpoint,
             is_last_try=self.is_last_try,
+            piece_size=piece_mib and piece_mib << 20,
             tally=self.tally,
         )
 
@@ -705,17 +741,23 @@ class RegistryHook(BaseHook, ABC):
 
 
 def _get(model: str, labels: Mapping[str, str] | None, query: str | None) -> Callable[[Registry], Flow[ModelVersion]]:
-    return lambda registry: registry.get(registry.parse(model), Query.parse(query, labels))
+    return lambda registry: registry.get(registry.parse(model), registry.query(query, labels))
 
 
-def _list_models(labels: Mapping[str, str] | None, query: str | None) -> Callable[[Registry], Flow[list[ModelVersion]]]:
-    return lambda registry: registry.list_models(Query.parse(query, labels))
+def _list_models(
+    labels: Mapping[str, str] | None, query: str | None, all_versions: bool
+) -> Callable[[Registry], Flow[list[ModelVersion]]]:
+    def flow(registry: Registry) -> Flow[list[ModelVersion]]:
+        wanted = registry.query(query, labels)
+        return registry.list_all(wanted) if all_versions else registry.list_models(wanted)
+
+    return flow
 
 
 def _list_versions(
     name: str, labels: Mapping[str, str] | None, query: str | None
 ) -> Callable[[Registry], Flow[list[ModelVersion]]]:
-    return lambda registry: registry.list_versions(registry.parse(name).name, Query.parse(query, labels))
+    return lambda registry: registry.list_versions(registry.parse(name).name, registry.query(query, labels))
 
 
 def _list_aliases(name: str) -> Callable[[Registry], Flow[list[Alias]]]:

@@ -22,7 +22,7 @@ class _ListOperator(RegistryOperator):
     """Base of the operators that list versions.
 
     :param labels: that a version must have (templated).
-    :param query: that it must satisfy: name substrings, ``label:k``, ``label:k=v`` (templated).
+    :param query: that it must satisfy: name substrings, ``label:k``, ``label:k=v``, ``label:k=a,b`` (templated).
     :param limit: how many at most, the newest ones (templated).
     :param refs_only: return references instead of whole versions (templated).
     """
@@ -64,19 +64,25 @@ class _ListOperator(RegistryOperator):
 
 
 class ListModelsOperator(_ListOperator):
-    """List the newest ready version of each model, newest first.
+    """List the newest ready version of each model, or all versions of all models, newest first.
 
     :param registry_conn_id: the registry's connection (templated).
     :param labels: that a version must have (templated).
-    :param query: that it must satisfy: name substrings, ``label:k``, ``label:k=v`` (templated).
+    :param query: that it must satisfy: name substrings, ``label:k``, ``label:k=v``, ``label:k=a,b`` (templated).
     :param limit: how many at most, the newest ones (templated).
     :param refs_only: return references instead of whole versions (templated).
+    :param all_versions: list every version of each model, in any state (templated).
     :return: a list of version dictionaries or of references; feed it to ``.expand()`` to spread work over models.
     """
 
+    def __init__(self, *, all_versions: Flag = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.all_versions = all_versions
+
     def execute(self, context: Context) -> list[str] | list[dict[str, JsonValue]]:
         with self.attempt():
-            return self._listed(context, self.get_hook().list_models(self.query, labels=self.labels))
+            found = self.get_hook().list_models(self.query, labels=self.labels, all_versions=self.all_versions)
+            return self._listed(context, found)
 
 
 class ListModelVersionsOperator(_ListOperator):
@@ -85,7 +91,7 @@ class ListModelVersionsOperator(_ListOperator):
     :param registry_conn_id: the registry's connection (templated).
     :param model: the model's name (templated).
     :param labels: that a version must have (templated).
-    :param query: that it must satisfy: name substrings, ``label:k``, ``label:k=v`` (templated).
+    :param query: that it must satisfy: name substrings, ``label:k``, ``label:k=v``, ``label:k=a,b`` (templated).
     :param limit: how many at most, the newest ones (templated).
     :param refs_only: return references instead of whole versions (templated).
     :return: a list of version dictionaries or of references, empty when there is no such model.
@@ -107,7 +113,7 @@ class GetModelOperator(RegistryOperator):
     :param model: ``name`` or ``name:latest`` for the newest ready version, ``name:version`` for an exact one
         (templated).
     :param labels: that the version must have, an exact one, too (templated).
-    :param query: that it must satisfy: name substrings, ``label:k``, ``label:k=v`` (templated).
+    :param query: that it must satisfy: name substrings, ``label:k``, ``label:k=v``, ``label:k=a,b`` (templated).
     :return: the version as a dictionary.
     """
 

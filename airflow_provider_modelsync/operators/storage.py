@@ -197,6 +197,8 @@ def pull_into(
         return PulledModel(path=None, version=version, digest=held, is_partial=not choice.is_all)
     with tempfile.TemporaryDirectory(prefix="modelsync-") as scratch:
         pulled = pull(Path(scratch) / "model", version.ref)
+        if pulled.is_elsewhere:
+            return pulled
         remote.fill(Path(scratch) / "model", pulled.version)
     return pulled
 

@@ -19,13 +19,16 @@ from airflow_provider_modelsync.core.arguments import (
     Flag,
     Labels,
     ModelNames,
+    OnReference,
     Options,
     OptionsByName,
+    PartSize,
     Patterns,
     Reference,
     Seconds,
     Span,
     Text,
+    Threads,
     Versions,
 )
 from airflow_provider_modelsync.core.errors import InvalidInput, Permanent, RegistryUnavailable, Retryable
@@ -79,6 +82,8 @@ class PushModelOperator(RegistryOperator):
         (templated).
     :param include: patterns, as ``.gitignore`` files hold them, of the files to push; without any, of all (templated).
     :param exclude: patterns of files to leave out, besides ``.git`` and ``.cache/huggingface`` (templated).
+    :param threads: that move bytes, instead of the connection's ``max_workers`` (templated).
+    :param part_size_mib: MiB in a part of a multipart upload, instead of the connection's (templated).
     :param wait_for_ready: return once the registry says that the version is ready (templated).
     :param ready_timeout: how long to wait for that, in seconds or as a timedelta (templated).
     :param poll_interval: seconds between two looks while waiting (templated).
@@ -102,6 +107,8 @@ class PushModelOperator(RegistryOperator):
         follow_links: Text = "inside",
         include: Patterns | None = None,
         exclude: Patterns | None = None,
+        threads: Threads | None = None,
+        part_size_mib: PartSize | None = None,
         wait_for_ready: Flag = True,
         ready_timeout: Span = 3600,
         poll_interval: Seconds = DEFAULT_POLL_INTERVAL,
@@ -118,6 +125,8 @@ class PushModelOperator(RegistryOperator):
         self.follow_links = follow_links
         self.include = include
         self.exclude = exclude
+        self.threads = threads
+        self.part_size_mib = part_size_mib
         self.wait_for_ready = wait_for_ready
         self.ready_timeout = ready_timeout
         self.poll_interval = poll_interval
@@ -140,6 +149,8 @@ class PushModelOperator(RegistryOperator):
                     follow_links=self.follow_links,
                     include=self.include,
                     exclude=self.exclude,
+                    threads=self.threads,
+                    part_size_mib=self.part_size_mib,
                 )
             transfer = version.transfer or TransferStats()
             if self.wait_for_ready and not version.ready:
@@ -202,11 +213,15 @@ class PullModelOperator(RegistryOperator):
     :param target: a directory: a local path, or an object storage URL, which is filled after the pull (templated).
         Left out where the system keeps models on its own host: it is then to have the model there.
     :param labels: that the version must have, an exact one, too (templated).
-    :param query: that it must satisfy: name substrings, ``label:k``, ``label:k=v`` (templated).
+    :param query: that it must satisfy: name substrings, ``label:k``, ``label:k=v``, ``label:k=a,b`` (templated).
     :param force: replace whatever the target holds, once the new copy is verified (templated).
     :param verify: compare the bytes with the version's digest (templated).
     :param include: patterns, as ``.gitignore`` files hold them, of the files to pull; without any, of all (templated).
     :param exclude: patterns of files to leave out (templated).
+    :param threads: that move bytes, instead of the connection's ``max_workers`` (templated).
+    :param part_size_mib: MiB in a piece that a large file comes down in; 16 when left out (templated).
+    :param on_reference: what becomes of a version that only points elsewhere, as BentoCloud's records of Hugging Face
+        models do: ``"fail"``, or ``"skip"``: then there is nothing to pull, and no ``path`` (templated).
     :param timeout: how long to wait for the system's own host, in seconds or as a timedelta (templated).
     :param poll_interval: seconds between two looks while waiting for it (templated).
     :param deferrable: wait for it in the triggerer instead of a worker slot. Give such a task a retry (templated).
@@ -229,6 +244,9 @@ class PullModelOperator(RegistryOperator):
         verify: Flag = True,
         include: Patterns | None = None,
         exclude: Patterns | None = None,
+        threads: Threads | None = None,
+        part_size_mib: PartSize | None = None,
+        on_reference: OnReference = "fail",
         timeout: Span = 6 * 3600,
         poll_interval: Seconds = DEFAULT_POLL_INTERVAL,
         deferrable: Flag = DEFERRABLE,
@@ -243,6 +261,9 @@ class PullModelOperator(RegistryOperator):
         self.verify = verify
         self.include = include
         self.exclude = exclude
+        self.threads = threads
+        self.part_size_mib = part_size_mib
+        self.on_reference = on_reference
         self.timeout = timeout
         self.poll_interval = poll_interval
         self.deferrable = deferrable
@@ -270,7 +291,7 @@ class PullModelOperator(RegistryOperator):
                     force=self.force,
                     cancel=self._cancel_token,
                 )
-            return self._finish(context, pulled, str(target))
+            return self._finish(context, pulled, None if pulled.is_elsewhere else str(target))
 
     def execute_complete(
         self, context: Context, event: Mapping[str, Any] | None, joined: bool = False, deadline: float | None = None
@@ -323,6 +344,9 @@ class PullModelOperator(RegistryOperator):
             checkpoint=TaskCheckpoint.of(context),
             include=self.include,
             exclude=self.exclude,
+            threads=self.threads,
+            part_size_mib=self.part_size_mib,
+            on_reference=self.on_reference,
         )
 
 

@@ -122,6 +122,13 @@ def test_an_xcom_of_just_the_limit_is_whole() -> None:
         ("label:empty=", True),
         ("label:stage=", False),
         ("label:formula=a=b", True),
+        ("label:stage=dev,prod", True),
+        ("label:stage=dev,test", False),
+        ("label:stage=dev,empty=", True),
+        ("label:team,stage", True),
+        ("label:team,state", False),
+        ("label:stage=prod label:stage=dev", False),
+        ("label:stage label:stage=prod", True),
         ("fraud label:stage=prod label:empty", True),
         ("card label:stage=prod", False),
     ],
@@ -136,7 +143,9 @@ def test_labels_given_apart_win_over_those_in_the_text() -> None:
     assert query.labels == {"stage": "prod", "team": None}
 
 
-@pytest.mark.parametrize("term", ["name:fraud", "label:", "label:=x", ":x"])
+@pytest.mark.parametrize(
+    "term", ["name:fraud", "label:", "label:=x", ":x", "label:,a", "creator:me", "module:m", "sort:size"]
+)
 def test_a_term_that_is_no_word_and_no_label_is_refused(term: str) -> None:
     with pytest.raises(InvalidInput, match="is neither a word nor") as caught:
         Query.parse(f"fraud {term}")

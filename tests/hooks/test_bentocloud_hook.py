@@ -15,7 +15,7 @@ import pytest
 
 from airflow_provider_modelsync.compat import AirflowFailException, TaskDeferred
 from airflow_provider_modelsync.core.archive.digest import digest_directory
-from airflow_provider_modelsync.core.errors import Cancelled, ModelNotFound, Unauthorized, VersionConflict
+from airflow_provider_modelsync.core.errors import Cancelled, InvalidInput, ModelNotFound, Unauthorized, VersionConflict
 from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.hooks.bentocloud import BentoCloudHook
 from airflow_provider_modelsync.hooks.registry import aget_registry_hook, get_registry_hook
@@ -90,6 +90,69 @@ def test_delete_says_whether_the_version_was_there(hook: BentoCloudHook, source:
     hook.push(source, "digits:v1")
 
     assert [hook.delete("digits:v1"), hook.delete("digits:v1")] == [True, False]
+
+
+def test_one_call_may_use_other_threads_and_parts_than_the_connection(
+    hook: BentoCloudHook, server: BentoCloudStandIn, tmp_path: Path
+) -> None:
+    server.transmission_strategy = "presigned_url"
+    model = tmp_path / "weights.bin"
+    model.write_bytes(bytes(range(256)) * (12 << 12))  # 12 MiB
+    hook.push(model, "digits:v1", threads=1, part_size_mib="5")
+    assert [request.part for request in server.find("PUT")] == [1, 2, 3]
+
+    server.requests.clear()
+    hook.pull("digits:v1", tmp_path / "pulled", threads=2, part_size_mib=6)
+    ranges = sorted(request.headers["range"] for request in server.find("GET") if "range" in request.headers)
+    sizes = [int(last) + 1 - int(first) for first, last in (one.removeprefix("bytes=").split("-") for one in ranges)]
+    assert sizes.count(6 << 20) == 2
+    assert digest_directory(tmp_path / "pulled") == hook.get("digits:v1").digest
+
+    for wrong in ({"threads": 65}, {"part_size_mib": 4}):
+        with pytest.raises(InvalidInput, match="a number from") as refused:
+            hook.push(model, "digits:v2", **wrong)
+        assert refused.value.argument in wrong
+
+
+def test_a_repository_has_a_description_and_labels(hook: BentoCloudHook, source: Path) -> None:
+    options = {"repository_description": "reads digits", "repository_labels": {"team": "vision", "stage": "dev"}}
+    hook.push(source, "digits:v1", options=options)
+    assert {key: hook.get_repository("digits")[key] for key in ("name", "description", "labels", "creator")} == {
+        "name": "digits",
+        "description": "reads digits",
+        "labels": {"team": "vision", "stage": "dev"},
+        "creator": "ci",
+    }
+
+    hook.push(source, "digits:v1", options={"repository_labels": {"stage": "prod"}})
+    assert hook.get_repository("digits")["labels"] == {"team": "vision", "stage": "prod"}
+    changed = hook.update_repository("digits", description="reads all digits", labels={"team": None})
+    assert (changed["description"], changed["labels"]) == ("reads all digits", {"stage": "prod"})
+    assert hook.get_repository("digits") == changed
+    with pytest.raises(ModelNotFound):
+        hook.update_repository("absent", description="x")
+
+
+def test_what_a_repository_says_already_is_not_sent(
+    hook: BentoCloudHook, server: BentoCloudStandIn, source: Path
+) -> None:
+    hook.push(source, "digits:v1", options={"repository_description": "reads digits"})
+    server.requests.clear()
+    hook.push(source, "digits:v1", options={"repository_description": "reads digits"})
+    hook.update_repository("digits", description="reads digits", labels={"absent": None})
+
+    assert server.count("PATCH") == 0
+
+
+def test_all_versions_are_listed_on_request(hook: BentoCloudHook, source: Path) -> None:
+    for version in ("v1", "v2"):
+        hook.push(source, f"digits:{version}")
+
+    assert [version.ref for version in hook.list_models(all_versions=True)] == ["digits:v2", "digits:v1"]
+    assert [version.ref for version in hook.list_models("sort:created_at-asc", all_versions="yes")] == [
+        "digits:v1",
+        "digits:v2",
+    ]
 
 
 def test_errors_name_model_and_connection(hook: BentoCloudHook, source: Path) -> None:

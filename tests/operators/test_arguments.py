@@ -91,6 +91,9 @@ FORMS: dict[Any, list[tuple[Any, Any]]] = {
     arguments.Patterns: [(["*.bin"], ["*.bin"]), ('["*.bin"]', ["*.bin"])],
     arguments.Versions: [("latest", "latest"), ("all", "all"), (3, 3), ("3", 3)],
     arguments.Count: [(10, 10), ("10", 10)],
+    arguments.Threads: [(8, 8), ("8", 8)],
+    arguments.PartSize: [(64, 64), ("64", 64)],
+    arguments.OnReference: [("skip", "skip"), ("fail", "fail")],
     arguments.Values: [([1, 2], [1, 2]), ("/data/in.json", "/data/in.json"), ("[1, 2]", [1, 2]), ({"a": 1}, {"a": 1})],
     Place: [
         ("/models/x", "/models/x"),
@@ -117,6 +120,9 @@ REFUSED: dict[Any, list[Any]] = {
     arguments.Patterns: [WRONG, "*.bin", [None], [[]]],
     arguments.Versions: [WRONG, "newest", 0, -1, "0", True, 1.5],
     arguments.Count: [WRONG, 0, "many", True, 1.5],
+    arguments.Threads: [WRONG, 0, 65, "many", True, 1.5],
+    arguments.PartSize: [WRONG, 4, 5121, "large", True, 7.5],
+    arguments.OnReference: [WRONG, "ignore", "Skip", True, []],
     arguments.Values: [],  # each system takes its own
     Place: [WRONG, 1.5, True, [], {"x": 1}, b"/models"],
 }

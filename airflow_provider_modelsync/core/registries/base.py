@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -72,6 +72,11 @@ class Registry(ABC):
 
     # Whether names have namespaces, as in ``org/name``.
     has_namespaces: ClassVar[bool] = False
+
+    # What its queries know besides names and labels, and can sort by.
+    query_facts: ClassVar[tuple[str, ...]] = ()
+    query_orders: ClassVar[tuple[str, ...]] = ()
+
     # Names at the top of a source that are no part of what is pushed.
     leaves_out: ClassVar[frozenset[str]] = frozenset()
     # Where requests go, for registries that are reached by HTTP.
@@ -141,6 +146,10 @@ class Registry(ABC):
             raise
         return ref
 
+    def query(self, text: str | None, labels: Mapping[str, str] | None = None) -> Query:
+        """Read a query in the system's grammar. Parameters and errors as of :meth:`Query.parse`."""
+        return Query.parse(text, labels, facts=self.query_facts, orders=self.query_orders)
+
     def page_of(self, model: ModelVersion | None = None) -> str | None:
         """Return where the system shows a version to people; without one, all its models.
 
@@ -209,6 +218,13 @@ class Registry(ABC):
     def list_models(self, query: Query) -> Flow[list[ModelVersion]]:
         """Return the newest ready version of each name that the query chooses, newest first."""
 
+    def list_all(self, query: Query) -> Flow[list[ModelVersion]]:
+        """Return the versions of all names that the query chooses, in any state, newest first."""
+        found: list[ModelVersion] = []
+        for model in (yield from self.list_models(Query(words=query.words, names=query.names))):
+            found += yield from self.list_versions(model.name, query)
+        return newest_first(found)
+
     @abstractmethod
     def list_versions(self, name: str, query: Query) -> Flow[list[ModelVersion]]:
         """Return the versions of a name that the query chooses, in any state, newest first; empty when none is."""
@@ -246,6 +262,11 @@ class Registry(ABC):
     def plan_pull(self, version: ModelVersion) -> Flow[DownloadPlan]:
         """Say how a version's bytes come down."""
         raise self.not_supported(Capability.PULL)
+
+
+def newest_first(versions: Iterable[ModelVersion]) -> list[ModelVersion]:
+    """Return versions in the order of lists."""
+    return sorted(versions, key=lambda version: version.age_key, reverse=True)
 
 
 class Offer(ABC):  # noqa: B024  # what its subclasses hold is abstract

@@ -18,6 +18,7 @@ class Control:
     :param on_progress: told now and then how far the transfer is.
     :param checkpoint: where tries remember what is done; ``None`` = every try starts afresh.
     :param is_last_try: nobody will come back to resume this.
+    :param piece_size: bytes of a piece that a large file comes down in; ``None`` = as is usual.
     :param tally: where the operation's transfers are counted.
     """
 
@@ -26,6 +27,7 @@ class Control:
     on_progress: Callable[[Report], None] | None = None
     checkpoint: CheckpointStore | None = None
     is_last_try: bool = False
+    piece_size: int | None = None
     tally: Tally = field(default_factory=Tally)
 
     def progress(self, total: int) -> Progress:

@@ -102,7 +102,18 @@ def get_files(way: GetFiles, ref: str, target: Path, control: Control, driver: S
             if is_ranged and file.size >= large_files.LARGE:
                 scratch = journal.directory / str(offset)
                 source = objects[file.path]
-                large.append(LargeFile(file.path, file.size, file.executable, offset, scratch, source, shift=offset))
+                large.append(
+                    LargeFile(
+                        file.path,
+                        file.size,
+                        file.executable,
+                        offset,
+                        scratch,
+                        source,
+                        shift=offset,
+                        piece_size=control.piece_size,
+                    )
+                )
             else:
                 small.append(file)
             offset += file.size

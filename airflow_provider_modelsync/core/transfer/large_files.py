@@ -139,10 +139,20 @@ class LargeFile:
     :param scratch: where it is put together.
     :param source: holds its content.
     :param shift: what to take from an offset to get the position in the source.
+    :param piece_size: bytes of a piece.
     """
 
     def __init__(
-        self, path: str, size: int, executable: bool, offset: int, scratch: Path, source: RangedObject, shift: int = 0
+        self,
+        path: str,
+        size: int,
+        executable: bool,
+        offset: int,
+        scratch: Path,
+        source: RangedObject,
+        shift: int = 0,
+        *,
+        piece_size: int | None = None,
     ) -> None:
         self.path = path
         self.size = size
@@ -150,6 +160,7 @@ class LargeFile:
         self.offset = offset
         self.source = source
         self.shift = shift
+        self._piece_size = piece_size or PIECE
         self._scratch = scratch
         self._lock = Lock()
         self._ready: dict[int, int] = {}
@@ -160,8 +171,8 @@ class LargeFile:
     def spans(self) -> Iterator[tuple[int, int]]:
         """Yield the pieces."""
         end = self.offset + self.size
-        for start in range(self.offset, end, PIECE):
-            yield start, min(start + PIECE, end)
+        for start in range(self.offset, end, self._piece_size):
+            yield start, min(start + self._piece_size, end)
 
     def is_there(self) -> bool:
         """Whether there is room for the pieces already, and so may be pieces."""

@@ -46,7 +46,8 @@ def pull_ranges(
         def put_aside(path: str, size: int, executable: bool, offset: int) -> bool:
             if size < large_files.LARGE:
                 return False
-            large.append(LargeFile(path, size, executable, offset, journal.directory / str(offset), source))
+            scratch = journal.directory / str(offset)
+            large.append(LargeFile(path, size, executable, offset, scratch, source, piece_size=control.piece_size))
             return True
 
         walk = _Walk(source, first, control.cancel, progress)

@@ -64,6 +64,7 @@ def pull(
     patience: Patience | None = None,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
+    on_reference: str = "fail",
 ) -> PulledModel:
     """Bring a model onto this machine, or onto the system's own host where that is what it offers.
 
@@ -83,6 +84,8 @@ def pull(
         its own hash where the registry tells hashes; where a version is one archive, all of it is verified before the
         other files are removed.
     :param exclude: patterns of those that are not.
+    :param on_reference: what becomes of a version that only points elsewhere: ``"fail"``, or ``"skip"``, which leaves
+        the target alone and returns no path.
     :raises InvalidInput: when a target is needed and missing, or no file is chosen.
     :raises NotSupported: when there is one, and the system gives out no models.
     :raises TargetExists: when the target holds something else.
@@ -98,6 +101,9 @@ def pull(
     version = driver.run(registry.get(ref, query))
     if not version.ready:
         raise ModelNotFound(f"{version.ref} cannot be pulled: its status is {version.status}")
+    if version.reference is not None and on_reference == "skip":
+        log.info("%s only points to %s: there is nothing to pull", version.ref, version.reference)
+        return PulledModel(path=None, version=version.moved(TransferStats(skipped=True)), is_elsewhere=True)
     try:
         plan = None if choice.is_all else driver.run(registry.plan_pull(version)).choose(choice)
         wanted = version.digest if plan is None else plan.digest

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
 import httpx
-from pydantic import AfterValidator, BaseModel, BeforeValidator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 from airflow_provider_modelsync.core.errors import ModelNotFound, Unauthorized
 from airflow_provider_modelsync.core.flow.steps import Flow, send
@@ -47,10 +47,43 @@ def pairs(labels: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"key": key, "value": value} for key, value in labels.items()]
 
 
+class User(BaseModel):
+    """Somebody."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Text = ""
+    email: Text = ""
+
+
 class Repository(BaseModel):
     """What versions of models and bentos belong to."""
 
     name: str
+    description: Text = ""
+    labels: Annotated[list[Label], null_as([])] = []
+    created_at: Time = None
+    updated_at: Time = None
+    creator: User | None = None
+
+    @property
+    def plain_labels(self) -> dict[str, str]:
+        """Its labels as they are given and shown."""
+        return {label.key: label.value for label in self.labels}
+
+    def changes(self, description: str | None, labels: Mapping[str, str | None] | None) -> dict[str, Any]:
+        """Return what a request says that gives it another description or labels; empty when nothing changes.
+
+        :param description: ``None`` keeps the one that it has.
+        :param labels: merged into those that it has; a ``None`` value removes one.
+        """
+        changes: dict[str, Any] = {}
+        if description not in (None, self.description):
+            changes["description"] = description
+        merged = {key: value for key, value in {**self.plain_labels, **(labels or {})}.items() if value is not None}
+        if merged != self.plain_labels:
+            changes["labels"] = pairs(merged)  # the list replaces all labels there are
+        return changes
 
 
 class Calls:

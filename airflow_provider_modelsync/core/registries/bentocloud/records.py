@@ -24,7 +24,15 @@ from airflow_provider_modelsync.core.archive.layout import TarLayout
 from airflow_provider_modelsync.core.archive.names import show
 from airflow_provider_modelsync.core.errors import CorruptArchive, InvalidInput, UnsafeArchive
 from airflow_provider_modelsync.core.models import ModelReference, VersionStatus
-from airflow_provider_modelsync.core.registries.bentocloud.api import BUILD_AT, CLIENT_VERSION, Object, null_as, pairs
+from airflow_provider_modelsync.core.registries.bentocloud.api import (
+    BUILD_AT,
+    CLIENT_VERSION,
+    Object,
+    Text,
+    User,
+    null_as,
+    pairs,
+)
 from airflow_provider_modelsync.core.registries.bentocloud.upload import Tag, UploadRecord
 from airflow_provider_modelsync.core.transfer.plan import PushRequest
 
@@ -48,6 +56,8 @@ class PushOptions(BaseModel):
     :param framework_versions: package → version.
     :param options: loading options of the framework.
     :param signatures: method → its signature, for ``model.yaml``.
+    :param repository_description: of the model that the version belongs to.
+    :param repository_labels: of that model, merged into those that it has.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -58,11 +68,14 @@ class PushOptions(BaseModel):
     framework_versions: dict[str, str] = {}
     options: dict[str, JsonValue] = {}
     signatures: dict[str, JsonValue] = {}
+    repository_description: str | None = None
+    repository_labels: dict[str, str] = {}
 
 
 class _Manifest(BaseModel):
     model_config = ConfigDict(extra="allow")
 
+    module: Text = ""
     size_bytes: Annotated[int, null_as(0)] = 0
     metadata: Object = {}
 
@@ -71,6 +84,7 @@ class ModelRecord(UploadRecord):
     """A model version as the server describes it."""
 
     manifest: Annotated[_Manifest, null_as({})] = _Manifest()
+    creator: User | None = None
 
     @property
     def status(self) -> VersionStatus:

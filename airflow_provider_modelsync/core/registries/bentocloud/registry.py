@@ -8,7 +8,7 @@ own, so the digest lies there, under ``modelsync``.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypeVar, cast
 
@@ -33,11 +33,12 @@ from airflow_provider_modelsync.core.models import (
     Query,
     VersionStatus,
 )
-from airflow_provider_modelsync.core.registries.base import KEEPS_MODELS, Capability, Registry
+from airflow_provider_modelsync.core.registries.base import ANY, KEEPS_MODELS, Capability, Registry, newest_first
 from airflow_provider_modelsync.core.registries.bentocloud.api import (
     CLIENT_VERSION,
     Calls,
-    Text,
+    Repository,
+    User,
     is_missing,
     is_unknown_route,
     null_as,
@@ -80,17 +81,13 @@ ROUNDS = 3  # how often a record may change under our hands
 # How long, and how often, a push looks whether a record that is not its own is about to be finished.
 _LOOKS = 6
 _LOOK_SECONDS = 0.5
-_PLAIN_TERM = re.compile(r"[\w./=:-]+")
+_PLAIN_TERM = re.compile(r"[\w./=:@,-]+")
+_ME = "@me"
 
 
 class _Page(BaseModel):
     total: Annotated[int, null_as(0)] = 0
     items: Annotated[list[ModelRecord], null_as([])] = Field(default=[], max_length=10 * _PAGE)
-
-
-class _User(BaseModel):
-    name: Text = ""
-    email: Text = ""
 
 
 class _Organization(BaseModel):
@@ -118,6 +115,8 @@ class BentoCloud(Registry, Deploys):
     title = "BentoCloud"
     settings_type = BentoCloudSettings
     capabilities = KEEPS_MODELS
+    query_facts = ("creator", "module")
+    query_orders = ("created_at", "build_at", "size")
     instead: ClassVar[Mapping[Capability, str]] = {
         Capability.ALIASES: "label the version, and choose it by that label",
         Capability.PREDICT: "call the deployment's own routes; a bento defines them",
@@ -160,18 +159,32 @@ class BentoCloud(Registry, Deploys):
                 )
 
     def test(self) -> Flow[str]:
-        doing = "checking the token"
-        user = yield from self._calls.find("GET", "/api/v1/auth/current", _User, doing)
+        user = yield from self._user("checking the token")
+        organization = yield from self._calls.need(
+            "GET", "/api/v1/current_org", _Organization, "reading the organisation"
+        )
+        return f"Connected to {self.base_url} as {user.name or user.email} of the organisation {organization.name}."
+
+    def _user(self, doing: str) -> Flow[User]:
+        user = yield from self._calls.find("GET", "/api/v1/auth/current", User, doing)
         if user is None:
             wanted = self._organization
             raise InvalidInput(
                 f"{doing}: there is no organisation {wanted!r}" if wanted else f"{doing}: this is no BentoCloud",
                 argument="organization" if wanted else "host",
             )
-        organization = yield from self._calls.need(
-            "GET", "/api/v1/current_org", _Organization, "reading the organisation"
-        )
-        return f"Connected to {self.base_url} as {user.name or user.email} of the organisation {organization.name}."
+        return user
+
+    def _meant(self, query: Query) -> Flow[Query]:
+        """Return a query with the user's name in the place of ``@me``."""
+        if _ME not in query.facts.get("creator", ()):
+            return query
+        name = (yield from self._user("looking for one's own models")).name
+        creators = tuple(name if creator == _ME else creator for creator in query.facts["creator"])
+        return query.model_copy(update={"facts": {**query.facts, "creator": creators}})
+
+    def get(self, ref: ModelRef, query: Query = ANY) -> Flow[ModelVersion]:
+        return (yield from super().get(ref, (yield from self._meant(query))))
 
     def read_version(self, name: str, version: str) -> Flow[ModelVersion]:
         record = yield from self._record(Tag(name, version))
@@ -182,6 +195,8 @@ class BentoCloud(Registry, Deploys):
     def latest(self, name: str, query: Query) -> Flow[ModelVersion | None]:
         if not query.matches_name(name):
             return None
+        if query.sort:
+            return (yield from super().latest(name, query))
         # The server lists the newest first, whatever their state, so the first page that holds a match decides.
         start: int | None = 0
         while start is not None:
@@ -194,16 +209,21 @@ class BentoCloud(Registry, Deploys):
     def list_versions(self, name: str, query: Query) -> Flow[list[ModelVersion]]:
         if not query.matches_name(name):
             return []
+        query = yield from self._meant(query)
         records = yield from self._all(_versions_of(name), query, f"listing the versions of {name}")
-        return _newest_first(self._chosen(records, query, name))
+        return _ordered(self._chosen(records, query, name), query)
 
     def list_models(self, query: Query) -> Flow[list[ModelVersion]]:
-        records = yield from self._all("/api/v1/models", query, "listing the models")
         newest: dict[str, ModelVersion] = {}
-        for version in _newest_first(self._chosen(records, query)):
+        for version in newest_first((yield from self.list_all(query))):
             if version.ready:
                 newest.setdefault(version.name, version)
-        return list(newest.values())
+        return _ordered(newest.values(), query)
+
+    def list_all(self, query: Query) -> Flow[list[ModelVersion]]:
+        query = yield from self._meant(query)
+        records = yield from self._all("/api/v1/models", query, "listing the models")
+        return _ordered(self._chosen(records, query), query)
 
     def delete(self, ref: ModelRef) -> Flow[bool]:
         return self._delete(Tag.of(ref))
@@ -217,12 +237,25 @@ class BentoCloud(Registry, Deploys):
         record = yield from self._calls.need("PATCH", path, ModelRecord, f"labelling {version.ref}", json=body)
         return self._version_of(record, version.name)
 
+    def repository(self, ref: ModelRef) -> Flow[Repository]:
+        """Return what the versions of a model belong to."""
+        path = Tag(ref.name, "").repository
+        return self._calls.need("GET", path, Repository, f"looking for the model {ref.name}")
+
+    def describe(
+        self, ref: ModelRef, description: str | None, labels: Mapping[str, str | None] | None
+    ) -> Flow[Repository]:
+        """Change description and labels of what the versions of a model belong to; return it as it is then."""
+        found = yield from self.repository(ref)
+        return (yield from self._uploads.describe_repository(Tag(ref.name, ""), found, description, labels))
+
     def plan_push(self, request: PushRequest) -> Flow[UploadPlan]:
         tag = Tag.of(request.ref)
         draft = yield from call(make_draft, tag, request)
         # Before anything is registered: this refuses what cannot be archived.
         layout = yield from call(draft.layout, draft.build_at)
-        yield from self._uploads.ensure_repository(tag)
+        options = draft.options
+        yield from self._uploads.ensure_repository(tag, options.repository_description, options.repository_labels)
         record, is_there = yield from self._settle(tag, draft, request.force, request.renew)
         if is_there:
             return UploadPlan(ref=request.ref, way=None, existing=self._version_of(record, tag.name))
@@ -261,8 +294,7 @@ class BentoCloud(Registry, Deploys):
         record = yield from self._uploads.presigned(tag, "download", ModelRecord)
         if reference := record.reference:
             raise NotSupported(
-                f"{tag} only points to {reference.model_id or 'a model'} at {reference.registry}"
-                f"{f', revision {reference.revision}' if reference.revision else ''}; get the bytes there"
+                f"{tag} only points to {reference}; get the bytes there, or pull with on_reference='skip'"
             )
         if record.digest != version.digest:
             raise RegistryUnavailable(f"{tag} was replaced a moment ago")
@@ -406,6 +438,7 @@ class BentoCloud(Registry, Deploys):
             created_at=record.created_at or record.build_at,
             uri=f"{self.base_url}{Tag(name, record.version).path}",
             reference=record.reference,
+            facts={"creator": record.creator.name if record.creator else "", "module": record.manifest.module},
             raw=record.model_dump(mode="json", exclude={"presigned_upload_url", "presigned_download_url"}),
         )
 
@@ -421,9 +454,26 @@ def _versions_of(name: str) -> str:
 
 def _terms(query: Query) -> str:
     """Write a query in the server's grammar, as far as that has room for it; answers are checked in any case."""
-    terms = [f"label:{key}" if value is None else f"label:{key}={value}" for key, value in query.labels.items()]
+    labels = [[(key, value)] for key, value in query.labels.items() if "," not in (value or "")] + [*query.either]
+    terms = [
+        *("label:" + ",".join(key if value is None else f"{key}={value}" for key, value in one) for one in labels),
+        *(f"{key}:{value}" for key, values in query.facts.items() for value in values),
+        *([f"sort:{query.sort}"] if query.sort else []),
+    ]
     return " ".join(term for term in terms if _PLAIN_TERM.fullmatch(term))
 
 
-def _newest_first(versions: list[ModelVersion]) -> list[ModelVersion]:
-    return sorted(versions, key=lambda version: version.age_key, reverse=True)
+def _ordered(versions: Iterable[ModelVersion], query: Query) -> list[ModelVersion]:
+    """Return versions in the order that a query wants, equal ones newest first."""
+    found = newest_first(versions)
+    if query.sort:
+        order = _ORDERS[query.sort.removesuffix("-asc").removesuffix("-desc")]
+        found.sort(key=order, reverse=not query.sort.endswith("-asc"))
+    return found
+
+
+_ORDERS: dict[str, Callable[[ModelVersion], Any]] = {
+    "created_at": lambda version: version.age_key[0],
+    "build_at": lambda version: str(version.raw.get("build_at") or ""),
+    "size": lambda version: version.size_bytes or 0,
+}

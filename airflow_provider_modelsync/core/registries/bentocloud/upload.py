@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,6 +34,7 @@ from airflow_provider_modelsync.core.registries.bentocloud.api import (
     Text,
     Time,
     null_as,
+    pairs,
     refuse,
 )
 from airflow_provider_modelsync.core.transfer.checkpoint import OpenUpload, UploadMemory
@@ -192,15 +193,28 @@ class Uploads:
                 yield from self.complete(plan.tag, plan.way)
             yield from self.report(plan.tag, "success", "")
 
-    def ensure_repository(self, tag: Tag) -> Flow[None]:
-        """Make what a version is to belong to, unless it is there."""
+    def ensure_repository(
+        self, tag: Tag, description: str | None = None, labels: Mapping[str, str] | None = None
+    ) -> Flow[None]:
+        """Make what a version is to belong to, unless it is there; give it the description and labels, if any."""
         doing = f"looking for the {tag.kind} {tag.name}"
-        if (yield from self._calls.find("GET", tag.repository, Repository, doing)) is not None:
-            return
-        body = {"name": tag.name, "description": ""}
-        making = f"creating the {tag.kind} {tag.name}"
-        if (yield from self._calls.create(tag.repositories, Repository, making, body)) is None:
-            yield from self._calls.need("GET", tag.repository, Repository, doing)  # another push was faster
+        found = yield from self._calls.find("GET", tag.repository, Repository, doing)
+        if found is None:
+            body = {"name": tag.name, "description": description or "", **({"labels": pairs(labels)} if labels else {})}
+            making = f"creating the {tag.kind} {tag.name}"
+            if (yield from self._calls.create(tag.repositories, Repository, making, body)) is not None:
+                return
+            found = yield from self._calls.need("GET", tag.repository, Repository, doing)  # another push was faster
+        yield from self.describe_repository(tag, found, description, labels)
+
+    def describe_repository(
+        self, tag: Tag, found: Repository, description: str | None, labels: Mapping[str, str | None] | None
+    ) -> Flow[Repository]:
+        """Give what versions belong to another description and labels; return it as it is then."""
+        if not (changes := found.changes(description, labels)):
+            return found
+        doing = f"describing the {tag.kind} {tag.name}"
+        return (yield from self._calls.need("PATCH", tag.repository, Repository, doing, json=changes))
 
     def way_up(
         self, tag: Tag, record: UploadRecord, layout: TarLayout, memory: UploadMemory

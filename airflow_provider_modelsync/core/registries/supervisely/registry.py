@@ -38,7 +38,7 @@ from airflow_provider_modelsync.core.models import (
     Query,
     Ticket,
 )
-from airflow_provider_modelsync.core.registries.base import KEEPS_MODELS, Capability, Registry
+from airflow_provider_modelsync.core.registries.base import KEEPS_MODELS, Capability, Registry, newest_first
 from airflow_provider_modelsync.core.registries.capabilities import Deploys, PredictsAlone
 from airflow_provider_modelsync.core.registries.supervisely.api import Arguments, Platform, SuperviselySettings, Text
 from airflow_provider_modelsync.core.registries.supervisely.deployments import Deployments
@@ -200,16 +200,22 @@ class Supervisely(Registry, Deploys, PredictsAlone):
         for name in {one.name for one in experiments if query.matches_name(one.name)}:
             version = yield from self._newest([one for one in experiments if one.name == name], query)
             newest += [version] if version else []
-        return sorted(newest, key=lambda version: version.age_key, reverse=True)
+        return newest_first(newest)
 
     def list_versions(self, name: str, query: Query) -> Flow[list[ModelVersion]]:
         if not query.matches_name(name):
             return []
+        return (yield from self._all(name, query))
+
+    def list_all(self, query: Query) -> Flow[list[ModelVersion]]:
+        return self._all(None, query)
+
+    def _all(self, name: str | None, query: Query) -> Flow[list[ModelVersion]]:
         found: list[ModelVersion] = []
         for experiment in (yield from self._experiments(name)):
-            found += [(yield from self._describe(experiment))]
-        chosen = [version for version in found if query.matches(version)]
-        return sorted(chosen, key=lambda version: version.age_key, reverse=True)
+            if query.matches_name(experiment.name):
+                found += [(yield from self._describe(experiment))]
+        return newest_first(version for version in found if query.matches(version))
 
     def delete(self, ref: ModelRef) -> Flow[bool]:
         experiment = yield from self._files.experiment(ref.name, _exact(ref))

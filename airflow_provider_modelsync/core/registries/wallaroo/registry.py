@@ -42,7 +42,7 @@ from airflow_provider_modelsync.core.models import (
     require_json,
 )
 from airflow_provider_modelsync.core.redact import excerpt, secrets_of
-from airflow_provider_modelsync.core.registries.base import ANY, Capability, Registry
+from airflow_provider_modelsync.core.registries.base import ANY, Capability, Registry, newest_first
 from airflow_provider_modelsync.core.registries.capabilities import Deploys, Predicts
 from airflow_provider_modelsync.core.registries.wallaroo.api import (
     Calls,
@@ -223,14 +223,19 @@ class Wallaroo(Registry, Deploys, Predicts):
         return self._version_of((yield from self._entry(name, version)))
 
     def list_models(self, query: Query) -> Flow[list[ModelVersion]]:
-        listing = yield from self._list()
         newest: dict[str, ModelVersion] = {}
+        for version in (yield from self.list_all(query)):
+            if version.ready:
+                newest.setdefault(version.name, version)
+        return list(newest.values())
+
+    def list_all(self, query: Query) -> Flow[list[ModelVersion]]:
+        listing = yield from self._list()
+        found: list[ModelVersion] = []
         for item in listing.models:
             if query.matches_name(item.row.name):
-                for version in self._chosen((yield from self._entries_in(item)), query):
-                    if version.ready:
-                        newest.setdefault(version.name, version)
-        return _newest_first(newest.values())
+                found += self._chosen((yield from self._entries_in(item)), query)
+        return newest_first(found)
 
     def list_versions(self, name: str, query: Query) -> Flow[list[ModelVersion]]:
         if not query.matches_name(name):
@@ -514,7 +519,7 @@ class Wallaroo(Registry, Deploys, Predicts):
 
     def _chosen(self, entries: Sequence[VersionEntry], query: Query) -> list[ModelVersion]:
         versions = {entry.model_version.uuid: self._version_of(entry) for entry in entries if entry.model_version.uuid}
-        return _newest_first(version for version in versions.values() if query.matches(version))
+        return newest_first(version for version in versions.values() if query.matches(version))
 
     def _version_of(self, entry: VersionEntry) -> ModelVersion:
         record = entry.model_version
@@ -577,10 +582,6 @@ def _check_config(config: Mapping[str, Any]) -> None:
 def _note_unknown(uuid: str, status: str) -> None:
     """Log a state that is not known, once a version; it is waited on until the wait's own end."""
     _log.warning("version %s is in the state %s, which is not known here; the wait goes on", uuid, show(status))
-
-
-def _newest_first(versions: Any) -> list[ModelVersion]:
-    return sorted(versions, key=lambda version: version.age_key, reverse=True)
 
 
 def _plain(secret: SecretStr | None) -> str | None:

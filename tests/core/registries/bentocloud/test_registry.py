@@ -30,7 +30,7 @@ from airflow_provider_modelsync.core.errors import (
     VersionFailed,
 )
 from airflow_provider_modelsync.core.http.policy import Backoff
-from airflow_provider_modelsync.core.models import ModelReference, ModelVersion, VersionStatus
+from airflow_provider_modelsync.core.models import ModelReference, ModelVersion, TransferStats, VersionStatus
 from airflow_provider_modelsync.core.registries.bentocloud import records as bentocloud_model
 from airflow_provider_modelsync.core.registries.bentocloud import registry as bentocloud
 from airflow_provider_modelsync.core.registries.bentocloud.registry import BentoCloud, BentoCloudSettings
@@ -898,6 +898,14 @@ class TestReference:
         assert not target.exists()
         assert server.count("GET", f"{OBJECT}|{DOWNLOAD}") == 0
 
+    def test_may_be_passed_over(self, server: BentoCloudStandIn, cloud: Cloud, target: Path, reference: str) -> None:
+        pulled = cloud.pull(target, reference, on_reference="skip")
+
+        assert (pulled.path, pulled.is_elsewhere, pulled.version.ref) == (None, True, reference)
+        assert pulled.version.transfer == TransferStats(skipped=True)
+        assert not target.exists()
+        assert server.count("GET", f"{OBJECT}|{DOWNLOAD}") == 0
+
     @pytest.mark.parametrize("registry", ["", "bentoml", None, 7])
     def test_is_no_model_of_bentomls_own(
         self, server: BentoCloudStandIn, cloud: Cloud, source: Path, registry: Any
@@ -949,7 +957,10 @@ class TestCatalogue:
             ("label:stage=prod", ["v3", "v1"]),
             ("label:stage", ["v3", "v2", "v1"]),
             ("label:stage=prod label:team=nlp", ["v1"]),
-            ("label:stage=dev,prod", []),
+            ("label:stage=dev,prod", ["v3", "v2", "v1"]),
+            ("label:stage=dev,team=nlp", ["v2", "v1"]),
+            ("label:stage=dev label:stage=prod", []),
+            ("label:stage=dev,test label:stage=prod,test", []),
             ("dig label:stage=dev", ["v2"]),
             ("letters label:stage=dev", []),
         ],
@@ -969,6 +980,62 @@ class TestCatalogue:
         else:
             with pytest.raises(ModelNotFound):
                 cloud.get("digits", query)
+
+    @pytest.mark.parametrize("dialect", ["bentocloud", "yatai"])
+    @pytest.mark.parametrize(
+        ("query", "chosen"),
+        [
+            ("creator:ci", ["v3", "v2", "v1"]),
+            ("creator:@me", ["v3", "v2", "v1"]),
+            ("creator:somebody creator:@me", ["v3", "v2", "v1"]),
+            ("creator:somebody", []),
+            ("module:bentoml.onnx", ["v2"]),
+            ("module:bentoml.onnx module:bentoml.keras", ["v3", "v2"]),
+            ("sort:size-asc", ["v2", "v3", "v1"]),
+            ("sort:size", ["v1", "v3", "v2"]),
+            ("sort:created_at-asc creator:ci", ["v1", "v2", "v3"]),
+            ("sort:build_at-desc", ["v3", "v2", "v1"]),
+        ],
+    )
+    def test_knows_creators_modules_and_orders(
+        self, server: BentoCloudStandIn, cloud: Cloud, dialect: Any, query: str, chosen: list[str]
+    ) -> None:
+        server.dialect = dialect
+        for number, (size, module) in enumerate([(300, ""), (100, "bentoml.onnx"), (200, "bentoml.keras")], 1):
+            server.seed("digits", f"v{number}", size_bytes=size).manifest["module"] = module
+
+        def listed(text: str) -> list[str]:
+            return [one.version for one in cloud.run(lambda one: one.list_versions("digits", one.query(text)))]
+
+        assert listed(query) == chosen
+        everywhere = cloud.run(lambda registry: registry.list_all(registry.query(query)))
+        assert [version.version for version in everywhere] == chosen
+        if chosen:
+            assert cloud.run(lambda one: one.get(one.parse("digits"), one.query(query))).version == chosen[0]
+            exact = f"digits:{chosen[-1]}"
+            assert cloud.run(lambda one: one.get(one.parse(exact), one.query(query))).ref == exact
+        else:
+            with pytest.raises(ModelNotFound, match="creator is 'ci', not 'somebody'"):
+                cloud.run(lambda one: one.get(one.parse("digits:v1"), one.query(query)))
+
+    def test_asks_the_server_in_its_own_grammar(self, server: BentoCloudStandIn, cloud: Cloud) -> None:
+        query = "dig label:stage=dev,prod label:team creator:@me module:bentoml.onnx sort:size-asc"
+        cloud.run(lambda registry: registry.list_all(registry.query(query, {"note": "a,b"})))
+
+        (request,) = server.find("GET", "/api/v1/models$")
+        assert request.query["q"] == (
+            "label:team label:stage=dev,stage=prod creator:ci module:bentoml.onnx sort:size-asc"
+        )
+
+    def test_lists_all_versions_of_all_models(self, server: BentoCloudStandIn, cloud: Cloud, source: Path) -> None:
+        server.seed("digits", "v1", source)
+        server.seed("letters", "v1", status="failed")
+        server.seed("digits", "v2", status="pending")
+
+        everything = cloud.run(lambda registry: registry.list_all(registry.query(None)))
+
+        assert [version.ref for version in everything] == ["digits:v2", "letters:v1", "digits:v1"]
+        assert server.count("GET", "") == 1
 
     def test_reads_all_pages(self, server: BentoCloudStandIn, cloud: Cloud) -> None:
         start = datetime(2026, 1, 1, tzinfo=UTC)
