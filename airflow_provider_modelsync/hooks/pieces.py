@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from airflow_provider_modelsync.core.models import Fetch, ModelVersion, Patience
+from airflow_provider_modelsync.core.models import Fetch, ModelVersion, Patience, Query
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 
 if TYPE_CHECKING:
     from airflow_provider_modelsync.core.flow.steps import Flow
     from airflow_provider_modelsync.core.models import ModelRef
+    from airflow_provider_modelsync.core.registries.pieces.progress import DownloadProgress
     from airflow_provider_modelsync.core.registries.pieces.registry import Pieces
 
 T = TypeVar("T")
@@ -42,6 +44,26 @@ class PiecesHook(RegistryHook):
         :raises RegistryUnavailable: when it ended without a word, or the time is over.
         """
         return self.pull(model, None, patience=patience).version
+
+    def download_progress(self, model: str, *, patience: Patience | None = None) -> Iterator[DownloadProgress]:
+        """Have a model downloaded as :meth:`download` does, and yield percent and state whenever it gets any further.
+
+        The last ones are ``100.0`` and ``"COMPLETED"``; they are the only ones where the model is there already::
+
+            for percent, state in PiecesHook().download_progress("phi-2"):
+                ...
+
+        A download goes on when the iterator is left early: :meth:`cancel_download` ends it. Parameters and errors as
+        of :meth:`download`.
+        """
+        from airflow_provider_modelsync.core.verbs.fetch import taking_back
+
+        with self._named(model), self._session() as (registry, driver):
+            pieces = cast("Pieces", registry)
+            with taking_back(registry) as asked:
+                steps = pieces.progress(driver, pieces.parse(model), Query(), patience or Patience(), asked.append)
+                with closing(steps):
+                    yield from steps
 
     def wait_for_download(self, model: str, *, patience: Patience | None = None) -> ModelVersion:
         """Wait for a download that somebody else began, with its progress in the log. As :meth:`download` besides."""

@@ -8,12 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_modelsync.core.errors import InvalidInput, ModelNotFound, NotSupported, RegistryUnavailable
+from airflow_provider_modelsync.core.errors import (
+    Cancelled,
+    InvalidInput,
+    ModelNotFound,
+    NotSupported,
+    RegistryUnavailable,
+    VersionFailed,
+)
 from airflow_provider_modelsync.core.models import Patience
 from airflow_provider_modelsync.hooks.pieces import PiecesHook
 from airflow_provider_modelsync.hooks.registry import aget_registry_hook, get_registry_hook
 from tests.conftest import Connect
-from tests.standins.pieces import Download, PiecesStandIn
+from tests.standins.pieces import JUNK, Download, PiecesStandIn, Progress
 from tests.support.pieces import CANCEL, CONNECTION, DOWNLOAD, ENDLESS, PHI, quickly, running_host, verbs
 
 SOON = Patience(seconds=10, poll_interval=0.05)
@@ -65,6 +72,60 @@ def test_a_download_is_begun_followed_and_cancelled(server: PiecesStandIn, hook:
     assert hook.cancel_download("Other") == "the download of other is cancelled"
     assert hook.cancel_download("Other") == "the download of other is over or was never begun"
 
+    assert verbs(server) == [DOWNLOAD, DOWNLOAD, CANCEL]
+
+
+def test_progress_comes_as_percent_and_state(server: PiecesStandIn, hook: PiecesHook) -> None:
+    steps = list(hook.download_progress("Phi 2", patience=Patience(seconds=10, poll_interval=5)))
+
+    percents = [percent for percent, _ in steps]
+    assert percents == sorted(percents)
+    assert steps[-1] == (100.0, "COMPLETED")
+    assert {(12.5, "IN-PROGRESS"), (87.5, "IN-PROGRESS")} <= set(steps)
+    assert list(hook.download_progress("Phi 2", patience=SOON)) == [(100.0, "COMPLETED")]
+    assert verbs(server) == [DOWNLOAD]
+
+
+@pytest.mark.parametrize("shape", ["no status", "unknown status", "new status", "integers"])
+def test_progress_makes_sense_of_whatever_messages_say(server: PiecesStandIn, hook: PiecesHook, shape: str) -> None:
+    server.progress = [Progress(shape=shape, junk=JUNK)]
+    steps = list(hook.download_progress("Phi 2", patience=SOON))
+
+    assert {state for _, state in steps[1:-1]} <= {"IN-PROGRESS", "VERIFYING"}
+    assert steps[-1] == (100.0, "COMPLETED")
+
+
+def test_progress_without_a_socket_ends_all_the_same(server: PiecesStandIn, hook: PiecesHook) -> None:
+    server.progress = [Progress(upgrade=500)]
+
+    assert list(hook.download_progress("Phi 2", patience=SOON))[-1] == (100.0, "COMPLETED")
+
+
+def test_a_download_that_fails_ends_the_progress(server: PiecesStandIn, hook: PiecesHook) -> None:
+    server.download = Download(outcome="FAILED")
+
+    with pytest.raises(VersionFailed, match="FAILED") as failed:
+        list(hook.download_progress("Phi 2", patience=SOON))
+    assert (failed.value.model, failed.value.connection) == ("Phi 2", CONNECTION)
+
+
+def _killed_by_the_first_step(hook: PiecesHook) -> Iterator[float]:
+    for percent, _ in hook.download_progress("Other", patience=SOON):
+        hook.cancel()
+        yield percent
+
+
+def test_a_download_goes_on_when_nobody_listens_and_ends_when_the_task_is_killed(
+    server: PiecesStandIn, hook: PiecesHook
+) -> None:
+    server.download = Download(outcome=None, tick=0.01)
+    for _ in hook.download_progress("Phi 2", patience=SOON):
+        break
+    assert verbs(server) == [DOWNLOAD]
+
+    killed = PiecesHook()
+    with pytest.raises(Cancelled):
+        list(_killed_by_the_first_step(killed))
     assert verbs(server) == [DOWNLOAD, DOWNLOAD, CANCEL]
 
 

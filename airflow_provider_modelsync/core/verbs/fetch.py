@@ -32,7 +32,7 @@ def fetch(registry: Registry, driver: SyncDriver, ref: ModelRef, *, query: Query
     :raises InvalidInput: where models are pulled to a directory instead.
     """
     fetches = Fetches.of(registry)
-    with _taking_back(registry) as asked:
+    with taking_back(registry) as asked:
         version = driver.run(fetches.fetch(ref, query, patience, asked.append))
     return PulledModel(path=None, version=version)
 
@@ -40,7 +40,7 @@ def fetch(registry: Registry, driver: SyncDriver, ref: ModelRef, *, query: Query
 def start_fetch(registry: Registry, driver: SyncDriver, ref: ModelRef, *, query: Query) -> Fetch:
     """Only ask for it, unless it is there or on its way. Parameters as for :func:`fetch`."""
     fetches = Fetches.of(registry)
-    with _taking_back(registry) as asked:
+    with taking_back(registry) as asked:
         return driver.run(fetches.start_fetch(ref, query, asked.append))
 
 
@@ -50,13 +50,17 @@ def needs_fetch(registry: Registry, deployment: str | None, ref: ModelRef, confi
 
 
 @contextmanager
-def _taking_back(registry: Registry) -> Iterator[list[Fetch]]:
-    """Cancel what was asked for when the task is killed or runs out of time; an error leaves it to the next try."""
+def taking_back(registry: Registry) -> Iterator[list[Fetch]]:
+    """Cancel what was asked for when the task is killed or runs out of time.
+
+    An error leaves it to the next try, and whoever stops listening to it leaves it to the host.
+    """
     asked: list[Fetch] = []
     try:
         yield asked
     except BaseException as error:
-        if asked and (isinstance(error, Cancelled) or not isinstance(error, Exception)):
+        is_end_of_task = isinstance(error, Cancelled) or not isinstance(error, (Exception, GeneratorExit))
+        if asked and is_end_of_task:
             _take_back(registry, asked[-1])
         raise
 

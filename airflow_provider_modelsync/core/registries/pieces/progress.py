@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_provider_modelsync.core.errors import RegistryUnavailable, VersionFailed
 from airflow_provider_modelsync.core.http import network
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_modelsync.core.registries.pieces.api import PiecesModel
 
+_INITIALIZED, _IN_PROGRESS, _UNKNOWN = "INITIALIZED", "IN-PROGRESS", "UNKNOWN"
 _COMPLETED, _FAILURES = "COMPLETED", frozenset({"FAILED", "CANCELED"})
 # After these the record has something to say.
 _TELLING = _FAILURES | {_COMPLETED, "RESET"}
@@ -61,6 +62,21 @@ class Heard:
     is_greeting: bool = False
 
 
+class DownloadProgress(NamedTuple):
+    """How far a download is.
+
+    :param percent: 0 to 100; never less than was told before.
+    :param state: Pieces OS' own word: ``INITIALIZED``, ``IN-PROGRESS``, ``COMPLETED`` or one that is new.
+    """
+
+    percent: float
+    state: str
+
+    @classmethod
+    def done(cls) -> DownloadProgress:
+        return cls(100.0, _COMPLETED)
+
+
 class Outcome:
     """What messages and records say about one download; it does no I/O.
 
@@ -75,12 +91,24 @@ class Outcome:
         self._is_greeting = False
         self._idle_looks = 0
         self._logged, self._logged_at = 0.0, clock()
+        self._progress = DownloadProgress(0.0, _INITIALIZED)
+        self._told: DownloadProgress | None = None
+
+    def told(self) -> DownloadProgress | None:
+        """Return how far the download is, unless that was told before."""
+        if self._progress == self._told:
+            return None
+        self._told = self._progress
+        return self._told
 
     def hear(self, heard: Heard) -> bool:
         """Take a message; return whether the model's record should be looked at now."""
         status, percentage = _read(heard.text)
         if percentage is not None and not heard.is_greeting and status not in _TELLING:
             self._show(percentage)
+            percent = max(self._progress.percent, percentage)
+            state = status if status not in (None, _UNKNOWN) else _IN_PROGRESS
+            self._progress = DownloadProgress(percent, excerpt(state))
         if status is None:
             return False
         is_news = status != self._status

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
@@ -21,7 +21,7 @@ from airflow_provider_modelsync.core.errors import (
     RegistryUnavailable,
     VersionConflict,
 )
-from airflow_provider_modelsync.core.flow.steps import Flow, Policy, sleep, wait_for
+from airflow_provider_modelsync.core.flow.steps import Flow, Policy, SyncDriver, sleep, wait_for
 from airflow_provider_modelsync.core.http.policy import RequestPolicy
 from airflow_provider_modelsync.core.models import (
     LATEST,
@@ -38,7 +38,7 @@ from airflow_provider_modelsync.core.models import (
 from airflow_provider_modelsync.core.registries.base import ANY, Capability, Registry
 from airflow_provider_modelsync.core.registries.capabilities import Deploys, Fetches, Note
 from airflow_provider_modelsync.core.registries.pieces.api import Calls, PiecesModel, PiecesSettings, is_ok, not_ok
-from airflow_provider_modelsync.core.registries.pieces.progress import Outcome, ProgressSocket
+from airflow_provider_modelsync.core.registries.pieces.progress import DownloadProgress, Outcome, ProgressSocket
 from airflow_provider_modelsync.core.settings import RegistrySettings
 
 _ID = re.compile(r"(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -54,6 +54,31 @@ _LOAD_SECONDS = 300.0  # the answer may come only once the model is in memory
 _CANCEL_SECONDS, _CANCEL_LOOKS, _CANCEL_PAUSE = 2.0, 3, 0.3
 
 _log = logging.getLogger("modelsync")
+
+
+class _Watch:
+    """How a wait for one download stands.
+
+    :param deadline: when it gives up, monotonic.
+    """
+
+    def __init__(self, fetch: Fetch, socket: ProgressSocket, patience: Patience, deadline: float) -> None:
+        self.fetch = fetch
+        self.socket = socket
+        self.patience = patience
+        self.deadline = deadline
+        self.outcome = Outcome(fetch.name)
+        self.is_troubled = False
+        self.looked()
+
+    def looked(self) -> None:
+        """Note that the record was looked at just now."""
+        self._due = time.monotonic() + self.patience.poll_interval
+
+    @property
+    def pause(self) -> float:
+        """Seconds until the record is to be looked at again."""
+        return min(self._due, self.deadline) - time.monotonic()
 
 
 class Pieces(Registry, Fetches, Deploys):
@@ -275,31 +300,58 @@ class Pieces(Registry, Fetches, Deploys):
         _log.info("%s is being downloaded on %s", model.label, self.base_url)
         return fetch.model_copy(update={"version": self._fetched(now)}) if now.downloaded else fetch
 
+    def progress(
+        self, driver: SyncDriver, ref: ModelRef, query: Query, patience: Patience, note: Note
+    ) -> Generator[DownloadProgress, None, None]:
+        """Have a model downloaded as :meth:`fetch` does, and yield how far that is, whenever it gets any further.
+
+        :param driver: runs the flows in between.
+        """
+        deadline = time.monotonic() + patience.seconds
+        model = driver.run(self._find(ref, query))
+        socket = self._socket(model.id)
+        try:
+            if not model.downloaded:
+                driver.run(wait_for(socket.open))  # first of all, so that it misses nothing
+            fetch = driver.run(self._ask(model, note))
+            watch = _Watch(fetch, socket, patience, deadline)
+            while fetch.version is None and driver.run(self._listen(watch)) is None:
+                if (told := watch.outcome.told()) is not None:
+                    yield told
+            yield DownloadProgress.done()
+        finally:
+            driver.shielded().run(wait_for(socket.close))
+
     def _watch(self, fetch: Fetch, socket: ProgressSocket, patience: Patience, deadline: float) -> Flow[ModelVersion]:
-        """Listen, look from time to time and whenever a message gives reason to, until the outcome is known."""
-        outcome = Outcome(fetch.name)
-        due = time.monotonic() + patience.poll_interval
-        is_troubled = False
+        """Listen, and look from time to time, until the outcome is known."""
+        watch = _Watch(fetch, socket, patience, deadline)
         while True:
-            heard = yield from wait_for(socket.next, min(due, deadline) - time.monotonic())
-            is_telling = heard is not None and outcome.hear(heard)
-            if not is_telling and time.monotonic() < min(due, deadline):
-                continue
-            try:
-                now = yield from self._calls.need(fetch.ref, seconds=_LOOK_SECONDS)
-            except RegistryUnavailable as error:
-                if not is_troubled:
-                    _log.warning("%s; the wait goes on", error)
-                is_troubled = True
-            else:
-                is_troubled = False
-                if outcome.see(now, is_prompted=is_telling):
-                    _log.info("%s is downloaded on %s", now.label, self.base_url)
-                    return self._fetched(now)
-            if time.monotonic() >= deadline:
-                undone = (yield from self.cancel_fetch(fetch.ref)) if fetch.ours else "somebody else asked for it"
-                raise RegistryUnavailable(f"{fetch.name} was not downloaded after {patience.seconds:.0f} s; {undone}")
-            due = time.monotonic() + patience.poll_interval
+            if version := (yield from self._listen(watch)):
+                return version
+
+    def _listen(self, watch: _Watch) -> Flow[ModelVersion | None]:
+        """Wait for the next message, and look when it gives reason to, or when it is time."""
+        fetch, outcome = watch.fetch, watch.outcome
+        heard = yield from wait_for(watch.socket.next, watch.pause)
+        is_telling = heard is not None and outcome.hear(heard)
+        if not is_telling and watch.pause > 0:
+            return None
+        try:
+            now = yield from self._calls.need(fetch.ref, seconds=_LOOK_SECONDS)
+        except RegistryUnavailable as error:
+            if not watch.is_troubled:
+                _log.warning("%s; the wait goes on", error)
+            watch.is_troubled = True
+        else:
+            watch.is_troubled = False
+            if outcome.see(now, is_prompted=is_telling):
+                _log.info("%s is downloaded on %s", now.label, self.base_url)
+                return self._fetched(now)
+        if time.monotonic() >= watch.deadline:
+            undone = (yield from self.cancel_fetch(fetch.ref)) if fetch.ours else "somebody else asked for it"
+            raise RegistryUnavailable(f"{fetch.name} was not downloaded after {watch.patience.seconds:.0f} s; {undone}")
+        watch.looked()
+        return None
 
     def _is_away(self) -> Flow[RegistryUnavailable | None]:
         try:
