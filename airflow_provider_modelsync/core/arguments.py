@@ -64,6 +64,11 @@ def looks_structured(value: Any) -> bool:
     return isinstance(value, str) and value.lstrip()[:1] in ("{", "[")
 
 
+def is_url(value: Any) -> bool:
+    """Whether a value is the address of something that is reached by HTTP."""
+    return isinstance(value, str) and value[:8].lower().startswith(("http://", "https://"))
+
+
 def restructured(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return options with the texts read that stand where objects or lists are wanted: templates make texts.
 

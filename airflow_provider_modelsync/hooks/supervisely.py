@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from airflow_provider_modelsync.core.arguments import is_url
 from airflow_provider_modelsync.core.errors import Cancelled, ModelSyncError
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 
@@ -128,7 +129,7 @@ class SuperviselyHook(RegistryHook):
 
         Parameters and errors as for ``predict``.
         """
-        if isinstance(inputs, (str, os.PathLike)):
+        if isinstance(inputs, (str, os.PathLike)) and not is_url(inputs):
             inputs = Path(inputs)
         with self._named(None), self._session() as (registry, driver):
             control = self._control(registry, f"predicting with {deployment}", None)

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from airflow_provider_modelsync.core.arguments import (
     Seconds,
     Span,
     Values,
+    is_url,
     structure,
 )
 from airflow_provider_modelsync.core.errors import (
@@ -496,8 +497,9 @@ class PredictOperator(RegistryOperator):
     def _tell_lineage(self, made: Predictions, output: str) -> None:
         if made.model:
             self._trace.read.append((self.registry_conn_id, _described(made.registry, made.model)))
-        if isinstance(self.inputs, (str, os.PathLike, ObjectStoragePath)):
-            self._trace.places_read.append(str(self.inputs))
+        for entry in self.inputs if isinstance(self.inputs, (list, tuple)) else [self.inputs]:
+            if isinstance(entry, (str, os.PathLike, ObjectStoragePath)) and not is_url(entry):
+                self._trace.places_read.append(str(entry))
         self._trace.places_written.append(output)
 
     @contextmanager
@@ -505,8 +507,18 @@ class PredictOperator(RegistryOperator):
         if isinstance(self.inputs, (str, os.PathLike, ObjectStoragePath)):
             with local_source(self.inputs, self._cancel_token, "inputs") as inputs:
                 yield inputs
+        elif isinstance(self.inputs, (list, tuple)):
+            with ExitStack() as stack:
+                yield [self._staged(entry, stack) for entry in self.inputs]
         else:
             yield self.inputs
+
+    def _staged(self, entry: Any, stack: ExitStack) -> Any:
+        """Return an entry of a list, brought to this machine if it lies in object storage."""
+        is_stored = isinstance(entry, ObjectStoragePath) or (isinstance(entry, str) and "://" in entry)
+        if not is_stored or is_url(entry):
+            return entry
+        return stack.enter_context(local_source(entry, self._cancel_token, "inputs"))
 
     def _defer(self, inputs: Any, output: Path | ObjectStoragePath) -> None:
         """Begin the predictions and wait for them in the triggerer, where the system makes them by itself."""

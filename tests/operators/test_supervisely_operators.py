@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk.serde import deserialize, serialize
+from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_modelsync.compat import AirflowException, AirflowFailException, TaskDeferred
 from airflow_provider_modelsync.core.http.policy import Backoff
@@ -84,6 +85,27 @@ def test_a_folder_is_predicted_by_what_was_deployed_and_the_model_is_frozen(
     assert frozen == {"deployment": "blobs", "frozen": True, "message": "Model is frozen."}
     for result in (deployed, predicted, frozen):
         assert server.tasks[20001].session_token not in json.dumps(result)
+
+
+def test_a_list_may_hold_objects_in_storage_and_images_in_memory(
+    server: SuperviselyStandIn,
+    app: SuperviselyApp,
+    context: dict[str, Any],
+    tmp_path: Path,
+    storage: MemoryFileSystem,
+) -> None:
+    deploy().execute(context)
+    storage.pipe("/in/05.png", png(80, 8, (0, 0, 5, 3)))
+    output = tmp_path / "found.jsonl"
+    PredictOperator(
+        task_id="predict",
+        registry_conn_id=CONNECTION,
+        deployment="blobs",
+        inputs=["memory://in/05.png", str(folder(tmp_path / "in", 1) / "01.png"), png(80, 8, (0, 0, 7, 3))],
+        output=str(output),
+    ).execute(context)
+
+    assert [json.loads(line)["name"] for line in output.read_text().splitlines()] == ["05.png", "01.png", "image 2"]
 
 
 def test_what_cannot_be_frozen_is_told_and_no_failure(

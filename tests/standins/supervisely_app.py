@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -211,6 +212,7 @@ class SuperviselyApp(StandIn):
         "freeze_model": "freeze",
         "sly/shutdown": "shut_down",
         "inference_image": "image",
+        "inference_image_url": "image_url",
         "inference_batch": "images",
         "inference_batch_async": "start_images",
         "inference_video_async": "start_video",
@@ -520,6 +522,20 @@ class SuperviselyApp(StandIn):
         inference = self._uploads(request, body)
         if len(inference.items) != 1:
             raise complaint(400, f"Only one file expected but got {len(inference.items)}")
+        self._infer(inference)
+        if inference.exception:
+            raise crash()
+        return inference.results[0]
+
+    def image_url(self, request: Request, body: Body) -> Any:
+        """As `image`, of what a URL leads to."""
+        state = self._state(request)
+        try:
+            with urllib.request.urlopen(state["image_url"], timeout=10) as answer:
+                content = answer.read()
+        except OSError:
+            raise crash() from None
+        inference = Inference([Item(lambda: content)], state)
         self._infer(inference)
         if inference.exception:
             raise crash()

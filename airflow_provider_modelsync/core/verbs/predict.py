@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_modelsync.core import durable, places
+from airflow_provider_modelsync.core.arguments import is_url
 from airflow_provider_modelsync.core.errors import from_os_error
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
 from airflow_provider_modelsync.core.models import Predictions, Ticket
@@ -55,7 +56,7 @@ def predict(
         with closing(mover_for(registry, control)) as mover:
             request = PredictRequest(
                 deployment=deployment,
-                inputs=Path(inputs) if isinstance(inputs, (str, os.PathLike)) else inputs,
+                inputs=Path(inputs) if isinstance(inputs, (str, os.PathLike)) and not is_url(inputs) else inputs,
                 target=target,
                 mover=mover,
                 control=control,

@@ -15,16 +15,19 @@ import time
 import uuid
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from enum import StrEnum
 from functools import partial
-from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Literal, Self
+from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
-from airflow_provider_modelsync.core.arguments import whole_numbers
+from airflow_provider_modelsync.core.arguments import is_url, whole_numbers
 from airflow_provider_modelsync.core.errors import (
     Cancelled,
     InvalidInput,
@@ -37,7 +40,7 @@ from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver, call, s
 from airflow_provider_modelsync.core.http import network
 from airflow_provider_modelsync.core.http.faults import NotSent
 from airflow_provider_modelsync.core.http.policy import RequestPolicy
-from airflow_provider_modelsync.core.models import Headway, Ticket
+from airflow_provider_modelsync.core.models import Headway, Ticket, require_json
 from airflow_provider_modelsync.core.redact import excerpt, secrets_of
 from airflow_provider_modelsync.core.registries.supervisely.api import Arguments, Platform, checked
 from airflow_provider_modelsync.core.registries.supervisely.session import Session
@@ -55,6 +58,13 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0  # seconds between two looks at a reque
 _GOODBYE_SECONDS = 1.5  # for each of two calls: a killed task has little time to say goodbye
 _RESTARTS = 3
 _MAYBE_ONE_INPUT = frozenset({400, 415, 422, 500})  # statuses of an app that cannot decode a file
+_STARTS = {
+    b"\x89PNG\r\n\x1a\n": ".png",
+    b"\xff\xd8\xff": ".jpg",
+    b"BM": ".bmp",
+    b"II*\0": ".tiff",
+    b"MM\0*": ".tiff",
+}
 _EXTENSION = re.compile(r"\.[a-z0-9]{1,8}")
 _SHOWN_NAMES = 5
 
@@ -62,7 +72,7 @@ _log = logging.getLogger("modelsync")
 
 
 class PredictOptions(Arguments):
-    """How to predict.
+    """How to predict. What is none of these is passed on to the app as an inference setting.
 
     :param conf: the least confidence.
     :param img_size: what images are scaled to.
@@ -105,6 +115,36 @@ class PredictOptions(Arguments):
     stride: int | None = Field(default=None, gt=0)
     direction: Literal["forward", "backward"] | None = None
     timeout: float = Field(default=600.0, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pass_on(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or not (unknown := values.keys() - cls.model_fields.keys()):
+            return values
+        settings = values.get("settings") or {}
+        if not isinstance(settings, Mapping):
+            return values  # which is refused
+        passed = {key: values[key] for key in values if key in unknown}
+        return {**{key: values[key] for key in values if key not in unknown}, "settings": {**settings, **passed}}
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        for name in sorted(map(str, values.keys() - cls.model_fields.keys())):
+            (near,) = get_close_matches(name, cls.model_fields, n=1, cutoff=0.8) or [""]
+            hint = f": did you mean {near!r}?" if near else ""
+            (_log.warning if near else _log.info)("%r is passed on to the app as a setting%s", name, hint)
+        options = super().read(values)
+        require_json("options", options.settings)
+        return options
+
+    def warn_of_ignored(self, kinds: Collection[Kind]) -> None:
+        """Say what is given and means nothing for inputs of some kinds."""
+        heeded = _ALWAYS.union(*(_HEEDED[kind] for kind in kinds))
+        fields = type(self).model_fields
+        given = [name for name in fields if getattr(self, name) != fields[name].get_default(call_default_factory=True)]
+        for name in given:
+            if name not in heeded:
+                _log.warning("%r is ignored: it means nothing for %s", name, " and ".join(sorted(kinds)))
 
     @property
     def inference_settings(self) -> dict[str, Any]:
@@ -151,6 +191,31 @@ class PredictOptions(Arguments):
         return {**self.image_state(), **_given(frames), **tracker}
 
 
+class Kind(StrEnum):
+    """What predictions are made of."""
+
+    IMAGES = "images"
+    DIRECTORY = "a directory"
+    VIDEOS = "videos"
+    URLS = "URLs"
+    PLATFORM_IMAGES = "images of the platform"
+    PROJECT = "projects"
+
+
+_ALWAYS = frozenset({"conf", "img_size", "classes", "settings", "timeout"})
+_OF_IMAGES = frozenset({"batch_size", "model_prediction_suffix"})
+_OF_PLATFORM = _OF_IMAGES | {"upload_mode", "output_project_id"}
+_OF_VIDEOS = {"tracking", "tracking_config", "start_frame", "num_frames", "stride", "direction"}
+_HEEDED: dict[Kind, frozenset[str]] = {
+    Kind.IMAGES: _OF_IMAGES,
+    Kind.DIRECTORY: frozenset({"recursive"}),
+    Kind.VIDEOS: _OF_IMAGES | _OF_VIDEOS,
+    Kind.URLS: frozenset({"model_prediction_suffix"}),
+    Kind.PLATFORM_IMAGES: _OF_PLATFORM,
+    Kind.PROJECT: _OF_PLATFORM | {"iou_merge_threshold", "cache_project_on_model"},
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One input.
@@ -181,6 +246,8 @@ class Batch:
     :param may_restart: whether it may be begun again: not when the app writes results to the platform, nor when
         nothing tells which are missing.
     :param skip: predictions that an earlier request has brought.
+    :param is_direct: whether the start is answered by the one prediction itself.
+    :param secrets: what no message may show of the state.
     """
 
     route: str
@@ -190,6 +257,8 @@ class Batch:
     one_each: bool = False
     may_restart: bool = True
     skip: int = 0
+    is_direct: bool = False
+    secrets: tuple[str, ...] = field(default=(), repr=False)
 
     def after(self, count: int) -> Batch:
         """Return what is left of it after some predictions."""
@@ -209,51 +278,90 @@ class Batch:
         return ", ".join(names) + (" …" if len(self.items) > _SHOWN_NAMES else "")
 
 
-def batches_of(inputs: Any, options: PredictOptions, platform: Platform) -> Flow[Iterator[Batch]]:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is to be predicted.
+
+    :param batches: the requests.
+    :param kinds: what they are about.
+    """
+
+    batches: Iterator[Batch]
+    kinds: frozenset[Kind]
+
+
+def batches_of(inputs: Any, options: PredictOptions, platform: Platform) -> Flow[Asked]:
     """Cut inputs into requests.
 
-    :param inputs: a path of an image, a video or a directory; an array of height × width × channels, ``uint8``, RGB; a
-        list of images and arrays; or one of ``{"image_ids": [...]}``, ``{"video_id": n}``, ``{"dataset_ids": [...]}``
-        and ``{"project_id": n}``.
+    :param inputs: a path of an image, a video or a directory; an array of height × width × channels, ``uint8``, RGB; an
+        image of PIL; an image file's bytes; a URL of an image that the app fetches; a list of these; or ids, one or a
+        list: ``{"image_ids": …}``, ``{"video_ids": …}``, ``{"dataset_ids": …}``, ``{"project_ids": …}``, or each in
+        the singular.
     :raises InvalidInput: before anything is sent.
     """
     if isinstance(inputs, Mapping):
-        return iter([(yield from _remote_batch(dict(inputs), options, platform))])
-    if options.mode is not None:
+        asked = yield from _remote_batches(dict(inputs), options, platform)
+    elif options.mode is not None:
         raise InvalidInput("only predictions for what the platform holds can be written there", argument="upload_mode")
-    found = yield from call(_local_inputs, inputs, options.recursive)
-    return _local_batches(found, options)
+    else:
+        found = yield from call(_local_inputs, inputs, options.recursive)
+        kinds = {_kind_of(entry) for entry in found}
+        is_directory = any(
+            _is_directory(entry) for entry in (inputs if isinstance(inputs, (list, tuple)) else [inputs])
+        )
+        asked = Asked(_local_batches(found, options), frozenset(kinds | ({Kind.DIRECTORY} if is_directory else set())))
+    options.warn_of_ignored(asked.kinds)
+    return asked
 
 
-def _remote_batch(inputs: dict[str, Any], options: PredictOptions, platform: Platform) -> Flow[Batch]:
-    match inputs:
-        case {"image_ids": ids, **rest} if not rest:
-            numbers = _ids(ids, "image_ids")
+_PLURALS = {"image_id": "image_ids", "video_id": "video_ids", "dataset_id": "dataset_ids", "project_id": "project_ids"}
+
+
+def _remote_batches(inputs: dict[Any, Any], options: PredictOptions, platform: Platform) -> Flow[Asked]:
+    ids: dict[str, list[int]] = {}
+    for key, value in inputs.items():
+        name = _PLURALS.get(key, key)
+        if name not in _PLURALS.values() or name in ids:
+            raise _no_inputs()
+        ids[name] = _ids(value, key)
+    batches: list[Batch] = []
+    match ids:
+        case {"image_ids": numbers, **rest} if not rest:
+            kind = Kind.PLATFORM_IMAGES
             items = tuple(Item(f"the image {number}", {}) for number in numbers)
-            state = {"images_ids": numbers, **options.platform_state()}
-            return Batch(
-                "inference_batch_ids_async",
-                state,
-                items,
-                one_each=options.mode is None,
-                may_restart=options.mode is None,
-            )
-        case {"video_id": number, **rest} if not rest:
-            state = {"video_id": _ids([number], "video_id")[0], **options.video_state()}
-            return Batch("inference_video_id_async", state)
-        case {"project_id": number, **rest} if not rest.keys() - {"dataset_ids"}:
-            state = {"project_id": _ids([number], "project_id")[0], **options.project_state()}
-            if "dataset_ids" in rest:
-                state["dataset_ids"] = _ids(rest["dataset_ids"], "dataset_ids")
-            return Batch("inference_project_id_async", state, may_restart=False)
-        case {"dataset_ids": ids, **rest} if not rest:
-            numbers = _ids(ids, "dataset_ids")
-            project = yield from _project_of(numbers, platform)
-            state = {"project_id": project, "dataset_ids": numbers, **options.project_state()}
-            return Batch("inference_project_id_async", state, may_restart=False)
-    raise InvalidInput(
-        "as a dictionary they name one of image_ids, video_id, project_id (with dataset_ids or without) and "
-        "dataset_ids",
+            batches += [
+                Batch(
+                    "inference_batch_ids_async",
+                    {"images_ids": numbers, **options.platform_state()},
+                    items,
+                    one_each=options.mode is None,
+                    may_restart=options.mode is None,
+                )
+            ]
+        case {"video_ids": numbers, **rest} if not rest:
+            kind = Kind.VIDEOS
+            for number in numbers:
+                batches += [Batch("inference_video_id_async", {"video_id": number, **options.video_state()})]
+        case {"project_ids": numbers, **rest} if not rest or (rest.keys() == {"dataset_ids"} and len(numbers) == 1):
+            kind = Kind.PROJECT
+            batches += [_of_project(number, rest, options) for number in numbers]
+        case {"dataset_ids": numbers, **rest} if not rest:
+            kind = Kind.PROJECT
+            batches += [_of_project((yield from _project_of(numbers, platform)), ids, options)]
+        case _:
+            raise _no_inputs()
+    return Asked(iter(batches), frozenset({kind}))
+
+
+def _of_project(number: int, datasets: Mapping[str, list[int]], options: PredictOptions) -> Batch:
+    state = {"project_id": number, **options.project_state(), **datasets}
+    return Batch("inference_project_id_async", state, may_restart=False)
+
+
+def _no_inputs() -> InvalidInput:
+    return InvalidInput(
+        "as a dictionary they name one of image_ids, video_ids, project_ids (one with dataset_ids or without) and "
+        "dataset_ids, each by one id or a list",
         argument="inputs",
     )
 
@@ -280,26 +388,57 @@ def _project_of(datasets: Sequence[int], platform: Platform) -> Flow[int]:
 
 
 def _local_inputs(inputs: Any, recursive: bool) -> list[Any]:
-    """Return paths and arrays, every path being a file that is there."""
-    if isinstance(inputs, Path):
-        if inputs.is_dir():
-            return _files_in(inputs, recursive)
-        return [_checked(inputs)]
-    if _is_array(inputs):
-        return [inputs]
-    if not isinstance(inputs, (list, tuple)) or not inputs:
-        raise InvalidInput(
-            "they are a path, an array, a list of paths and arrays, or a dictionary of ids", argument="inputs"
-        )
-    found: list[Any] = []
-    for number, entry in enumerate(inputs):
-        if isinstance(entry, (str, Path)):
-            found += _local_inputs(Path(entry), recursive)
-        elif _is_array(entry):
-            found.append(entry)
-        else:
-            raise InvalidInput(f"number {number} is neither a path nor an array", argument="inputs")
-    return found
+    """Return paths, URLs and images, every path being a file that is there."""
+    if not isinstance(inputs, (list, tuple)):
+        return _one_input(inputs, recursive, "they")
+    if not inputs:
+        raise InvalidInput("there is none", argument="inputs")
+    return [found for number, entry in enumerate(inputs) for found in _one_input(entry, recursive, f"number {number}")]
+
+
+def _one_input(entry: Any, recursive: bool, shown: str) -> list[Any]:
+    if is_url(entry):
+        return [_Url(entry)]
+    if isinstance(entry, (str, Path)):
+        path = Path(entry)
+        return _files_in(path, recursive) if path.is_dir() else [_checked(path)]
+    if isinstance(entry, (bytes, bytearray, memoryview)):
+        if not len(entry):
+            raise InvalidInput(f"{shown}: there are no bytes", argument="inputs")
+        return [bytes(entry)]
+    if _is_array(entry) or _is_picture(entry):
+        return [entry]
+    raise InvalidInput(
+        f"{shown}: neither a path, a URL, an array, an image of PIL nor an image's bytes, and no dictionary of ids",
+        argument="inputs",
+    )
+
+
+class _Url(str):
+    """A URL of an image that the app fetches."""
+
+    __slots__ = ()
+
+    @property
+    def shown(self) -> str:
+        """The URL as far as it holds no signature."""
+        url = urlsplit(self)
+        return urlunsplit((url.scheme, url.netloc.rpartition("@")[2], url.path, "", ""))
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        url = urlsplit(self)
+        return tuple(filter(None, (url.query, url.password)))
+
+
+def _kind_of(entry: Any) -> Kind:
+    if isinstance(entry, _Url):
+        return Kind.URLS
+    return Kind.VIDEOS if isinstance(entry, Path) and entry.suffix.lower() in VIDEOS else Kind.IMAGES
+
+
+def _is_directory(entry: Any) -> bool:
+    return isinstance(entry, (str, Path)) and not is_url(entry) and Path(entry).is_dir()
 
 
 def _files_in(directory: Path, recursive: bool) -> list[Path]:
@@ -326,6 +465,10 @@ def _is_array(value: Any) -> bool:
     return all(hasattr(value, name) for name in ("shape", "dtype", "tobytes"))
 
 
+def _is_picture(value: Any) -> bool:
+    return all(hasattr(value, name) for name in ("mode", "size", "convert", "save"))
+
+
 def _local_batches(inputs: Sequence[Any], options: PredictOptions) -> Iterator[Batch]:
     """Yield requests; arrays are encoded as their request comes up."""
     images: list[Item] = []
@@ -338,7 +481,12 @@ def _local_batches(inputs: Sequence[Any], options: PredictOptions) -> Iterator[B
         return made
 
     for number, entry in enumerate(inputs):
-        item = _item_of_path(entry) if isinstance(entry, Path) else _item_of_array(entry, number)
+        if isinstance(entry, _Url):
+            if images:
+                yield batch()
+            yield _of_url(entry, options)
+            continue
+        item = _item_of_path(entry) if isinstance(entry, Path) else _item_of_image(entry, number)
         if item.extension in VIDEOS:
             videos.append(item)
             continue
@@ -368,10 +516,42 @@ def _item_of_path(path: Path) -> Item:
     )
 
 
-def _item_of_array(array: Any, number: int) -> Item:
-    content = png(array)
-    name = f"array {number}"
-    return Item(name, {"name": name}, ".png", len(content), partial(io.BytesIO, content))
+def _item_of_image(image: Any, number: int) -> Item:
+    """Return an image that is in memory: an array, an image of PIL, or a file's bytes."""
+    if isinstance(image, bytes):
+        return _item_in_memory(f"image {number}", image, _extension_of(image))
+    if _is_array(image):
+        return _item_in_memory(f"array {number}", png(image), ".png")
+    name = Path(str(getattr(image, "filename", "") or f"image {number}")).name
+    return _item_in_memory(name, _png_of_picture(image, name), ".png")
+
+
+def _item_in_memory(name: str, content: bytes, extension: str) -> Item:
+    return Item(name, {"name": name}, extension, len(content), partial(io.BytesIO, content))
+
+
+def _png_of_picture(picture: Any, name: str) -> bytes:
+    """Return an image of PIL as a PNG file, as the app sees images: grey, or RGB with or without transparency."""
+    buffer = io.BytesIO()
+    try:
+        mode = picture.mode if picture.mode in ("L", "RGB", "RGBA") else "RGBA" if "A" in picture.mode else "RGB"
+        (picture if picture.mode == mode else picture.convert(mode)).save(buffer, format="PNG")
+    except (OSError, ValueError) as error:  # of a file that is cut, for one: PIL reads it only now
+        raise InvalidInput(f"{name} cannot be read: {excerpt(str(error))}", argument="inputs") from None
+    return buffer.getvalue()
+
+
+def _extension_of(content: bytes) -> str:
+    """Return what a file is called that begins like this; empty when nobody knows."""
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return ".webp"
+    return next((extension for start, extension in _STARTS.items() if content.startswith(start)), "")
+
+
+def _of_url(url: _Url, options: PredictOptions) -> Batch:
+    state = {"image_url": str(url), **_given({"model_prediction_suffix": options.model_prediction_suffix})}
+    item = Item(url.shown, {"name": PurePosixPath(urlsplit(url).path).name or url.shown, "url": url.shown})
+    return Batch("inference_image_url", state, (item,), one_each=True, is_direct=True, secrets=url.secrets)
 
 
 def png(array: Any) -> bytes:
@@ -470,6 +650,8 @@ class Run:
                     batch = yield from call(self._take)
                     if batch is None:
                         return None
+                    if batch.is_direct:
+                        return (yield from self._predicted(batch))
                     yield from self._begin(batch)
                 elif found := (yield from self._results(self._batch)):
                     return found
@@ -501,6 +683,13 @@ class Run:
                 return
             self._request = self._uuid_in(batch, answer)
         self._batch, self._received = batch, 0
+
+    def _predicted(self, batch: Batch) -> Flow[list[dict[str, Any]]]:
+        """Have the app fetch and predict one image while we wait."""
+        state = _state_of(batch, self._options)
+        seconds = self._options.timeout
+        found = yield from self._session.predict_one(batch.route, state, batch.shown, seconds, batch.secrets)
+        return [{**found, **batch.items[0].facts}]
 
     def _upload(self, batch: Batch, state: Mapping[str, Any]) -> MovedResponse:
         """Send files and begin an inference of them. Not to be done twice, unless it was not done at all."""

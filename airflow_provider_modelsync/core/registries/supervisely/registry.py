@@ -55,6 +55,7 @@ from airflow_provider_modelsync.core.registries.supervisely.files import (
 )
 from airflow_provider_modelsync.core.registries.supervisely.predict import (
     Batch,
+    Kind,
     PredictOptions,
     Run,
     batches_of,
@@ -443,11 +444,12 @@ class Supervisely(Registry, Deploys, PredictsAlone):
     def _asked(
         self, deployment: str | None, inputs: Any, options: Mapping[str, Any]
     ) -> Flow[tuple[Session, Iterator[Batch], PredictOptions]]:
-        asked = PredictOptions.read(options)
-        batches = yield from batches_of(inputs, asked, self._platform)
+        how = PredictOptions.read(options)
+        asked = yield from batches_of(inputs, how, self._platform)
         session = yield from self.session(deployment)
-        yield from require_tracking(session, asked)
-        return session, batches, asked
+        if Kind.VIDEOS in asked.kinds:
+            yield from require_tracking(session, how)
+        return session, asked.batches, how
 
     def _experiments(self, name: str | None) -> Flow[list[Experiment]]:
         experiments = yield from self._files.experiments(name)

@@ -367,6 +367,23 @@ class Session:
             raise RegistryUnavailable(f"{doing}: the answer names no request")
         return str(uuid)
 
+    def predict_one(
+        self, route: str, state: Mapping[str, Any], shown: str, seconds: float, secrets: Sequence[str]
+    ) -> Flow[dict[str, Any]]:
+        """Have one prediction made by a call that is answered by it.
+
+        :param shown: what messages call the input.
+        :param seconds: how long it may take.
+        :param secrets: what no message may show of the state.
+        :raises ModelNotFound: when no model is loaded.
+        """
+        doing = f"predicting {shown} by {self.shown}"
+        response = yield from self._asked(route, state, may_repeat=False, seconds=seconds, secrets=secrets)
+        if response.status_code >= 500 and not (yield from self._status()).is_deployed:
+            raise ModelNotFound(f"{doing}: no model is loaded")
+        raise_for_status(response, doing, not_found=ModelNotFound)
+        return fields_of(response, doing)
+
     def upload_address(self, route: str) -> tuple[str, dict[str, str]]:
         """Return URL and credentials for a request that carries files."""
         request = self._api.request("POST", route, json={})
@@ -382,13 +399,21 @@ class Session:
         found: Any = read_json(response, object, doing)
         return found
 
-    def _asked(self, route: str, state: Mapping[str, Any], *, may_repeat: bool) -> Flow[httpx.Response]:
+    def _asked(
+        self,
+        route: str,
+        state: Mapping[str, Any],
+        *,
+        may_repeat: bool,
+        seconds: float | None = None,
+        secrets: Sequence[str] = (),
+    ) -> Flow[httpx.Response]:
         body: dict[str, Any] = {"state": dict(state), "context": {}}
         token = self._platform.token if self._platform else None
         if token:  # the app fetches images, and writes results, in the name of whoever asks
             body["api_token"] = token
-        secrets = (token,) if token else ()
-        request = self._api.request("POST", route, json=body, may_repeat=may_repeat, secrets=secrets)
+        hidden = (token, *secrets) if token else tuple(secrets)
+        request = self._api.request("POST", route, json=body, may_repeat=may_repeat, secrets=hidden, seconds=seconds)
         return (yield from send(request))
 
     # How calls are made

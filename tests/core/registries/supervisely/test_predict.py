@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
+from PIL import Image
 
 from airflow_provider_modelsync.core.errors import (
     Cancelled,
@@ -53,6 +58,26 @@ def picture(number: int, width: int = 200) -> bytes:
     return images.png(width, 8, (0, 0, number, 3))
 
 
+SECRET = "c2lnbmF0dXJlLW9mLXRoaXMtdXJs"
+
+
+@contextmanager
+def serving_files(directory: Path) -> Iterator[str]:
+    """Serve a directory by HTTP."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, directory=str(directory))
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 def folder(directory: Path, *numbers: int) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     for number in numbers:
@@ -86,6 +111,54 @@ def test_an_array_gets_a_prediction(app: SuperviselyApp) -> None:
     bright = prediction["annotation"]["objects"][0]
     assert (bright["classTitle"], bright["points"]["exterior"]) == ("bright", [[3, 2], [8, 4]])
     assert (prediction["name"], prediction["path"]) == ("array 0", None)
+
+
+def test_bytes_and_pictures_get_predictions(app: SuperviselyApp, tmp_path: Path) -> None:
+    path = folder(tmp_path, 9) / "0009.png"
+    with Image.open(path) as opened:
+        kinds = [opened.copy().convert(mode) for mode in ("L", "RGB", "RGBA", "P", "CMYK", "1")]
+        made = direct(app).predict([picture(4), bytearray(picture(5)), opened, *kinds], conf=0.0)
+        (alone,) = direct(app).predict(opened, conf=0.0)
+    (raw,) = direct(app).predict(picture(6), conf=0.0)
+
+    assert [number_of(prediction) for prediction in made] == [4, 5, *[9] * 7]
+    assert [prediction["name"] for prediction in made[:4]] == ["image 0", "image 1", "0009.png", "image 3"]
+    assert (number_of(alone), number_of(raw), raw["name"]) == (9, 6, "image 0")
+
+
+@pytest.mark.parametrize("nothing", [b"", bytearray(), [], [b""], None, [None], [3]])
+def test_what_is_no_input_is_refused(app: SuperviselyApp, nothing: Any) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        direct(app).predict(nothing)
+    assert refused.value.argument == "inputs"
+    assert app.requests == []
+
+
+def test_a_picture_that_is_cut_is_refused(app: SuperviselyApp) -> None:
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(buffer, "PNG")
+    with Image.open(io.BytesIO(buffer.getvalue()[:2000])) as cut:
+        with pytest.raises(InvalidInput, match="image 0 cannot be read"):
+            direct(app).predict(cut)
+
+
+def test_urls_are_fetched_by_the_app_in_order(app: SuperviselyApp, tmp_path: Path) -> None:
+    pictures = folder(tmp_path, 3, 4)
+    with serving_files(pictures) as url:
+        urls = [f"{url}/0004.png?signature={SECRET}", pictures / "0003.png", f"{url}/0003.png"]
+        made = direct(app).predict(urls, conf=0.0)
+        (alone,) = direct(app).predict(f"{url}/0004.png", conf=0.0)
+
+    assert [number_of(prediction) for prediction in [*made, alone]] == [4, 3, 3, 4]
+    assert [prediction["name"] for prediction in made] == ["0004.png", "0003.png", "0003.png"]
+    assert (made[0]["url"], made[1]["url"]) == (f"{url}/0004.png", None)
+    assert SECRET not in json.dumps(made)
+
+
+def test_a_url_that_the_app_cannot_fetch_is_named_without_its_signature(app: SuperviselyApp) -> None:
+    with pytest.raises(RegistryUnavailable, match=r"http://127\.0\.0\.1:9/picture\.png") as failed:
+        direct(app).predict([f"http://127.0.0.1:9/picture.png?signature={SECRET}"])
+    assert SECRET not in str(failed.value)
 
 
 @pytest.mark.parametrize("channels", [None, 1, 3, 4])
@@ -217,7 +290,7 @@ def test_settings_reach_the_app(app: SuperviselyApp, tmp_path: Path) -> None:
         ({"image_ids": [3], "project_id": 2}, {}, "inputs"),
         ({"frames": 3}, {}, "inputs"),
         (numpy.zeros((4, 4), "uint8"), {"conf": 2}, "options"),
-        (numpy.zeros((4, 4), "uint8"), {"confidence": 1}, "options"),
+        (numpy.zeros((4, 4), "uint8"), {"iou": numpy.zeros(3)}, "options"),
         (numpy.zeros((4, 4), "uint8"), {"upload_mode": "append"}, "upload_mode"),
     ],
 )
@@ -492,3 +565,67 @@ def test_an_app_that_never_answers_ends_with_the_connections_patience(app: Super
     with pytest.raises(RegistryUnavailable, match="time limit"):
         direct(app, timeout_seconds=0.3).predict(folder(tmp_path / "in", 1))
     assert time.monotonic() - began < 30
+
+
+# ---- options ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_no_option_is_a_setting_of_the_app(
+    app: SuperviselyApp, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = folder(tmp_path, 7) / "0007.png"
+    with caplog.at_level(logging.INFO, "modelsync"):
+        direct(app).predict(path, conf=0.0, iou=0.5, nms="soft", settings={"half": True}, img_sise=640)
+
+    settings = app.find("POST", PROGRESS)[0].body["state"]["settings"]
+    assert settings == {"half": True, "iou": 0.5, "nms": "soft", "img_sise": 640, "conf": 0.0}
+    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == ["'img_sise' is passed on to the app as a setting: did you mean 'img_size'?"]
+
+
+def test_a_setting_that_is_no_json_is_refused(app: SuperviselyApp, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        direct(app).predict(folder(tmp_path, 7), iou=object())
+    assert refused.value.argument == "options"
+    assert app.requests == []
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "ignored"),
+    [
+        ("0007.png", {"tracking": True, "stride": 2}, ["tracking", "stride"]),
+        ("", {"tracking": True, "recursive": True}, ["tracking"]),
+        ("0007.png", {"recursive": True, "cache_project_on_model": True}, ["recursive", "cache_project_on_model"]),
+        ("0007.png", {"tracking": False, "conf": 0.1, "batch_size": 2, "timeout": 30}, []),
+    ],
+)
+def test_what_is_ignored_is_told(
+    app: SuperviselyApp,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    inputs: str,
+    options: dict[str, Any],
+    ignored: list[str],
+) -> None:
+    """The app here follows no objects: of images nobody asks it to."""
+    folder(tmp_path, 7)
+    with caplog.at_level(logging.WARNING, "modelsync"):
+        direct(app).predict(tmp_path / inputs, **options)
+
+    told = [record.message.split("'")[1] for record in caplog.records if "is ignored" in record.message]
+    assert sorted(told) == sorted(ignored)
+
+
+def test_one_id_stands_beside_lists(app: SuperviselyApp, server: SuperviselyStandIn) -> None:
+    app.pictures = {number: picture(number) for number in (3, 4, 5)}
+    app.projects, app.datasets = {1: [3, 4], 2: [5]}, {7: [3], 8: [4]}
+    cloud = platform(server, task_id=server.seed_task().id)
+
+    assert [number_of(one) for one in cloud.predict({"image_id": 5}, conf=0.0)] == [5]
+    assert [number_of(one) for one in cloud.predict({"image_ids": "5"}, conf=0.0)] == [5]
+    assert [number_of(one) for one in cloud.predict({"project_id": 1, "dataset_id": 8}, conf=0.0)] == [4]
+    assert sorted(number_of(one) for one in cloud.predict({"project_ids": [1, 2]}, conf=0.0)) == [3, 4, 5]
+    assert {one["video_id"] for one in cloud.predict({"video_ids": [21, 22]}, conf=0.0)} == {21, 22}
+    for wrong in ({"image_id": 1, "image_ids": [1]}, {"project_ids": [1, 2], "dataset_ids": [7]}, {"images": [1]}, {}):
+        with pytest.raises(InvalidInput, match="as a dictionary they name"):
+            cloud.predict(wrong)
