@@ -108,7 +108,8 @@ class PushOptions(BaseModel):
     :param python_version: of the container that is built.
     :param requirements: Python packages that the container needs.
     :param input_schema: Arrow schema: base64 text, a path to a file with the serialised schema, or a pyarrow schema.
-    :param output_schema: likewise. Both are needed, except for onnx and tensorflow, which take none.
+    :param output_schema: likewise. Both are needed, except for onnx and tensorflow, which tell their own, and for
+        Python scripts, where ``None`` for both leaves them out.
     :param visibility: who sees the model.
     """
 
@@ -177,9 +178,6 @@ class PushOptions(BaseModel):
             raise _wrong("framework", f"{self.framework!r} is none of {', '.join(sorted(_ENDINGS))}")
         schemas = {"input_schema": self.input_schema, "output_schema": self.output_schema}
         if self.framework in _NATIVE:
-            for name, given in schemas.items():
-                if given is not None:
-                    raise _wrong(name, f"{self.framework} models take no schema")
             return
         # The guide counts Python scripts as native, the client does not: both schemas given as None leave them out.
         if self.framework == "python" and schemas.keys() <= self.model_fields_set and not any(schemas.values()):

@@ -6,15 +6,15 @@ import itertools
 import json
 import math
 import os
-import sys
 import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import pyarrow
+import pyarrow.ipc
 import pytest
 
 from airflow_provider_modelsync.core.errors import (
@@ -117,33 +117,15 @@ class TestArrow:
         assert output.read_bytes() == TABLE  # the stand-in gives back what it gets
         assert (made.format, made.count, made.size_bytes) == ("arrow", None, len(TABLE))
 
-    def test_may_be_a_table(self, instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The few names of pyarrow that are used, in its place."""
+    def test_may_be_a_table_or_a_batch(self, instance: Instance, output: Path) -> None:
+        table = pyarrow.table({"pixels": [[0.5, 1.5], [2.0]], "name": ["one", None]})
+        for given in (table, *table.to_batches()):
+            made = instance.predict(given, output)  # the stand-in gives back what it gets
 
-        class Table:
-            schema = "the schema"
-
-        class Writer:
-            def __init__(self, sink: Any, schema: str) -> None:
-                assert schema == Table.schema
-                self.sink = sink
-
-            def __enter__(self) -> Writer:
-                return self
-
-            def __exit__(self, *_: object) -> None:
-                self.sink.write(b"ARROW1")
-
-            def write(self, table: Table) -> None:
-                self.sink.write(b"ARROW1\0\0table")
-
-        Table.__module__ = "pyarrow.lib"
-        package, ipc = ModuleType("pyarrow"), ModuleType("pyarrow.ipc")
-        ipc.new_file = Writer  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "pyarrow", package)
-        monkeypatch.setitem(sys.modules, "pyarrow.ipc", ipc)
-
-        assert instance.predict(Table()).content == b"ARROW1\0\0tableARROW1"
+            assert made.format == "arrow"
+            assert pyarrow.ipc.open_file(output).read_all().equals(table)
+        (sent, _) = instance.server.find("POST", INFER)
+        assert sent.headers["content-type"] == ARROW
 
 
 class TestRefusals:

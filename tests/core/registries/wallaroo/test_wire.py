@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.ipc
 import pytest
 
 from airflow_provider_modelsync.core.archive.digest import FileEntry, Source
@@ -204,7 +206,7 @@ def test_without_a_known_default_the_architecture_is_left_out(
         ({"framework": "onnx", "requirements": [1]}, "requirements.0"),
         ({"framework": "onnx", "visibility": "secret"}, "visibility"),
         ({"framework": "onnx", "colour": "red"}, "colour"),
-        ({"framework": "onnx", "input_schema": SCHEMA}, "input_schema"),
+        ({"framework": "onnx", "input_schema": "none"}, "input_schema"),
         ({"framework": "onnx", "framework_config": {"framework": "onnx", "config": {}}}, "framework_config"),
         ({"framework": "pytorch"}, "input_schema"),
         ({"framework": "pytorch", "input_schema": SCHEMA}, "output_schema"),
@@ -232,6 +234,8 @@ def test_a_bad_option_is_named(options: dict[str, Any], option: str) -> None:
         {"framework": "onnx", "arch": "arm", "accel": "jetson"},
         {"framework": "onnx", "arch": "x86", "accel": {"qaic": {"num_cores": 16}}},
         {"framework": "tensorflow", "requirements": [], "arch": None, "accel": None},
+        {"framework": "onnx", **SCHEMAS},
+        {"framework": "tensorflow", "input_schema": SCHEMA, "output_schema": None},
         {"framework": "hugging-face-summarization", **SCHEMAS, "python_version": "3.9", "requirements": ["tokenizers"]},
     ],
 )
@@ -246,17 +250,29 @@ def test_a_python_script_may_do_without_schemas_when_they_are_left_out_on_purpos
     assert PushOptions.read({"framework": "python", "input_schema": None, "output_schema": None}).schemas() == {}
 
 
-def test_a_schema_is_text_a_file_or_an_object_that_serialises_itself(tmp_path: Path) -> None:
+def test_a_schema_is_text_or_a_file(tmp_path: Path) -> None:
     raw = base64.b64decode(SCHEMA)
     (tmp_path / "schema.arrow").write_bytes(raw)
 
-    class PyarrowSchema:
-        def serialize(self) -> memoryview:  # pyarrow returns a buffer
-            return memoryview(raw)
-
-    for given in (SCHEMA, str(tmp_path / "schema.arrow"), tmp_path / "schema.arrow", PyarrowSchema()):
+    for given in (SCHEMA, str(tmp_path / "schema.arrow"), tmp_path / "schema.arrow"):
         options = PushOptions.read({"framework": "pytorch", "input_schema": given, "output_schema": given})
         assert options.schemas() == SCHEMAS
+
+
+@pytest.mark.parametrize("framework", ["onnx", "tensorflow", "python", "pytorch"])
+def test_schemas_of_pyarrow_travel_as_the_guide_writes_them(instance: Instance, tmp_path: Path, framework: str) -> None:
+    fields = pyarrow.schema([pyarrow.field("tensor", pyarrow.list_(pyarrow.float32(), 3)), ("count", pyarrow.int64())])
+    empty = pyarrow.schema([])
+    endings = {"onnx": "onnx", "tensorflow": "zip", "python": "py", "pytorch": "pt"}
+    options = {"framework": framework, "input_schema": fields, "output_schema": empty}
+    push(instance, tmp_path, f"model.{endings[framework]}", options)
+
+    (request,) = instance.server.find("POST", UPLOAD)
+    sent = request.body[0]["json"]
+    for name, schema in (("input_schema", fields), ("output_schema", empty)):
+        raw = base64.b64decode(sent[name])
+        assert raw == bytes(schema.serialize())
+        assert pyarrow.ipc.read_schema(pyarrow.py_buffer(raw)).equals(schema)
 
 
 def test_framework_configurations_are_completed_as_the_vendors_client_does() -> None:
