@@ -36,12 +36,18 @@ def test_the_text_of_a_value_is_the_value(read: Callable[[Any], Any], given: dic
 
 
 @pytest.mark.parametrize(
-    "check", [PredictOptions.read, bentocloud._checked, wallaroo._checked], ids=["predict", "bentocloud", "wallaroo"]
+    ("check", "wrong"),
+    [
+        (PredictOptions.read, {"classes": "[1"}),  # what it does not know is the app's to judge
+        (bentocloud._checked, {"nonsense": "[1]"}),
+        (bentocloud._checked, {"secrets": "[1"}),
+        (wallaroo._checked, {"nonsense": "[1]"}),
+        (wallaroo._checked, {"replicas": "[1"}),
+    ],
 )
-def test_what_is_no_option_is_still_refused(check: Callable[[Any], Any]) -> None:
-    for wrong in ({"nonsense": "[1]"}, {"classes": "[1", "secrets": "[1", "replicas": "[1"}):
-        with pytest.raises(InvalidInput):
-            check(wrong)
+def test_what_is_no_option_is_still_refused(check: Callable[[Any], Any], wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput):
+        check(wrong)
 
 
 def test_texts_that_are_wanted_as_texts_stay_as_they_are() -> None:

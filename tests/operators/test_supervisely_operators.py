@@ -394,7 +394,7 @@ class TestDeferredPredictions:
             {"output": "{directory}"},
             {"output": ""},
             {"inputs": {"image_ids": []}},
-            {"options": {"nonsense": 1}},
+            {"options": {"classes": 1}},
             {"options": {"ticket": {}}},
         ],
     )
