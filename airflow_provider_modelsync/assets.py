@@ -1,5 +1,7 @@
 """Models as Airflow's assets: ``modelsync://<connection id>/<name>``. The version is no part of it; events carry it.
 
+An alias is an asset of its own, ``modelsync://<connection id>/<name>@<alias>``: it has an event when it is moved.
+
 Bentos are assets of their own, ``modelsync-bento://…``: a DAG that waits for a model is not to start for a bento.
 """
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 SCHEME = "modelsync"
 BENTO_SCHEME = "modelsync-bento"
 _IN_NAMES = "!()"  # what connection ids may hold and an address, too
+_IN_PATHS = "/@"
 
 
 def model_asset(conn_id: str, name: str, **more: Any) -> Asset:
@@ -31,13 +34,18 @@ def model_asset(conn_id: str, name: str, **more: Any) -> Asset:
     return _asset(SCHEME, conn_id, name, more)
 
 
+def alias_asset(conn_id: str, name: str, alias: str, **more: Any) -> Asset:
+    """Return the asset that stands for an alias of a model. Parameters as for :func:`model_asset`."""
+    return _asset(SCHEME, conn_id, f"{name}@{alias}", more)
+
+
 def bento_asset(conn_id: str, name: str, **more: Any) -> Asset:
     """Return the asset that stands for a bento in BentoCloud. Parameters as for :func:`model_asset`."""
     return _asset(BENTO_SCHEME, conn_id, name, more)
 
 
 def _asset(scheme: str, conn_id: str, name: str, more: Mapping[str, Any]) -> Asset:
-    uri = f"{scheme}://{quote(conn_id, safe=_IN_NAMES)}/{quote(name)}"
+    uri = f"{scheme}://{quote(conn_id, safe=_IN_NAMES)}/{quote(name, safe=_IN_PATHS)}"
     return Asset(name=uri, uri=uri, **more)
 
 
@@ -52,7 +60,7 @@ def sanitize_uri(uri: SplitResult) -> SplitResult:
         raise ValueError(f"a {uri.scheme}:// URI holds no credentials and no query: the connection has them")
     if ":" in uri.path:
         raise ValueError(f"a {uri.scheme}:// URI names a model, not a version: the asset's events carry that")
-    return uri._replace(path=quote(unquote(uri.path)))
+    return uri._replace(path=quote(unquote(uri.path), safe=_IN_PATHS))
 
 
 def convert_to_openlineage(asset: Asset, lineage_context: Any) -> Dataset:

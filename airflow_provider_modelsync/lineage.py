@@ -54,13 +54,22 @@ def file_dataset(place: str) -> Dataset:
     return Dataset(namespace=f"{url.scheme}://{url.netloc.rpartition('@')[2]}", name=url.path.strip("/") or "/")
 
 
-def dataset(conn_id: str, name: str, version: Any = None, digest: Any = None, *, scheme: str = "modelsync") -> Dataset:
+def dataset(
+    conn_id: str,
+    name: str,
+    version: Any = None,
+    digest: Any = None,
+    *,
+    alias: str | None = None,
+    scheme: str = "modelsync",
+) -> Dataset:
     """Return a model as OpenLineage's dataset.
 
     :param conn_id: the registry's connection.
     :param name: the model's name.
     :param version: the exact version, as far as it is known.
     :param digest: the version's, as far as it is known.
+    :param alias: what led to the version.
     :param scheme: of its kind's assets.
     """
     from openlineage.client.event_v2 import Dataset
@@ -69,13 +78,18 @@ def dataset(conn_id: str, name: str, version: Any = None, digest: Any = None, *,
     facets: dict[str, DatasetFacet] = {}
     if version:
         facets["version"] = dataset_version_dataset.DatasetVersionDatasetFacet(datasetVersion=str(version))
-    if digest:
-        tag = tags_dataset.TagsDatasetFacetFields(key="digest", value=str(digest), source="modelsync")
-        facets["tags"] = tags_dataset.TagsDatasetFacet(tags=[tag])
+    tags = [
+        tags_dataset.TagsDatasetFacetFields(key=key, value=str(value), source="modelsync")
+        for key, value in (("digest", digest), ("alias", alias))
+        if value
+    ]
+    if tags:
+        facets["tags"] = tags_dataset.TagsDatasetFacet(tags=tags)
     return Dataset(namespace=f"{scheme}://{conn_id}", name=name, facets=facets)
 
 
 def _datasets(versions: list[tuple[str, ModelVersion]], scheme: str = "modelsync") -> list[Dataset]:
     return [
-        dataset(conn_id, version.name, version.version, version.digest, scheme=scheme) for conn_id, version in versions
+        dataset(conn_id, version.name, version.version, version.digest, alias=version.alias, scheme=scheme)
+        for conn_id, version in versions
     ]

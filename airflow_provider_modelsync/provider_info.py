@@ -215,7 +215,9 @@ def get_provider_info() -> dict[str, Any]:
         "integrations": [{"integration-name": "modelsync", "tags": ["software"]}],
         "connection-types": _CONNECTION_TYPES,
         "hooks": _modules("hooks", "registry", "modelstore", "bentocloud", "wallaroo", "supervisely", "oci", "pieces"),
-        "operators": _modules("operators", "transfer", "catalog", "deployment", "bentocloud", "supervisely", "pieces"),
+        "operators": _modules(
+            "operators", "transfer", "catalog", "lifecycle", "deployment", "bentocloud", "supervisely", "pieces"
+        ),
         "sensors": _modules("sensors", "model", "deployment"),
         "triggers": _modules("triggers", "base", "model", "deployment", "fetch", "predict"),
         "extra-links": [f"{_PACKAGE}.links.{name}" for name in ("RegistryConsoleLink", "DeploymentLink")],

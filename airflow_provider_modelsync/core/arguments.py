@@ -181,6 +181,35 @@ def _moment(value: Any) -> str:
         raise _fault(value, "a version or a time") from None
 
 
+def _version_name(value: Any) -> str:
+    """Read a version: its text, a reference to it, or the dictionary of one."""
+    if looks_structured(value):
+        value = structure(value)
+    if isinstance(value, Mapping) and isinstance(version := value.get("version"), str) and version:
+        return version
+    return _reference(value).rpartition(":")[2]
+
+
+def _conditions(value: Any) -> list[dict[str, Any]]:
+    """Read objects: one, a list, or the text of either."""
+    if isinstance(value, str):
+        value = structure(value)
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, Sequence):
+        raise _fault(value, "a condition or a list of conditions")
+    return [_at(index, _object, item) for index, item in enumerate(value)]
+
+
+def _wanted_labels(value: Any) -> dict[str, str | None]:
+    """Read labels to look for: an object, where nothing stands for any value, or a list of keys."""
+    if isinstance(value, str) and looks_structured(value):
+        value = structure(value)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return dict.fromkeys(_list(value, _text))
+    return _changes(value)
+
+
 def _object(value: Any) -> dict[str, Any]:
     """Read an object: a dictionary, or its text."""
     if isinstance(value, str):
@@ -320,7 +349,10 @@ Flag = Annotated[bool, Reads(_flag)]
 Seconds = Annotated[float, Reads(_seconds)]
 Span = Annotated[float | timedelta, Reads(_seconds)]
 Moment = Annotated[str, Reads(_moment)]
+VersionName = Annotated[str, Reads(_version_name)]
+Conditions = Annotated[Sequence[Mapping[str, Any]], Reads(_conditions)]
 Labels = Annotated[Mapping[str, str], Reads(_texts)]
+WantedLabels = Annotated[Mapping[str, str | None], Reads(_wanted_labels)]
 LabelChanges = Annotated[Mapping[str, str | None], Reads(_changes)]
 Facts = Annotated[Mapping[str, Any], Reads(_facts)]  # JSON values; what has them kept says what it cannot keep
 Options = Annotated[Mapping[str, Any], Reads(_object)]

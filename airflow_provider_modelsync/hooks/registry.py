@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 from airflow_provider_modelsync.compat import AirflowException, BaseHook, aget_connection
 from airflow_provider_modelsync.core.arguments import (
+    Conditions,
     DeploymentName,
     Facts,
     Flag,
@@ -31,6 +32,7 @@ from airflow_provider_modelsync.core.arguments import (
     Text,
     Threads,
     Values,
+    VersionName,
     understood,
 )
 from airflow_provider_modelsync.core.errors import (
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_modelsync.core.transfer.checkpoint import CheckpointStore
     from airflow_provider_modelsync.core.transfer.control import Control
+    from airflow_provider_modelsync.core.verbs.promote import Promotion, Rollback
     from airflow_provider_modelsync.core.verbs.sync import Selection
 
 log = logging.getLogger("modelsync")
@@ -517,6 +520,35 @@ class RegistryHook(BaseHook, ABC):
         from airflow_provider_modelsync.core.verbs.aliases import delete_alias
 
         return self.run(lambda registry: delete_alias(registry, name, alias), model=name)
+
+    @as_understood
+    def promote(self, model: Reference, alias: Text, *, when: Conditions | None = None) -> Promotion:
+        """Have an alias point to a version, if that is better than what it points to.
+
+        :param model: any reference that leads to a ready version.
+        :param alias: e.g. ``"champion"``.
+        :param when: conditions on the metadata of both, as ``{"metric": "auc", "mode": "max", "at_least": 0.005}``;
+            all must be met. Without ``at_least`` a version must be better at all.
+        :return: what became of it; a refusal is no error.
+        :raises InvalidInput: when a metric is missing.
+        """
+        from airflow_provider_modelsync.core.verbs.promote import promote
+
+        return self.run(lambda registry: promote(registry, model, alias, when), model=model)
+
+    @as_understood
+    def rollback(self, model: Reference, alias: Text, *, to: VersionName | None = None) -> Rollback:
+        """Have an alias point to the version that it pointed to before.
+
+        :param model: the model's name.
+        :param alias: e.g. ``"champion"``.
+        :param to: a version instead of the one before.
+        :raises ModelNotFound: when there is none before.
+        :raises NotSupported: where the system does not remember it, and none is named.
+        """
+        from airflow_provider_modelsync.core.verbs.promote import rollback
+
+        return self.run(lambda registry: rollback(registry, model, alias, to), model=model)
 
     @as_understood
     def delete(self, model: Reference) -> bool:

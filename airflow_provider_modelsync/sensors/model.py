@@ -30,9 +30,11 @@ class ModelVersionSensor(RegistrySensor[ModelVersion]):
     A model that does not exist yet is waited for; passing faults of the registry never end the wait.
 
     :param registry_conn_id: the registry's connection (templated).
-    :param model: ``name`` for the newest ready version, ``name:version`` for an exact one (templated).
+    :param model: ``name`` for the newest ready version, ``name:version`` for an exact one, ``name@alias`` for what an
+        alias points to (templated).
     :param labels: that the version must have; an exact one is waited for until it has them (templated).
-    :param newer_than: a version or an ISO 8601 time that the version must be newer than (templated).
+    :param newer_than: a version or an ISO 8601 time that the version must be newer than. With an alias: the version
+        that it is to leave, whether for an older or a newer one, or the time after which it is to move (templated).
     :param state: what the version must have reached (templated).
     :param deferrable: wait in the triggerer instead of a worker slot. Give such a task a retry (templated).
     :return: the version as a dictionary.
@@ -73,7 +75,9 @@ class ModelVersionSensor(RegistrySensor[ModelVersion]):
         )
 
     def found_by(self, event: Mapping[str, Any] | None) -> ModelVersion:
-        return self.hook.get(outcome_of(event))
+        found = self.hook.get(outcome_of(event))
+        alias = self.hook.get_conn().parse(self.model).alias
+        return found if alias is None else found.found_by(alias)
 
     def tell(self, context: Context, found: ModelVersion) -> dict[str, JsonValue]:
         self._trace.read.append((self.registry_conn_id, found))

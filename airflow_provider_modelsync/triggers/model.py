@@ -11,6 +11,7 @@ from airflow_provider_modelsync.core.flow.steps import Flow
 from airflow_provider_modelsync.core.models import ModelVersion, Query
 from airflow_provider_modelsync.core.registries.base import Registry
 from airflow_provider_modelsync.core.verbs.wait import READY, find_version
+from airflow_provider_modelsync.core.verbs.watch import Watch
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 from airflow_provider_modelsync.triggers.base import DEFAULT_POLL_INTERVAL, MIN_POLL_INTERVAL, WaitTrigger
 from airflow_provider_modelsync.triggers.watching import Listing, Listings, Memory
@@ -24,9 +25,10 @@ class ModelVersionTrigger(WaitTrigger):
     Passing faults of the registry never end the wait; they are logged when they begin.
 
     :param registry_conn_id: the registry's connection.
-    :param model: ``name`` for the newest ready version, ``name:version`` for an exact one.
+    :param model: ``name`` for the newest ready version, ``name:version`` for an exact one, ``name@alias`` for what an
+        alias points to.
     :param labels: choose among ready versions.
-    :param newer_than: a version or an ISO 8601 time that the version must be newer than.
+    :param newer_than: a version or an ISO 8601 time that the version must be newer than; see ``find_version``.
     :param state: what the version must have reached.
     :param poll_interval: seconds between two looks, the first one included.
     :param deadline: when to give up, in seconds since the epoch.
@@ -74,14 +76,15 @@ class ModelVersionTrigger(WaitTrigger):
 class ModelVersionEventTrigger(BaseEventTrigger):
     """Fires once for each version that becomes ready, for an ``AssetWatcher``; never ends by itself.
 
+    With an alias it fires whenever that points to another version than when it looked before, a newer or an older one.
     The versions that are ready or have failed when it looks for the first time never fire. What has fired is kept in
     the asset's state store, once Airflow has the event: a restarted triggerer misses none, and repeats one only when
     it was killed in the moment between. Faults of the registry, and of the connection, only delay the next look.
 
-    An event carries ``registry``, ``name``, ``version``, ``digest`` and ``created_at``.
+    An event carries ``registry``, ``name``, ``version``, ``digest`` and ``created_at``, that of a move ``alias``, too.
 
     :param registry_conn_id: the registry's connection.
-    :param model: the model's name.
+    :param model: the model's name, or an alias as ``name@alias``.
     :param poll_interval: seconds between two looks. Watchers of one triggerer with equal arguments share them.
     """
 
@@ -107,8 +110,9 @@ class ModelVersionEventTrigger(BaseEventTrigger):
 
     async def filter_shared_stream(self, shared_stream: AsyncIterator[Listing]) -> AsyncIterator[TriggerEvent]:
         memory = Memory(getattr(self, "asset_state_store", None), self.registry_conn_id, self.model)
-        watch = await memory.recall()
+        watch: Watch | None = None
         async for listing in shared_stream:
+            watch = watch or await memory.recall(listing.watch)
             for version in watch.news(listing.versions):
                 yield TriggerEvent(version.to_event())
             if watch.has_changed or memory.is_behind:

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modelsync.compat import AdvanceItem, SharedStreamProducer
-from airflow_provider_modelsync.core.errors import InvalidInput
 from airflow_provider_modelsync.core.flow.steps import Flow
 from airflow_provider_modelsync.core.models import ModelVersion
-from airflow_provider_modelsync.core.registries.base import ANY, Registry
-from airflow_provider_modelsync.core.verbs.watch import Seen
+from airflow_provider_modelsync.core.registries.base import Registry
+from airflow_provider_modelsync.core.verbs.watch import Seen, Watch, look_at
 from airflow_provider_modelsync.triggers.polling import pause_after, shared
 
 if TYPE_CHECKING:
@@ -25,13 +24,15 @@ log = logging.getLogger("modelsync")
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All versions of a model at one time.
+    """All versions of a model at one time, or what an alias points to.
 
     :param versions: in any state.
+    :param watch: what tells which of them are new.
     :param notes: who is to remember what, once Airflow has the events that watchers have made of it.
     """
 
     versions: Sequence[ModelVersion]
+    watch: type[Watch] = Seen
     notes: list[tuple[Memory, JsonValue]] = field(default_factory=list)
 
     async def settle(self) -> None:
@@ -46,10 +47,10 @@ class Listing:
 
 
 class Listings(SharedStreamProducer):
-    """Lists a model's versions again and again, for any number of watchers, and never ends by itself.
+    """Looks at a model's versions, or at an alias, again and again, for any number of watchers; never ends by itself.
 
     :param registry_conn_id: the registry's connection.
-    :param model: the model's name.
+    :param model: the model's name, or an alias as ``name@alias``.
     :param poll_interval: seconds between two looks; longer while the registry is in trouble.
     """
 
@@ -64,8 +65,8 @@ class Listings(SharedStreamProducer):
         try:
             while True:
                 try:
-                    versions = await polls.look(
-                        self._conn_id, lambda hook: hook.arun(self._versions_in, model=self._model)
+                    watch, versions = await polls.look(
+                        self._conn_id, lambda hook: hook.arun(self._look, model=self._model)
                     )
                 except Exception as error:
                     # Whatever it is, somebody may mend it; Airflow would start a failed watcher again at once.
@@ -74,7 +75,7 @@ class Listings(SharedStreamProducer):
                     failures += 1
                 else:
                     failures = 0
-                    listing = Listing(versions)
+                    listing = Listing(versions, watch)
                     yield listing, listing
                 await asyncio.sleep(pause_after(failures, self._interval))
         finally:
@@ -87,11 +88,8 @@ class Listings(SharedStreamProducer):
             else:
                 await item.broker_payload.settle()
 
-    def _versions_in(self, registry: Registry) -> Flow[list[ModelVersion]]:
-        ref = registry.parse(self._model)
-        if ref.version is not None:
-            raise InvalidInput("an exact version is nothing to watch; name only the model", argument="model")
-        return registry.list_versions(ref.name, ANY)
+    def _look(self, registry: Registry) -> Flow[tuple[type[Watch], list[ModelVersion]]]:
+        return look_at(registry, self._model)
 
 
 class Memory:
@@ -99,7 +97,7 @@ class Memory:
 
     :param store: Airflow's, with one asset or several; ``None`` where there is none, e.g. in tests.
     :param registry_conn_id: the registry's connection.
-    :param model: the model's name.
+    :param model: the model's name, or an alias as ``name@alias``.
     """
 
     def __init__(self, store: Any, registry_conn_id: str, model: str) -> None:
@@ -109,15 +107,18 @@ class Memory:
         self._is_failing = False
         self._key = "modelsync." + hashlib.sha256(f"{registry_conn_id}\n{model}".encode()).hexdigest()[:32]
 
-    async def recall(self) -> Seen:
-        """Return the watch as it was left, or one that begins."""
+    async def recall(self, watch: type[Watch]) -> Watch:
+        """Return the watch as it was left, or one that begins.
+
+        :param watch: its kind.
+        """
         for store in self._stores:
             if (kept := await _call(store, "get", self._key)) is not None:
                 try:
-                    return Seen(kept)
+                    return watch(kept)
                 except ValueError as error:
                     log.warning("the asset's state store is of no use, the watch begins anew: %s", error)
-        return Seen()
+        return watch()
 
     async def keep(self, marks: JsonValue) -> None:
         """Remember what has fired; a failure is logged when it begins, for the running watcher knows it anyway."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,12 @@ from airflow_provider_modelsync.core.registries.base import Capability
 from airflow_provider_modelsync.core.registries.capabilities import Aliases, Deploys, Predicts
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.verbs.predict import predict, start_predict
+from airflow_provider_modelsync.core.verbs.promote import promote, rollback
 from airflow_provider_modelsync.core.verbs.push import version_of
-from airflow_provider_modelsync.core.verbs.wait import find_deployment
+from airflow_provider_modelsync.core.verbs.wait import find_deployment, find_version
 from tests.conformance.bench import Bench, needs
 from tests.core.stores import CancelAfter, hidden, snapshot
+from tests.support.at_once import at_once
 
 PUSH, PULL, FORCE = Capability.PUSH, Capability.PULL, Capability.FORCE
 CHOOSE_VERSION, DELETE = Capability.CHOOSE_VERSION, Capability.DELETE
@@ -548,6 +549,74 @@ def test_of_two_who_move_an_alias_at_once_one_wins(bench: Bench, other_bench: Be
     assert _alias(bench).version == winner.version
 
 
+# Promotion and rollback
+
+
+def _promoted(bench: Bench, version: ModelVersion, *when: dict[str, Any]) -> str:
+    done = bench.run(lambda registry: promote(registry, version.ref, "champion", when)).outcome
+    bench.under_test.settle()
+    return done
+
+
+@needs(PUSH, ALIASES, METADATA)
+def test_the_better_version_is_promoted_and_the_worse_is_not(bench: Bench) -> None:
+    first, second, third = (
+        bench.publish(text, bench.model(number), metadata={"auc": auc})
+        for number, (text, auc) in enumerate((("one", 0.9), ("two", 0.93), ("three", 0.931)))
+    )
+    when = {"metric": "auc", "at_least": 0.005}
+    outcomes = [_promoted(bench, version, when) for version in (first, second, third, second)]
+    assert outcomes == ["promoted", "promoted", "refused", "there"]
+    assert _alias(bench).version == second.version
+
+
+@needs(PUSH, ALIASES)
+def test_a_rollback_leads_to_the_version_before_or_to_the_one_that_is_named(bench: Bench) -> None:
+    first, second, third = _published(bench, "one", "two", "three")
+    for version in (first, second, third):
+        _promoted(bench, version)
+    if Aliases.of(bench.registry).remembers:
+        done = bench.run(lambda registry: rollback(registry, bench.name, "champion"))
+        assert (done.before, done.version.ref) == (third.ref, second.ref)
+        bench.under_test.settle()
+    else:
+        with pytest.raises(NotSupported, match="name the version"):
+            bench.run(lambda registry: rollback(registry, bench.name, "champion"))
+    bench.run(lambda registry: rollback(registry, bench.name, "champion", first.version))
+    assert _alias(bench).version == first.version
+
+
+@needs(PUSH, ALIASES)
+def test_a_move_of_an_alias_is_waited_for(bench: Bench, run: Run) -> None:
+    first, second = _published(bench, "one", "two")
+
+    def found(**options: Any) -> str | None:
+        model = f"{bench.name}@champion"
+        version = run(lambda registry: find_version(registry, model, Query(), **options))
+        return version and version.ref
+
+    assert found() is None
+    _promoted(bench, second)
+    assert (found(), found(newer_than=second.version)) == (second.ref, None)
+    _promoted(bench, first)
+    assert found(newer_than=second.version) == first.ref, "older, but another one"
+
+
+@needs(PUSH, ALIASES)
+def test_of_two_who_promote_at_once_one_wins(bench: Bench, other_bench: Bench) -> None:
+    if not Aliases.of(bench.registry).compares:
+        pytest.skip("the system moves aliases without a condition: both may believe that they have")
+    first, second, third = _published(bench, "one", "two", "three")
+    _promoted(bench, first)
+    done = at_once(lambda: _promoted(bench, second), lambda: _promoted(other_bench, third))
+    assert done == ["promoted", "promoted"], "one after the other, whatever was tried at once"
+    alias = _alias(bench)
+    assert alias.version in (second.version, third.version)
+    if Aliases.of(bench.registry).remembers:
+        held = [alias.version, *(held.version for held in alias.earlier)]
+        assert sorted(map(str, held)) == sorted([first.version, second.version, third.version])
+
+
 # Deleting
 
 
@@ -731,26 +800,6 @@ def test_a_cancelled_pull_leaves_no_target_and_the_next_one_succeeds(bench: Benc
 
 
 # Two workers at once
-
-
-def at_once(*works: Callable[[], Any]) -> list[Any]:
-    """Do works at the same time; return what each has returned or raised."""
-    start = threading.Barrier(len(works))
-    results: list[Any] = [None] * len(works)
-
-    def run(number: int) -> None:
-        start.wait()
-        try:
-            results[number] = works[number]()
-        except Exception as error:
-            results[number] = error
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(works))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
 
 
 @needs(PUSH)

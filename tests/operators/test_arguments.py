@@ -69,6 +69,13 @@ FORMS: dict[Any, list[tuple[Any, Any]]] = {
         (date(2020, 1, 1), "2020-01-01"),
         (VERSION, "v1"),
     ],
+    arguments.VersionName: [("v1", "v1"), (7, "7"), ("fraud:v1", "v1"), (VERSION, "v1")],
+    arguments.Conditions: [
+        ([{"metric": "auc", "at_least": 0.1}], [{"metric": "auc", "at_least": 0.1}]),
+        ({"metric": "auc"}, [{"metric": "auc"}]),
+        ('{"metric": "auc"}', [{"metric": "auc"}]),
+        ("[{'metric': 'auc'}, {'metric': 'f1'}]", [{"metric": "auc"}, {"metric": "f1"}]),
+    ],
     arguments.Labels: [
         ({"stage": "dev"}, {"stage": "dev"}),
         ('{"stage": "dev"}', {"stage": "dev"}),
@@ -111,6 +118,8 @@ REFUSED: dict[Any, list[Any]] = {
     arguments.Flag: [WRONG, "maybe", "", 2, [], "{{ params.force }}"],
     arguments.Seconds: [WRONG, "soon", "", -1, "-1", True, float("nan"), "inf", [], timedelta(seconds=-1)],
     arguments.Moment: [WRONG, 1.5, [], {}],
+    arguments.VersionName: [WRONG, 1.5, [], {"x": 1}],
+    arguments.Conditions: [WRONG, "auc", 5, ["auc"], [5]],
     arguments.Labels: [WRONG, "stage", ["stage"], {"stage": None}, {"stage": "None"}, {"stage": []}, {1: "x"}, 5],
     arguments.LabelChanges: [WRONG, "stage", {"stage": "None"}, {"stage": []}],
     arguments.Facts: [WRONG, "auc", ["auc"], 5],

@@ -14,6 +14,7 @@ from airflow_provider_modelsync.core.models import (
     EMPTY,
     LATEST,
     Deployment,
+    ModelRef,
     ModelVersion,
     Query,
     RollOut,
@@ -34,9 +35,11 @@ def find_version(
     """Return the version that is waited for, or ``None`` when it is not there yet.
 
     :param registry: where to look.
-    :param model: ``name`` for the newest ready version, ``name:version`` for an exact one.
+    :param model: ``name`` for the newest ready version, ``name:version`` for an exact one, ``name@alias`` for what an
+        alias points to.
     :param query: chooses among ready versions; an exact one is waited for until it is chosen, too.
-    :param newer_than: only a version newer than this one counts: a version of the model, or an ISO 8601 time.
+    :param newer_than: only a version newer than this one counts: a version of the model, or an ISO 8601 time. Of an
+        alias, only another version than this one, older or newer, or a move after that time.
     :param state: what the version must have reached.
     :raises VersionFailed: when the exact version has failed.
     :raises InvalidInput: when an argument makes no sense.
@@ -48,10 +51,12 @@ def find_version(
         )
     if ref.version and newer_than:
         raise InvalidInput("an exact version is never newer than another; name only the model", argument="newer_than")
-    if newer_than == LATEST:
-        raise InvalidInput("'latest' moves; name a version or an ISO 8601 time", argument="newer_than")
+    if newer_than and (newer_than == LATEST or "@" in newer_than):
+        raise InvalidInput(f"{newer_than!r} moves; name a version or an ISO 8601 time", argument="newer_than")
     try:
-        found = yield from registry.get(ref, ANY if ref.version else query)
+        if ref.alias and newer_than and not (yield from _has_moved(registry, ref.name, ref.alias, newer_than)):
+            return None
+        found = yield from registry.get(ref, ANY if ref.version or ref.alias else query)
     except ModelNotFound:
         return None
     if found.status is VersionStatus.FAILED:
@@ -60,9 +65,43 @@ def find_version(
         raise VersionFailed(f"{found.ref} has failed in its registry{said}", model=found.ref)
     if not found.ready or not registry.has_reached(found, state) or not query.matches(found):
         return None
-    if newer_than and found.age_key <= (yield from _age_of(registry, ref.name, newer_than)):
+    if ref.alias and newer_than == found.version:  # moved back since it was looked at
+        return None
+    if newer_than and not ref.alias and found.age_key <= (yield from _age_of(registry, ref.name, newer_than)):
         return None
     return found
+
+
+def _has_moved(registry: Registry, name: str, alias: str, since: str) -> Flow[bool]:
+    """Whether an alias points to another version than one that is named, or was moved after a time.
+
+    The version need not be there any more: it may have been deleted once nothing pointed to it.
+    """
+    pointed = yield from registry.alias(name, alias)
+    if pointed.version == since:
+        return False
+    time = _time(since)
+    if time is None:
+        registry.check(ModelRef(name=name, version=since))
+        return True
+    try:
+        yield from registry.read_version(name, since)
+    except (ModelNotFound, InvalidInput):
+        if pointed.since is None:
+            raise InvalidInput(
+                f"{registry.title} does not tell when aliases were moved; name the version that {pointed} is to leave",
+                argument="newer_than",
+            ) from None
+        return pointed.since > time
+    return True
+
+
+def _time(text: str) -> datetime | None:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _age_of(registry: Registry, name: str, newer_than: str) -> Flow[tuple[datetime, str]]:
@@ -71,14 +110,13 @@ def _age_of(registry: Registry, name: str, newer_than: str) -> Flow[tuple[dateti
         return (yield from registry.get(registry.parse(f"{name}:{newer_than}"))).age_key
     except (ModelNotFound, InvalidInput):
         pass
-    try:
-        time = datetime.fromisoformat(newer_than)
-    except ValueError:
+    time = _time(newer_than)
+    if time is None:
         raise InvalidInput(
             f"{newer_than!r} is neither a version of {name!r} nor an ISO 8601 time", argument="newer_than"
-        ) from None
+        )
     # Any version of that very instant counts as old.
-    return (time if time.tzinfo else time.replace(tzinfo=UTC)), "\U0010ffff"
+    return time, "\U0010ffff"
 
 
 def own_deployment(registry: Registry, model: str | None = None) -> str:

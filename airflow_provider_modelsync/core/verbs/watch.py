@@ -1,4 +1,4 @@
-"""Which versions of a model are new to somebody who watches it."""
+"""Which versions of a model, and which moves of an alias, are new to somebody who watches it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from collections.abc import Iterable
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
+from airflow_provider_modelsync.core.errors import InvalidInput, ModelNotFound
+from airflow_provider_modelsync.core.flow.steps import Flow
 from airflow_provider_modelsync.core.models import ModelVersion, VersionStatus
+from airflow_provider_modelsync.core.registries.base import ANY, Registry
 
 # What a watcher remembers must fit into 64 KiB of JSON; a mark takes twelve bytes.
 LIMIT = 5000
@@ -53,6 +56,55 @@ class Seen:
     def keep(self) -> JsonValue:
         """Return what is remembered, as JSON."""
         return [*sorted(self._marks or ())]
+
+
+class Moves:
+    """Tells where an alias points, whenever that is another version than before; not what it is at the first sight.
+
+    :param kept: what :meth:`keep` has returned, or ``None`` before the first sight.
+    :raises ValueError: when it is something else.
+    """
+
+    def __init__(self, kept: JsonValue = None) -> None:
+        if kept is not None and not isinstance(kept, str):
+            raise ValueError("not what a watch remembers")
+        self._last = kept  # empty while there was nothing
+        self.has_changed = False  # whether the last look has brought something to keep
+
+    def news(self, versions: Iterable[ModelVersion]) -> list[ModelVersion]:
+        """Return the version to tell, and remember it.
+
+        :param versions: what the alias points to; nothing while it is not there, or what it points to is not ready.
+        """
+        before = self._last
+        found = next(iter(versions), None)
+        self._last = found.version if found else before or ""
+        self.has_changed = self._last != before
+        return [found] if found and self.has_changed and before is not None else []
+
+    def keep(self) -> JsonValue:
+        """Return what is remembered, as JSON."""
+        return self._last
+
+
+Watch = Seen | Moves
+
+
+def look_at(registry: Registry, model: str) -> Flow[tuple[type[Watch], list[ModelVersion]]]:
+    """Return what there is to see of a model or of an alias, and what tells what is new of it.
+
+    :raises InvalidInput: for an exact version, which never becomes another.
+    """
+    ref = registry.parse(model)
+    if ref.version is not None:
+        raise InvalidInput("an exact version is nothing to watch; name only the model, or an alias", argument="model")
+    if ref.alias is None:
+        return Seen, (yield from registry.list_versions(ref.name, ANY))
+    try:
+        found = yield from registry.get(ref)
+    except ModelNotFound:
+        return Moves, []
+    return Moves, [found] if found.ready else []
 
 
 def _mark(version: ModelVersion) -> str:

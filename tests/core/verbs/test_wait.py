@@ -13,6 +13,7 @@ from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver, call
 from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Query, VersionStatus
 from airflow_provider_modelsync.core.registries.base import Registry
 from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.verbs.aliases import set_alias
 from airflow_provider_modelsync.core.verbs.wait import find_version
 from tests.core.stores import Store, write_tree
 
@@ -188,3 +189,41 @@ def test_a_failed_newest_version_does_not_end_the_wait_for_any() -> None:
 def test_a_state_beyond_ready_is_waited_for() -> None:
     assert _look(_OneVersion("ready"), "m:v1", state="loaded") is None
     assert _look(_OneVersion("ready", {"loaded": True}), "m:v1", state="loaded") is not None
+
+
+@pytest.fixture
+def champion(store: Store) -> Store:
+    """The same store, with v2 as its champion."""
+    store.run(set_alias(store.registry, "fraud:v2", "champion"))
+    return store
+
+
+def test_an_alias_that_is_not_there_yet_is_waited_for(store: Store) -> None:
+    assert _find(store, "fraud@champion") is None
+
+
+@pytest.mark.parametrize(
+    ("newer_than", "found"),
+    [(None, True), ("v2", False), ("v1", True), ("gone", True), ("2020-01-01", True), ("2999-01-01T00:00", False)],
+)
+def test_an_alias_is_waited_for_until_it_leaves_a_version_or_moves_after_a_time(
+    champion: Store, newer_than: str | None, found: bool
+) -> None:
+    assert _find(champion, "fraud@champion", newer_than=newer_than) == ("fraud:v2" if found else None)
+
+
+def test_an_alias_leaves_a_version_that_looks_like_a_time(champion: Store, tmp_path: Path) -> None:
+    champion.push(write_tree(tmp_path / "three", {"a": b"3"}), "fraud:2999-01-01")
+    assert _find(champion, "fraud@champion", newer_than="2999-01-01") == "fraud:v2"
+
+
+@pytest.mark.parametrize("newer_than", ["latest", "fraud@champion", "no version"])
+def test_what_an_alias_cannot_leave_is_refused(champion: Store, newer_than: str) -> None:
+    with pytest.raises(InvalidInput):
+        _find(champion, "fraud@champion", newer_than=newer_than)
+
+
+def test_labels_count_for_what_an_alias_points_to(champion: Store) -> None:
+    assert _find(champion, "fraud@champion", query="label:stage=prod") is None
+    champion.set_labels("fraud:v2", {"stage": "prod"})
+    assert _find(champion, "fraud@champion", query="label:stage=prod") == "fraud:v2"

@@ -9,7 +9,7 @@ import pytest
 
 from airflow_provider_modelsync.core.models import ModelVersion, VersionStatus
 from airflow_provider_modelsync.core.verbs import watch as module
-from airflow_provider_modelsync.core.verbs.watch import LIMIT, Seen
+from airflow_provider_modelsync.core.verbs.watch import LIMIT, Moves, Seen
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -20,7 +20,7 @@ def version(name: str, status: str = "ready", *, age: int = 0) -> ModelVersion:
     return ModelVersion(registry="r", name="m", version=name, status=VersionStatus(status), created_at=made)
 
 
-def told(seen: Seen, *versions: ModelVersion) -> list[str]:
+def told(seen: Seen | Moves, *versions: ModelVersion) -> list[str]:
     """Show a listing; return what is told."""
     return [new.version for new in seen.news(versions)]
 
@@ -129,3 +129,35 @@ def test_beyond_the_limit_only_what_is_listed_is_kept(monkeypatch: pytest.Monkey
 def test_nonsense_is_refused(kept: object) -> None:
     with pytest.raises(ValueError, match="not what a watch remembers"):
         Seen(kept)  # type: ignore[arg-type]
+
+
+def test_a_move_of_an_alias_is_told_whether_to_a_newer_or_an_older_version() -> None:
+    moves = Moves()
+
+    assert told(moves, version("v1")) == []
+    assert told(moves, version("v2")) == ["v2"]
+    assert told(moves, version("v2")) == []
+    assert told(moves, version("v1")) == ["v1"]
+
+
+def test_an_alias_that_is_not_there_at_first_sight_is_told_once_it_is() -> None:
+    moves = Moves()
+
+    assert told(moves) == []
+    assert told(moves, version("v1")) == ["v1"]
+    assert told(moves) == []
+    assert told(moves, version("v1")) == []
+
+
+def test_moves_go_on_from_what_was_kept() -> None:
+    first = Moves()
+    told(first, version("v1"))
+    assert first.has_changed
+
+    again = Moves(json.loads(json.dumps(first.keep())))
+
+    assert told(again, version("v1")) == []
+    assert not again.has_changed
+    assert told(again, version("v2")) == ["v2"]
+    with pytest.raises(ValueError, match="not what a watch remembers"):
+        Moves(["v1"])
