@@ -62,6 +62,8 @@ else:
 __all__ = [
     "READS_FORMS",
     "TELLS_OF_KILLS",
+    "UNDER_WAY",
+    "WAITING",
     "AdvanceItem",
     "AirflowException",
     "AirflowFailException",
@@ -74,6 +76,7 @@ __all__ = [
     "TaskDeferred",
     "aget_connection",
     "conf",
+    "state_of",
     "stats",
 ]
 
@@ -82,6 +85,10 @@ _AIRFLOW = tuple(map(int, __version__.split(".")[:2]))
 READS_FORMS = _AIRFLOW >= (3, 2)
 # Whether a trigger is told when a user ends its task, 3.3. Else it is only cancelled.
 TELLS_OF_KILLS = hasattr(BaseTrigger, "on_kill")
+
+WAITING = "deferred"  # what is the state of a task while its trigger waits
+REMOVED = "removed"  # when nobody knows the task any more
+UNDER_WAY = (None, "scheduled", "queued", "running")  # and after: of its next part or its next try
 
 
 async def aget_connection(conn_id: str) -> Connection:
@@ -92,3 +99,19 @@ async def aget_connection(conn_id: str) -> Connection:
     from asgiref.sync import sync_to_async
 
     return await sync_to_async(BaseHook.get_connection)(conn_id)
+
+
+async def state_of(task: Any) -> str | None:
+    """Return the state of a trigger's task; for the event loop.
+
+    :param task: the trigger's ``task_instance``.
+    """
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+    from asgiref.sync import sync_to_async
+
+    # By its name, and the one of a mapped task by name and index: only one is asked for.
+    states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
+        dag_id=task.dag_id, task_ids=[task.task_id], run_ids=[task.run_id], map_index=task.map_index
+    )
+    (state,) = states.get(task.run_id, {}).values() or (REMOVED,)
+    return None if state is None else str(state)

@@ -12,6 +12,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from airflow.sdk import ObjectStoragePath
+
 from airflow_provider_modelsync.cli.session import FAILED, TRY_AGAIN, Answer, Session, command
 from airflow_provider_modelsync.core.archive.choice import BY_HABIT, Choice
 from airflow_provider_modelsync.core.arguments import looks_structured, seconds, structure
@@ -83,9 +85,9 @@ def predict(args: argparse.Namespace, session: Session) -> Answer:
         else:
             inputs = stack.enter_context(local_source(inputs, session.cancel, "inputs"))
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="modelsync-"))
-        written = output if isinstance(output, Path) else Path(scratch) / "predictions"
+        written = Path(scratch) / "predictions" if isinstance(output, ObjectStoragePath) else output
         made = hook.predict(args.deployment, inputs, output=written, **(args.options or {}))
-        if not isinstance(output, Path):
+        if isinstance(output, ObjectStoragePath):
             publish_file(written, output, cancel=session.cancel)
     told = f"{'predictions' if made.count is None else made.count} in {output} ({readable(made.size_bytes)})"
     return Answer(made.to_xcom(output=str(output)), [(told,)])
@@ -199,7 +201,7 @@ def pull(args: argparse.Namespace, session: Session) -> Answer:
         )
 
     with session.progress(hook, f"pulling {args.model}"):
-        if isinstance(target, Path):
+        if not isinstance(target, ObjectStoragePath):
             pulled = pull_locally(target)
         else:
             pulled = pull_into(

@@ -484,7 +484,7 @@ class PredictOperator(RegistryOperator):
         with self._local_inputs() as inputs:
             if self.deferrable and ticket is None:
                 self._defer(inputs, output)
-            if isinstance(output, Path):
+            if not isinstance(output, ObjectStoragePath):
                 made = self._predict(context, inputs, output, ticket)
             else:
                 with tempfile.TemporaryDirectory(prefix="modelsync-") as scratch:
@@ -522,7 +522,7 @@ class PredictOperator(RegistryOperator):
 
     def _defer(self, inputs: Any, output: Path | ObjectStoragePath) -> None:
         """Begin the predictions and wait for them in the triggerer, where the system makes them by itself."""
-        place = output if isinstance(output, Path) else None
+        place = None if isinstance(output, ObjectStoragePath) else output
         ticket = self.get_hook().start_predict(self.deployment, inputs, output=place, **(self.options or {}))
         if ticket is None:
             return

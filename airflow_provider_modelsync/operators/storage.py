@@ -72,7 +72,7 @@ def local_source(
     :raises InvalidInput: when a remote source is missing or holds a name that no model may hold.
     """
     source = resolve(location, argument)
-    if isinstance(source, Path):
+    if not isinstance(source, ObjectStoragePath):
         yield source
         return
     with tempfile.TemporaryDirectory(prefix="modelsync-") as scratch:
@@ -114,7 +114,8 @@ class _RemoteTarget:
         cancel: CancelToken,
         store: str | None = None,
     ) -> None:
-        segments = target.path.strip("/").removeprefix(target.bucket).strip("/").split("/")
+        bucket = target.bucket.rpartition("@")[2]  # in older Airflows it begins with the connection
+        segments = target.path.strip("/").removeprefix(bucket).strip("/").split("/")
         if segments == [""]:
             raise InvalidInput(
                 f"{target} is the root of a bucket; name a place in it for the model alone", argument="target"

@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
-from airflow.sdk import Asset, AssetAlias, BaseOperatorLink
+from airflow.sdk import Asset, AssetAlias, BaseOperatorLink, ObjectStoragePath
 from airflow.sdk.definitions.asset import AssetRef
 
 from airflow_provider_modelsync.assets import model_asset
@@ -277,7 +277,7 @@ class PullModelOperator(RegistryOperator):
                     raise InvalidInput("the system's own host has models as a whole only", argument="include")
                 return self._finish(context, PulledModel(path=None, version=self._fetch(context)))
             target = resolve(self.target, "target")
-            if isinstance(target, Path):
+            if not isinstance(target, ObjectStoragePath):
                 pulled = self._pull(context, target)
             else:
                 pulled = pull_into(

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_provider_modelsync.compat import TELLS_OF_KILLS, UNDER_WAY, WAITING, state_of
 from airflow_provider_modelsync.core.errors import Permanent, RegistryUnavailable
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 from airflow_provider_modelsync.triggers.polling import Found, Rhythm, look_up, shared
@@ -51,6 +52,14 @@ class RegistryTrigger(BaseTrigger):
     def arguments(self) -> dict[str, Any]:
         """Return the arguments that are not common to all triggers, as JSON values without secrets."""
 
+    @abstractmethod
+    def wait(self) -> AsyncIterator[TriggerEvent]:
+        """Wait, and yield the one event that ends it."""
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        async for event in self.wait():
+            yield event
+
     def _pause(self) -> float:
         # Jitter, so that many waiters do not ask all at once; never beyond the deadline.
         interval = self.poll_interval * random.uniform(1.0, 1.1)  # noqa: S311
@@ -76,6 +85,16 @@ class Undoing(RegistryTrigger):
     async def on_kill(self) -> None:
         await self.undo()
 
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        try:
+            async for event in super().run():
+                yield event
+        except asyncio.CancelledError:
+            # Where Airflow does not say why: because a user has ended the task, or because the triggerer stops.
+            if self.started_what is not None and not TELLS_OF_KILLS:
+                await _see_through(self._undo_if_ended(self.started_what))
+            raise
+
     async def undo(self) -> str | None:
         """Take back what was started, whatever it takes up to :data:`UNDO_SECONDS`; return what became of it.
 
@@ -85,6 +104,22 @@ class Undoing(RegistryTrigger):
         if self.started_what is None:
             return None
         return await _see_through(self._undo(self.started_what))
+
+    async def is_there(self) -> bool:
+        """Whether what is waited for has come meanwhile."""
+        return False
+
+    async def _undo_if_ended(self, what: str) -> None:
+        """Take back what was started unless the task still waits, or goes on with what another triggerer has found."""
+        try:
+            async with asyncio.timeout(_STATE_SECONDS):
+                state = await state_of(self.task_instance)
+                goes_on = state == WAITING or (state in UNDER_WAY and await self.is_there())
+        except Exception as error:
+            self.log.warning("%s is left: what became of the task is not known: %r", what, error)
+        else:
+            if not goes_on:
+                await self._undo(what)
 
     async def _undo(self, what: str) -> str:
         try:
@@ -126,6 +161,7 @@ async def _see_through(work: Coroutine[Any, Any, T]) -> T:
 
 
 _UNDER_WAY: set[asyncio.Task[Any]] = set()
+_STATE_SECONDS = 5.0  # for asking what became of a task; a triggerer that stops may have nobody left to ask
 _LOOK_UP_PAUSE = 0.5  # seconds until a connection that could not be read is looked up again
 
 
@@ -161,7 +197,11 @@ class WaitTrigger(RegistryTrigger):
         manner = self.manner or {}
         return Rhythm(self.poll_interval, manner.get("exponential_backoff", False), manner.get("max_wait"))
 
-    async def run(self) -> AsyncIterator[TriggerEvent]:
+    async def is_there(self) -> bool:
+        """Whether what is waited for has come meanwhile; see :class:`Undoing`."""
+        return await self.look(await look_up(self.registry_conn_id)) is not None
+
+    async def wait(self) -> AsyncIterator[TriggerEvent]:
         polls, joined_at = shared(), time.monotonic()
         poll = polls.join(self.registry_conn_id, self._sought(), self._look, self.rhythm())
         try:

@@ -51,7 +51,7 @@ class FetchTrigger(Undoing):
     def arguments(self) -> dict[str, Any]:
         return {"ref": self.ref, "name": self.name, "ours": self.ours}
 
-    async def run(self) -> AsyncIterator[TriggerEvent]:
+    async def wait(self) -> AsyncIterator[TriggerEvent]:
         await asyncio.sleep(self._pause())
         fetch = Fetch(ref=self.ref, name=self.name, ours=self.ours)
         patience = Patience(seconds=max(0.0, self.deadline - time.time()), poll_interval=self.poll_interval)

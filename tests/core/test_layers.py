@@ -173,6 +173,17 @@ def test_only_compat_asks_which_version_of_airflow_it_is(name: str) -> None:
     assert asked == []
 
 
+@pytest.mark.parametrize("name", FACING_AIRFLOW)
+def test_whether_a_place_is_local_is_not_asked_of_its_class(name: str) -> None:
+    """What leads to object storage is a ``pathlib.Path``, too, with the universal-pathlib of older Airflows."""
+    asked = [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(MODULES[name].read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass")
+    ]
+    assert [one for one in asked if re.search(r"\bPath\b", one)] == []
+
+
 @pytest.mark.parametrize("module", EVERYWHERE)
 def test_this_airflow_has_what_every_airflow_has(module: str) -> None:
     found = import_module(module)

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 from airflow.sdk import DAG, Asset, AssetAlias
-from airflow.sdk.serde import serialize
 
 from airflow_provider_modelsync.assets import bento_asset
 from airflow_provider_modelsync.compat import AirflowException, AirflowFailException
@@ -23,6 +22,7 @@ from tests.conftest import Connect
 from tests.core.stores import write_tree
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.http_server import Delay, Respond
+from tests.support.versions import serialize
 
 CONNECTION = "bentocloud_default"
 KILL_LIMIT = 4.0  # seconds from the signal to the end: Airflow sends SIGKILL after five

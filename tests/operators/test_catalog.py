@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG, Asset
-from airflow.sdk.serde import serialize
 
 from airflow_provider_modelsync.compat import AirflowFailException
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
@@ -19,6 +18,7 @@ from airflow_provider_modelsync.operators.catalog import (
     ListModelsOperator,
     ListModelVersionsOperator,
 )
+from tests.support.versions import serialize
 
 
 @pytest.fixture

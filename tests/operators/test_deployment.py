@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 from airflow.sdk.definitions.mappedoperator import MappedOperator
-from airflow.sdk.serde import serialize
 
 from airflow_provider_modelsync.compat import AirflowException, AirflowFailException, AirflowTaskTimeout, TaskDeferred
 from airflow_provider_modelsync.core.http.policy import Backoff
@@ -30,7 +29,7 @@ from tests.conftest import Connect
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.http_server import Delay, LoseAnswer, Reset, Respond
 from tests.support.cloud import CANARY, CONNECTION, bodies, changes, newest, running_cloud
-from tests.support.versions import masker
+from tests.support.versions import masker, serialize
 
 KILL_LIMIT = 4.0  # seconds from the signal to the end: Airflow sends SIGKILL after five
 DEPLOYMENT_KEYS = {

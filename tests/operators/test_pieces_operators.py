@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from airflow.sdk import Asset
-from airflow.sdk.serde import serialize
 
 from airflow_provider_modelsync.compat import AirflowException, AirflowFailException, AirflowTaskTimeout, TaskDeferred
 from airflow_provider_modelsync.hooks.registry import RegistryHook
@@ -27,6 +26,7 @@ from tests.conftest import Connect
 from tests.standins.http_server import Delay
 from tests.standins.pieces import Download, PiecesStandIn
 from tests.support.pieces import CANCEL, CONNECTION, DOWNLOAD, ENDLESS, OTHER, PHI, quickly, running_host, verbs
+from tests.support.versions import serialize
 
 QUICK = {"poll_interval": 0.05, "timeout": 10}
 KILL_LIMIT = 4.0  # seconds from the signal to the end: Airflow sends SIGKILL after five

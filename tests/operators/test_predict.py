@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG, ObjectStoragePath, XComArg
-from airflow.sdk.serde import serialize
 from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_modelsync.compat import AirflowException, AirflowFailException
@@ -25,6 +24,7 @@ from tests.conftest import Connect
 from tests.standins.fault_server import Drip, FaultServer, ReadRest, Send
 from tests.standins.http_server import Delay, Respond
 from tests.support.pipelines import CONNECTION, INFER, Instance, ref, running_instance
+from tests.support.versions import serialize
 
 RECORDS = [{"pixels": [0.5, float(number)]} for number in range(200)]
 REMOTE = "memory://bucket/runs/predictions.json"

@@ -59,7 +59,7 @@ def test_a_storage_connection_in_the_location_is_kept(storage: MemoryFileSystem)
     for location in ("memory://lake@bucket/digits", ObjectStoragePath("memory://bucket/digits", conn_id="lake")):
         remote = resolve(location, "source")
         assert isinstance(remote, ObjectStoragePath)
-        assert remote.conn_id == "lake"
+        assert str(remote.parent / "x").startswith("memory://lake@")
 
 
 # Nobody knows the first scheme; the second one's provider is not installed.
@@ -172,7 +172,7 @@ def test_a_model_is_pulled_into_the_storage(
     pulled = PullModelOperator(task_id="pull", model="digits", target=f"{BUCKET}/digits").execute(context)
 
     assert content(storage) == stored(source)
-    assert pulled["path"] == "memory://bucket/models/digits"
+    assert pulled["path"] == str(ObjectStoragePath("memory://bucket/models/digits"))
 
 
 def test_pulling_again_into_the_storage_changes_nothing(
@@ -384,12 +384,17 @@ def test_what_a_killed_replacement_has_left_does_not_stand_in_the_next_ones_way(
     assert content(storage) == versions["v1"]
 
 
-@pytest.mark.parametrize("place", [".", "digits/..", "..", "digits/../..", "./digits", " ", "digits//x"])
+_IS_KEPT = str(ObjectStoragePath("s3://bucket/./digits")).endswith("/./digits")
+_WITH_A_DOT = pytest.param("./digits", marks=pytest.mark.skipif(not _IS_KEPT, reason="this Airflow reads it as digits"))
+
+
+@pytest.mark.parametrize("place", [".", "digits/..", "..", "digits/../..", _WITH_A_DOT, " ", "digits//x"])
 def test_a_remote_target_has_no_part_that_somebody_may_read_as_another_place(
     versions: dict[str, dict[str, bytes]], storage: MemoryFileSystem, context: Any, place: str
 ) -> None:
-    with pytest.raises(AirflowFailException, match="blank"):
-        pull(context, "v1", f"memory://bucket/{place}", force=True)
+    attach("s3", fs=storage)
+    with pytest.raises(AirflowFailException, match=r"blank|root of a bucket"):
+        pull(context, "v1", f"s3://bucket/{place}", force=True)
     assert content(storage) == {}
 
 
@@ -406,11 +411,13 @@ def test_a_remote_target_and_the_store_never_lie_in_one_another(
         operator.execute(context)
 
 
-@pytest.mark.parametrize("target", ["memory://bucket", "memory://bucket/", "memory:///", "memory://lake@bucket"])
+@pytest.mark.parametrize("target", ["s3://bucket", "s3://bucket/", "memory:///", "s3://lake@bucket"])
 @pytest.mark.parametrize("force", [False, True])
 def test_the_root_of_a_bucket_is_no_target(
     versions: dict[str, dict[str, bytes]], storage: MemoryFileSystem, context: Any, target: str, force: bool
 ) -> None:
+    attach("s3", fs=storage)
+    attach("s3", "lake", fs=storage)
     storage.pipe_file("/bucket/other/keep.txt", b"keep")
     with pytest.raises(AirflowFailException, match="root of a bucket"):
         pull(context, "v1", target, force=force)

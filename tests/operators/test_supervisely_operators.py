@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk.serde import deserialize, serialize
 from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_modelsync.compat import AirflowException, AirflowFailException, TaskDeferred
@@ -25,6 +24,7 @@ from tests.standins.http_server import LoseAnswer, Respond
 from tests.standins.supervisely import SuperviselyStandIn
 from tests.standins.supervisely_app import SuperviselyApp
 from tests.support.images import png
+from tests.support.versions import deserialize, serialize
 
 CONNECTION = "supervisely_default"
 KILL_LIMIT = 4.0  # seconds from the signal to the end: Airflow sends SIGKILL after five

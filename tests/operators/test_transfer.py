@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk.serde import serialize
 
 from airflow_provider_modelsync.compat import AirflowException, AirflowFailException, TaskDeferred
 from airflow_provider_modelsync.core.archive.digest import digest_directory
@@ -18,6 +17,7 @@ from airflow_provider_modelsync.operators.transfer import PullModelOperator, Pus
 from airflow_provider_modelsync.triggers.model import ModelVersionTrigger
 from airflow_provider_modelsync.xcom import XCOM_LIMIT
 from tests.support.scripted import Script
+from tests.support.versions import serialize
 
 VERSION_KEYS = {
     "registry",

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG, PokeReturnValue
-from airflow.sdk.serde import serialize
 
 from airflow_provider_modelsync.compat import (
     AirflowException,
@@ -24,6 +23,7 @@ from airflow_provider_modelsync.hooks.registry import get_registry_hook
 from airflow_provider_modelsync.sensors.model import ModelVersionSensor
 from airflow_provider_modelsync.triggers.model import ModelVersionTrigger
 from tests.support.scripted import Script
+from tests.support.versions import serialize
 
 NONSENSE = [None, {}, {"status": "success"}, {"status": "success", "ref": 7}, {"status": "odd"}, {"message": "?"}]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from importlib import import_module
 
@@ -13,4 +14,22 @@ for place in ("airflow.sdk.execution_time.secrets_masker", "airflow.sdk._shared.
     with suppress(ImportError):
         masker = import_module(place)
 
+for place in ("airflow.serialization.serde", "airflow.sdk.serde"):
+    with suppress(ImportError):
+        serde = import_module(place)
+serialize, deserialize = serde.serialize, serde.deserialize
+
 since_3_3 = pytest.mark.skipif(not TELLS_OF_KILLS, reason="this Airflow is older than what is tested")
+
+
+def refuse_to_block(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> None:
+    """Have a call fail on an event loop, where it would block; threads may make it."""
+    known = getattr(owner, name)
+
+    def call(*arguments: object) -> object:
+        with suppress(RuntimeError):
+            asyncio.get_running_loop()
+            raise AssertionError("the event loop was blocked by a connection lookup")
+        return known(*arguments)
+
+    monkeypatch.setattr(owner, name, call)

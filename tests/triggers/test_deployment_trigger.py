@@ -9,12 +9,12 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import resolve_name
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.sdk import Connection
-from airflow.sdk.module_loading import import_string
-from airflow.sdk.serde import deserialize, serialize
 
 from airflow_provider_modelsync.compat import AirflowNotFoundException, BaseHook
 from airflow_provider_modelsync.core.errors import Permanent
@@ -28,6 +28,7 @@ from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.http_server import Delay, Respond
 from tests.support.cloud import CANARY, CONNECTION, bodies, changes, newest, running_cloud
 from tests.support.until import until
+from tests.support.versions import deserialize, refuse_to_block, serialize
 
 KILL_LIMIT = 4.0
 
@@ -298,6 +299,87 @@ class TestOnKill:
         assert changes(server) == []
 
 
+class TestWhereAirflowDoesNotTellOfKills:
+    """It cancels a trigger whose task was ended, and one that it stops itself, in the same way."""
+
+    @pytest.fixture
+    def states(self, monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+        """What Airflow's supervisor says that the task is in; empty: it does not answer."""
+        states: list[str | None] = []
+
+        async def state_of(task: Any) -> str | None:
+            if not states:
+                raise EOFError("the supervisor is gone")
+            return states[0]
+
+        monkeypatch.setattr(base, "TELLS_OF_KILLS", False)
+        monkeypatch.setattr(base, "state_of", state_of)
+        return states
+
+    async def cancelled(self, server: BentoCloudStandIn, started: dict[str, Any]) -> None:
+        """Run a trigger, cancel it in its wait as often as Airflow does, and wait for its end."""
+        waiting = trigger(started=started, revision=started["revision"])
+        waiting.task_instance = SimpleNamespace(dag_id="dag", task_id="deploy", run_id="run", map_index=3)
+        task, looks = asyncio.create_task(events_of(waiting)), server.count("GET", "/demo")
+        await until_async(lambda: server.count("GET", "/demo") > looks)
+        while not task.done():
+            task.cancel()
+            await asyncio.sleep(0.02)
+        assert task.cancelled()
+
+    @pytest.mark.parametrize("state", ["failed", "success", None, "scheduled", "removed"])
+    async def test_what_a_task_has_started_that_a_user_ended_is_taken_back(
+        self, server: BentoCloudStandIn, created: dict[str, Any], states: list[str | None], state: str | None
+    ) -> None:
+        states.append(state)
+        await self.cancelled(server, created)
+
+        assert changes(server) == [("POST", "/demo/terminate")]
+
+    async def test_a_task_that_waits_on_keeps_it(
+        self, server: BentoCloudStandIn, created: dict[str, Any], states: list[str | None]
+    ) -> None:
+        """Its triggerer stops, another one takes over, or the cleared task has deferred again."""
+        states.append("deferred")
+        await self.cancelled(server, created)
+
+        assert changes(server) == []
+
+    async def test_a_task_that_goes_on_with_what_another_triggerer_has_found_keeps_it(
+        self, server: BentoCloudStandIn, created: dict[str, Any], states: list[str | None]
+    ) -> None:
+        states.append("running")
+        waiting = trigger(started=created, revision=created["revision"], poll_interval=60)
+        waiting.task_instance = SimpleNamespace(dag_id="dag", task_id="deploy", run_id="run", map_index=3)
+        server.deployments["demo"].scripted = deque(["running"])
+        task = asyncio.create_task(events_of(waiting))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+        assert changes(server) == []
+
+    async def test_a_triggerer_that_has_nobody_left_to_ask_leaves_it(
+        self, server: BentoCloudStandIn, created: dict[str, Any], states: list[str | None]
+    ) -> None:
+        await self.cancelled(server, created)
+
+        assert changes(server) == []
+
+    async def test_a_task_that_has_started_nothing_is_not_asked_about(
+        self, server: BentoCloudStandIn, states: list[str | None]
+    ) -> None:
+        states.append("failed")
+        task = asyncio.create_task(events_of(trigger(revision="not-yet-there")))
+        await until_async(lambda: server.count("GET", "/demo"))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+        assert changes(server) == []
+
+
 async def test_a_triggerer_that_stops_changes_nothing(server: BentoCloudStandIn, created: dict[str, Any]) -> None:
     before = trigger(started=created)
     abandoned = asyncio.create_task(events_of(before))
@@ -318,7 +400,7 @@ def test_a_stored_trigger_is_rebuilt_equal(created: dict[str, Any]) -> None:
     before = trigger(revision="0123", started=created, goal="ready", poll_interval=7.5)
     path, arguments = before.serialize()
 
-    again = import_string(path)(**deserialize(serialize(arguments)))
+    again = resolve_name(path)(**deserialize(serialize(arguments)))
 
     assert type(again) is DeploymentTrigger
     assert again.serialize() == (path, arguments)
@@ -350,11 +432,8 @@ async def test_events_and_logs_are_plain_and_hold_no_secret(
 async def test_the_connection_is_looked_up_without_blocking(
     server: BentoCloudStandIn, created: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("the event loop was blocked by a connection lookup")
-
     for owner, name in ((Connection, "get"), (BaseHook, "get_connection")):
-        monkeypatch.setattr(owner, name, refuse)
+        refuse_to_block(monkeypatch, owner, name)
 
     await trigger(started=created).on_kill()
 

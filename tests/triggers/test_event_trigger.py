@@ -8,13 +8,12 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
 from airflow.sdk import Asset, AssetWatcher
 from airflow.sdk.execution_time.context import AssetStateStoreAccessors
-from airflow.sdk.module_loading import import_string
-from airflow.sdk.serde import deserialize, serialize
 from airflow.triggers.shared_stream import AckTimeout, SharedStreamManager
 
 from airflow_provider_modelsync.assets import model_asset
@@ -23,6 +22,7 @@ from airflow_provider_modelsync.triggers.model import ModelVersionEventTrigger
 from tests.conftest import Connect
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.http_server import Respond
+from tests.support.versions import deserialize, serialize
 
 CONNECTION = "bentocloud_default"
 
@@ -407,7 +407,7 @@ def test_a_stored_trigger_is_rebuilt_equal() -> None:
     before = ModelVersionEventTrigger(CONNECTION, "fraud", 30)
     path, arguments = before.serialize()
 
-    again = import_string(path)(**deserialize(serialize(arguments)))
+    again = resolve_name(path)(**deserialize(serialize(arguments)))
 
     assert again.serialize() == (path, arguments)
     assert again.shared_stream_key() == before.shared_stream_key()

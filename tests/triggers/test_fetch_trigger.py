@@ -6,12 +6,11 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
 from airflow.sdk import Connection
-from airflow.sdk.module_loading import import_string
-from airflow.sdk.serde import deserialize, serialize
 
 from airflow_provider_modelsync.compat import BaseHook
 from airflow_provider_modelsync.core.errors import Permanent, RegistryUnavailable
@@ -23,6 +22,7 @@ from tests.conftest import Connect
 from tests.standins.http_server import Delay
 from tests.standins.pieces import PiecesStandIn, Progress
 from tests.support.pieces import CANCEL, CONNECTION, ENDLESS, OTHER, PHI, quickly, running_host, verbs
+from tests.support.versions import deserialize, refuse_to_block, serialize
 
 KILL_LIMIT = 4.0
 
@@ -165,7 +165,7 @@ async def test_a_triggerer_that_stops_changes_nothing(server: PiecesStandIn) -> 
 
 def test_a_stored_trigger_is_rebuilt_equal() -> None:
     path, arguments = trigger(ours=True, poll_interval=7.5).serialize()
-    again = import_string(path)(**deserialize(serialize(arguments)))
+    again = resolve_name(path)(**deserialize(serialize(arguments)))
 
     assert type(again) is FetchTrigger
     assert again.serialize() == (path, arguments)
@@ -182,11 +182,8 @@ async def test_the_application_is_in_no_argument_and_no_event(server: PiecesStan
 async def test_the_loop_is_not_blocked_by_a_connection_lookup(
     server: PiecesStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("the event loop was blocked")
-
     for owner, name in ((Connection, "get"), (BaseHook, "get_connection")):
-        monkeypatch.setattr(owner, name, refuse)
+        refuse_to_block(monkeypatch, owner, name)
     await trigger(ours=True).on_kill()
 
     assert verbs(server) == [CANCEL]

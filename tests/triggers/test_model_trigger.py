@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from airflow.sdk import Connection
-from airflow.sdk.serde import deserialize, serialize
 
 from airflow_provider_modelsync.compat import AirflowNotFoundException, BaseHook
 from airflow_provider_modelsync.core.errors import ModelSyncError, Permanent, RegistryUnavailable
@@ -23,6 +22,7 @@ from airflow_provider_modelsync.triggers.base import outcome_of
 from airflow_provider_modelsync.triggers.model import ModelVersionTrigger
 from tests.conftest import Connect
 from tests.support.scripted import SLOW, Script
+from tests.support.versions import deserialize, refuse_to_block, serialize
 
 CANARY = "canary-4f1c0de5"
 BLOCKED = 0.2  # seconds after which Airflow complains that a trigger blocks its loop
@@ -247,11 +247,8 @@ async def test_a_slow_registry_does_not_block_the_loop(
 
 
 async def test_the_connection_is_looked_up_without_blocking(pushed: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("the event loop was blocked by a connection lookup")
-
     for owner, name in ((Connection, "get"), (BaseHook, "get_connection")):
-        monkeypatch.setattr(owner, name, refuse)
+        refuse_to_block(monkeypatch, owner, name)
 
     (event,) = await events_of(trigger())
 

@@ -7,12 +7,11 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
 from airflow.sdk import Connection
-from airflow.sdk.module_loading import import_string
-from airflow.sdk.serde import deserialize, serialize
 
 from airflow_provider_modelsync.compat import BaseHook
 from airflow_provider_modelsync.core.errors import Permanent, RegistryUnavailable
@@ -28,6 +27,7 @@ from tests.standins.http_server import Delay, Respond, Rewrite
 from tests.standins.supervisely import SuperviselyStandIn
 from tests.standins.supervisely_app import SuperviselyApp
 from tests.support.images import png
+from tests.support.versions import deserialize, refuse_to_block, serialize
 
 CONNECTION = "supervisely_default"
 KILL_LIMIT = 4.0
@@ -218,7 +218,7 @@ async def test_a_triggerer_that_stops_changes_nothing(app: SuperviselyApp, ticke
 def test_a_stored_trigger_is_rebuilt_equal() -> None:
     ticket = Ticket(deployment="20001", request="r", patience=1.0)
     path, arguments = trigger(ticket, poll_interval=7.5).serialize()
-    again = import_string(path)(**deserialize(serialize(arguments)))
+    again = resolve_name(path)(**deserialize(serialize(arguments)))
 
     assert type(again) is PredictTrigger
     assert again.serialize() == (path, arguments)
@@ -238,11 +238,8 @@ async def test_no_token_is_in_an_argument_or_an_event(
 async def test_the_loop_is_not_blocked_by_a_connection_lookup(
     app: SuperviselyApp, ticket: Ticket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("the event loop was blocked")
-
     for owner, name in ((Connection, "get"), (BaseHook, "get_connection")):
-        monkeypatch.setattr(owner, name, refuse)
+        refuse_to_block(monkeypatch, owner, name)
     await trigger(ticket).on_kill()
 
     assert app.inferences[ticket.request].stopped

@@ -1,0 +1,45 @@
+"""What stands in for what an older Airflow lacks; where it has it, too."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk.execution_time import task_runner
+from airflow.sdk.execution_time.comms import TaskStatesResult
+
+from airflow_provider_modelsync.compat import REMOVED, aget_connection, state_of
+from tests.conftest import Connect
+
+
+class Supervisor:
+    """What a trigger's process asks.
+
+    :param states: of the one task that there is, by its name.
+    """
+
+    def __init__(self, states: dict[str, Any]) -> None:
+        self._states = states
+
+    def send(self, asked: Any) -> TaskStatesResult:
+        assert (asked.dag_id, asked.task_ids, asked.map_index) == ("dag", ["deploy"], 3)
+        return TaskStatesResult(task_states=dict.fromkeys(asked.run_ids, self._states))
+
+
+@pytest.mark.parametrize(
+    ("states", "state"), [({"deploy_3": "deferred"}, "deferred"), ({"deploy_3": None}, None), ({}, REMOVED)], ids=str
+)
+async def test_a_trigger_can_ask_what_became_of_its_task(
+    monkeypatch: pytest.MonkeyPatch, states: dict[str, Any], state: str | None
+) -> None:
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", Supervisor(states), raising=False)
+    task = SimpleNamespace(dag_id="dag", task_id="deploy", run_id="run", map_index=3)
+
+    assert await state_of(task) == state
+
+
+async def test_the_event_loop_finds_connections(connect: Connect) -> None:
+    connect("registry", conn_type="modelstore", host="file:///srv/models")
+
+    assert (await aget_connection("registry")).host == "file:///srv/models"
