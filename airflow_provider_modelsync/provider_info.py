@@ -186,6 +186,24 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
         },
     },
     {
+        "connection-type": "mlflow",
+        "hook-class-name": f"{_PACKAGE}.hooks.mlflow.MLflowHook",
+        "hook-name": "MLflow",
+        "ui-field-behaviour": {
+            "hidden-fields": ["schema"],
+            "relabeling": {"host": "Tracking URI", "login": "User name", "password": "Password"},
+            "placeholders": {"host": "https://mlflow.example.com", "login": "none when empty", "port": "443"},
+        },
+        "conn-fields": {
+            "token": _field(
+                "Bearer token", "string", "For a proxy before the server, instead of a login.", format="password"
+            ),
+            "experiment": _field("Experiment", "string", "Holds what is pushed; modelsync when empty."),
+            "workspace": _field("Workspace", "string", "Of a server that has them; its default one when empty."),
+            **_HTTP,
+        },
+    },
+    {
         "connection-type": "pieces",
         "hook-class-name": f"{_PACKAGE}.hooks.pieces.PiecesHook",
         "hook-name": "Pieces OS",
@@ -214,26 +232,9 @@ def get_provider_info() -> dict[str, Any]:
         "description": "Moves machine-learning models between Apache Airflow and model registries.",
         "integrations": [{"integration-name": "modelsync", "tags": ["software"]}],
         "connection-types": _CONNECTION_TYPES,
-        "hooks": _modules("hooks", "registry", "modelstore", "bentocloud", "wallaroo", "supervisely", "oci", "pieces"),
+        "hooks": _modules(
+            "hooks", "registry", "modelstore", "bentocloud", "wallaroo", "supervisely", "oci", "mlflow", "pieces"
+        ),
         "operators": _modules(
             "operators", "transfer", "catalog", "lifecycle", "deployment", "bentocloud", "supervisely", "pieces"
         ),
-        "sensors": _modules("sensors", "model", "deployment"),
-        "triggers": _modules("triggers", "base", "model", "deployment", "fetch", "predict"),
-        "extra-links": [f"{_PACKAGE}.links.{name}" for name in ("RegistryConsoleLink", "DeploymentLink")],
-        "cli": [f"{_PACKAGE}.cli.definition.get_modelsync_cli_commands"],
-        "asset-uris": [
-            {
-                "schemes": ["modelsync"],
-                "handler": f"{_PACKAGE}.assets.sanitize_uri",
-                "factory": f"{_PACKAGE}.assets.model_asset",
-                "to_openlineage_converter": f"{_PACKAGE}.assets.convert_to_openlineage",
-            },
-            {
-                "schemes": ["modelsync-bento"],
-                "handler": f"{_PACKAGE}.assets.sanitize_uri",
-                "factory": f"{_PACKAGE}.assets.bento_asset",
-                "to_openlineage_converter": f"{_PACKAGE}.assets.convert_to_openlineage",
-            },
-        ],
-    }

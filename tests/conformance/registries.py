@@ -17,6 +17,7 @@ from airflow_provider_modelsync.core.flow.steps import AsyncDriver, SyncDriver
 from airflow_provider_modelsync.core.models import ModelVersion, VersionStatus
 from airflow_provider_modelsync.core.registries.base import Registry
 from airflow_provider_modelsync.core.registries.bentocloud.registry import BentoCloud, BentoCloudSettings
+from airflow_provider_modelsync.core.registries.mlflow.registry import MLflow, MLflowSettings
 from airflow_provider_modelsync.core.registries.modelstore.bucket import BucketSettings
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
 from airflow_provider_modelsync.core.registries.oci.registry import OCIRegistry, OCISettings
@@ -32,6 +33,7 @@ from tests.services.ceph_rgw import rgw
 from tests.services.moto_server import own_clock, running_moto
 from tests.services.s3 import S3Service
 from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.mlflow import MLflowStandIn
 from tests.standins.pieces import PiecesStandIn, model
 from tests.standins.s3 import S3StandIn
 from tests.standins.shelf import ShelfStandIn
@@ -257,6 +259,29 @@ def _distribution(scratch: Path) -> Iterator[RegistryUnderTest]:
     yield _oci(f"{server.url}/{namespace}", lambda: server.trace(namespace))
 
 
+def _mlflow(generation: int, storage: str) -> Callable[[Path], AbstractContextManager[RegistryUnderTest]]:
+    """Return how to open MLflow of a generation, with its artifacts in some storage."""
+
+    @contextmanager
+    def open_stand_in(scratch: Path) -> Iterator[RegistryUnderTest]:
+        with MLflowStandIn(scratch, generation=generation, storage=storage) as server:
+            yield mlflow_under_test(server.url, lambda: len(server.requests))
+
+    return open_stand_in
+
+
+def mlflow_under_test(url: str, trace: Callable[[], Any]) -> RegistryUnderTest:
+    """Return an MLflow server as the tests need it."""
+    return RegistryUnderTest(
+        connect=lambda: MLflow(MLflowSettings.read("mlflow_default", {"host": url})),
+        names=("fraud", "Größe of 'C' & r%2f #1", "x" * 256),
+        versions=("1", "2", "2147483647"),
+        bad_names=("", " ", ".", "..", "a/b", 'a"b', "a\n", "a\x00", "x" * 257),
+        bad_aliases=("", "a b", "a/b:c", "a@b", "latest", "v1", "x" * 256),
+        trace=trace,
+    )
+
+
 @contextmanager
 def _shelf(scratch: Path) -> Iterator[RegistryUnderTest]:
     """The registry that the documents show how to write."""
@@ -281,6 +306,9 @@ PROVIDERS = {
     "bentocloud-parts": Provider(BentoCloud, _bentocloud("presigned_url")),
     "wallaroo": Provider(Wallaroo, _wallaroo),
     "supervisely": Provider(Supervisely, _supervisely),
+    "mlflow": Provider(MLflow, _mlflow(3, "local")),
+    "mlflow-s3": Provider(MLflow, _mlflow(3, "s3")),
+    "mlflow-2": Provider(MLflow, _mlflow(2, "local")),
     "pieces": Provider(Pieces, _pieces),
     "oci-distribution": Provider(OCIRegistry, _distribution, (docker_registry.needs_registry,)),
     "shelf": Provider(Shelf, _shelf),

@@ -29,6 +29,7 @@ from airflow_provider_modelsync.hooks.supervisely import SuperviselyHook
 from airflow_provider_modelsync.triggers import deployment, fetch, model, predict
 from tests.services.moto_server import running_moto
 from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.mlflow import MLflowStandIn
 from tests.standins.oci import HARBOR, OCIStandIn
 from tests.standins.pieces import PiecesStandIn
 from tests.standins.pieces import model as pieces_model
@@ -47,6 +48,7 @@ CONNECTIONS = {
     "wallaroo_default": "wallaroo",
     "supervisely_default": "supervisely",
     "oci_registry_default": "oci_registry",
+    "mlflow_default": "mlflow",
     "pieces_default": "pieces",
 }
 BUCKET = "models"
@@ -171,6 +173,12 @@ def _oci_registry(directory: Path) -> Iterator[Registry]:
 
 
 @contextlib.contextmanager
+def _mlflow(directory: Path) -> Iterator[Registry]:
+    with MLflowStandIn(directory) as server:
+        yield Registry(server, {"host": server.url})
+
+
+@contextlib.contextmanager
 def _pieces(directory: Path) -> Iterator[Registry]:
     with PiecesStandIn([pieces_model("Phi 2", unique="phi-2")]) as server:
         address = urlsplit(server.url)
@@ -211,6 +219,7 @@ _SERVERS: dict[str, Callable[[Path], AbstractContextManager[Registry]]] = {
     "wallaroo": _wallaroo,
     "supervisely": _supervisely,
     "oci_registry": _oci_registry,
+    "mlflow": _mlflow,
     "pieces": _pieces,
 }
 _EXTRAS = {"wallaroo": {"workspace": "fraud-team"}, "supervisely": {"team_id": 8, "workspace_id": 58}}

@@ -23,6 +23,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "wallaroo": {"login": "me@models.example"},
     "supervisely": {"extra": {"team_id": 1}},
     "oci_registry": {"login": "alice"},
+    "mlflow": {"login": "jane"},
     "pieces": {},
     "modelstore": {"host": BUCKET, "login": "key", "extra": {"region_name": "us-east-1"}},
 }

@@ -148,6 +148,22 @@ FORMS: dict[str, dict[str, dict[str, Field]]] = {
         NETWORK: _NETWORK,
         TRANSFER: {name: field for name, field in _TRANSFER.items() if name != "part_size_mib"},
     },
+    "mlflow": {
+        STANDARD: {
+            **_DESCRIPTION,
+            "host": Field("Tracking URI", "https://mlflow.acme.com/team"),
+            "login": Field("User name", "jane"),
+            "password": _secret("Password"),
+            **_PORT,
+        },
+        EXTRA: {
+            "token": _secret("Bearer token"),
+            "experiment": Field("Experiment", "models"),
+            "workspace": Field("Workspace", "fraud-team"),
+        },
+        NETWORK: _NETWORK,
+        TRANSFER: _TRANSFER,
+    },
     "pieces": {
         STANDARD: {**_DESCRIPTION, "host": Field("Base URL", "http://desk.example.com"), **_PORT},
         EXTRA: {"application_id": Field("Application id", "6f1c0d52-airflow")},

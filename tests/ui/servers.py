@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from scripts.local_airflow import free_port
 from tests.services.moto_server import running_moto
 from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.mlflow import MLflowStandIn
 from tests.standins.pieces import PiecesStandIn
 from tests.standins.s3 import S3StandIn
 from tests.standins.supervisely import SuperviselyStandIn
@@ -126,6 +127,24 @@ def _supervisely(directory: Path) -> Iterator[Cases]:
 
 
 @contextmanager
+def _mlflow(directory: Path) -> Iterator[Cases]:
+    with MLflowStandIn(directory, user=("jane", "canary-right-7d1e90")) as tracking:
+
+        def server(password: str, port: int | None) -> Entered:
+            return {
+                STANDARD: {"host": "http://127.0.0.1", "login": "jane", "password": password, "port": port or 0},
+                NETWORK: {"timeout_seconds": 3},
+            }
+
+        port = urlsplit(tracking.url).port
+        yield {
+            GOOD: Case(server("canary-right-7d1e90", port), f"Connected to MLflow 3.17.2 at {tracking.url}, as jane."),
+            WRONG: Case(server("canary-wrong-7d1e90", port), "401"),
+            UNREACHABLE: Case(server("canary-gone-7d1e90", free_port()), "Connection refused"),
+        }
+
+
+@contextmanager
 def _pieces(directory: Path) -> Iterator[Cases]:
     # There are no credentials: what can be wrong is the address, at which something else answers.
     with PiecesStandIn() as pieces, BentoCloudStandIn(directory) as other:
@@ -146,5 +165,6 @@ SERVERS: dict[str, Callable[[Path], AbstractContextManager[Cases]]] = {
     "bentocloud": _bentocloud,
     "wallaroo": _wallaroo,
     "supervisely": _supervisely,
+    "mlflow": _mlflow,
     "pieces": _pieces,
 }

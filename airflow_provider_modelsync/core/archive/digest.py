@@ -19,7 +19,7 @@ import stat
 import zlib
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Container, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -236,7 +236,7 @@ def read_tree(
     cancel: CancelToken | None = None,
     on_bytes: Callable[[int], None] | None = None,
     remembered: MutableMapping[str, str] | None = None,
-    leave_out: Container[str] = (),
+    leave_out: Mapping[str, str | None] | None = None,
     follow_links: FollowLinks = "never",
     choice: Choice = EVERYTHING,
 ) -> SourceTree:
@@ -247,7 +247,7 @@ def read_tree(
     :param cancel: looked at once a block.
     :param on_bytes: called from worker threads with the number of bytes hashed.
     :param remembered: hashes of an earlier try, keyed by :func:`memory_key`; new ones are added.
-    :param leave_out: names at the top of a directory that are not looked at.
+    :param leave_out: names at the top of a directory that are not looked at: always, or beside the file that is named.
     :param follow_links: ``"inside"`` reads links to files as these files, as long as they lie below the source, or
         below the cache that a Hugging Face snapshot belongs to; ``"never"`` refuses all links in the source.
     :param choice: which files take part; what does not is not looked at.
@@ -257,7 +257,7 @@ def read_tree(
     """
     cancel = cancel or CancelToken()
     memory = {} if remembered is None else remembered
-    scan = _Scan(Path(source), leave_out, follow_links, choice)
+    scan = _Scan(Path(source), leave_out or {}, follow_links, choice)
     stamps, places = scan.stamps, scan.places
     hashes: dict[str, str] = {}
     checksums: dict[str, Sequence[int]] = {}
@@ -361,7 +361,9 @@ class _Scan:
     :ivar left_out: as of :class:`SourceTree`.
     """
 
-    def __init__(self, source: Path, leave_out: Container[str], follow_links: FollowLinks, choice: Choice) -> None:
+    def __init__(
+        self, source: Path, leave_out: Mapping[str, str | None], follow_links: FollowLinks, choice: Choice
+    ) -> None:
         self.stamps: dict[str, Stamp] = {}
         self.places: dict[str, str] = {}
         self.executable: set[str] = set()
@@ -416,7 +418,11 @@ class _Scan:
 
     def _walk(self, descriptor: int, prefix: str) -> None:
         with os.scandir(descriptor) as listing:
-            entries = [entry for entry in listing if prefix or entry.name not in self._leave_out]
+            entries = list(listing)
+        if not prefix:
+            beside: set[str | None] = {None, *(entry.name for entry in entries)}
+            rules = self._leave_out
+            entries = [one for one in entries if one.name not in rules or rules[one.name] not in beside]
         if not entries and prefix and self._choice.takes_directory(prefix[:-1]):
             self.empty.append(prefix[:-1])
         for entry in entries:

@@ -206,6 +206,7 @@ class RequestPolicy:
         already.
     :param backoff: how often and when to try again.
     :param clock: seconds, monotonic.
+    :param is_final: whether another try would be answered alike, where the status says that the fault may pass.
     """
 
     def __init__(
@@ -216,8 +217,10 @@ class RequestPolicy:
         refresh: Refresh | None = None,
         backoff: Backoff | None = None,
         clock: Callable[[], float] = time.monotonic,
+        is_final: Callable[[httpx.Response], bool] = lambda answer: False,
     ) -> None:
         self._settings = settings
+        self._is_final = is_final
         self._secrets = secrets_of(settings)
         self._seconds = settings.timeout_seconds if seconds is None else seconds
         self._refresh = refresh
@@ -257,7 +260,7 @@ class RequestPolicy:
             wait = None
             if isinstance(outcome, httpx.Response):
                 wait = retry_after(outcome.headers)
-                if not _is_worth_a_retry(request, outcome):
+                if not _is_worth_a_retry(request, outcome) or self._is_final(outcome):
                     return outcome
             elif not _may_follow(request, outcome):
                 raise outcome from None

@@ -77,8 +77,8 @@ class Registry(ABC):
     query_facts: ClassVar[tuple[str, ...]] = ()
     query_orders: ClassVar[tuple[str, ...]] = ()
 
-    # Names at the top of a source that are no part of what is pushed.
-    leaves_out: ClassVar[frozenset[str]] = frozenset()
+    # Names at the top of a source that are no part of what is pushed: always, or beside the file that is named.
+    leaves_out: ClassVar[Mapping[str, str | None]] = {}
     # Where requests go, for registries that are reached by HTTP.
     base_url: str | None = None
 

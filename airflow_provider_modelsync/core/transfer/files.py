@@ -62,6 +62,7 @@ def put_files(way: PutFiles, control: Control, driver: SyncDriver, mover: Mover)
                 file.size,
                 address.headers,
                 method=way.method,
+                pace=address.pace,
                 cancel=cancel,
                 on_bytes=progress.add,
             )
@@ -142,8 +143,10 @@ def _largest_first(files: Iterable[FileEntry]) -> list[FileEntry]:
 def _honours_ranges(way: GetFiles, objects: dict[str, RangedObject], control: Control) -> bool:
     """Whether large files can come in pieces. A storage that tags its objects knows ranges, any other is asked."""
     asked = next((file for file in _largest_first(way.files) if file.size >= large_files.LARGE), None)
-    if asked is None or asked.path in way.etags or asked.path in way.slices:
-        return asked is not None
+    if asked is None or way.is_whole:
+        return False
+    if asked.path in way.etags or asked.path in way.slices:
+        return True
 
     def ask() -> bool:
         source = objects[asked.path]

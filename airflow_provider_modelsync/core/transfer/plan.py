@@ -26,6 +26,7 @@ from airflow_provider_modelsync.core.transfer.checkpoint import OpenUpload, Uplo
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.form import Form
 from airflow_provider_modelsync.core.transfer.mover import MovedResponse, Mover
+from airflow_provider_modelsync.core.transfer.watchdog import Pace
 
 _MIB = 1 << 20
 _PART_MIB = 16  # larger parts move no faster, and more is sent again when one fails
@@ -67,6 +68,9 @@ class Address:
     :param presigned: whether a storage answers, rather than the registry itself.
     :param content: what to send in order to get bytes, by POST; without it they are had by GET.
     :param refused: told that the credentials among the headers were refused: the next address holds others.
+    :param explain: told an answer that says no success, and what was being done; raises what it means where its status
+        alone tells another story.
+    :param pace: what counts as moving, where that is not what the mover takes for it.
     """
 
     url: str = field(repr=False)
@@ -74,6 +78,8 @@ class Address:
     presigned: bool = False
     content: bytes | None = None
     refused: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
+    explain: Callable[[MovedResponse, str], None] | None = None
+    pace: Pace | None = None
 
 
 # Asked anew for each try: what was signed may have expired.
@@ -301,6 +307,7 @@ class GetFiles:
     :param etags: path → strong tag of the state that is wanted; empty where the storage gives none.
     :param slices: path → where it begins in what its address leads to, and how large that is, for files that lie in
         something larger; they come by ranges only.
+    :param is_whole: the server is known to send whole files only, so that it is not asked for a range of one.
     """
 
     files: tuple[FileEntry, ...]
@@ -308,6 +315,7 @@ class GetFiles:
     address: Callable[[FileEntry], Flow[Address]]
     etags: Mapping[str, str] = field(default_factory=dict)
     slices: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    is_whole: bool = False
 
 
 UploadWay = IntoDirectory | PutArchive | PutParts | PostForm | PutFiles | PutObjects

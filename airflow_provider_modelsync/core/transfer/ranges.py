@@ -101,7 +101,9 @@ class RangedObject:
         if self.etag is not None:
             headers["If-Match"] = self.etag
         method = "GET" if address.content is None else "POST"
-        return self._mover.get(address.url, headers, method=method, content=address.content, cancel=cancel)
+        return self._mover.get(
+            address.url, headers, method=method, content=address.content, pace=address.pace, cancel=cancel
+        )
 
     def _forget(self, address: Address) -> None:
         """Have the next call ask for another address."""
@@ -166,6 +168,8 @@ def refuse(answer: Download, address: Address) -> None:
     if answer.status == 412:
         raise RegistryUnavailable("the model was replaced while it was being downloaded")
     refusal = answer.answer()
+    if address.explain is not None:
+        address.explain(refusal, "downloading the model")
     (refusal.raise_for_store if address.presigned else refusal.raise_for_status)(
         "downloading the model", not_found=ModelNotFound
     )

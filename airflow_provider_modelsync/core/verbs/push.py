@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any, TypeVar, get_args
@@ -273,7 +273,7 @@ def _how_to_follow(links: str) -> FollowLinks:
 def _read_source(
     source: str | os.PathLike[str],
     control: Control,
-    leave_out: Container[str],
+    leave_out: Mapping[str, str | None],
     follow_links: FollowLinks,
     choice: Choice,
 ) -> SourceTree:

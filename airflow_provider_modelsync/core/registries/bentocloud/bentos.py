@@ -180,7 +180,7 @@ class Bentos(BentoCloud):
     capabilities: ClassVar[frozenset[Capability]] = frozenset(
         {Capability.PUSH, Capability.CHOOSE_VERSION, Capability.FORCE}
     )
-    leaves_out: ClassVar[frozenset[str]] = frozenset({"models"})  # they are pushed as models
+    leaves_out: ClassVar[Mapping[str, str | None]] = {"models": None}  # they are pushed as models
 
     def plan_push(self, request: PushRequest) -> Flow[UploadPlan]:
         bento = yield from call(_read_bento, request.source)

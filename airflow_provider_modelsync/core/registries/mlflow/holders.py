@@ -1,0 +1,262 @@
+"""What holds a push's bytes until a version names them: a logged model, or on MLflow 2 a run.
+
+A holder says by its tags whose bytes it is for, so that the next try finds it again, on any worker and without a
+checkpoint. Nobody knows whether the one who has begun it is still at work, so two pushes of the same bytes may share
+one: each file appears whole or not at all, and holds the same in both.
+
+Whoever gives a holder up first lets the server forget it, then looks whether a version names it, and only then removes
+the bytes. A server takes no version of a logged model that it has forgotten, so a version that came about before is
+seen, and none can come about after. A run is not asked for when a version is made: a push that made one of it looks
+once more whether the run is still there.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_provider_modelsync.core.flow.steps import Flow
+from airflow_provider_modelsync.core.registries.mlflow.api import Calls, is_unknown_route
+from airflow_provider_modelsync.core.registries.mlflow.records import (
+    DIGEST,
+    NAME,
+    DownloadUri,
+    LoggedModelAnswer,
+    LoggedModelInfo,
+    LoggedModelPage,
+    Run,
+    RunAnswer,
+    RunPage,
+    Tag,
+    VersionPage,
+    VersionRecord,
+    tags_of,
+)
+
+_TITLE = "modelsync"  # a logged model's name may hold less than a model's
+_MODEL_DIRECTORY = "model"
+_COPY = re.compile(r"models:/(?!m-)")
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Where a push puts its files.
+
+    :param id: of the logged model or the run.
+    :param root: the files' place, as the server writes it.
+    :param source: what a version names.
+    :param keys: what a version has to name besides.
+    :param digest: of the model that it is for.
+    """
+
+    id: str
+    root: str
+    source: str
+    keys: dict[str, str]
+    digest: str
+
+
+class Holders(ABC):
+    """All of one kind on a server."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    @abstractmethod
+    def find(self, experiment_id: str, name: str, digest: str) -> Flow[Holder | None]:
+        """Return the newest one that earlier tries have left for these bytes."""
+
+    @abstractmethod
+    def begin(self, experiment_id: str, name: str, digest: str) -> Flow[Holder]:
+        """Make one."""
+
+    @abstractmethod
+    def is_there(self, holder: Holder) -> Flow[bool]:
+        """Whether nobody has given it up."""
+
+    @abstractmethod
+    def settle(self, holder: Holder) -> Flow[None]:
+        """Say that all files are there."""
+
+    @abstractmethod
+    def of_version(self, record: VersionRecord) -> Flow[Holder | None]:
+        """Return what holds a version's bytes, if a push of ours has made it."""
+
+    @abstractmethod
+    def fail(self, holder: Holder, **more: Any) -> Flow[None]:
+        """Have no push of ours use it any more."""
+
+    @abstractmethod
+    def forget(self, holder: Holder, **more: Any) -> Flow[None]:
+        """Have the server forget it; its files stay."""
+
+    def is_named(self, holder: Holder, **more: Any) -> Flow[bool]:
+        """Whether any version's bytes are these, be it as a copy of another version: copies have its tags."""
+        for terms in (f"source_path = '{holder.source}'", f"tags.`{DIGEST}` = '{holder.digest}'"):
+            page = yield from self._calls.need(
+                "GET", "model-versions/search", VersionPage, "looking for versions", params={"filter": terms}, **more
+            )
+            for version in page.model_versions:
+                if version.source == holder.source:
+                    return True
+                if _COPY.match(version.source):
+                    place = yield from self._calls.find(
+                        "GET",
+                        "model-versions/get-download-uri",
+                        DownloadUri,
+                        "looking for copies",
+                        params={"name": version.name, "version": version.version},
+                        **more,
+                    )
+                    if place and place.artifact_uri in (holder.root, holder.source):
+                        return True
+        return False
+
+    @property
+    @abstractmethod
+    def are_checked(self) -> bool:
+        """Whether the server takes no version of one that it has forgotten."""
+
+
+class LoggedModels(Holders):
+    """Logged models, since MLflow 3."""
+
+    are_checked = True
+
+    def is_offered(self, experiment_id: str) -> Flow[bool]:
+        """Whether the server knows them."""
+        body = {"experiment_ids": [experiment_id], "max_results": 1}
+        response = yield from self._calls.answer("POST", "logged-models/search", json=body, may_repeat=True)
+        if is_unknown_route(response):
+            return False
+        self._calls.refuse(response, "looking for logged models")
+        return True
+
+    def find(self, experiment_id: str, name: str, digest: str) -> Flow[Holder | None]:
+        asked = {"experiment_ids": [experiment_id], "filter": f"tags.`{DIGEST}` = '{digest}'"}
+        pages = yield from self._calls.pages(
+            "POST", "logged-models/search", LoggedModelPage, "looking for an earlier try", asked
+        )
+        infos = [model.info for page in pages for model in page.models]
+        usable = [
+            info for info in infos if _value(info.tags, NAME) == name and info.status != "LOGGED_MODEL_UPLOAD_FAILED"
+        ]
+        newest = max(usable, key=lambda info: info.creation_timestamp_ms, default=None)
+        return _logged(newest) if newest else None
+
+    def begin(self, experiment_id: str, name: str, digest: str) -> Flow[Holder]:
+        body = {"experiment_id": experiment_id, "name": _TITLE, "tags": tags_of({DIGEST: digest, NAME: name})}
+        made = yield from self._calls.need(
+            "POST", "logged-models", LoggedModelAnswer, "creating a logged model", json=body, may_repeat=False
+        )
+        return _logged(made.model.info)
+
+    def is_there(self, holder: Holder) -> Flow[bool]:
+        found = yield from self._calls.find(
+            "GET", f"logged-models/{holder.id}", LoggedModelAnswer, "reading the logged model"
+        )
+        return found is not None and found.model.info.status != "LOGGED_MODEL_UPLOAD_FAILED"
+
+    def settle(self, holder: Holder) -> Flow[None]:
+        yield from self._mark(holder, "LOGGED_MODEL_READY")
+
+    def of_version(self, record: VersionRecord) -> Flow[Holder | None]:
+        if not record.source.startswith("models:/m-"):
+            return None
+        found = yield from self._calls.find(
+            "GET",
+            f"logged-models/{record.source.removeprefix('models:/')}",
+            LoggedModelAnswer,
+            "reading the logged model",
+        )
+        return _logged(found.model.info) if found and _value(found.model.info.tags, NAME) else None
+
+    def fail(self, holder: Holder, **more: Any) -> Flow[None]:
+        yield from self._mark(holder, "LOGGED_MODEL_UPLOAD_FAILED", **more)
+
+    def forget(self, holder: Holder, **more: Any) -> Flow[None]:
+        yield from self._calls.find("DELETE", f"logged-models/{holder.id}", object, "deleting the logged model", **more)
+
+    def _mark(self, holder: Holder, status: str, **more: Any) -> Flow[None]:
+        body = {"model_id": holder.id, "status": status}
+        doing = "changing the state of the logged model"
+        yield from self._calls.find("PATCH", f"logged-models/{holder.id}", object, doing, json=body, **more)
+
+
+class Runs(Holders):
+    """Runs with a directory of artifacts, where logged models are not known."""
+
+    are_checked = False
+
+    def find(self, experiment_id: str, name: str, digest: str) -> Flow[Holder | None]:
+        asked = {"experiment_ids": [experiment_id], "filter": f"tags.`{DIGEST}` = '{digest}'"}
+        pages = yield from self._calls.pages("POST", "runs/search", RunPage, "looking for an earlier try", asked)
+        runs = [run for page in pages for run in page.runs]
+        usable = [
+            run for run in runs if _value(run.data.tags, NAME) == name and run.info.status in ("RUNNING", "FINISHED")
+        ]
+        newest = max(usable, key=lambda run: run.info.start_time, default=None)
+        return _run(newest) if newest else None
+
+    def begin(self, experiment_id: str, name: str, digest: str) -> Flow[Holder]:
+        body = {
+            "experiment_id": experiment_id,
+            "run_name": _TITLE,
+            "start_time": _now(),
+            "tags": tags_of({DIGEST: digest, NAME: name}),
+        }
+        made = yield from self._calls.need(
+            "POST", "runs/create", RunAnswer, "creating a run", json=body, may_repeat=False
+        )
+        return _run(made.run)
+
+    def is_there(self, holder: Holder) -> Flow[bool]:
+        run = yield from self._get(holder.id)
+        return run is not None and run.info.status in ("RUNNING", "FINISHED")
+
+    def settle(self, holder: Holder) -> Flow[None]:
+        yield from self._mark(holder, "FINISHED")
+
+    def of_version(self, record: VersionRecord) -> Flow[Holder | None]:
+        if not record.run_id or record.source != f"runs:/{record.run_id}/{_MODEL_DIRECTORY}":
+            return None
+        run = yield from self._get(record.run_id)
+        return _run(run) if run and _value(run.data.tags, NAME) else None
+
+    def fail(self, holder: Holder, **more: Any) -> Flow[None]:
+        yield from self._mark(holder, "FAILED", **more)
+
+    def forget(self, holder: Holder, **more: Any) -> Flow[None]:
+        body = {"run_id": holder.id}
+        yield from self._calls.find("POST", "runs/delete", object, "deleting the run", json=body, **more)
+
+    def _mark(self, holder: Holder, status: str, **more: Any) -> Flow[None]:
+        body = {"run_id": holder.id, "status": status, "end_time": _now()}
+        yield from self._calls.find("POST", "runs/update", object, "changing the state of the run", json=body, **more)
+
+    def _get(self, run_id: str) -> Flow[Run | None]:
+        found = yield from self._calls.find("GET", "runs/get", RunAnswer, "reading the run", params={"run_id": run_id})
+        return found.run if found and found.run.info.lifecycle_stage != "deleted" else None
+
+
+def _logged(info: LoggedModelInfo) -> Holder:
+    keys = {"model_id": info.model_id}
+    return Holder(info.model_id, info.artifact_uri, f"models:/{info.model_id}", keys, _value(info.tags, DIGEST))
+
+
+def _run(run: Run) -> Holder:
+    run_id = run.info.run_id
+    root = f"{run.info.artifact_uri.rstrip('/')}/{_MODEL_DIRECTORY}"
+    source = f"runs:/{run_id}/{_MODEL_DIRECTORY}"
+    return Holder(run_id, root, source, {"run_id": run_id}, _value(run.data.tags, DIGEST))
+
+
+def _value(tags: list[Tag], key: str) -> str:
+    return next((tag.value for tag in tags if tag.key == key), "")
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
