@@ -238,3 +238,22 @@ def get_provider_info() -> dict[str, Any]:
         "operators": _modules(
             "operators", "transfer", "catalog", "lifecycle", "deployment", "bentocloud", "supervisely", "pieces"
         ),
+        "sensors": _modules("sensors", "model", "deployment"),
+        "triggers": _modules("triggers", "base", "model", "deployment", "fetch", "predict"),
+        "extra-links": [f"{_PACKAGE}.links.{name}" for name in ("RegistryConsoleLink", "DeploymentLink")],
+        "cli": [f"{_PACKAGE}.cli.definition.get_modelsync_cli_commands"],
+        "asset-uris": [
+            {
+                "schemes": ["modelsync"],
+                "handler": f"{_PACKAGE}.assets.sanitize_uri",
+                "factory": f"{_PACKAGE}.assets.model_asset",
+                "to_openlineage_converter": f"{_PACKAGE}.assets.convert_to_openlineage",
+            },
+            {
+                "schemes": ["modelsync-bento"],
+                "handler": f"{_PACKAGE}.assets.sanitize_uri",
+                "factory": f"{_PACKAGE}.assets.bento_asset",
+                "to_openlineage_converter": f"{_PACKAGE}.assets.convert_to_openlineage",
+            },
+        ],
+    }
