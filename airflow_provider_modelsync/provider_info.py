@@ -204,6 +204,22 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
         },
     },
     {
+        "connection-type": "huggingface_hub",
+        "hook-class-name": f"{_PACKAGE}.hooks.huggingface.HuggingFaceHubHook",
+        "hook-name": "Hugging Face Hub",
+        "ui-field-behaviour": {
+            "hidden-fields": ["schema", "login"],
+            "relabeling": {"host": "Base URL", "password": "Token"},
+            "placeholders": {"host": "https://huggingface.co", "password": "public models need none", "port": "443"},
+        },
+        "conn-fields": {
+            "namespace": _field(
+                "Namespace", "string", "Whose models are listed where nothing else says so: a user or an organisation."
+            ),
+            **{name: field for name, field in _HTTP.items() if name != "part_size_mib"},
+        },
+    },
+    {
         "connection-type": "pieces",
         "hook-class-name": f"{_PACKAGE}.hooks.pieces.PiecesHook",
         "hook-name": "Pieces OS",
@@ -233,7 +249,16 @@ def get_provider_info() -> dict[str, Any]:
         "integrations": [{"integration-name": "modelsync", "tags": ["software"]}],
         "connection-types": _CONNECTION_TYPES,
         "hooks": _modules(
-            "hooks", "registry", "modelstore", "bentocloud", "wallaroo", "supervisely", "oci", "mlflow", "pieces"
+            "hooks",
+            "registry",
+            "modelstore",
+            "bentocloud",
+            "wallaroo",
+            "supervisely",
+            "oci",
+            "mlflow",
+            "huggingface",
+            "pieces",
         ),
         "operators": _modules(
             "operators", "transfer", "catalog", "lifecycle", "deployment", "bentocloud", "supervisely", "pieces"

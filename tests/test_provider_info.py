@@ -112,7 +112,7 @@ def test_the_hook_agrees_with_its_connection_type(declared: dict[str, Any]) -> N
     assert (hook.conn_type, hook.hook_name) == (declared["connection-type"], declared["hook-name"])
     assert hook.registry_type().conn_type == declared["connection-type"]
     assert hook.conn_name_attr == "registry_conn_id"
-    assert hook.default_conn_name == f"{hook.conn_type}_default"
+    assert hook.default_conn_name == f"{hook.conn_type.removesuffix('_hub')}_default"
 
 
 @each_type

@@ -269,8 +269,6 @@ class PullModelOperator(RegistryOperator):
         self.deferrable = deferrable
 
     def execute(self, context: Context) -> dict[str, JsonValue]:
-        from airflow_provider_modelsync.core.archive.choice import Choice
-
         with self.attempt():
             if self.target is None:
                 if self.include or self.exclude:
@@ -280,14 +278,15 @@ class PullModelOperator(RegistryOperator):
             if not isinstance(target, ObjectStoragePath):
                 pulled = self._pull(context, target)
             else:
+                hook = self.get_hook(context)
                 pulled = pull_into(
                     target,
-                    self.get_hook(context),
+                    hook,
                     self.model,
                     lambda place, ref: self._pull(context, place, ref),
                     labels=self.labels,
                     query=self.query,
-                    choice=Choice(self.include, self.exclude),
+                    choice=hook.get_conn().choice_type(self.include, self.exclude),
                     force=self.force,
                     cancel=self._cancel_token,
                 )

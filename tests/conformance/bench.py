@@ -110,7 +110,12 @@ class Bench:
         return asyncio.run(main())
 
     def get(self, model: str, query: Query | None = None) -> ModelVersion:
-        return self.run(lambda registry: registry.get(registry.parse(model), query or Query()))
+        """Return a version as the registry shows it, with its digest."""
+        return self.whole(self.run(lambda registry: registry.get(registry.parse(model), query or Query())))
+
+    def whole(self, version: ModelVersion) -> ModelVersion:
+        """Return a version with its digest, which some systems do not tell by themselves."""
+        return self.run(lambda registry: registry.with_digest(version))
 
     def ready_versions(self, name: str) -> list[str]:
         versions = self.run(lambda registry: registry.list_versions(name, Query()))

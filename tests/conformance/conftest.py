@@ -24,6 +24,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             for name, provider in PROVIDERS.items()
             for capability in Capability
             if capability not in provider.registry_type.capabilities
+            and not (capability is Capability.CHOOSE_VERSION and provider.registry_type.takes_tags)
         ]
         metafunc.parametrize(("provider", "missing"), cases, indirect=["provider"])
     elif "provider" in metafunc.fixturenames:

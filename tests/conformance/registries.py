@@ -17,6 +17,7 @@ from airflow_provider_modelsync.core.flow.steps import AsyncDriver, SyncDriver
 from airflow_provider_modelsync.core.models import ModelVersion, VersionStatus
 from airflow_provider_modelsync.core.registries.base import Registry
 from airflow_provider_modelsync.core.registries.bentocloud.registry import BentoCloud, BentoCloudSettings
+from airflow_provider_modelsync.core.registries.huggingface.registry import HuggingFaceHub, HuggingFaceHubSettings
 from airflow_provider_modelsync.core.registries.mlflow.registry import MLflow, MLflowSettings
 from airflow_provider_modelsync.core.registries.modelstore.bucket import BucketSettings
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
@@ -33,6 +34,7 @@ from tests.services.ceph_rgw import rgw
 from tests.services.moto_server import own_clock, running_moto
 from tests.services.s3 import S3Service
 from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.huggingface import WRITE, HuggingFaceStandIn
 from tests.standins.mlflow import MLflowStandIn
 from tests.standins.pieces import PiecesStandIn, model
 from tests.standins.s3 import S3StandIn
@@ -71,6 +73,7 @@ class RegistryUnderTest:
     :param make_source: writes a model that the system takes; another text, another model.
     :param push_options: what every push to this system must say.
     :param publish: brings a ready version into being; only for systems that cannot be pushed to.
+    :param below: returns the pattern of all that lies in a directory.
     :param settle: lets the system finish what it does by itself after a push.
     """
 
@@ -86,6 +89,7 @@ class RegistryUnderTest:
     make_source: Callable[[Path, str], Path] = write_source
     push_options: Mapping[str, Any] = field(default_factory=dict)
     publish: Publish | None = None
+    below: Callable[[str], str] = "/{}".format
     settle: Callable[[], None] = lambda: None
 
 
@@ -283,6 +287,20 @@ def mlflow_under_test(url: str, trace: Callable[[], Any]) -> RegistryUnderTest:
 
 
 @contextmanager
+def _huggingface(scratch: Path) -> Iterator[RegistryUnderTest]:
+    with HuggingFaceStandIn(scratch) as server:
+        fields = {"host": server.url, "password": WRITE, "namespace": "acme"}
+        yield RegistryUnderTest(
+            connect=lambda: HuggingFaceHub(HuggingFaceHubSettings.read("huggingface_default", fields)),
+            names=("acme/fraud", "acme/Fraud-2.x", "acme/C_a.r-d"),
+            bad_names=("", ".hidden", "a/b/c", "..", "a--b/c", "a b", "a\n", "größe", "a%2fb", "a/b-", "datasets/x"),
+            bad_aliases=("", "a b", "a/b:c", "a@b", "latest"),
+            below="{}/".format,
+            trace=lambda: len(server.requests),
+        )
+
+
+@contextmanager
 def _shelf(scratch: Path) -> Iterator[RegistryUnderTest]:
     """The registry that the documents show how to write."""
     with ShelfStandIn() as server:
@@ -311,5 +329,6 @@ PROVIDERS = {
     "mlflow-2": Provider(MLflow, _mlflow(2, "local")),
     "pieces": Provider(Pieces, _pieces),
     "oci-distribution": Provider(OCIRegistry, _distribution, (docker_registry.needs_registry,)),
+    "huggingface": Provider(HuggingFaceHub, _huggingface),
     "shelf": Provider(Shelf, _shelf),
 }

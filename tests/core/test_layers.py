@@ -277,7 +277,13 @@ DEPTHS = (
     "core.verbs.pull",
     "core.verbs.sync",
 )
-PARSED = {"core.archive.names", "core.registries.base", "core.registries.capabilities", "core.transfer.progress"}
+PARSED = {
+    "core.archive.choice",
+    "core.archive.names",
+    "core.registries.base",
+    "core.registries.capabilities",
+    "core.transfer.progress",
+}
 HEAVY = {"boto3", "botocore", "s3transfer", "urllib3", "websockets", "numpy", "requests"}
 # What the public modules use of Airflow: only what they load beyond it is theirs.
 AIRFLOW = """

@@ -29,6 +29,7 @@ from airflow_provider_modelsync.hooks.supervisely import SuperviselyHook
 from airflow_provider_modelsync.triggers import deployment, fetch, model, predict
 from tests.services.moto_server import running_moto
 from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.huggingface import WRITE, HuggingFaceStandIn
 from tests.standins.mlflow import MLflowStandIn
 from tests.standins.oci import HARBOR, OCIStandIn
 from tests.standins.pieces import PiecesStandIn
@@ -49,6 +50,7 @@ CONNECTIONS = {
     "supervisely_default": "supervisely",
     "oci_registry_default": "oci_registry",
     "mlflow_default": "mlflow",
+    "huggingface_default": "huggingface_hub",
     "pieces_default": "pieces",
 }
 BUCKET = "models"
@@ -111,7 +113,7 @@ def world_of(text: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         servers = {
             conn_type: stack.enter_context(start(root / "servers" / conn_type))
             for conn_type, start in _SERVERS.items()
-            if conn_type in text
+            if conn_type in text or any(conn_id in text for conn_id, kind in CONNECTIONS.items() if kind == conn_type)
         }
         world = World(root, monkeypatch, servers)
         for conn_id, conn_type in CONNECTIONS.items():
@@ -179,6 +181,14 @@ def _mlflow(directory: Path) -> Iterator[Registry]:
 
 
 @contextlib.contextmanager
+def _huggingface(directory: Path) -> Iterator[Registry]:
+    with HuggingFaceStandIn(directory) as server:
+        server.publish("acme/fraud", {"config.json": b"{}", "model.safetensors": b"w" * 1000, "notes.txt": b"n"})
+        server.publish("acme/tokenizer", {"tokenizer.json": b"{}"})
+        yield Registry(server, {"host": server.url, "password": WRITE})
+
+
+@contextlib.contextmanager
 def _pieces(directory: Path) -> Iterator[Registry]:
     with PiecesStandIn([pieces_model("Phi 2", unique="phi-2")]) as server:
         address = urlsplit(server.url)
@@ -220,6 +230,7 @@ _SERVERS: dict[str, Callable[[Path], AbstractContextManager[Registry]]] = {
     "supervisely": _supervisely,
     "oci_registry": _oci_registry,
     "mlflow": _mlflow,
+    "huggingface_hub": _huggingface,
     "pieces": _pieces,
 }
 _EXTRAS = {"wallaroo": {"workspace": "fraud-team"}, "supervisely": {"team_id": 8, "workspace_id": 58}}

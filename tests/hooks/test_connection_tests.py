@@ -24,6 +24,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "supervisely": {"extra": {"team_id": 1}},
     "oci_registry": {"login": "alice"},
     "mlflow": {"login": "jane"},
+    "huggingface_hub": {},
     "pieces": {},
     "modelstore": {"host": BUCKET, "login": "key", "extra": {"region_name": "us-east-1"}},
 }

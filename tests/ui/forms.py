@@ -164,6 +164,17 @@ FORMS: dict[str, dict[str, dict[str, Field]]] = {
         NETWORK: _NETWORK,
         TRANSFER: _TRANSFER,
     },
+    "huggingface_hub": {
+        STANDARD: {
+            **_DESCRIPTION,
+            "host": Field("Base URL", "https://hub.acme.com"),
+            "password": _secret("Token"),
+            **_PORT,
+        },
+        EXTRA: {"namespace": Field("Namespace", "acme")},
+        NETWORK: _NETWORK,
+        TRANSFER: {name: field for name, field in _TRANSFER.items() if name != "part_size_mib"},
+    },
     "pieces": {
         STANDARD: {**_DESCRIPTION, "host": Field("Base URL", "http://desk.example.com"), **_PORT},
         EXTRA: {"application_id": Field("Application id", "6f1c0d52-airflow")},

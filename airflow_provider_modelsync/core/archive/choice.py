@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from airflow_provider_modelsync.core.errors import InvalidInput
-
-if TYPE_CHECKING:
-    from pathspec import GitIgnoreSpec
 
 
 class _File(Protocol):
     @property
     def path(self) -> str: ...
+
+
+class Matcher(Protocol):
+    """What patterns stand for."""
+
+    def match_file(self, file: str, /) -> bool: ...
 
 
 F = TypeVar("F", bound=_File)
@@ -45,9 +48,9 @@ class Choice:
         self._by_habit = tuple(by_habit)
         self._left_out: dict[str, bool] = {}
         # Now, so that a bad one is refused before anything happens.
-        self._included = _compiled("include", self.include)
-        self._excluded = _compiled("exclude", (*self._by_habit, *self.exclude))
-        self._habits = _compiled("exclude", self._by_habit)
+        self._included = self._compiled("include", self.include)
+        self._excluded = self._compiled("exclude", (*self._by_habit, *self.exclude))
+        self._habits = self._compiled("exclude", self._by_habit)
 
     @property
     def is_all(self) -> bool:
@@ -90,25 +93,25 @@ class Choice:
         told = {"include": self.include, "exclude": self.exclude, "leaving out": self._by_habit}
         return ", ".join(f"{name} {list(patterns)}" for name, patterns in told.items() if patterns) or "all files"
 
+    @staticmethod
+    def _compiled(argument: str, patterns: Sequence[str]) -> Matcher | None:
+        if not patterns:
+            return None
+        from pathspec import GitIgnoreSpec
+
+        for pattern in patterns:
+            if any(character in pattern for character in "\0\r\n"):
+                raise InvalidInput(f"{pattern!r} is not one pattern", argument=argument)
+        try:
+            return GitIgnoreSpec.from_lines(patterns)
+        except ValueError as error:
+            raise InvalidInput(f"it holds no pattern as .gitignore files do: {error}", argument=argument) from None
+
 
 def _patterns(argument: str, patterns: Sequence[str] | None) -> tuple[str, ...]:
     if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns or ()):
         raise InvalidInput("it is a list of patterns", argument=argument)
     return tuple(patterns or ())
-
-
-def _compiled(argument: str, patterns: Sequence[str]) -> GitIgnoreSpec | None:
-    if not patterns:
-        return None
-    from pathspec import GitIgnoreSpec
-
-    for pattern in patterns:
-        if any(character in pattern for character in "\0\r\n"):
-            raise InvalidInput(f"{pattern!r} is not one pattern", argument=argument)
-    try:
-        return GitIgnoreSpec.from_lines(patterns)
-    except ValueError as error:
-        raise InvalidInput(f"it holds no pattern as .gitignore files do: {error}", argument=argument) from None
 
 
 EVERYTHING = Choice()

@@ -213,6 +213,44 @@ class SourceTree(Source):
         return True
 
 
+class Proof:
+    """Hashes content as it comes, and tells whether it is what was promised.
+
+    :param size: bytes of the content.
+    :param sha256: what it should hash to; empty when that is not told.
+    :param blob: git's id of it, the SHA-1 of ``blob <size>\\0<content>``, where that is what is told.
+    """
+
+    def __init__(self, size: int, sha256: str, blob: str | None = None) -> None:
+        self._size = size
+        self._sha256 = sha256
+        self._blob = None if sha256 else blob
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin again."""
+        self._total = hashlib.sha256()
+        self._git = None if self._blob is None else hashlib.sha1(b"blob %d\0" % self._size, usedforsecurity=False)
+
+    def update(self, block: memoryview) -> None:
+        """Take the next bytes."""
+        self._total.update(block)
+        if self._git is not None:
+            self._git.update(block)
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of what has come."""
+        return self._total.hexdigest()
+
+    @property
+    def holds(self) -> bool:
+        """Whether what has come is what was promised, as far as anything was."""
+        if self._git is not None:
+            return self._git.hexdigest() == self._blob
+        return self._sha256 in ("", self.sha256)
+
+
 def digest_of(files: Iterable[FileEntry]) -> str:
     """Return the digest ``sha256:<hex>`` of a set of files, in whatever order they come."""
     total = hashlib.sha256()

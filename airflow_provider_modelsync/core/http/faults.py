@@ -30,6 +30,7 @@ _LONGEST_WAIT_DIGITS = 12  # of a Retry-After; more would overflow
 # Reasons of OpenSSL that another try cannot change; a broken record or an early end can.
 _CLIENT_CERT_REASON = re.compile(r"ALERT_.*(CERT|UNKNOWN_CA)")
 _PROTOCOL_REASON = re.compile(r"WRONG_VERSION_NUMBER|HTTP_REQUEST|PROTOCOL|HANDSHAKE_FAILURE|RECORD_LAYER_FAILURE")
+_LIMIT = re.compile(rf"\b([rt])\s*=\s*(\d{{1,{_LONGEST_WAIT_DIGITS}}})\b")
 _BAD_IN_HEADER = re.compile(r"[^\t\x20-\x7e]")
 
 
@@ -153,14 +154,27 @@ def is_unprocessed(status: int, headers: Mapping[str, str]) -> bool:
 
     A bare 503 says no such thing: proxies send it, too, when an upstream broke off.
     """
-    return status in (425, 429) or (status == 503 and retry_after(headers) is not None)
+    return status in (425, 429) or (status == 503 and _retry_after(headers) is not None)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds that a server asks to wait; ``None`` when it does not, or says nothing sensible.
 
-    A date is read against the server's own ``Date``, since clocks differ.
+    It says so by ``Retry-After``, or, as in an IETF draft, by a ``RateLimit`` of which nothing is left.
     """
+    wait = _retry_after(headers)
+    return _reset(headers) if wait is None else wait
+
+
+def _reset(headers: Mapping[str, str]) -> float | None:
+    """Return when a quota that is used up begins anew, in seconds."""
+    limits = (dict(_LIMIT.findall(limit)) for limit in headers.get("RateLimit", "").split(","))
+    waits = [float(limit["t"]) for limit in limits if limit.get("r") == "0" and "t" in limit]
+    return max(waits, default=None)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    # A date is read against the server's own ``Date``, since clocks differ.
     value = headers.get("Retry-After", "").strip()
     if value.isascii() and value.isdigit():
         return float(value[:_LONGEST_WAIT_DIGITS])
@@ -250,8 +264,10 @@ def _words_in(body: str) -> str:
 
 def trace_in(headers: Mapping[str, str]) -> str:
     """Return the id by which a server finds an answer in its logs, for a message; empty when it gave none."""
-    trace = headers.get("x-trace-id")
-    return f" (trace id {excerpt(trace)})" if trace else ""
+    for header, name in (("x-trace-id", "trace id"), ("x-request-id", "request id")):
+        if trace := headers.get(header):
+            return f" ({name} {excerpt(trace)})"
+    return ""
 
 
 def reason_of(status: int) -> str:

@@ -56,6 +56,7 @@ _SECONDS = "modelsync_seconds"
 _SECRETS = "modelsync_secrets"
 _CREDENTIALS = "modelsync_credentials"  # whether it carries the connection's
 _SEALED = "modelsync_sealed"  # whether its body holds secrets
+_WANTED = "modelsync_wanted"  # tells whether a redirect is the answer itself
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -138,6 +139,7 @@ class ApiClient:
         may_repeat: bool | None = None,
         secrets: Iterable[str] = (),
         answer_bytes: int = ANSWER_BYTES,
+        wanted: Callable[[httpx.Response], bool] | None = None,
     ) -> httpx.Request:
         """Build a request.
 
@@ -153,6 +155,7 @@ class ApiClient:
         :param secrets: values in the body that no message may quote, besides the connection's. Such a body is never
             redirected to another origin.
         :param answer_bytes: how large a successful answer may be, decoded.
+        :param wanted: whether a redirect is the answer itself, rather than to be followed.
         """
         secrets = tuple(secrets)
         target = self._url(url if "://" in url else f"{self.base_url}/{url.lstrip('/')}")
@@ -168,6 +171,7 @@ class ApiClient:
             _SECRETS: (*self._secrets, *secrets),
             _CREDENTIALS: bool(credentials),
             _SEALED: bool(secrets),
+            _WANTED: wanted,
         }
         if seconds is not None:
             extensions[_SECONDS] = seconds
@@ -246,7 +250,7 @@ class RequestPolicy:
             if self._should_refresh(response) and not refreshed:
                 refreshed = True
                 request = yield from self._refreshed(request)
-            elif response.status_code in REDIRECTS and "Location" in response.headers:
+            elif response.status_code in REDIRECTS and "Location" in response.headers and not _is_wanted(response):
                 redirects += 1
                 request = self._redirected(response, redirects, base)
             else:
@@ -335,6 +339,11 @@ class RequestPolicy:
                     argument="host",
                 )
         return httpx.Request(method, target, headers=headers, content=content or None, extensions=extensions)
+
+
+def _is_wanted(response: httpx.Response) -> bool:
+    wanted: Callable[[httpx.Response], bool] | None = response.request.extensions.get(_WANTED)
+    return wanted is not None and wanted(response)
 
 
 def raise_for_status(

@@ -14,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from airflow_provider_modelsync.core.archive.choice import Choice
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelNotFound, ModelSyncError, NotSupported
 from airflow_provider_modelsync.core.flow.steps import Flow, Policy, send_once
 from airflow_provider_modelsync.core.models import Alias, ModelRef, ModelVersion, Query
@@ -70,6 +71,10 @@ class Registry(ABC):
     # What one can wait for beyond a version's being there.
     states: ClassVar[frozenset[str]] = frozenset({"ready"})
 
+    # Whether an explicit version at push becomes a tag of the version, which the system names itself.
+    takes_tags: ClassVar[bool] = False
+    # How patterns choose among a version's files.
+    choice_type: ClassVar[type[Choice]] = Choice
     # Whether names have namespaces, as in ``org/name``.
     has_namespaces: ClassVar[bool] = False
 
@@ -262,6 +267,29 @@ class Registry(ABC):
     def plan_pull(self, version: ModelVersion) -> Flow[DownloadPlan]:
         """Say how a version's bytes come down."""
         raise self.not_supported(Capability.PULL)
+
+    def with_hashes(self, plan: DownloadPlan) -> Flow[DownloadPlan]:
+        """Return a plan with the hashes of all its files, where the system does not tell them all.
+
+        Files are read for that; where it would be too much, the plan stays as it is.
+        """
+        return plan
+        yield
+
+    def with_digest(self, version: ModelVersion) -> Flow[ModelVersion]:
+        """Return a version with its digest, which is found out where the system does not tell it, as far as it can be.
+
+        That may cost a request for each file, so it is for comparing, never for looking.
+        """
+        if version.digest is not None or Capability.PULL not in self.capabilities:
+            return version
+        plan = yield from self.plan_pull(version)
+        return version.model_copy(update={"digest": (yield from self.with_hashes(plan)).digest})
+
+    def is_newer(self, version: ModelVersion, other: ModelVersion) -> Flow[bool]:
+        """Return whether a version of a model is newer than another one."""
+        return version.age_key > other.age_key
+        yield
 
 
 def newest_first(versions: Iterable[ModelVersion]) -> list[ModelVersion]:

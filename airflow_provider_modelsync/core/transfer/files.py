@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from airflow_provider_modelsync.core import durable
-from airflow_provider_modelsync.core.archive.digest import FileEntry, Source
+from airflow_provider_modelsync.core.archive.digest import FileEntry, Proof, Source
 from airflow_provider_modelsync.core.archive.names import RESERVED_DIRECTORY
 from airflow_provider_modelsync.core.errors import from_os_error
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
@@ -58,7 +58,7 @@ def put_files(way: PutFiles, control: Control, driver: SyncDriver, mover: Mover)
             way.source.prepare([file.path], cancel)
             return mover.put(
                 address.url,
-                partial(_FileBody, way.source, file),
+                partial(FileBody, way.source, file),
                 file.size,
                 address.headers,
                 method=way.method,
@@ -90,7 +90,10 @@ def get_files(way: GetFiles, ref: str, target: Path, control: Control, driver: S
 
     :param target: a directory that is empty, or as an earlier try of the same version has left it.
     """
-    wanted = sorted((file.path, file.size, file.sha256, way.etags.get(file.path)) for file in way.files)
+    wanted = sorted(
+        (file.path, file.size, file.sha256 or way.blobs.get(file.path, ""), way.etags.get(file.path))
+        for file in way.files
+    )
     identity = {"ref": ref, "files": hashlib.sha256(json.dumps(wanted).encode()).hexdigest()}
     progress = control.progress(sum(file.size for file in way.files))
     large: list[LargeFile] = []
@@ -113,6 +116,7 @@ def get_files(way: GetFiles, ref: str, target: Path, control: Control, driver: S
                         source,
                         shift=offset,
                         piece_size=control.piece_size,
+                        proof=way.proof(file) if way.is_proved else None,
                     )
                 )
             else:
@@ -121,7 +125,8 @@ def get_files(way: GetFiles, ref: str, target: Path, control: Control, driver: S
         written: dict[str, FileEntry] = {}
 
         def fetch(file: FileEntry, cancel: CancelToken) -> None:
-            written[file.path] = _fetch_whole(objects[file.path], file, target, cancel, progress)
+            proof = way.proof(file) if way.is_proved else Proof(file.size, "")
+            written[file.path] = _fetch_whole(objects[file.path], file, proof, target, cancel, progress)
 
         try:
             for directory in sorted({os.path.dirname(file.path) for file in way.files} | set(way.directories)):
@@ -158,13 +163,14 @@ def _honours_ranges(way: GetFiles, objects: dict[str, RangedObject], control: Co
 
 
 def _fetch_whole(
-    source: RangedObject, file: FileEntry, target: Path, cancel: CancelToken, progress: Progress
+    source: RangedObject, file: FileEntry, proof: Proof, target: Path, cancel: CancelToken, progress: Progress
 ) -> FileEntry:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(target / file.path, flags, durable.mode_of(file.executable))
 
-    def fetch() -> str:
-        total, size = hashlib.sha256(), 0
+    def fetch() -> None:
+        size = 0
+        proof.restart()
         os.ftruncate(descriptor, 0)
         os.lseek(descriptor, 0, os.SEEK_SET)
         try:
@@ -175,35 +181,41 @@ def _fetch_whole(
                     progress.add(len(block))
                     if size > file.size:  # of an answer that does not say how long it is
                         break
-                    total.update(block)
+                    proof.update(block)
                     while block:
                         block = block[os.write(descriptor, block) :]
             require(size, file.size)
         except BaseException:
             progress.add(-size)  # they do not count
             raise
-        return total.hexdigest()
 
     try:
-        sha256 = hashlib.sha256().hexdigest()
-        if file.size:
-            sha256 = with_retries(fetch, cancel=cancel, on_repeat=progress.resend)
+        for look in range(2):  # a flipped bit on the way is cured by another look, one in the store is not
+            if file.size:
+                with_retries(fetch, cancel=cancel, on_repeat=progress.resend)
+            if proof.holds:
+                break
+            if look:
+                raise large_files.mismatch(file.path)
+            progress.add(-file.size)
+            progress.resend()
     finally:
         os.close(descriptor)
-    return FileEntry(file.path, file.size, sha256, file.executable)
+    return FileEntry(file.path, file.size, proof.sha256, file.executable)
 
 
-class _FileBody:
-    """A file of a source as the body of a request."""
+class FileBody:
+    """A file of a source, or a part of one, as the body of a request."""
 
-    def __init__(self, source: Source, file: FileEntry) -> None:
+    def __init__(self, source: Source, file: FileEntry, start: int = 0, length: int | None = None) -> None:
         self._source = source
-        self._file = file
-        self._position = 0
+        self._path = file.path
+        self._position = start
+        self._end = file.size if length is None else start + length
 
     def readinto(self, buffer: memoryview, /) -> int:
-        view = buffer[: self._file.size - self._position]
+        view = buffer[: self._end - self._position]
         if view:
-            self._source.read_into(self._file.path, self._position, view)
+            self._source.read_into(self._path, self._position, view)
             self._position += len(view)
         return len(view)

@@ -6,8 +6,8 @@ missing.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airflow_provider_modelsync.core import durable, writer
-from airflow_provider_modelsync.core.archive.digest import BLOCK, FileEntry
-from airflow_provider_modelsync.core.archive.names import RESERVED_DIRECTORY
-from airflow_provider_modelsync.core.errors import RegistryUnavailable, from_os_error
+from airflow_provider_modelsync.core.archive.digest import BLOCK, FileEntry, Proof
+from airflow_provider_modelsync.core.archive.names import RESERVED_DIRECTORY, show
+from airflow_provider_modelsync.core.errors import DigestMismatch, RegistryUnavailable, from_os_error
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.forks import Lock
 from airflow_provider_modelsync.core.flow.parallel import for_each
@@ -31,6 +31,8 @@ from airflow_provider_modelsync.core.transfer.ranges import RangedObject, requir
 
 LARGE = 8 << 20  # bytes from which on a file is fetched in pieces
 PIECE = 16 << 20  # bytes of one such request
+
+log = logging.getLogger("modelsync")
 
 _JOURNAL = "journal"
 _NOTE = re.compile(r"(-?)(\d{1,18}) (\d{1,18})")
@@ -74,6 +76,9 @@ def fetch_pieces(
     resumed = 0
     missing: list[tuple[LargeFile, int, int]] = []
 
+    def fetch_missing() -> None:
+        for_each(fetch, missing, workers=control.workers, cancel=control.cancel)
+
     def fetch(piece: tuple[LargeFile, int, int], cancel: CancelToken) -> None:
         file, start, end = piece
         _fetch(file, start, end, cancel, progress)
@@ -92,12 +97,29 @@ def fetch_pieces(
                 else:
                     missing.append((file, start, end))
         progress.pass_over(resumed)
-        for_each(fetch, missing, workers=control.workers, cancel=control.cancel)
+        fetch_missing()
+        if wrong := [file for file in files if not file.holds]:
+            # A flipped bit on the way, or on this disk since an earlier try, is cured by another look.
+            missing = [(file, start, end) for file in wrong for start, end in file.spans()]
+            for file in wrong:
+                log.warning("the bytes of %s do not match its hash: reading them again", show(file.path))
+                resumed -= journal.forget(file.spans())
+                progress.add(-file.size)
+                progress.resend()
+                file.restart()
+            fetch_missing()
+            if wrong := [file for file in wrong if not file.holds]:
+                raise mismatch(wrong[0].path)
         for file in files:
             file.put_in_place(target)
     except OSError as error:
         raise from_os_error(error, f"writing the model's files in {os.path.realpath(target)}") from error
     return resumed
+
+
+def mismatch(path: str) -> DigestMismatch:
+    """Return the error of a file whose bytes are wrong, seen twice."""
+    return DigestMismatch(f"the bytes of {show(path)} do not match the hash that its registry tells, seen twice")
 
 
 def _fetch(file: LargeFile, start: int, end: int, cancel: CancelToken, progress: Progress) -> None:
@@ -140,6 +162,7 @@ class LargeFile:
     :param source: holds its content.
     :param shift: what to take from an offset to get the position in the source.
     :param piece_size: bytes of a piece.
+    :param proof: tells whether the bytes are right.
     """
 
     def __init__(
@@ -153,6 +176,7 @@ class LargeFile:
         shift: int = 0,
         *,
         piece_size: int | None = None,
+        proof: Proof | None = None,
     ) -> None:
         self.path = path
         self.size = size
@@ -163,10 +187,20 @@ class LargeFile:
         self._piece_size = piece_size or PIECE
         self._scratch = scratch
         self._lock = Lock()
-        self._ready: dict[int, int] = {}
-        self._hashed = offset
         self._is_hashing = False
-        self._total = hashlib.sha256()
+        self._proof = proof or Proof(size, "")
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin again: none of its pieces is there."""
+        self._ready: dict[int, int] = {}
+        self._hashed = self.offset
+        self._proof.restart()
+
+    @property
+    def holds(self) -> bool:
+        """Whether the bytes are those that were promised."""
+        return self._proof.holds
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """Yield the pieces."""
@@ -222,7 +256,7 @@ class LargeFile:
         self._scratch.rename(target / self.path)
 
     def entry(self) -> FileEntry:
-        return FileEntry(self.path, self.size, self._total.hexdigest(), self.executable)
+        return FileEntry(self.path, self.size, self._proof.sha256, self.executable)
 
     def _hash(self, start: int, end: int) -> None:
         buffer = memoryview(bytearray(min(BLOCK, end - start)))
@@ -231,7 +265,7 @@ class LargeFile:
                 count = os.preadv(descriptor, [buffer[: end - start]], start)
                 if not count:
                     raise RegistryUnavailable(f"{self.path} was cut by somebody else")
-                self._total.update(buffer[:count])
+                self._proof.update(buffer[:count])
                 start += count
 
 
@@ -249,6 +283,7 @@ class Journal:
         header = json.dumps({**identity, "boot": _boot()}, sort_keys=True)
         lines = self._lines()
         self.done = _spans(lines[1:]) if lines[:1] == [header] else set()
+        self._noted = set(self.done)  # with those of this try
         keep = bool(self.done)
         for entry in directory.parent.iterdir():
             if entry != directory or not keep:
@@ -262,13 +297,21 @@ class Journal:
 
     def add(self, start: int, end: int) -> None:
         with self._lock:
+            self._noted.add((start, end))
             os.write(self._descriptor, f"{start} {end}\n".encode())
 
-    def forget(self, spans: Iterable[tuple[int, int]]) -> None:
-        """Take pieces back that are not there any more, before there is room for them again."""
-        if lost := self.done.intersection(spans):
-            self.done -= lost
+    def forget(self, spans: Iterable[tuple[int, int]]) -> int:
+        """Take pieces back that are not there any more, before there is room for them again.
+
+        :return: how many bytes an earlier try had noted.
+        """
+        spans = set(spans)
+        if lost := self._noted.intersection(spans):
+            self._noted -= lost
             os.write(self._descriptor, "".join(f"-{start} {end}\n" for start, end in lost).encode())
+        before = self.done.intersection(spans)
+        self.done -= before
+        return sum(end - start for start, end in before)
 
     def close(self) -> None:
         with self._lock:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol
 from pydantic import JsonValue
 
 from airflow_provider_modelsync.core.archive.choice import EVERYTHING, Choice
-from airflow_provider_modelsync.core.archive.digest import FileEntry, Source, digest_of
+from airflow_provider_modelsync.core.archive.digest import FileEntry, Proof, Source, digest_of
 from airflow_provider_modelsync.core.archive.extract import Limits
 from airflow_provider_modelsync.core.archive.layout import TarLayout
 from airflow_provider_modelsync.core.errors import DigestMismatch, InvalidInput
@@ -78,7 +78,7 @@ class Address:
     presigned: bool = False
     content: bytes | None = None
     refused: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
-    explain: Callable[[MovedResponse, str], None] | None = None
+    explain: Callable[[MovedResponse, str], None] | None = field(default=None, repr=False, compare=False)
     pace: Pace | None = None
 
 
@@ -298,6 +298,46 @@ class PutFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class Blob:
+    """How a server wants a file: in one request, or in parts of a size that it says.
+
+    :param whole: where to in one request.
+    :param part_size: bytes of every part but the last.
+    :param parts: where the parts go, from the first on.
+    :param complete: what has the parts put together.
+    :param verify: what has the server look at it.
+    """
+
+    whole: Address | None = None
+    part_size: int = 0
+    parts: tuple[Address, ...] = ()
+    complete: str | None = field(default=None, repr=False)
+    verify: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PutBlobs:
+    """Push: files go up by their hashes, each as the server decides.
+
+    :param source: the model.
+    :param files: those of its files that are to be sent.
+    :param blobs: path → how the file goes up.
+    :param ask: asks anew for one file, when what was signed has expired; ``None`` when it is there by now.
+    :param finish: has a file put together, given the tags of its parts.
+    :param further: bytes that move otherwise: with what finishes the push.
+    """
+
+    is_resumable: ClassVar[bool] = True  # by asking what is there
+
+    source: Source
+    files: tuple[FileEntry, ...]
+    blobs: Mapping[str, Blob]
+    ask: Callable[[FileEntry], Flow[Blob | None]]
+    finish: Callable[[FileEntry, Blob, Sequence[str]], Flow[None]]
+    further: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class GetFiles:
     """Pull: every file comes down in requests of its own, large ones by ranges where these are honoured.
 
@@ -308,6 +348,9 @@ class GetFiles:
     :param slices: path → where it begins in what its address leads to, and how large that is, for files that lie in
         something larger; they come by ranges only.
     :param is_whole: the server is known to send whole files only, so that it is not asked for a range of one.
+    :param blobs: path → git's id of the content, of files whose hashes are not told.
+    :param is_proved: whether each file is compared with what its registry says of it as soon as it is there, and read
+        once more when it differs; then a storage need not say which range it sends.
     """
 
     files: tuple[FileEntry, ...]
@@ -316,9 +359,15 @@ class GetFiles:
     etags: Mapping[str, str] = field(default_factory=dict)
     slices: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     is_whole: bool = False
+    blobs: Mapping[str, str] = field(default_factory=dict)
+    is_proved: bool = False
+
+    def proof(self, file: FileEntry) -> Proof:
+        """Return what tells whether bytes are those of a file."""
+        return Proof(file.size, file.sha256, self.blobs.get(file.path) if self.is_proved else None)
 
 
-UploadWay = IntoDirectory | PutArchive | PutParts | PostForm | PutFiles | PutObjects
+UploadWay = IntoDirectory | PutArchive | PutParts | PostForm | PutFiles | PutObjects | PutBlobs
 DownloadWay = FromDirectory | GetArchive | GetFiles
 
 
@@ -334,6 +383,7 @@ class PushRequest:
     :param renew: replace one of these bytes, too: what is stored is damaged, or has facts that cannot be changed.
     :param options: what only the registry understands.
     :param memory: the multipart upload that an earlier try may have begun.
+    :param tag: the version that was asked for, where the system names versions itself.
     """
 
     ref: ModelRef
@@ -344,6 +394,7 @@ class PushRequest:
     renew: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     memory: UploadMemory = field(default_factory=lambda: UploadMemory(None))
+    tag: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -369,6 +420,8 @@ class DownloadPlan:
     :param generated: files that the push added because the system demands them: left out again, once checked.
     :param check: looks at the directory that was filled and the files in it; raises when they are not the version's.
     :param choice: which files are wanted; an archive comes as a whole, and the others are removed again.
+    :param require: looks at the files that are wanted before any of them is fetched; raises when one must not, or
+        cannot, be had.
     """
 
     version: ModelVersion
@@ -376,6 +429,7 @@ class DownloadPlan:
     generated: frozenset[str] = frozenset()
     check: Callable[[Path, Sequence[FileEntry]], None] | None = None
     choice: Choice = EVERYTHING
+    require: Callable[[Sequence[FileEntry]], None] | None = None
 
     @property
     def files(self) -> tuple[FileEntry, ...] | None:
@@ -388,7 +442,7 @@ class DownloadPlan:
     @property
     def digest(self) -> str | None:
         """The digest of the files that are wanted, as far as it is known beforehand."""
-        if self.choice.is_all:
+        if self.choice.is_all and self.version.digest is not None:
             return self.version.digest
         return None if self.files is None else digest_of(self.files)
 
@@ -399,6 +453,8 @@ class DownloadPlan:
         :raises DigestMismatch: when the hashes that the registry tells are not those of the version's digest.
         """
         if choice.is_all:
+            if self.require is not None and not isinstance(self.way, GetArchive):
+                self.require(self.way.files)
             return self
         if self.files is not None and self.version.digest not in (None, digest_of(self.files)):
             raise DigestMismatch(
@@ -410,6 +466,8 @@ class DownloadPlan:
         files = choice.files(file for file in self.way.files if file.path not in self.generated)
         if not files:
             raise InvalidInput(f"{self.version.ref} holds no file that is chosen by {choice}", argument="include")
+        if self.require is not None:
+            self.require(files)
         way = replace(self.way, files=files, directories=choice.directories(self.way.directories))
         return replace(self, way=way, check=None, choice=choice)
 

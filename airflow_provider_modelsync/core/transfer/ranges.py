@@ -14,7 +14,7 @@ from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.forks import Lock
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
 from airflow_provider_modelsync.core.http.storage import UrlExpired
-from airflow_provider_modelsync.core.transfer.mover import Download, Mover, with_retries
+from airflow_provider_modelsync.core.transfer.mover import Download, MovedResponse, Mover, with_retries
 from airflow_provider_modelsync.core.transfer.plan import Address, AskAddress, GetFiles
 
 PROBE = 64 << 10  # bytes of the first request
@@ -30,6 +30,7 @@ class RangedObject:
     :param etag: strong tag of the wanted state, where it is known.
     :param size: bytes, where they are known.
     :param within: where the object begins in something larger, and how large that is, when it lies in such.
+    :param is_proved: whether what comes is compared with a hash: then an answer need not say which range it is.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class RangedObject:
         etag: str | None = None,
         size: int = 0,
         within: tuple[int, int] | None = None,
+        is_proved: bool = False,
     ) -> None:
         self._ask = ask
         self._driver = driver
@@ -48,6 +50,7 @@ class RangedObject:
         self._lock = Lock()
         self._known: Address | None = None
         self._within = within
+        self._is_proved = is_proved
         self.etag = etag
         self.size = size
 
@@ -55,7 +58,8 @@ class RangedObject:
     def of(cls, way: GetFiles, file: FileEntry, driver: SyncDriver, mover: Mover) -> Self:
         """Return one of the files that come down each by itself."""
         etag, within = way.etags.get(file.path), way.slices.get(file.path)
-        return cls(partial(way.address, file), driver, mover, etag=etag, size=file.size, within=within)
+        ask = partial(way.address, file)
+        return cls(ask, driver, mover, etag=etag, size=file.size, within=within, is_proved=way.is_proved)
 
     @property
     def address(self) -> Address:
@@ -81,7 +85,7 @@ class RangedObject:
                 refusal = answer.answer()  # read, so that the connection is kept
             self._forget(address)
             if (other := self.address) == address:
-                refusal.raise_for_status("downloading the model")
+                _refuse(refusal, address)
             address = other
             with self._asked(address, start, end, cancel) as answer:
                 yield answer
@@ -128,7 +132,8 @@ class RangedObject:
             said = answer.headers.get("Content-Range", "")
             offset, total = self._within or (0, self.size)
             wanted = f"bytes {offset + start}-{offset + end - 1}/{total}"
-            if said == wanted and self._is_in_state(answer):
+            is_told = said == wanted or (self._is_proved and not said)
+            if is_told and self._is_in_state(answer):
                 return
             raise RegistryUnavailable(f"the storage sent {said!r} instead of {wanted}")
         refuse(answer, self.address)
@@ -167,12 +172,14 @@ def refuse(answer: Download, address: Address) -> None:
         return
     if answer.status == 412:
         raise RegistryUnavailable("the model was replaced while it was being downloaded")
-    refusal = answer.answer()
+    _refuse(answer.answer(), address)
+
+
+def _refuse(refusal: MovedResponse, address: Address) -> None:
     if address.explain is not None:
         address.explain(refusal, "downloading the model")
-    (refusal.raise_for_store if address.presigned else refusal.raise_for_status)(
-        "downloading the model", not_found=ModelNotFound
-    )
+    raise_for = refusal.raise_for_store if address.presigned else refusal.raise_for_status
+    raise_for("downloading the model", not_found=ModelNotFound)
 
 
 def read_all(answer: Download, length: int) -> memoryview:

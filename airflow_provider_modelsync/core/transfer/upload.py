@@ -11,6 +11,7 @@ from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.parallel import for_each
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
 from airflow_provider_modelsync.core.models import TransferStats
+from airflow_provider_modelsync.core.transfer.blobs import put_blobs
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.files import put_files, sent
 from airflow_provider_modelsync.core.transfer.local import copy_files
@@ -21,6 +22,7 @@ from airflow_provider_modelsync.core.transfer.plan import (
     IntoDirectory,
     PostForm,
     PutArchive,
+    PutBlobs,
     PutFiles,
     PutObjects,
     PutParts,
@@ -51,6 +53,8 @@ def upload(way: UploadWay, source: Source, control: Control, driver: SyncDriver,
             return _put_parts(way, control, driver, mover)
         case PutFiles():
             return put_files(way, control, driver, mover)
+        case PutBlobs():
+            return put_blobs(way, control, driver, mover)
         case PutObjects():
             return put_objects(way, control, driver, mover)
         case PostForm():
@@ -65,6 +69,8 @@ def _reads_of(way: UploadWay, source: Source) -> set[str]:
             return {path for start, length in missing for path in way.layout.files_in(start, length)}
         case PutFiles():
             return set()  # each in its turn: the registry may have it
+        case PutBlobs():
+            return {file.path for file in way.files}
         case PutObjects():
             return {file.path for file in source.files} - way.copies
         case _:

@@ -100,8 +100,9 @@ class Put(BaseModel):
         """Whether this is what is wanted: by its digest, or where none is known, by being of that very version."""
         if wanted is not None:
             return self.content == wanted
-        facts = (identity, version.name, version.version, version.digest, version.created_at, choice)
-        return facts == (self.registry, self.name, self.version, self.digest, self.created_at, self.choice)
+        facts = (identity, version.name, version.version, version.created_at, choice)
+        known = (self.registry, self.name, self.version, self.created_at, self.choice)
+        return facts == known and version.digest in (None, self.digest)  # none where only a pull finds it out
 
     def is_of_the_model(self, identity: str, version: ModelVersion) -> bool:
         """Whether a pull of the same model, in any version and of whichever of its files, wrote this."""

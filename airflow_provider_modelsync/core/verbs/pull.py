@@ -91,7 +91,7 @@ def pull(
     :raises TargetExists: when the target holds something else.
     :raises DigestMismatch: when the stored bytes are not those pushed, seen twice.
     """
-    choice = Choice(include, exclude)
+    choice = registry.choice_type(include, exclude)
     if target is None:
         if not choice.is_all:
             raise InvalidInput("the system's own host has models as a whole only", argument="include")
@@ -104,16 +104,31 @@ def pull(
     if version.reference is not None and on_reference == "skip":
         log.info("%s only points to %s: there is nothing to pull", version.ref, version.reference)
         return PulledModel(path=None, version=version.moved(TransferStats(skipped=True)), is_elsewhere=True)
+    plan: DownloadPlan | None = None
+
+    def planned() -> DownloadPlan:
+        return plan or driver.run(registry.plan_pull(version)).choose(choice)
+
+    def learn() -> str | None:
+        nonlocal plan
+        plan = driver.run(registry.with_hashes(planned()))
+        return plan.digest
+
+    def done(stats: TransferStats, digest: str) -> PulledModel:
+        known = version.digest or (digest if choice.is_all else None)
+        told = version.model_copy(update={"digest": known, "transfer": stats})
+        return PulledModel(path=place, version=told, digest=digest, is_partial=not choice.is_all)
+
     try:
-        plan = None if choice.is_all else driver.run(registry.plan_pull(version)).choose(choice)
+        if not choice.is_all:
+            plan = planned()
         wanted = version.digest if plan is None else plan.digest
-        into = _Target(place, registry.identity, version, choice, control, force)
+        into = _Target(place, registry.identity, version, choice, control, force, learn)
         if (held := into.look(wanted)) is not None:
             log.info("%s already holds %s: nothing is pulled", place, version.ref)
             durable.clear_up(place)
-            stats = TransferStats(skipped=True)
-            return PulledModel(path=place, version=version.moved(stats), digest=held, is_partial=not choice.is_all)
-        plan = plan or driver.run(registry.plan_pull(version))
+            return done(TransferStats(skipped=True), held)
+        plan = planned()
         log.info("pulling %s into %s", version.ref, place)
         with closing(mover_for(registry, control)) as mover:
             stats, digest = _fill(
@@ -130,13 +145,14 @@ def pull(
     except OSError as error:
         raise from_os_error(error, f"writing {place}", argument="target") from error
     log.info("pulled %s into %s", version.ref, place)
-    return PulledModel(path=place, version=version.moved(stats), digest=digest, is_partial=not choice.is_all)
+    return done(stats, digest)
 
 
 @dataclass
 class _Target:
     """The directory that files of a version are to be pulled into.
 
+    :param learn: finds out the digest that is wanted, where it is not known and something is there to be compared.
     :ivar is_replaceable: whether it held what the last pull had left there when the pull began: what somebody has put
         there since then is not for us to judge.
     :ivar found: the state that it was in when it was looked at last, as far as that is known.
@@ -148,6 +164,7 @@ class _Target:
     choice: Choice
     control: Control
     force: bool
+    learn: Callable[[], str | None]
     is_replaceable: bool = False
     found: Put | None = None
 
@@ -177,6 +194,8 @@ class _Target:
             if not any(place.iterdir()):
                 return None
             known = self.found = self._recognised()
+            if known is None and wanted is None:
+                wanted = self.learn()
             if known is None and wanted is not None and self._digest() == wanted:
                 known = self._put(wanted, place, is_ours=False)
                 self._remember(known)

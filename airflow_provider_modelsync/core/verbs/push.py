@@ -101,6 +101,7 @@ def push(
         force=force,
         options=options or {},
         memory=memory,
+        tag=ref.version if registry.takes_tags else None,
     )
 
     def attempt(passing: tuple[type[BaseException], ...] = ()) -> ModelVersion:
@@ -226,7 +227,7 @@ def _check_push(
 ) -> None:
     needs = {
         Capability.PUSH: True,
-        Capability.CHOOSE_VERSION: ref.version is not None,
+        Capability.CHOOSE_VERSION: ref.version is not None and not registry.takes_tags,
         Capability.FORCE: force,
         Capability.LABELS: bool(labels),
         Capability.METADATA: bool(metadata),

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from airflow_provider_modelsync.core import durable
-from airflow_provider_modelsync.core.archive.choice import Choice
 from airflow_provider_modelsync.core.archive.digest import Source, read_tree
 from airflow_provider_modelsync.core.errors import (
     Cancelled,
@@ -79,7 +78,7 @@ class Selection:
     :param labels: that a version must have.
     :param options: name or glob of names → options of the push; later entries win.
     :param rename: name → its name in the target.
-    :param include: patterns of the files that are copied, see :class:`~..archive.choice.Choice`. A version in the
+    :param include: patterns of the files that are copied, see ``choice_type`` of the source. A version in the
         target then has the digest of these files.
     :param exclude: patterns of those that are not.
     """
@@ -91,10 +90,8 @@ class Selection:
     rename: Mapping[str, str] = field(default_factory=dict)
     include: Sequence[str] | None = None
     exclude: Sequence[str] | None = None
-    choice: Choice = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "choice", Choice(self.include, self.exclude))
         counts = isinstance(self.versions, int) and not isinstance(self.versions, bool) and self.versions > 0
         if not counts and self.versions not in ("latest", "all"):
             raise InvalidInput(f"{self.versions!r} is neither 'latest' nor 'all' nor a number", argument="versions")
@@ -161,6 +158,7 @@ class _Sync:
         self._dry_run = dry_run
         self._on_copied = on_copied
         self._done: list[SyncedVersion] = []
+        self._choice = source.registry.choice_type(selection.include, selection.exclude)
 
     def run(self) -> SyncReport:
         selection = self._selection
@@ -237,7 +235,8 @@ class _Sync:
             note = f"{self._source.registry.title} only points to it: the bytes are at {version.reference.registry}"
             self._note(SyncedVersion(source=version.ref, outcome="skipped", note=note))
             return
-        wanted = self._digest_of(version)
+        plan = None if version.digest and self._choice.is_all else self._plan(version)
+        wanted = version.digest if plan is None else plan.digest
         if found := _counterpart(version, wanted, there, chooses=chooses):
             if wanted is not None and found.digest is not None and wanted != found.digest:
                 raise VersionConflict(f"{found.ref} exists with {found.digest}, the source has {wanted}")
@@ -251,28 +250,25 @@ class _Sync:
             checkpoint=control.checkpoint and Below(control.checkpoint, f"{_key(f'{version.ref} {ref}')}."),
             on_progress=lambda report: log.info("syncing %s: %s", version.ref, report),
         )
-        pushed, dropped = self._copy(version, ref, control)
+        pushed, dropped = self._copy(version, plan or self._plan(version), ref, control)
         is_new = pushed.transfer is not None and not pushed.transfer.skipped
-        digest = None if version.digest is None else pushed.digest
+        digest = None if version.digest is None and wanted is None else pushed.digest
         done = _synced("copied" if is_new else "skipped", version, digest, pushed, dropped=dropped)
         self._note(done)
         if is_new and self._on_copied is not None:
             self._on_copied(done)
 
-    def _digest_of(self, version: ModelVersion) -> str | None:
-        """Return the digest of what is copied of a version, as far as that is known without reading it."""
-        if self._selection.choice.is_all:
-            return version.digest
-        return self._plan(version).digest
-
     def _plan(self, version: ModelVersion) -> DownloadPlan:
+        """Return how what is copied of a version would be pulled, with its hashes as far as they can be known."""
         source = self._source
-        return source.driver.run(source.registry.plan_pull(version)).choose(self._selection.choice)
+        plan = source.driver.run(source.registry.plan_pull(version)).choose(self._choice)
+        return source.driver.run(source.registry.with_hashes(plan))
 
-    def _copy(self, version: ModelVersion, ref: ModelRef, control: Control) -> tuple[ModelVersion, tuple[str, ...]]:
+    def _copy(
+        self, version: ModelVersion, plan: DownloadPlan, ref: ModelRef, control: Control
+    ) -> tuple[ModelVersion, tuple[str, ...]]:
         """Push what a version holds; return the new version, and what the target has no room for."""
         source = self._source
-        plan = self._plan(version)
         with closing(mover_for(source.registry, control)) as mover:
             stored = StoredModel.of(plan, control, source.driver, mover)
             if stored is not None:
@@ -293,17 +289,26 @@ class _Sync:
         """Return the key of a version at rest between two registries; no other pair of them shares it."""
         source, target = self._source.registry, self._target.registry
         ends = (source.settings.conn_id, source.base_url or source.settings.host, target.settings.conn_id)
-        return _key(repr((*ends, version.ref, version.digest)))[:12]
+        return _key(repr((*ends, version.ref, version.digest, str(self._choice))))[:12]
 
     def _pulled(self, version: ModelVersion, place: Path, control: Control) -> Source:
         """Pull a version, and return it as it lies there."""
         source, exact = self._source, ModelRef(name=version.name, version=version.version)
-        pulled = pull(source.registry, source.driver, exact, place, control, query=Query(), force=True).version
+        pulled = pull(
+            source.registry,
+            source.driver,
+            exact,
+            place,
+            control,
+            query=Query(),
+            force=True,
+            include=self._selection.include,
+            exclude=self._selection.exclude,
+        )
         tree = read_tree(place, cancel=control.cancel)
-        if {version.digest, pulled.digest} - {None, tree.digest}:
+        if tree.digest != pulled.digest or version.digest not in (None, pulled.version.digest):
             raise RegistryUnavailable(f"{version.ref} was replaced while it was being copied")
-        choice = self._selection.choice
-        return tree if choice.is_all else read_tree(place, cancel=control.cancel, choice=choice)
+        return tree
 
     def _push(
         self, model: Source, version: ModelVersion, ref: ModelRef, control: Control

@@ -67,7 +67,7 @@ def find_version(
         return None
     if ref.alias and newer_than == found.version:  # moved back since it was looked at
         return None
-    if newer_than and not ref.alias and found.age_key <= (yield from _age_of(registry, ref.name, newer_than)):
+    if newer_than and not ref.alias and not (yield from _is_newer(registry, found, newer_than)):
         return None
     return found
 
@@ -104,19 +104,22 @@ def _time(text: str) -> datetime | None:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def _age_of(registry: Registry, name: str, newer_than: str) -> Flow[tuple[datetime, str]]:
-    """Read ``newer_than`` into what versions are ordered by; a version wins over a time that looks the same."""
+def _is_newer(registry: Registry, found: ModelVersion, newer_than: str) -> Flow[bool]:
+    """Compare a version with what ``newer_than`` says; a version wins over a time that looks the same."""
+    name = found.name
     try:
-        return (yield from registry.get(registry.parse(f"{name}:{newer_than}"))).age_key
+        other = yield from registry.get(registry.parse(f"{name}:{newer_than}"))
     except (ModelNotFound, InvalidInput):
         pass
+    else:
+        return (yield from registry.is_newer(found, other))
     time = _time(newer_than)
     if time is None:
         raise InvalidInput(
             f"{newer_than!r} is neither a version of {name!r} nor an ISO 8601 time", argument="newer_than"
         )
     # Any version of that very instant counts as old.
-    return time, "\U0010ffff"
+    return found.age_key > (time, "\U0010ffff")
 
 
 def own_deployment(registry: Registry, model: str | None = None) -> str:
