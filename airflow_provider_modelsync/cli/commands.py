@@ -21,7 +21,7 @@ from airflow_provider_modelsync.core.errors import Cancelled, NotReady, Retryabl
 from airflow_provider_modelsync.core.models import Deployment, ModelVersion, PulledModel, Query, SyncReport
 from airflow_provider_modelsync.core.transfer.progress import readable
 from airflow_provider_modelsync.core.verbs.sync import Selection
-from airflow_provider_modelsync.core.verbs.wait import find_version
+from airflow_provider_modelsync.core.verbs.wait import Since, find_version
 from airflow_provider_modelsync.operators.storage import local_source, publish_file, pull_into, resolve
 
 log = logging.getLogger("modelsync")
@@ -97,15 +97,14 @@ def predict(args: argparse.Namespace, session: Session) -> Answer:
 def wait(args: argparse.Namespace, session: Session) -> Answer:
     """Wait until a version is there."""
     hook, query = session.hook(args.conn_id), Query.parse(None, dict(args.label))
+    since = None if args.newer_than is None else Since(args.newer_than)
     deadline = time.monotonic() + seconds(args.timeout, "--timeout")
     pause = seconds(args.poll_interval, "--poll-interval")
 
     def look() -> ModelVersion | None:
         try:
             return hook.run(
-                lambda registry: find_version(
-                    registry, args.model, query, newer_than=args.newer_than, state=args.state
-                ),
+                lambda registry: find_version(registry, args.model, query, newer_than=since, state=args.state),
                 model=args.model,
             )
         except Cancelled:

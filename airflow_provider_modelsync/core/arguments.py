@@ -174,7 +174,8 @@ def _moment(value: Any) -> str:
     if isinstance(value, date):  # a datetime is one, too
         return value.isoformat()
     if isinstance(value, Mapping) and isinstance(version := value.get("version"), str):
-        return version
+        made = value.get("created_at")  # tells the order when the version itself is gone
+        return f"{version} {made}" if isinstance(made, str) and made else version
     try:
         return _text(value)
     except ValueError:

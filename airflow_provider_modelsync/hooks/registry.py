@@ -179,6 +179,7 @@ class RegistryHook(BaseHook, ABC):
         self.is_last_try = False  # then nothing is left behind for a next one
         self.tally = Tally()  # of the transfer in hand, or of the last one
         self._registry: Registry | None = None
+        self._found: Connection | None = None  # the connection, when it has led here and is not read yet
         self._others: Sequence[Connection] = ()  # what the connection relies on
         self._remarks: list[str] = []  # on the connection
         self._driver: AsyncDriver | None = None
@@ -200,7 +201,7 @@ class RegistryHook(BaseHook, ABC):
     async def aget_conn(self) -> Registry:
         """Return the registry; for the event loop, where :meth:`get_conn` would block."""
         if self._registry is None:
-            connection = await aget_connection(self.registry_conn_id)
+            connection = self._take_found() or await aget_connection(self.registry_conn_id)
             # In threads: a system's modules take long to load when it is the first of its kind.
             settings = await asyncio.to_thread(self._settings_in, connection)
             self._others = [await aget_connection(other) for other in settings.further_connections]
@@ -699,9 +700,13 @@ class RegistryHook(BaseHook, ABC):
             timer.cancel()
 
     def _read(self) -> tuple[RegistrySettings, Sequence[Connection]]:
-        settings = self._settings_in(self.get_connection(self.registry_conn_id))
+        settings = self._settings_in(self._take_found() or self.get_connection(self.registry_conn_id))
         self._others = [self.get_connection(other) for other in settings.further_connections]
         return settings, self._others
+
+    def _take_found(self) -> Connection | None:
+        found, self._found = self._found, None
+        return found
 
     def _settings_in(self, connection: Connection) -> RegistrySettings:
         settings_type = self.registry_type().settings_type
@@ -815,6 +820,7 @@ async def aget_registry_hook(registry_conn_id: str) -> RegistryHook:
 def _hook_of(connection: Connection) -> RegistryHook:
     with suppress(AirflowException):  # no installed provider knows the type
         if isinstance(hook := connection.get_hook(), RegistryHook):
+            hook._found = connection
             return hook
     raise InvalidInput(
         f"the connection's type {connection.conn_type!r} is no model registry",

@@ -119,6 +119,7 @@ class ModelSyncOperator(TellsOfModels, BaseOperator):
         self._cancel_token = CancelToken()
         self._is_over = False
         self._began = time.monotonic()
+        self._hooks: dict[str, RegistryHook] = {}
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
@@ -130,6 +131,7 @@ class ModelSyncOperator(TellsOfModels, BaseOperator):
         if self._is_over:  # whatever was told to stop since then, it was not this try
             self._cancel_token, self._trace, self._is_over = CancelToken(), Trace(), False
             self.kept_links = {}
+            self._hooks = {}
         try:
             with translated():
                 self.read_arguments()
@@ -150,12 +152,14 @@ class ModelSyncOperator(TellsOfModels, BaseOperator):
         return time.time() + seconds
 
     def hook_for(self, registry_conn_id: str, context: Context | None = None) -> RegistryHook:
-        """Return a connection's hook, which ends its work when this task is killed.
+        """Return a connection's hook, one for each try, which ends its work when this task is killed.
 
         :param registry_conn_id: the connection's id.
         :param context: tells whether another try may resume a transfer.
         """
-        hook = get_registry_hook(registry_conn_id)
+        if registry_conn_id not in self._hooks:
+            self._hooks[registry_conn_id] = get_registry_hook(registry_conn_id)
+        hook = self._hooks[registry_conn_id]
         hook.cancel_token = self._cancel_token
         if context is not None:
             hook.is_last_try = _is_last_try(context)

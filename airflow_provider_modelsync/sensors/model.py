@@ -10,7 +10,7 @@ from airflow.sdk import BaseOperatorLink
 from airflow_provider_modelsync.assets import model_asset
 from airflow_provider_modelsync.core.arguments import Labels, Moment, Reference, Text
 from airflow_provider_modelsync.core.models import ModelVersion, Query
-from airflow_provider_modelsync.core.verbs.wait import READY, find_version
+from airflow_provider_modelsync.core.verbs.wait import READY, Since, find_version
 from airflow_provider_modelsync.links import RegistryConsoleLink, remember_link
 from airflow_provider_modelsync.sensors.base import RegistrySensor
 from airflow_provider_modelsync.triggers.base import outcome_of
@@ -33,8 +33,9 @@ class ModelVersionSensor(RegistrySensor[ModelVersion]):
     :param model: ``name`` for the newest ready version, ``name:version`` for an exact one, ``name@alias`` for what an
         alias points to (templated).
     :param labels: that the version must have; an exact one is waited for until it has them (templated).
-    :param newer_than: a version or an ISO 8601 time that the version must be newer than. With an alias: the version
-        that it is to leave, whether for an older or a newer one, or the time after which it is to move (templated).
+    :param newer_than: a version or an ISO 8601 time that the version must be newer than. A version's dictionary counts
+        when that version is deleted, too. With an alias: the version that it is to leave, whether for an older or a
+        newer one, or the time after which it is to move (templated).
     :param state: what the version must have reached (templated).
     :param deferrable: wait in the triggerer instead of a worker slot. Give such a task a retry (templated).
     :return: the version as a dictionary.
@@ -58,10 +59,13 @@ class ModelVersionSensor(RegistrySensor[ModelVersion]):
         self.labels = labels
         self.newer_than = newer_than
         self.state = state
+        self._since: Since | None = None
 
     def look_for(self, registry: Registry) -> Flow[ModelVersion | None]:
         query = Query.parse(None, self.labels)
-        return find_version(registry, self.model, query, newer_than=self.newer_than, state=self.state)
+        if self.newer_than is not None and (self._since is None or self._since.text != self.newer_than):
+            self._since = Since(self.newer_than)
+        return find_version(registry, self.model, query, newer_than=self._since, state=self.state)
 
     def trigger(self, deadline: float) -> ModelVersionTrigger:
         return ModelVersionTrigger(
@@ -69,7 +73,7 @@ class ModelVersionSensor(RegistrySensor[ModelVersion]):
             model=self.model,
             deadline=deadline,
             labels=self.labels,
-            newer_than=self.newer_than,
+            newer_than=None if self._since is None else str(self._since),
             state=self.state,
             poll_interval=float(self.poke_interval),
         )

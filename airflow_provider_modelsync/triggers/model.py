@@ -10,7 +10,7 @@ from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 from airflow_provider_modelsync.core.flow.steps import Flow
 from airflow_provider_modelsync.core.models import ModelVersion, Query
 from airflow_provider_modelsync.core.registries.base import Registry
-from airflow_provider_modelsync.core.verbs.wait import READY, find_version
+from airflow_provider_modelsync.core.verbs.wait import READY, Since, find_version
 from airflow_provider_modelsync.core.verbs.watch import Watch
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 from airflow_provider_modelsync.triggers.base import DEFAULT_POLL_INTERVAL, MIN_POLL_INTERVAL, WaitTrigger
@@ -50,6 +50,7 @@ class ModelVersionTrigger(WaitTrigger):
         self.model = model
         self.labels = labels
         self.newer_than = newer_than
+        self._since = None if newer_than is None else Since(newer_than)
         self.state = state
 
     def arguments(self) -> dict[str, Any]:
@@ -70,7 +71,7 @@ class ModelVersionTrigger(WaitTrigger):
 
     def _find(self, registry: Registry) -> Flow[ModelVersion | None]:
         query = Query.parse(None, self.labels)
-        return find_version(registry, self.model, query, newer_than=self.newer_than, state=self.state)
+        return find_version(registry, self.model, query, newer_than=self._since, state=self.state)
 
 
 class ModelVersionEventTrigger(BaseEventTrigger):

@@ -68,6 +68,8 @@ FORMS: dict[Any, list[tuple[Any, Any]]] = {
         (datetime(2020, 1, 1, tzinfo=UTC), "2020-01-01T00:00:00+00:00"),
         (date(2020, 1, 1), "2020-01-01"),
         (VERSION, "v1"),
+        ({**VERSION, "created_at": "2026-01-01T00:00:00Z"}, "v1 2026-01-01T00:00:00Z"),
+        ({**VERSION, "created_at": None}, "v1"),
     ],
     arguments.VersionName: [("v1", "v1"), (7, "7"), ("fraud:v1", "v1"), (VERSION, "v1")],
     arguments.Conditions: [

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_modelsync.compat import AirflowException, AirflowFailException, TaskDeferred
+from airflow_provider_modelsync.compat import AirflowException, AirflowFailException, BaseHook, TaskDeferred
 from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.registries.wallaroo import pipelines as wallaroo_pipelines
 from airflow_provider_modelsync.links import RegistryConsoleLink
@@ -77,6 +77,24 @@ def assert_tells_no_secret(instance: Instance, *values: Any) -> None:
     told = json.dumps(values, default=str)
     secrets = [*instance.server.access_tokens, *instance.server.refresh_tokens, instance.server.password, CANARY]
     assert not [secret for secret in secrets if secret in told]
+
+
+def test_a_try_looks_its_connection_up_once(instance: Instance, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Secrets backends are slow, and bill for it."""
+    asked: list[str] = []
+    look_up = BaseHook.get_connection
+
+    def counted(conn_id: str) -> Any:
+        asked.append(conn_id)
+        return look_up(conn_id)
+
+    monkeypatch.setattr(BaseHook, "get_connection", counted)
+    operator = deploy(instance, model="fraud")
+    operator.execute(context)
+    assert asked == [CONNECTION]
+    operator.execute(context)  # as dag.test() runs the next try
+    undeploy().execute(context)
+    assert asked == [CONNECTION] * 3
 
 
 def test_a_model_is_served_and_the_task_tells_where(instance: Instance, context: Any) -> None:

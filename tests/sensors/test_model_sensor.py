@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from datetime import UTC, datetime, timedelta
@@ -181,6 +182,19 @@ class TestDeferred:
             "poll_interval": 30.0,
             "manner": None,
         }
+
+    def test_a_version_that_is_deleted_meanwhile_still_counts(
+        self, two_versions: datetime, hook: ModelStoreHook, source: Path, context: Any
+    ) -> None:
+        with pytest.raises(TaskDeferred) as deferred:
+            sensor(deferrable=True, newer_than="v2").execute(context)
+        waiting = deferred.value.trigger
+        assert waiting.serialize()[1]["newer_than"].startswith("v2 20")
+        hook.delete("digits:v2")
+
+        assert asyncio.run(waiting.look(ModelStoreHook("modelsync_default"))) is None
+        hook.push(source, "digits:v3")
+        assert asyncio.run(waiting.look(ModelStoreHook("modelsync_default")))["ref"] == "digits:v3"
 
     def test_leaves_its_manner_to_the_trigger(self, modelstore: Path, context: Any) -> None:
         wanted = {"exponential_backoff": True, "max_wait": timedelta(minutes=2), "silent_fail": True}

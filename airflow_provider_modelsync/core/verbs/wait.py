@@ -29,8 +29,72 @@ GONE = "gone"
 SERVED = "served"
 
 
+class Since:
+    """What a version must be newer than. Once that is known, it counts whatever becomes of what it was read from.
+
+    :param text: a version of the model; an ISO 8601 time; or a version and, behind a blank, the time when its
+        registry made it, as versions' dictionaries tell it.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        version, _, time = text.rpartition(" ")
+        self._made = _time(time) if version and "T" in time else None
+        self._other: ModelVersion | None = None
+        self._is_settled = False
+
+    @property
+    def version(self) -> str:
+        """The version that is named, or what may be one."""
+        return self.text if self._made is None else self.text.rpartition(" ")[0]
+
+    def __str__(self) -> str:
+        """Return it as text that :class:`Since` reads, with what is known by now."""
+        return f"{self._other.version} {self._other.age_key[0].isoformat()}" if self._other else self.text
+
+    def settle(self, registry: Registry, name: str) -> Flow[None]:
+        """Find out what it means, as far as that is known by now: what is named may be deleted later on."""
+        if self._is_settled:
+            return
+        try:
+            self._other = yield from registry.get(registry.parse(f"{name}:{self.version}"))
+        except (ModelNotFound, InvalidInput):
+            self._is_settled = self._made is not None or _time(self.text) is not None
+        else:
+            self._is_settled = True
+
+    def is_before(self, registry: Registry, found: ModelVersion) -> Flow[bool]:
+        """Whether a version is newer; a version wins over a time that looks the same.
+
+        :raises InvalidInput: when it is neither, or nobody knows any more when the version was made.
+        """
+        yield from self.settle(registry, found.name)
+        if self._other is not None:
+            return (yield from registry.is_newer(found, self._other))
+        if self._made is not None:
+            return found.age_key > (self._made, self.version)
+        if (time := _time(self.text)) is None:
+            raise InvalidInput(
+                f"{self.text!r} is neither a version of {found.name!r} nor an ISO 8601 time; of a version that was "
+                "deleted, hand its whole dictionary over, which tells when it was made",
+                argument="newer_than",
+            )
+        return found.age_key > (time, _LAST)  # any version of that very instant counts as old
+
+
+_LAST = "\U0010ffff"
+
+
+def _time(text: str) -> datetime | None:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
 def find_version(
-    registry: Registry, model: str, query: Query, *, newer_than: str | None = None, state: str = READY
+    registry: Registry, model: str, query: Query, *, newer_than: Since | str | None = None, state: str = READY
 ) -> Flow[ModelVersion | None]:
     """Return the version that is waited for, or ``None`` when it is not there yet.
 
@@ -38,8 +102,8 @@ def find_version(
     :param model: ``name`` for the newest ready version, ``name:version`` for an exact one, ``name@alias`` for what an
         alias points to.
     :param query: chooses among ready versions; an exact one is waited for until it is chosen, too.
-    :param newer_than: only a version newer than this one counts: a version of the model, or an ISO 8601 time. Of an
-        alias, only another version than this one, older or newer, or a move after that time.
+    :param newer_than: only a version newer than this one counts, see :class:`Since`. Of an alias, only another version
+        than this one, older or newer, or a move after that time.
     :param state: what the version must have reached.
     :raises VersionFailed: when the exact version has failed.
     :raises InvalidInput: when an argument makes no sense.
@@ -51,10 +115,13 @@ def find_version(
         )
     if ref.version and newer_than:
         raise InvalidInput("an exact version is never newer than another; name only the model", argument="newer_than")
-    if newer_than and (newer_than == LATEST or "@" in newer_than):
-        raise InvalidInput(f"{newer_than!r} moves; name a version or an ISO 8601 time", argument="newer_than")
+    since = Since(newer_than) if isinstance(newer_than, str) else newer_than
+    if since and (since.version == LATEST or "@" in since.version):
+        raise InvalidInput(f"{since.version!r} moves; name a version or an ISO 8601 time", argument="newer_than")
+    if since and not ref.alias:
+        yield from since.settle(registry, ref.name)
     try:
-        if ref.alias and newer_than and not (yield from _has_moved(registry, ref.name, ref.alias, newer_than)):
+        if ref.alias and since and not (yield from _has_moved(registry, ref.name, ref.alias, since.version)):
             return None
         found = yield from registry.get(ref, ANY if ref.version or ref.alias else query)
     except ModelNotFound:
@@ -65,9 +132,9 @@ def find_version(
         raise VersionFailed(f"{found.ref} has failed in its registry{said}", model=found.ref)
     if not found.ready or not registry.has_reached(found, state) or not query.matches(found):
         return None
-    if ref.alias and newer_than == found.version:  # moved back since it was looked at
+    if since and ref.alias and since.version == found.version:  # moved back since it was looked at
         return None
-    if newer_than and not ref.alias and not (yield from _is_newer(registry, found, newer_than)):
+    if since and not ref.alias and not (yield from since.is_before(registry, found)):
         return None
     return found
 
@@ -94,32 +161,6 @@ def _has_moved(registry: Registry, name: str, alias: str, since: str) -> Flow[bo
             ) from None
         return pointed.since > time
     return True
-
-
-def _time(text: str) -> datetime | None:
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
-
-
-def _is_newer(registry: Registry, found: ModelVersion, newer_than: str) -> Flow[bool]:
-    """Compare a version with what ``newer_than`` says; a version wins over a time that looks the same."""
-    name = found.name
-    try:
-        other = yield from registry.get(registry.parse(f"{name}:{newer_than}"))
-    except (ModelNotFound, InvalidInput):
-        pass
-    else:
-        return (yield from registry.is_newer(found, other))
-    time = _time(newer_than)
-    if time is None:
-        raise InvalidInput(
-            f"{newer_than!r} is neither a version of {name!r} nor an ISO 8601 time", argument="newer_than"
-        )
-    # Any version of that very instant counts as old.
-    return found.age_key > (time, "\U0010ffff")
 
 
 def own_deployment(registry: Registry, model: str | None = None) -> str:

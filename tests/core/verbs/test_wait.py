@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_modelsync.core.arguments import Moment, Signature
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelNotFound, VersionFailed
 from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver, call
 from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Query, VersionStatus
 from airflow_provider_modelsync.core.registries.base import Registry
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.verbs.aliases import set_alias
-from airflow_provider_modelsync.core.verbs.wait import find_version
+from airflow_provider_modelsync.core.verbs.wait import Since, find_version
 from tests.core.stores import Store, write_tree
 
 
@@ -66,6 +67,31 @@ def test_an_exact_version_is_waited_for_until_it_is_chosen(store: Store) -> None
 
 def test_a_version_newer_than_another_is_found(store: Store) -> None:
     assert _find(store, "fraud", newer_than="v1") == "fraud:v2"
+
+
+def test_a_version_that_was_deleted_counts_where_its_time_is_known(store: Store, tmp_path: Path) -> None:
+    told = store.get("fraud:v2").to_xcom()
+    handed_over = Signature(_takes_newer_than).read("newer_than", told)
+    assert handed_over == f"v2 {told['created_at']}"
+    since, late = Since("v2"), Since("v2")
+    assert _find(store, "fraud", query="label:stage=prod", newer_than=since) is None
+    store.run(store.registry.delete(store.registry.parse("fraud:v2")))
+
+    for gone in (handed_over, since, str(since)):
+        assert _find(store, "fraud", newer_than=gone) is None
+    with pytest.raises(InvalidInput, match=r"of a version that was deleted, hand its whole dictionary over"):
+        _find(store, "fraud", newer_than=late)
+    store.push(write_tree(tmp_path / "three", {"a": b"3"}), "fraud:v0")
+    for gone in (handed_over, since, str(since)):
+        assert _find(store, "fraud", newer_than=gone) == "fraud:v0"
+
+
+def _takes_newer_than(newer_than: Moment) -> None: ...
+
+
+def test_a_time_with_a_blank_is_a_time(store: Store) -> None:
+    assert _find(store, "fraud", newer_than="2020-01-01 00:00:00+00:00") == "fraud:v2"
+    assert str(Since("2020-01-01 00:00:00")) == "2020-01-01 00:00:00"
 
 
 def test_the_newest_version_is_not_newer_than_itself(store: Store) -> None:
