@@ -6,8 +6,9 @@ Airflow says; where an older one keeps it, or what stands in for it, is said her
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow import __version__
 from airflow.triggers.base import BaseTrigger
@@ -59,6 +60,8 @@ else:
     SharedStreamProducer = _first("airflow.triggers.shared_stream:SharedStreamProducer", "builtins:object")
     AdvanceItem = _first("airflow.triggers.shared_stream:AdvanceItem", "builtins:object")
 
+T = TypeVar("T")
+
 __all__ = [
     "READS_FORMS",
     "TELLS_OF_KILLS",
@@ -76,6 +79,8 @@ __all__ = [
     "TaskDeferred",
     "aget_connection",
     "conf",
+    "fernet_keys",
+    "in_thread",
     "state_of",
     "stats",
 ]
@@ -91,14 +96,28 @@ REMOVED = "removed"  # when nobody knows the task any more
 UNDER_WAY = (None, "scheduled", "queued", "running")  # and after: of its next part or its next try
 
 
+async def in_thread(call: Callable[..., T], *arguments: Any) -> T:
+    """Return what a call returns that blocks, and may look connections up; for the event loop.
+
+    Not by ``asyncio.to_thread``: a triggerer's way to its supervisor leads back into its loop, which asgiref knows.
+    """
+    from asgiref.sync import sync_to_async
+
+    return await sync_to_async(call, thread_sensitive=False)(*arguments)
+
+
+def fernet_keys() -> list[str]:
+    """Return the keys that Airflow encrypts connections with, the newest first."""
+    from airflow.configuration import conf as core  # what is in this section, the SDK's own does not look for
+
+    return [key.strip() for key in (core.get("core", "fernet_key", fallback="") or "").split(",") if key.strip()]
+
+
 async def aget_connection(conn_id: str) -> Connection:
     """Return a connection; for the event loop."""
     if hasattr(BaseHook, "aget_connection"):  # 3.1
         return await BaseHook.aget_connection(conn_id)
-    # Not asyncio.to_thread: the triggerer's way to its supervisor leads back into this loop, and only asgiref knows it.
-    from asgiref.sync import sync_to_async
-
-    return await sync_to_async(BaseHook.get_connection)(conn_id)
+    return await in_thread(BaseHook.get_connection, conn_id)
 
 
 async def state_of(task: Any) -> str | None:
@@ -107,11 +126,12 @@ async def state_of(task: Any) -> str | None:
     :param task: the trigger's ``task_instance``.
     """
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-    from asgiref.sync import sync_to_async
 
     # By its name, and the one of a mapped task by name and index: only one is asked for.
-    states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
-        dag_id=task.dag_id, task_ids=[task.task_id], run_ids=[task.run_id], map_index=task.map_index
+    states = await in_thread(
+        lambda: RuntimeTaskInstance.get_task_states(
+            dag_id=task.dag_id, task_ids=[task.task_id], run_ids=[task.run_id], map_index=task.map_index
+        )
     )
     (state,) = states.get(task.run_id, {}).values() or (REMOVED,)
     return None if state is None else str(state)

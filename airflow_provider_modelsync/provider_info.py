@@ -266,6 +266,24 @@ def get_provider_info() -> dict[str, Any]:
         "sensors": _modules("sensors", "model", "deployment"),
         "triggers": _modules("triggers", "base", "model", "deployment", "fetch", "predict"),
         "extra-links": [f"{_PACKAGE}.links.{name}" for name in ("RegistryConsoleLink", "DeploymentLink")],
+        "config": {
+            "modelsync": {
+                "description": "What airflow-provider-modelsync does where no connection says it.",
+                "options": {
+                    "state_url": {
+                        "description": (
+                            "Where tasks and watchers remember what is done, in an Airflow older than 3.3, which has "
+                            "no state store: an absolute directory that all workers and triggerers share, or an "
+                            "object storage URL with a connection."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "s3://aws_default@bucket/modelsync-state",
+                        "default": None,
+                    }
+                },
+            }
+        },
         "cli": [f"{_PACKAGE}.cli.definition.get_modelsync_cli_commands"],
         "asset-uris": [
             {

@@ -65,6 +65,10 @@ def test_the_wheel_holds_the_licence(wheel: Path) -> None:
 
 def test_the_wheel_names_airflows_entry_point(wheel: Path) -> None:
     assert read(wheel, "entry_points.txt").split() == [
+        "[console_scripts]",
+        "modelsync",
+        "=",
+        f"{PACKAGE}.cli.definition:main",
         "[apache_airflow_provider]",
         "provider_info",
         "=",

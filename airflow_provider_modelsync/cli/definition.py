@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand, lazy_load_command
@@ -256,3 +257,21 @@ def get_modelsync_cli_commands() -> list[GroupCommand]:
             ),
         )
     ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command without Airflow's own in front: for scripts, and for an Airflow that takes none from providers.
+
+    :param arguments: those of the process if left out.
+    """
+    (group,) = get_modelsync_cli_commands()
+    parser = argparse.ArgumentParser(prog=group.name, description=f"{group.help}. {group.description}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in group.subcommands:
+        assert isinstance(command, ActionCommand)
+        described = commands.add_parser(command.name, help=command.help, description=command.help)
+        for argument in command.args:
+            argument.add_to_parser(described)
+        described.set_defaults(func=command.func, called=group.name)
+    parsed = parser.parse_args(arguments)
+    parsed.func(parsed)

@@ -121,7 +121,7 @@ def command(do: Callable[[argparse.Namespace, Session], Answer]) -> Callable[[ar
                 status = _SIGNALLED + signal.SIGPIPE
             except Exception as error:
                 status = _status_of(error, session)
-                _complain(error, session, verbose=args.verbose)
+                _complain(error, session, called=getattr(args, "called", "airflow modelsync"), verbose=args.verbose)
         sys.exit(status)
 
     return run
@@ -133,7 +133,7 @@ def _status_of(error: Exception, session: Session) -> int:
     return TRY_AGAIN if isinstance(error, Retryable) else FAILED
 
 
-def _complain(error: Exception, session: Session, *, verbose: bool) -> None:
+def _complain(error: Exception, session: Session, *, called: str, verbose: bool) -> None:
     if verbose:
         lines = "".join(traceback.format_exception(error)).splitlines()
         print("\n".join(redact(line, session.secrets) for line in lines), file=sys.stderr)  # noqa: T201
@@ -142,7 +142,7 @@ def _complain(error: Exception, session: Session, *, verbose: bool) -> None:
     else:  # what nobody has raised on purpose is not told by its message alone
         message = str(error) if isinstance(error, (ModelSyncError, AirflowException)) else repr(error)
     line = escape(redact(" ".join(message.split()), session.secrets))
-    print(f"airflow modelsync: {line}", file=sys.stderr)  # noqa: T201
+    print(f"{called}: {line}", file=sys.stderr)  # noqa: T201
 
 
 def _print(answer: Answer, stdout: int, form: str) -> None:

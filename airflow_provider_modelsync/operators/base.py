@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.sdk import Asset, AssetAlias, BaseOperator, BaseOperatorLink
 from airflow.sdk.definitions.asset import AssetRef
 
+from airflow_provider_modelsync import state
 from airflow_provider_modelsync.assets import model_asset
 from airflow_provider_modelsync.compat import AirflowException, AirflowFailException
 from airflow_provider_modelsync.core.arguments import Text
@@ -48,7 +49,7 @@ def translated() -> Iterator[None]:
 class TaskCheckpoint:
     """The task's state store as a checkpoint. It only saves work, so its failures never fail a transfer.
 
-    :param store: ``context["task_state_store"]``.
+    :param store: ``context["task_state_store"]``, or what stands in for it.
     """
 
     _PREFIX = "modelsync."
@@ -59,29 +60,32 @@ class TaskCheckpoint:
     @classmethod
     def of(cls, context: Context) -> TaskCheckpoint | None:
         """Return the checkpoint of the running task, or ``None`` where there is no state store."""
-        store = context.get("task_state_store")
+        store: Any = context.get("task_state_store")
+        if store is None:
+            store = state.of_task(context.get("ti"))
         return cls(store) if store is not None else None
 
     def get(self, key: str) -> JsonValue:
-        with self._tolerating("read"):
+        with _tolerating("read"):
             value: JsonValue = self._store.get(self._PREFIX + key)
             return value
         return None
 
     def set(self, key: str, value: JsonValue) -> None:
-        with self._tolerating("written"):
+        with _tolerating("written"):
             self._store.set(self._PREFIX + key, value)
 
     def delete(self, key: str) -> None:
-        with self._tolerating("cleared"):
+        with _tolerating("cleared"):
             self._store.delete(self._PREFIX + key)
 
-    @contextmanager
-    def _tolerating(self, done: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            log.warning("the task's state store could not be %s, this try goes on without it: %s", done, error)
+
+@contextmanager
+def _tolerating(done: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        log.warning("the task's state store could not be %s, this try goes on without it: %s", done, error)
 
 
 class TellsOfModels(TakesArguments):
@@ -164,6 +168,13 @@ class ModelSyncOperator(TellsOfModels, BaseOperator):
         if context is not None:
             hook.is_last_try = _is_last_try(context)
         return hook
+
+    def post_execute(self, context: Any, result: Any = None) -> None:
+        """Forget what was remembered for a next try, where Airflow itself keeps nothing: this one has succeeded."""
+        super().post_execute(context, result)
+        if context.get("task_state_store") is None:
+            with _tolerating("cleared"):
+                state.forget_task(context.get("ti"))
 
     def on_kill(self) -> None:
         """End the transfer within 4 s."""

@@ -7,6 +7,8 @@ from typing import Any
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
+from airflow_provider_modelsync import state
+from airflow_provider_modelsync.compat import in_thread
 from airflow_provider_modelsync.core.flow.steps import Flow
 from airflow_provider_modelsync.core.models import ModelVersion, Query
 from airflow_provider_modelsync.core.registries.base import Registry
@@ -110,7 +112,10 @@ class ModelVersionEventTrigger(BaseEventTrigger):
         return Listings(kwargs["registry_conn_id"], kwargs["model"], kwargs["poll_interval"])
 
     async def filter_shared_stream(self, shared_stream: AsyncIterator[Listing]) -> AsyncIterator[TriggerEvent]:
-        memory = Memory(getattr(self, "asset_state_store", None), self.registry_conn_id, self.model)
+        store = getattr(self, "asset_state_store", None)
+        if store is None:
+            store = await in_thread(state.of_watchers)
+        memory = Memory(store, self.registry_conn_id, self.model)
         watch: Watch | None = None
         async for listing in shared_stream:
             watch = watch or await memory.recall(listing.watch)

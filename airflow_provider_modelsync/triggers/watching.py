@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_modelsync.compat import AdvanceItem, SharedStreamProducer
+from airflow_provider_modelsync.compat import AdvanceItem, SharedStreamProducer, in_thread
 from airflow_provider_modelsync.core.flow.steps import Flow
 from airflow_provider_modelsync.core.models import ModelVersion
 from airflow_provider_modelsync.core.registries.base import Registry
@@ -136,4 +136,4 @@ class Memory:
 async def _call(store: Any, verb: str, *arguments: Any) -> Any:
     if method := getattr(store, f"a{verb}", None):
         return await method(*arguments)
-    return await asyncio.to_thread(getattr(store, verb), *arguments)  # before Airflow 3.3.2
+    return await in_thread(getattr(store, verb), *arguments)

@@ -19,6 +19,7 @@ from pkgutil import resolve_name
 import pytest
 import yaml
 
+from airflow_provider_modelsync.compat import READS_FORMS
 from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.provider_info import get_provider_info
@@ -26,12 +27,17 @@ from tests.conftest import Connect
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.http_server import Delay
 from tests.support.cloud import changes, running_cloud
-from tests.support.command import Run, airflow
+from tests.support.command import Run, airflow, modelsync_alone
 from tests.support.pipelines import running_instance
 from tests.support.until import until
 from tests.ui.servers import GOOD, SERVERS, UNREACHABLE, WRONG
 
 AIRFLOW = (sys.executable, "-m", "airflow")
+MODELSYNC: tuple[str, ...] = (*AIRFLOW, "modelsync")
+CALLED = "airflow modelsync"
+if not READS_FORMS:  # before Airflow 3.2 no commands were taken from providers either
+    MODELSYNC = (sys.executable, "-c", "from airflow_provider_modelsync.cli.definition import main; main()")
+    CALLED = "modelsync"
 CANARY = "canary-4f1c0de5"
 KILL_LIMIT = 4.0  # seconds from the signal to the end
 TRY_AGAIN = 75
@@ -50,8 +56,20 @@ def refused(*arguments: str | Path, code: int) -> str:
     assert (run.status, run.stdout) == (code, ""), run.stderr
     assert "Traceback" not in run.stderr
     complaint = run.stderr.splitlines()[-1]
-    assert complaint.startswith("airflow modelsync: ")
+    assert complaint.startswith(f"{CALLED}: ")
     return complaint
+
+
+def test_a_command_of_its_own_does_the_same(modelstore: Path, source: Path) -> None:
+    run = modelsync_alone("push", source, "digits:v1", "--json")
+    assert (run.status, json.loads(run.stdout)["ref"]) == (0, "digits:v1")
+    assert modelsync_alone("ls").stdout == modelsync("ls").stdout != ""
+
+    for missing in (modelsync_alone("show", "absent"), airflow("modelsync", "show", "absent")):
+        assert missing.status == 1
+        assert "absent" in missing.stderr.splitlines()[-1].partition("modelsync: ")[2]
+    assert modelsync_alone("show").status == modelsync_alone().status == 2
+    assert "Move models in and out of registries" in modelsync_alone("--help").stdout
 
 
 @pytest.fixture
@@ -221,7 +239,7 @@ def begun(server: BentoCloudStandIn, source: Path) -> subprocess.Popen[str]:
     """Start a push whose bytes the server is slow to take, and wait until they are on the way."""
     server.transmission_strategy = "proxy"
     server.fault("PUT", "upload", Delay(30), times=None)
-    command = (*AIRFLOW, "modelsync", "push", str(source), "digits:v1")
+    command = (*MODELSYNC, "push", str(source), "digits:v1")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until(lambda: server.find("PUT", path="upload") or process.poll() is not None, "bytes to be on the way")
     assert process.poll() is None
@@ -234,13 +252,13 @@ def test_ctrl_c_ends_a_push_cleanly(server: BentoCloudStandIn, source: Path) -> 
     sent_at = time.monotonic()
     process.send_signal(signal.SIGINT)
     told = [process.stderr.readline()]
-    while told[-1] and not told[-1].startswith("airflow modelsync:"):
+    while told[-1] and not told[-1].startswith(f"{CALLED}:"):
         told.append(process.stderr.readline())
     took = time.monotonic() - sent_at
     stdout, rest = process.communicate(timeout=30)  # Python takes Airflow apart
 
     assert took < KILL_LIMIT
-    assert (told[-1], rest) == ("airflow modelsync: cancelled\n", "")
+    assert (told[-1], rest) == (f"{CALLED}: cancelled\n", "")
     assert "Traceback" not in "".join(told)
     assert (process.returncode, stdout) == (128 + signal.SIGINT, "")
     assert server.find("PATCH", "finish_upload")  # the server does not wait for the rest
@@ -249,7 +267,7 @@ def test_ctrl_c_ends_a_push_cleanly(server: BentoCloudStandIn, source: Path) -> 
 def on_a_terminal(*arguments: str | Path) -> tuple[str, str]:
     """Run a command whose standard error is a terminal; return what it answers and what it draws."""
     ours, theirs = pty.openpty()
-    command = (*AIRFLOW, "modelsync", *map(str, arguments))
+    command = (*MODELSYNC, *map(str, arguments))
     env = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=theirs, text=True)
     os.close(theirs)

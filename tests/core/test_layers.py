@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("assets", "links", "lineage"),
     ("triggers",),
     ("hooks",),
+    ("state",),
     ("forms", "compat"),
     ("core.verbs.sync",),
     ("core.verbs",),

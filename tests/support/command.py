@@ -13,6 +13,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import IO
 
+from airflow_provider_modelsync.cli.definition import main
+from airflow_provider_modelsync.compat import READS_FORMS
+
+ALONE = "modelsync, without Airflow's before it"
 ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -44,12 +48,20 @@ def airflow(*arguments: object, stdout: int | None = None, **env: str) -> Run:
         return Run(status, printed.read(), told.read())
 
 
-def _status_of(*arguments: str) -> int:
+def modelsync_alone(*arguments: object, **env: str) -> Run:
+    """Run this package's own command; see :func:`airflow`."""
+    return airflow(ALONE, *arguments, **env)
+
+
+def _status_of(program: str, *arguments: str) -> int:
     from airflow.cli.cli_parser import get_parser
 
     try:
-        args = get_parser().parse_args(arguments)
-        args.func(args)
+        if program == ALONE or (program == "modelsync" and not READS_FORMS):  # both came with Airflow 3.2
+            main(arguments)
+        else:
+            args = get_parser().parse_args((program, *arguments))
+            args.func(args)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception:

@@ -1,0 +1,286 @@
+"""What tasks and watchers remember where Airflow has no state store: small files below ``[modelsync] state_url``.
+
+A file holds a JSON value and a seal: an HMAC of task, key and value, by a key derived from Airflow's Fernet key.
+Whoever can write there but has no Fernet key can have memories lost, and bytes sent again; nothing is started or
+announced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import os
+import random
+import re
+import secrets
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+from airflow.sdk import ObjectStoragePath
+
+from airflow_provider_modelsync.compat import conf, fernet_keys
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+log = logging.getLogger("modelsync")
+
+_FORM = "v1"
+_WATCHED = "watched"  # where watchers remember: for as long as they are not removed by hand
+_LIMIT = 16 << 10  # bytes of a file
+_KEPT = 30 * 86_400  # seconds that the memory of a task lasts which nobody has written to
+_SWEPT = 8  # memories that are looked at when a task begins to write
+_TASK = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
+# What is compared with the source and the registry before it is used. All else must be sealed.
+_ONLY_SAVES_WORK = re.compile(r"(.*\.)?(digests\.v1|upload\.v1(\.parts\.\d+)?)")
+
+
+class _Place(Protocol):
+    """Where files lie: in directories, by name."""
+
+    def read(self, directory: str, name: str) -> bytes | None:
+        """Return the beginning of a file, as much as may be of use; ``None`` where there is none."""
+
+    def write(self, directory: str, name: str, content: bytes) -> None:
+        """Have a file there as a whole, in place of whatever was."""
+
+    def remove(self, directory: str, name: str | None = None) -> None:
+        """Remove a file, or a directory with all that is in it."""
+
+    def ages(self) -> Iterator[tuple[str, float]]:
+        """Return some of the directories, chosen at random, and when each was written to, in epoch seconds."""
+
+
+class _Directory:
+    """A directory of this machine, or of a disk that all workers mount.
+
+    :param root: its absolute path. What is below it belongs to this user alone.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    def read(self, directory: str, name: str) -> bytes | None:
+        with suppress(FileNotFoundError), self._opened(directory, make=False) as place:
+            file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=place)
+            with os.fdopen(file, "rb") as reader:
+                self._require_own(file, name, stat.S_IFREG)
+                return reader.read(_LIMIT + 1)
+        return None
+
+    def write(self, directory: str, name: str, content: bytes) -> None:
+        with self._opened(directory, make=True) as place:
+            scratch = f".{secrets.token_hex(8)}"
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            with os.fdopen(os.open(scratch, flags, 0o600, dir_fd=place), "wb") as writer:
+                writer.write(content)
+            os.rename(scratch, name, src_dir_fd=place, dst_dir_fd=place)
+
+    def remove(self, directory: str, name: str | None = None) -> None:
+        with suppress(FileNotFoundError), self._opened(directory, make=False) as place:
+            for one in os.listdir(place) if name is None else [name]:
+                os.unlink(one, dir_fd=place)
+            if name is None:
+                os.rmdir(os.path.join(self._root, _FORM, directory))
+
+    def ages(self) -> Iterator[tuple[str, float]]:
+        below = os.path.join(self._root, _FORM)
+        for name in _some(os.listdir(below)):
+            yield name, os.lstat(os.path.join(below, name)).st_mtime
+
+    @contextmanager
+    def _opened(self, directory: str, *, make: bool) -> Iterator[int]:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        if make:
+            os.makedirs(self._root, 0o700, exist_ok=True)
+        opened = [os.open(self._root, flags)]
+        try:
+            for name in (_FORM, directory):
+                if make:
+                    with suppress(FileExistsError):
+                        os.mkdir(name, 0o700, dir_fd=opened[-1])
+                opened.append(os.open(name, flags | os.O_NOFOLLOW, dir_fd=opened[-1]))
+                self._require_own(opened[-1], name, stat.S_IFDIR)
+            yield opened[-1]
+        finally:
+            for one in opened:
+                os.close(one)
+
+    def _require_own(self, file: int, name: str, kind: int) -> None:
+        facts = os.fstat(file)
+        if stat.S_IFMT(facts.st_mode) != kind or facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
+            raise PermissionError(f"{name} in {self._root} is not of this user alone")
+
+
+class _Storage:
+    """A place in object storage.
+
+    :param root: its URL, with the connection that leads to it.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = ObjectStoragePath(root) / _FORM
+
+    def read(self, directory: str, name: str) -> bytes | None:
+        with suppress(FileNotFoundError), (self._root / directory / name).open("rb") as reader:
+            content: bytes = reader.read(_LIMIT + 1)
+            return content
+        return None
+
+    def write(self, directory: str, name: str, content: bytes) -> None:
+        place = self._root / directory / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+
+    def remove(self, directory: str, name: str | None = None) -> None:
+        place = self._root / directory
+        with suppress(FileNotFoundError):
+            if name is None:
+                place.fs.rm(place.path, recursive=True)
+            else:
+                (place / name).unlink()
+
+    def ages(self) -> Iterator[tuple[str, float]]:
+        names = [str(one["name"]).rstrip("/").rpartition("/")[2] for one in self._root.fs.ls(self._root.path, True)]
+        for name in _some(names):
+            files = self._root.fs.find((self._root / name).path)
+            yield name, max((self._root.fs.modified(one).timestamp() for one in files), default=0.0)
+
+
+def _some(names: list[str]) -> list[str]:
+    found = [name for name in names if _TASK.fullmatch(name)]
+    return random.sample(found, min(len(found), _SWEPT))
+
+
+class StateStore:
+    """What one task remembers: JSON values under keys, as Airflow's own state store has them.
+
+    :param place: where.
+    :param directory: of the task there.
+    """
+
+    def __init__(self, place: _Place, directory: str) -> None:
+        self._place = place
+        self._directory = directory
+        self._is_swept = False
+
+    def get(self, key: str, default: JsonValue = None) -> JsonValue:
+        """Return the value of a key; what is not whole, or not sealed by this Airflow for this task, is not there."""
+        content = self._place.read(self._directory, _file_of(key))
+        if content is None or len(content) > _LIMIT:
+            return default
+        try:
+            match json.loads(content):
+                case {"value": value, "seal": str(seal)} if self._is_trusted(key, value, seal):
+                    return value  # type: ignore[no-any-return]  # it was read as JSON
+        except ValueError:
+            pass
+        log.warning("what was remembered as %s is not what this task has written, and is not used", key)
+        return default
+
+    def set(self, key: str, value: JsonValue) -> None:
+        """Store a value.
+
+        :raises ValueError: when it is too large.
+        """
+        seal = next(self._seals(key, value), "")
+        if not seal and not _ONLY_SAVES_WORK.fullmatch(key):
+            _say_once("without [core] fernet_key only what saves work is remembered below [modelsync] state_url")
+            return
+        content = json.dumps({"value": value, "seal": seal}).encode()
+        if len(content) > _LIMIT:
+            raise ValueError(f"a value of {len(content)} bytes is too large to be remembered")
+        self._sweep()
+        self._place.write(self._directory, _file_of(key), content)
+
+    def delete(self, key: str) -> None:
+        """Remove a key if it is there."""
+        self._place.remove(self._directory, _file_of(key))
+
+    def clear(self) -> None:
+        """Remove all keys."""
+        self._place.remove(self._directory)
+
+    def _is_trusted(self, key: str, value: JsonValue, seal: str) -> bool:
+        seals = [*self._seals(key, value)]
+        if not seals:
+            return _ONLY_SAVES_WORK.fullmatch(key) is not None
+        return any(hmac.compare_digest(seal, one) for one in seals)
+
+    def _seals(self, key: str, value: JsonValue) -> Iterator[str]:
+        """Return the seals of a value, by each of the Fernet keys, the newest first."""
+        sealed = json.dumps([self._directory, key, value], sort_keys=True).encode()
+        for fernet_key in fernet_keys():
+            derived = hmac.digest(fernet_key.encode(), b"modelsync state v1", "sha256")
+            yield hmac.digest(derived, sealed, "sha256").hex()
+
+    def _sweep(self) -> None:
+        """Remove memories that nobody needs any more, when the first value is written."""
+        if self._is_swept:
+            return
+        self._is_swept = True
+        with suppress(OSError, NotImplementedError):
+            for directory, written_at in self._place.ages():
+                if time.time() - written_at > _KEPT:
+                    self._place.remove(directory)
+
+
+def of_task(task: Any) -> StateStore | None:
+    """Return what a task remembers; ``None`` where there is no place for it.
+
+    :param task: the task instance of the context.
+    """
+    return _store_of(task, _place())
+
+
+def forget_task(task: Any) -> None:
+    """Remove what a task has remembered, if it could."""
+    if (store := _store_of(task, _configured())) is not None:
+        store.clear()
+
+
+def of_watchers() -> StateStore | None:
+    """Return what watchers remember, each under a key of its own; ``None`` where there is no place for it."""
+    place = _place()
+    return None if place is None else StateStore(place, _WATCHED)
+
+
+def _store_of(task: Any, place: _Place | None) -> StateStore | None:
+    identity = [getattr(task, name, None) for name in ("dag_id", "run_id", "task_id", "map_index")]
+    if place is None or None in identity:
+        return None
+    return StateStore(place, hashlib.sha256(json.dumps(identity).encode()).hexdigest())
+
+
+def _place() -> _Place | None:
+    place = _configured()
+    if place is None:
+        _say_once(
+            "this Airflow has no state store, and [modelsync] state_url names no place instead: what a task would "
+            "remember from try to try is lost, and so is what a watcher has fired when its triggerer restarts"
+        )
+    return place
+
+
+def _configured() -> _Place | None:
+    url = conf.get("modelsync", "state_url", fallback="") or ""
+    if "://" in url:
+        return _Storage(url)
+    return _Directory(url) if os.path.isabs(url) else None
+
+
+def _file_of(key: str) -> str:
+    name = key if _NAME.fullmatch(key) else hashlib.sha256(key.encode()).hexdigest()
+    return f"{name}.json"
+
+
+@cache
+def _say_once(message: str) -> None:
+    log.info("%s", message)
