@@ -13,26 +13,31 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import timedelta
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 from airflow_provider_modelsync.compat import AirflowException, BaseHook, aget_connection
 from airflow_provider_modelsync.core.arguments import (
     Conditions,
+    Count,
     DeploymentName,
     Facts,
     Flag,
     LabelChanges,
     Labels,
+    ModelNames,
     OnReference,
     Options,
     PartSize,
     Patterns,
     Reference,
+    Span,
     Text,
     Threads,
     Values,
     VersionName,
+    WantedLabels,
     understood,
 )
 from airflow_provider_modelsync.core.errors import (
@@ -75,6 +80,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelsync.core.transfer.checkpoint import CheckpointStore
     from airflow_provider_modelsync.core.transfer.control import Control
     from airflow_provider_modelsync.core.verbs.promote import Promotion, Rollback
+    from airflow_provider_modelsync.core.verbs.prune import PruneReport
     from airflow_provider_modelsync.core.verbs.sync import Selection
 
 log = logging.getLogger("modelsync")
@@ -552,6 +558,48 @@ class RegistryHook(BaseHook, ABC):
         return self.run(lambda registry: rollback(registry, model, alias, to), model=model)
 
     @as_understood
+    def prune(
+        self,
+        models: ModelNames,
+        *,
+        keep_last: Count | None = None,
+        older_than: Span | None = None,
+        keep_labels: WantedLabels | None = None,
+        keep_aliased: Flag = True,
+        min_keep: Count = 1,
+        leftovers_older_than: Span | None = None,
+        dry_run: Flag = True,
+    ) -> PruneReport:
+        """Delete what nobody needs any more. What cannot be deleted does not stop the rest, and raises nothing.
+
+        The newest ready version of a model always stays, and what a running deployment needs, where the system tells.
+
+        :param models: names, or globs of names.
+        :param keep_last: so many of the newest ready versions stay.
+        :param older_than: what is younger stays: seconds or a timedelta.
+        :param keep_labels: versions with one of these labels stay; ``None`` for whatever value.
+        :param keep_aliased: what an alias points to stays, and what it would be rolled back to.
+        :param min_keep: so many of the newest ready versions stay, however old they are.
+        :param leftovers_older_than: remove what pushes have left behind, too, as far as it is older.
+        :param dry_run: delete nothing, say what would be deleted.
+        :raises InvalidInput: when nothing says what may go.
+        :raises NotSupported: where nothing can be deleted.
+        """
+        from airflow_provider_modelsync.core.verbs.prune import Retention, prune
+
+        with self._named(None):
+            retention = Retention(
+                models=models,
+                keep_last=keep_last,
+                older_than=_in_seconds(older_than),
+                keep_labels=keep_labels or {},
+                keep_aliased=keep_aliased,
+                min_keep=min_keep,
+                leftovers_older_than=_in_seconds(leftovers_older_than),
+            )
+        return self.run(lambda registry: prune(registry, retention, dry_run=dry_run))
+
+    @as_understood
     def delete(self, model: Reference) -> bool:
         """Delete an exact version.
 
@@ -795,6 +843,10 @@ def _list_versions(
     name: str, labels: Mapping[str, str] | None, query: str | None
 ) -> Callable[[Registry], Flow[list[ModelVersion]]]:
     return lambda registry: registry.list_versions(registry.parse(name).name, registry.query(query, labels))
+
+
+def _in_seconds(span: float | timedelta | None) -> float | None:
+    return span.total_seconds() if isinstance(span, timedelta) else span
 
 
 def _list_aliases(name: str) -> Callable[[Registry], Flow[list[Alias]]]:

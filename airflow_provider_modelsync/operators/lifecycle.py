@@ -6,8 +6,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_modelsync.assets import alias_asset
 from airflow_provider_modelsync.compat import AirflowSkipException
-from airflow_provider_modelsync.core.arguments import Conditions, Reference, Text, VersionName
-from airflow_provider_modelsync.core.errors import InvalidInput, Permanent
+from airflow_provider_modelsync.core.arguments import (
+    Conditions,
+    Count,
+    Flag,
+    ModelNames,
+    Reference,
+    Span,
+    Text,
+    VersionName,
+    WantedLabels,
+)
+from airflow_provider_modelsync.core.errors import InvalidInput, Permanent, Retryable
 from airflow_provider_modelsync.core.verbs.promote import rollback
 from airflow_provider_modelsync.links import remember_link
 from airflow_provider_modelsync.operators.base import RegistryOperator, TaskCheckpoint
@@ -19,6 +29,7 @@ if TYPE_CHECKING:
     from airflow_provider_modelsync.core.models import ModelVersion
 
 REFUSALS = ("skip", "fail", "pass")
+RED, PLAIN = "\033[31m", "\033[0m"  # as Airflow's log shows it
 _DECIDED = "rollback.v1"
 
 
@@ -135,6 +146,78 @@ class RollbackModelOperator(_MovesAlias):
             if checkpoint:
                 checkpoint.delete(_DECIDED)
             return done.to_xcom()
+
+
+class PruneModelsOperator(RegistryOperator):
+    """Delete versions that nobody needs any more.
+
+    Whatever else is said, the newest ready version of a model stays, and what a running deployment needs where the
+    system tells. What cannot be deleted does not stop the rest; it fails the task in the end.
+
+    :param registry_conn_id: the registry's connection (templated).
+    :param models: names or globs of names (templated).
+    :param keep_last: so many of the newest ready versions of each model stay (templated).
+    :param older_than: what is younger stays: a duration (templated).
+    :param keep_labels: versions with one of these labels stay: label → value, ``None`` for whatever value, or a list of
+        labels (templated).
+    :param keep_aliased: what an alias points to stays, and what it would be rolled back to (templated).
+    :param min_keep: so many of the newest ready versions stay, however old they are (templated).
+    :param leftovers_older_than: in a model store, remove what pushes have left behind, too, as far as it is older than
+        this duration: unfinished uploads, claims, files that no version holds (templated).
+    :param dry_run: delete nothing, say what would be deleted. This is the default (templated).
+    :return: ``dry_run``, ``counts``, and lists of what was ``deleted``, ``failed``, ``kept`` and why, and ``tidied``.
+    """
+
+    template_fields_renderers: ClassVar[dict[str, str]] = {"keep_labels": "json"}
+    ui_color = "#f8cecc"
+    # The argument, in the place of a method of Airflow's that renders templates and shows them.
+    dry_run: Any = True
+
+    def __init__(
+        self,
+        *,
+        models: ModelNames,
+        keep_last: Count | None = None,
+        older_than: Span | None = None,
+        keep_labels: WantedLabels | None = None,
+        keep_aliased: Flag = True,
+        min_keep: Count = 1,
+        leftovers_older_than: Span | None = None,
+        dry_run: Flag = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.models = models
+        self.keep_last = keep_last
+        self.older_than = older_than
+        self.keep_labels = keep_labels
+        self.keep_aliased = keep_aliased
+        self.min_keep = min_keep
+        self.leftovers_older_than = leftovers_older_than
+        self.dry_run = dry_run
+
+    def execute(self, context: Context) -> dict[str, JsonValue]:
+        with self.attempt():
+            hook = self.get_hook()
+            report = hook.prune(
+                self.models,
+                keep_last=self.keep_last,
+                older_than=self.older_than,
+                keep_labels=self.keep_labels,
+                keep_aliased=self.keep_aliased,
+                min_keep=self.min_keep,
+                leftovers_older_than=self.leftovers_older_than,
+                dry_run=self.dry_run,
+            )
+            remember_link(context, hook.page_of)
+            self.log.info("%s", report)
+            if report.dry_run:
+                # Not by the engine's log, which lets no control characters through.
+                self.log.warning("%sDRY RUN: nothing was deleted. dry_run=False deletes.%s", RED, PLAIN)
+            if failed := report.of("failed"):
+                kind = Permanent if all(entry.is_permanent for entry in failed) else Retryable
+                raise kind(f"{len(failed)} of {len(report.entries)} failed: {'; '.join(map(str, failed))}")
+            return report.to_xcom()
 
 
 def _decision(kept: JsonValue, to: str | None) -> dict[str, str | None] | None:

@@ -27,6 +27,7 @@ from airflow_provider_modelsync.core.registries.capabilities import Aliases, Dep
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.verbs.predict import predict, start_predict
 from airflow_provider_modelsync.core.verbs.promote import promote, rollback
+from airflow_provider_modelsync.core.verbs.prune import Retention, prune
 from airflow_provider_modelsync.core.verbs.push import version_of
 from airflow_provider_modelsync.core.verbs.wait import find_deployment, find_version
 from tests.conformance.bench import Bench, needs
@@ -642,6 +643,34 @@ def test_a_deleted_version_may_be_pushed_again(bench: Bench) -> None:
     published = bench.publish("one", bench.model())
     bench.run(lambda registry: registry.delete(registry.parse(published.ref)))
     assert bench.publish("one", bench.model()).digest == published.digest
+
+
+# Pruning
+
+
+@needs(PUSH, DELETE)
+def test_a_prune_keeps_the_newest_and_deletes_older_ones(bench: Bench) -> None:
+    first, second, third = _published(bench, "one", "two", "three")
+    rules = Retention(models=[bench.name], keep_last=2)
+    told = bench.run(lambda registry: prune(registry, rules))
+    assert (told.dry_run, [entry.ref for entry in told.of("deleted")]) == (True, [first.ref])
+    assert len(bench.ready_versions(bench.name)) == 3
+    done = bench.run(lambda registry: prune(registry, rules, dry_run=False))
+    assert [entry.ref for entry in done.of("deleted")] == [first.ref]
+    bench.under_test.settle()
+    assert bench.ready_versions(bench.name) == [third.version, second.version]
+
+
+@needs(PUSH, DELETE, ALIASES)
+def test_a_prune_keeps_what_an_alias_points_to(bench: Bench) -> None:
+    first, _, third = _published(bench, "one", "two", "three")
+    _set(bench, first)
+    bench.under_test.settle()
+    rules = Retention(models=[bench.name], keep_last=1)
+    bench.run(lambda registry: prune(registry, rules, dry_run=False))
+    bench.under_test.settle()
+    assert set(bench.ready_versions(bench.name)) == {first.version, third.version}
+    assert bench.get(f"{bench.name}@champion").ref == first.ref
 
 
 # What a registry lacks

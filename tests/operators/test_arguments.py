@@ -84,6 +84,11 @@ FORMS: dict[Any, list[tuple[Any, Any]]] = {
         ("{'stage': 'dev', 'year': 2024}", {"stage": "dev", "year": "2024"}),
         ({"year": 2024, "ok": True}, {"year": "2024", "ok": "True"}),
     ],
+    arguments.WantedLabels: [
+        ({"stage": "dev", "pinned": None}, {"stage": "dev", "pinned": None}),
+        (["pinned"], {"pinned": None}),
+        ("['pinned', 'stage']", {"pinned": None, "stage": None}),
+    ],
     arguments.LabelChanges: [({"stage": "dev", "old": None}, {"stage": "dev", "old": None})],
     arguments.Facts: [
         ({"auc": 0.9, "at": [date(2020, 1, 1)]}, {"auc": 0.9, "at": ["2020-01-01"]}),
@@ -123,6 +128,7 @@ REFUSED: dict[Any, list[Any]] = {
     arguments.VersionName: [WRONG, 1.5, [], {"x": 1}],
     arguments.Conditions: [WRONG, "auc", 5, ["auc"], [5]],
     arguments.Labels: [WRONG, "stage", ["stage"], {"stage": None}, {"stage": "None"}, {"stage": []}, {1: "x"}, 5],
+    arguments.WantedLabels: [WRONG, "stage", {"stage": []}, [None]],
     arguments.LabelChanges: [WRONG, "stage", {"stage": "None"}, {"stage": []}],
     arguments.Facts: [WRONG, "auc", ["auc"], 5],
     arguments.Options: [WRONG, "onnx", ["onnx"], 5, "{{ params.options }}"],

@@ -12,8 +12,16 @@ from airflow.sdk import Asset, AssetAlias
 from airflow_provider_modelsync.assets import alias_asset
 from airflow_provider_modelsync.compat import AirflowFailException, AirflowSkipException
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
-from airflow_provider_modelsync.operators.lifecycle import PromoteModelOperator, RollbackModelOperator
+from airflow_provider_modelsync.hooks.registry import get_registry_hook
+from airflow_provider_modelsync.operators.lifecycle import (
+    PromoteModelOperator,
+    PruneModelsOperator,
+    RollbackModelOperator,
+)
 from airflow_provider_modelsync.sensors.model import ModelVersionSensor
+from tests.conftest import Connect
+from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.http_server import Respond
 
 BETTER = {"metric": "auc", "at_least": 0.005}
 
@@ -132,3 +140,60 @@ def test_a_sensor_waits_for_a_move_on_a_worker_and_in_the_triggerer(hook: ModelS
     event = {"status": "success", "ref": "digits:v2"}
     found = ModelVersionSensor(**wait, deferrable=True).execute_complete(context, event)
     assert (found["ref"], found["alias"]) == ("digits:v2", "champion")
+
+
+def prune(context: Any, **arguments: Any) -> Any:
+    task = PruneModelsOperator(task_id="prune", **{"models": ["*"], "keep_last": 1, **arguments})
+    return task.execute(context)
+
+
+def versions(hook: ModelStoreHook) -> list[str]:
+    return [version.version for version in hook.list_versions("digits")]
+
+
+def test_a_prune_is_a_dry_run_and_says_so_in_red(
+    hook: ModelStoreHook, context: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = prune(context)
+    assert (told["dry_run"], told["counts"]["deleted"], versions(hook)) == (True, 1, ["v3", "v2", "v1"])
+    assert told["deleted"] == [{"ref": "digits:v2", "size_bytes": told["deleted_bytes"]}]
+    assert "\033[31mDRY RUN: nothing was deleted" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "left"),
+    [
+        ({}, ["v3", "v1"]),
+        ({"keep_last": "2"}, ["v3", "v2", "v1"]),
+        ({"keep_aliased": "false"}, ["v3"]),
+        ({"older_than": "P1D"}, ["v3", "v2", "v1"]),
+        ({"older_than": 0, "keep_last": None, "min_keep": 2, "keep_aliased": False}, ["v3", "v2"]),
+        ({"keep_labels": ["pinned"]}, ["v3", "v2", "v1"]),
+    ],
+)
+def test_a_prune_deletes_what_no_rule_keeps(
+    hook: ModelStoreHook, context: Any, arguments: dict[str, Any], left: list[str]
+) -> None:
+    hook.set_labels("digits:v2", {"pinned": "yes"})
+    assert prune(context, dry_run=False, **arguments)["counts"]["failed"] == 0
+    assert versions(hook) == left
+
+
+def test_what_cannot_be_deleted_fails_the_task_with_a_list_once_the_rest_is_gone(
+    tmp_path: Path, connect: Connect, context: Any
+) -> None:
+    with BentoCloudStandIn(tmp_path) as server:
+        connect("bentocloud_default", conn_type="bentocloud", host=server.url, password=server.token)
+        for number in range(4):
+            server.seed("fraud", f"v{number}")
+        server.fault("DELETE", "/api/v1/model_repositories/fraud/models/v1", Respond(403, {"error": "not yours"}))
+        with pytest.raises(AirflowFailException, match=r"1 of 4 failed: fraud:v1 failed: .*not yours"):
+            prune(context, registry_conn_id="bentocloud_default", dry_run=False)
+        left = get_registry_hook("bentocloud_default").list_versions("fraud")
+    assert [version.version for version in left] == ["v3", "v1"]
+
+
+def test_a_prune_without_any_limit_is_refused(hook: ModelStoreHook, context: Any) -> None:
+    with pytest.raises(AirflowFailException, match="how many versions to keep"):
+        prune(context, keep_last=None, dry_run=False)
+    assert len(versions(hook)) == 3

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError, VersionConflict
+from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError, NotSupported, VersionConflict
 from airflow_provider_modelsync.core.flow.steps import Flow
 from airflow_provider_modelsync.core.models import (
     Alias,
@@ -89,6 +90,26 @@ def moved(alias: str, expected: str, found: str | None) -> VersionConflict:
     return VersionConflict(f"{alias} {now}, and {wanted}: somebody else has moved it")
 
 
+class Tidies(Offer):
+    """What pushes have left behind lies where this package alone looks after it."""
+
+    @classmethod
+    def missing(cls, registry: Registry) -> ModelSyncError:
+        """Return the error where the system looks after that by itself."""
+        return NotSupported(
+            f"{registry.title} looks after unfinished pushes by itself", argument="leftovers_older_than"
+        )
+
+    @abstractmethod
+    def tidy(self, name: str, older_than: datetime, *, dry_run: bool) -> Flow[list[str]]:
+        """Remove what pushes of a model have left behind: unfinished uploads, claims, files that no version holds.
+
+        :param older_than: only what was last written before.
+        :param dry_run: only say what would be removed.
+        :return: what it is, in words.
+        """
+
+
 class Fetches(Offer):
     """Models stay on the system's own host: a pull without a target has it bring one there."""
 
@@ -147,6 +168,14 @@ class Deploys(Offer):
     @abstractmethod
     def undeploy(self, name: str) -> Flow[Deployment]:
         """Ask for a deployment's end."""
+
+    def deployed_models(self) -> Flow[Mapping[str, str] | None]:
+        """Return the versions that deployments run, by their references, each with the name of one that does.
+
+        :return: ``None`` where the system does not tell: nothing is known of any version, then.
+        """
+        return None
+        yield
 
 
 class Predicts(Offer):

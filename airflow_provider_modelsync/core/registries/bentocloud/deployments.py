@@ -180,6 +180,10 @@ class _Bentos(BaseModel):
     items: Annotated[list[_Bento], null_as([])] = []
 
 
+class _BentoRecord(BaseModel):
+    manifest: Annotated[_BentoManifest, null_as({})] = _BentoManifest()
+
+
 class _ModelRecord(BaseModel):
     bentos: Annotated[list[_Bento], null_as([])] = []
 
@@ -266,6 +270,10 @@ class _Record(BaseModel):
         }
 
 
+class _Records(BaseModel):
+    items: Annotated[list[_Record], null_as([])] = []
+
+
 class _StatusRecord(BaseModel):
     status: Text = ""
     reason: Text = ""
@@ -338,6 +346,44 @@ class Deployments:
         if record is None:
             return Deployment(registry=self._registry.conn_type, name=name, status=_TERMINATED, failed=True, gone=True)
         return self._deployment_of(record)
+
+    def models(self) -> Flow[dict[str, str]]:
+        """Return the models that deployments run, in whatever cluster, each with the name of one that does."""
+        found: dict[str, str] = {}
+        known: dict[str, list[str]] = {}
+        for listed in (yield from self._all()):
+            if listed.status == _TERMINATED:
+                continue
+            record: _Record | None = listed
+            if listed.latest_revision is None or not listed.latest_revision.targets:  # a list may leave that out
+                record = yield from self._read(self._path(listed.name), f"reading the deployment {listed.name}")
+            for target in record.latest_revision.targets if record and record.latest_revision else []:
+                if target.bento is None or target.bento.tag is None:
+                    continue
+                tag = target.bento.tag
+                if tag not in known:
+                    known[tag] = yield from self._models_in(target.bento, tag)
+                found |= {model: listed.name for model in known[tag] if model not in found}
+        return found
+
+    def _models_in(self, bento: _Bento, tag: str) -> Flow[list[str]]:
+        models = bento.manifest.models
+        if not models:
+            name, _, version = tag.partition(":")
+            path = f"/api/v1/bento_repositories/{name}/bentos/{version}"
+            record = yield from self._calls.find("GET", path, _BentoRecord, f"reading the bento {tag}")
+            models = record.manifest.models if record else []
+        return [model for model in models if isinstance(model, str)]
+
+    def _all(self) -> Flow[list[_Record]]:
+        records: list[_Record] = []
+        for page in range(_MAX_PAGES):
+            params = {"start": page * _PAGE, "count": _PAGE}
+            more = yield from self._calls.find("GET", _ROOT, _Records, "listing the deployments", params=params)
+            records += more.items if more else []
+            if more is None or len(more.items) < _PAGE:
+                break
+        return records
 
     def _path(self, name: str | None) -> str:
         if not name or not _NAME.fullmatch(name):

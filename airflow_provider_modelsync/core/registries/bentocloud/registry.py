@@ -319,6 +319,9 @@ class BentoCloud(Registry, Deploys):
     def undeploy(self, name: str) -> Flow[Deployment]:
         return self._deployments.terminate(name)
 
+    def deployed_models(self) -> Flow[Mapping[str, str] | None]:
+        return self._deployments.models()
+
     def _settle(self, tag: Tag, draft: Draft, force: bool, renew: bool) -> Flow[tuple[ModelRecord, bool]]:
         """Find or make the record to upload to; return it, and whether it holds these bytes already."""
         for _ in range(ROUNDS):

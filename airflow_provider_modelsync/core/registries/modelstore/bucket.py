@@ -270,6 +270,10 @@ class Bucket:
             for_each(look, set(keys), workers=_LOOKERS, cancel=CancelToken())
         return [(key, upload_id) for key, upload_id, _ in sorted(found, key=lambda upload: upload[2])]
 
+    def uploads_before(self, prefix: str, time: datetime) -> list[tuple[str, str]]:
+        """Return key and id of the unfinished uploads in parts below a prefix that were begun before a time."""
+        return [(key, upload_id) for key, upload_id, begun in self._uploads(prefix) if begun < time]
+
     def _uploads(self, prefix: str) -> list[tuple[str, str, datetime]]:
         pages = self._pages(f"listing the uploads of {prefix}", "list_multipart_uploads", Prefix=prefix)
         entries = (entry for page in pages for entry in page.get("Uploads", ()))

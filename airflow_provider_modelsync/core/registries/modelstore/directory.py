@@ -227,6 +227,11 @@ class DirectoryStore(Store):
                     with durable.staging(self._meta(manifest.name, stem), _key(manifest)):
                         pass
 
+    def tidy_place(self, name: str, older_than: datetime, *, dry_run: bool) -> list[str]:
+        if not dry_run:  # by its own rule: what can be proved to be nobody's, or was not touched for a day
+            durable.sweep(self._meta(name))
+        return []
+
     def generations(self, name: str, version: str) -> set[int]:
         return {claims.generation_of(version, entry.name) for entry in _list(self.root / name)} - {0}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import ClassVar, ParamSpec, TypeVar, cast
 
@@ -14,7 +15,7 @@ from airflow_provider_modelsync.core.flow.steps import Flow, call, call_remote
 from airflow_provider_modelsync.core.models import LATEST, Alias, ModelRef, ModelVersion, Query, require_json
 from airflow_provider_modelsync.core.redact import show_url
 from airflow_provider_modelsync.core.registries.base import KEEPS_MODELS, Capability, Registry
-from airflow_provider_modelsync.core.registries.capabilities import Aliases
+from airflow_provider_modelsync.core.registries.capabilities import Aliases, Tidies
 from airflow_provider_modelsync.core.registries.modelstore.bucket import Bucket
 from airflow_provider_modelsync.core.registries.modelstore.client import BucketSettings, OpenSession
 from airflow_provider_modelsync.core.registries.modelstore.directory import DirectoryStore
@@ -29,7 +30,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class ModelStore(Registry, Aliases):
+class ModelStore(Registry, Aliases, Tidies):
     """Models in a directory or in a bucket.
 
     :param settings: the connection; ``host`` is the root: ``file:///path`` or ``s3://bucket/prefix``.
@@ -120,6 +121,9 @@ class ModelStore(Registry, Aliases):
 
     def delete_alias(self, name: str, alias: str) -> Flow[bool]:
         return self._call(self._store.delete_alias, name, alias)
+
+    def tidy(self, name: str, older_than: datetime, *, dry_run: bool) -> Flow[list[str]]:
+        return self._call(self._store.tidy_all, name, older_than, dry_run=dry_run)
 
     def plan_push(self, request: PushRequest) -> Flow[UploadPlan]:
         if request.options:

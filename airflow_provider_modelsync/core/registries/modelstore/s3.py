@@ -158,6 +158,16 @@ class S3Store(Store):
                 self._bucket.abort(key, upload_id)
                 self.completed(upload_id)
 
+    def touched(self, name: str, version: str, generation: int) -> list[datetime]:
+        prefix = f"{self._base}{name}/{claims.directory_of(version, generation)}/"
+        return [found.modified for found in self._bucket.objects(prefix)]
+
+    def tidy_place(self, name: str, older_than: datetime, *, dry_run: bool) -> list[str]:
+        begun = self._bucket.uploads_before(f"{self._base}{name}/", older_than)
+        for key, upload_id in begun if not dry_run else ():
+            self._bucket.abort(key, upload_id)
+        return [f"an unfinished upload of {key}" for key, _ in begun]
+
     def generations(self, name: str, version: str) -> set[int]:
         found = self._bucket.directories(f"{self._base}{name}/{version}")
         return {claims.generation_of(version, f"{version}{rest}") for rest in found} - {0}

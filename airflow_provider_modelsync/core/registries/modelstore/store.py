@@ -771,6 +771,44 @@ class Store(ABC):
         except ModelSyncError as error:
             log.warning("what is left over of %s:%s is removed another time: %s", name, version, error)
 
+    def tidy_all(self, name: str, older_than: datetime, *, dry_run: bool) -> list[str]:
+        """Remove what pushes of a model have left, as far as it was written before a time; return what that is."""
+        found: list[str] = []
+        entries = self.entries(name)
+        for version, records in sorted(claims.by_version(entries).items()):
+            claim = entries.get(claims.claim_of(version, records.open)) if records.open else None
+            was_open = False
+            if claim and max([claim.modified, *self.touched(name, version, records.open)]) < older_than:
+                was_open = True
+                found.append(f"the unfinished push of {name}:{version}")
+                if not dry_run:
+                    self._close(name, version, records.open, self.look(name, version).view.current)
+            state = self.look(name, version)
+            dead = set() if state.damage else self._dead_files(name, version, state)
+            if dead and not was_open:
+                found.append(f"files of {len(dead)} given up or replaced pushes of {name}:{version}")
+            if (dead or was_open) and not dry_run:
+                self._tidy(name, version, state, thorough=True)
+        if dead_records := aliases.dead_records(entries, older_than):
+            found.append(f"{len(dead_records)} outdated records of aliases of {name}")
+        if not dry_run:
+            self.remove(name, dead_records)
+            self._forget(name)
+        return [*found, *self.tidy_place(name, older_than, dry_run=dry_run)]
+
+    def touched(self, name: str, version: str, generation: int) -> list[datetime]:
+        """Return when files of a generation that is not published yet were written, where that can be told."""
+        return []
+
+    def tidy_place(self, name: str, older_than: datetime, *, dry_run: bool) -> list[str]:
+        """Remove what only this kind of place has of a model; return what that is."""
+        return []
+
+    def _dead_files(self, name: str, version: str, state: State) -> set[int]:
+        """Return the generations of which there are files that will never count again."""
+        place = state.manifest.generation if state.manifest else 0
+        return {number for number in self.generations(name, version) if state.view.is_dead(number) and number != place}
+
     def _close(self, name: str, version: str, generation: int, current: int) -> bool:
         """Give a generation up; return whether it was this call that did."""
         content = Closed(current=current).model_dump_json().encode()

@@ -390,6 +390,23 @@ class Pipelines:
             yield from sleep(_PAUSE)
         return self._deployment(name, _ENDING, failed=True, revision=status.revision if status else None)
 
+    def models(self) -> Flow[dict[str, str]]:
+        """Return the models that pipelines run, or are about to, each with the name of one that does."""
+        doing = "listing the pipelines"
+        body = {"workspace_id": (yield from self._workspace_id())}
+        listed = yield from self._calls.read(f"{_API}/pipelines/list_pipelines", body, _Pipelines, doing)
+        found: dict[str, str] = {}
+        for name in [one.name for one in listed.pipelines]:
+            here = yield from self._find(name, doing)
+            if here is None or here.is_deployed is False:
+                continue
+            status = yield from self._status(name, doing)
+            loaded = [model for pod in status.engines for model in pod.model_statuses.models] if status else []
+            wanted = yield from self._wanted(name)
+            for ref in [*map(str, loaded), *(wanted.split(",") if wanted else [])]:
+                found.setdefault(ref, name)
+        return found
+
     def place(self, name: str) -> str:
         """Return the URL for inference as the vendor's client makes it; the deployment is known."""
         return f"{self._registry.base_url}{_API}/pipelines/infer/{self._places[name]}/{name}"

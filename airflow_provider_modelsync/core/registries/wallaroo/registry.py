@@ -383,6 +383,9 @@ class Wallaroo(Registry, Deploys, Predicts):
     def undeploy(self, name: str) -> Flow[Deployment]:
         return self._pipelines.undeploy(name)
 
+    def deployed_models(self) -> Flow[Mapping[str, str] | None]:
+        return self._pipelines.models()
+
     def predict(self, request: PredictRequest) -> Flow[Predictions]:
         return self._inference.predict(request)
 

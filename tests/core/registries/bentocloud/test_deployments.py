@@ -693,3 +693,40 @@ class TestTakingBack:
 
         assert "left as it is" in cloud.run(lambda registry: take_back(registry, updated))
         assert len(sent(server)) == 1
+
+
+# ---- what runs --------------------------------------------------------------------------------------------------
+
+
+class TestModels:
+    def deployed(self, cloud: Cloud) -> Any:
+        return cloud.run(lambda registry: registry.deployed_models())
+
+    def test_are_those_of_the_bentos_that_run(self, server: BentoCloudStandIn, cloud: Cloud) -> None:
+        assert self.deployed(cloud) == {}
+        server.seed_bento("svc", "3", models=["fraud:v2", "other:v1"])
+        deploy(cloud)
+        deploy(cloud, name="more", bento="svc:3")
+        assert self.deployed(cloud) == {"fraud:v1": "demo", "fraud:v2": "more", "other:v1": "more"}
+
+    @pytest.mark.parametrize("left_out", ["latest_revision", "manifest"])
+    def test_are_asked_for_where_the_list_leaves_them_out(
+        self, server: BentoCloudStandIn, cloud: Cloud, left_out: str
+    ) -> None:
+        deploy(cloud)
+
+        def shorten(listed: Any) -> Any:
+            for item in listed["items"]:
+                if left_out == "latest_revision":
+                    item["latest_revision"] = None
+                else:
+                    item["latest_revision"]["targets"][0]["bento"]["manifest"] = None
+            return listed
+
+        server.fault("GET", D, Rewrite(shorten), times=1)
+        assert self.deployed(cloud) == {"fraud:v1": "demo"}
+
+    def test_are_none_of_what_has_ended(self, server: BentoCloudStandIn, cloud: Cloud) -> None:
+        server.script_deployment("demo", ["terminated"])
+        deploy(cloud)
+        assert self.deployed(cloud) == {}

@@ -654,3 +654,14 @@ def test_requests_have_the_fields_of_the_vendors_client_and_of_the_guide(instanc
     for client in clients:
         expected = merged(expected, shape(recorded(client, path)))
     assert shape(body(instance, f"{path}$")) == expected
+
+
+def test_the_models_that_pipelines_run_are_told_with_the_pipeline(instance: Instance) -> None:
+    def deployed() -> Any:
+        return instance.run(lambda registry: registry.deployed_models())
+
+    assert deployed() == {}
+    instance.deploy()
+    assert deployed() == {ref(instance.new): "demo"}
+    instance.undeploy()
+    assert deployed() == {}
