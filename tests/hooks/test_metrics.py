@@ -19,10 +19,12 @@ from airflow_provider_modelsync.core.verbs.sync import Selection
 from airflow_provider_modelsync.hooks.bentocloud import BentoCloudHook
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.hooks.registry import RegistryHook
+from airflow_provider_modelsync.hooks.wallaroo import WallarooHook
 from airflow_provider_modelsync.sensors.model import ModelVersionSensor
 from tests.conftest import Connect
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.http_server import Reset, Respond
+from tests.support.pipelines import running_instance
 from tests.support.state_store import StateStore
 from tests.support.statsd import Listener, StatsClient
 
@@ -254,6 +256,20 @@ def test_a_deployment_and_what_was_refused_are_timed(cloud: BentoCloudStandIn, l
         ((name, (seconds, kind, told)),) = listener.received().items()
         assert (name, kind, told["outcome"]) == ("airflow.modelsync.deploy.seconds", "ms", outcome)
         assert seconds > 0
+
+
+def test_predictions_and_what_was_refused_are_timed(tmp_path: Path, connect: Connect, listener: Listener) -> None:
+    with running_instance(tmp_path / "instance") as instance:
+        connect("wallaroo_default", conn_type="wallaroo", **instance.fields)
+        instance.serve()
+        listener.received()
+        for deployment, outcome in (("demo", "done"), ("absent", "failed")):
+            with suppress(ModelSyncError):
+                WallarooHook().predict(deployment, [{"pixels": [1.0]}])
+            ((name, (seconds, kind, told)),) = listener.received().items()
+            assert (name, kind) == ("airflow.modelsync.predict.seconds", "ms")
+            assert told == {"registry": "wallaroo", "connection": "wallaroo_default", "outcome": outcome}
+            assert seconds > 0
 
 
 def test_a_wait_is_timed_from_the_task_s_start(

@@ -69,6 +69,24 @@ def test_predictions_go_to_the_output_and_a_reference_to_xcom(instance: Instance
     assert left(output) == [output.name]
 
 
+def test_openlineage_is_told_what_predictions_come_from_and_where_they_are(
+    instance: Instance, storage: MemoryFileSystem, tmp_path: Path, context: Any
+) -> None:
+    batch = tmp_path / "batch.json"
+    batch.write_text(json.dumps(RECORDS))
+    operator = predict(REMOTE, str(batch))
+    operator.execute(context)
+
+    told = operator.get_openlineage_facets_on_complete(None)
+    assert told is not None
+    name, version = ref(instance.new).split(":")
+    read = {(one.namespace, one.name): one for one in told.inputs}
+    assert set(read) == {(f"modelsync://{CONNECTION}", name), ("file", str(batch))}
+    facets = read[f"modelsync://{CONNECTION}", name].facets
+    assert facets["version"].datasetVersion == version
+    assert [(one.namespace, one.name) for one in told.outputs] == [("memory://bucket", "runs/predictions.json")]
+
+
 def test_inputs_and_output_may_lie_in_object_storage(
     instance: Instance, storage: MemoryFileSystem, context: Any
 ) -> None:
