@@ -18,7 +18,7 @@ def at_once(no_waiting: None) -> None:
 def test_the_table_lists_what_is_run_and_what_is_played() -> None:
     names = [text.split("|")[1].strip() for text in TABLE[2:]]
     assert TABLE[0] == line(COLUMNS)
-    assert names == ["Ceph", "MiniStack", "LocalBucket", "nanio", "moto", *STORAGES]
+    assert names == ["Ceph", "MiniStack", "LocalBucket", "nanio", "rclone serve s3", "moto", *STORAGES]
 
 
 def test_the_rows_of_what_is_played_are_as_the_stand_in_plays() -> None:

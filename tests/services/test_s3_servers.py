@@ -13,7 +13,7 @@ from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.core.errors import NotSupported
 from tests.core.registries.modelstore.buckets import BucketStore
 from tests.core.stores import snapshot, write_tree
-from tests.services.s3_servers import running_localbucket, running_ministack, running_nanio
+from tests.services.s3_servers import running_localbucket, running_ministack, running_nanio, running_rclone
 from tests.standins.s3 import S3StandIn
 
 pytestmark = pytest.mark.s3
@@ -39,7 +39,7 @@ def test_a_version_lives_its_life_in_ministack(tmp_path: Path) -> None:
         assert store.uploads() == {}
 
 
-@pytest.mark.parametrize("running", [running_localbucket, running_nanio])
+@pytest.mark.parametrize("running", [running_localbucket, running_nanio, running_rclone])
 def test_servers_that_ignore_conditions_are_refused_and_end(running: object) -> None:
     assert callable(running)
     with running() as service, S3StandIn(service) as s3:

@@ -524,14 +524,15 @@ class S3StandIn(StandIn):
             if not named <= self._checksums.get((upload, number), set()):
                 raise Refusal(400, "InvalidPart", "One or more of the specified parts could not be found.")
 
-    def done(self, request: Request) -> None:
-        """Remember what the service did."""
+    def done(self, request: Request, answer: http.client.HTTPResponse) -> None:
+        """Remember what the service did; a part has the sum that came with it, or that the service has found."""
         upload = request.query.get("uploadId", "")
         with self.lock:
             if request.operation in ("CompleteMultipartUpload", "AbortMultipartUpload"):
                 self._over.add((request.bucket, upload))
             if request.operation == "UploadPart" and request.part is not None:
-                named = {value for name, value in request.headers.items() if name.startswith("x-amz-checksum-")}
+                said = [*request.headers.items(), *answer.getheaders()]
+                named = {value for name, value in said if name.lower().startswith("x-amz-checksum-")}
                 self._checksums[upload, request.part] = named
 
 
@@ -680,7 +681,7 @@ class _Handler(Handler):
         if error := re.search(rb"<Error>.*?<Code>(\w+)", text, re.DOTALL):
             self.entry.code = error[1].decode()
         elif answer.status < http.HTTPStatus.MULTIPLE_CHOICES:
-            stand_in.done(self.entry)
+            stand_in.done(self.entry, answer)
         headers = self.headers_of(answer)
         if self.command != "HEAD" and answer.status != http.HTTPStatus.NO_CONTENT:
             headers["content-length"] = str(len(text))

@@ -146,6 +146,7 @@ QUIRKS: Mapping[str, Quirk] = {
         "https://github.com/ceph/ceph/pull/30866", dropped={"CopyObject": ("x-amz-copy-source-if-match",)}
     ),
     "no copies": Quirk("https://github.com/nextcloud/server/issues/61925", _offers_no("CopyObject", "UploadPartCopy")),
+    "no lists of uploads": Quirk("https://github.com/jamhall/s3rver/issues/330", _offers_no("ListMultipartUploads")),
     "no lists of parts": Quirk("https://github.com/jamhall/s3rver/issues/330", _offers_no("ListParts")),
     "Object Lock with a default retention": Quirk(
         "https://github.com/apache/arrow-rs-object-store/issues/190", _needs_sum

@@ -6,6 +6,7 @@ the registry before it is used.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -121,12 +122,25 @@ class UploadMemory:
         self._lock = Lock()
         self._flushed_at = clock()
         self._changed: set[int] = set()
+        self._others: dict[str, UploadMemory] = {}
         self.parts: dict[int, str] = {}
 
     @property
     def is_kept(self) -> bool:
         """Whether a later try will see it."""
         return self._store is not None
+
+    def of(self, name: str) -> UploadMemory:
+        """Return what is kept of one of many uploads; it is flushed and forgotten with this one.
+
+        :param name: tells it from the others.
+        """
+        key = f"{hashlib.sha256(name.encode()).hexdigest()[:16]}."
+        with self._lock:
+            if key not in self._others:
+                store = None if self._store is None else Below(self._store, key)
+                self._others[key] = UploadMemory(store, flush_seconds=self._flush_seconds, clock=self._clock)
+            return self._others[key]
 
     def recall(self, identity: Mapping[str, JsonValue]) -> OpenUpload | None:
         """Return the upload that an earlier try began, its parts loaded; whatever does not fit is forgotten.
@@ -173,9 +187,13 @@ class UploadMemory:
         """Write what is not written yet."""
         with self._lock:
             self._write()
+        for other in self._others.values():
+            other.flush()
 
     def forget(self) -> None:
         """Remove everything: the upload is finished, or of no use any more."""
+        for other in self._others.values():
+            other.forget()
         with self._lock:
             self.parts, self._changed = {}, set()
             if self._store is None:

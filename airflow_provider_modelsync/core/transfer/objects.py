@@ -101,6 +101,7 @@ class _Push:
                 f"uploading part {number} of {show(file.path)}",
                 cancel,
             )
+            writer.sent(file, upload_id, number, stored)
         if parts := upload.add(number, stored):
             upload_id = upload.begun(self._driver)
             self._way.etags[file.path] = self._driver.run(writer.complete(file, upload_id, parts))
@@ -129,7 +130,7 @@ class _Push:
             try:
                 answer.raise_for_store(doing, not_found=BeginAgain)
             except SumRefused:
-                self._way.writer.checked_crc32(False)
+                self._way.writer.refused_crc32()
                 raise
             stored = part.check(answer.headers, doing, is_checked=_MD5_HEADER in address.headers)
             if _CRC32 in address.headers:

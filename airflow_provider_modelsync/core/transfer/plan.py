@@ -236,6 +236,12 @@ class ObjectWriter(Protocol):
     def checked_crc32(self, checked: bool) -> None:
         """Hear whether the storage checks the CRC-32 of what it gets; where not, others send another sum."""
 
+    def refused_crc32(self) -> None:
+        """Hear that the storage takes no bytes with a CRC-32."""
+
+    def sent(self, file: FileEntry, upload_id: str, number: int, stored: Stored) -> None:
+        """Hear that a part is stored."""
+
     def complete(self, file: FileEntry, upload_id: str, parts: Mapping[int, Stored]) -> Flow[str]:
         """Make the parts an object and return its tag."""
 

@@ -65,6 +65,7 @@ class Abilities:
     :param crc32: whether it checks the CRC-32 that comes with bytes.
     :param copies: whether it copies objects.
     :param conditional_copies: whether it copies no object whose tag has changed.
+    :param upload_lists: whether it tells which uploads are unfinished.
     :param part_lists: whether it tells the parts of an upload.
     :param conditional_deletes: whether it leaves an object whose tag has changed.
     """
@@ -73,6 +74,7 @@ class Abilities:
     crc32: bool | None = None
     copies: bool | None = None
     conditional_copies: bool | None = None
+    upload_lists: bool | None = None
     part_lists: bool | None = None
     conditional_deletes: bool | None = None
 
@@ -134,6 +136,7 @@ class Bucket:
         self._lock = Lock()
         self._client: Any = None
         self._calls = threading.local()
+        self._with_crc32: set[str] = set()  # the uploads that were begun for parts with one: they all need it, then
         guard_logs(self._secrets)
         # Deletions come in more threads than bytes.
         self.mover = Mover(settings.model_copy(update={"max_workers": settings.max_workers + _LOOKERS}))
@@ -275,8 +278,14 @@ class Bucket:
         return [(key, upload_id) for key, upload_id, begun in self._uploads(prefix) if begun < time]
 
     def _uploads(self, prefix: str) -> list[tuple[str, str, datetime]]:
+        if self.abilities.upload_lists is False:
+            return []
         pages = self._pages(f"listing the uploads of {prefix}", "list_multipart_uploads", Prefix=prefix)
-        entries = (entry for page in pages for entry in page.get("Uploads", ()))
+        try:
+            entries = [entry for page in pages for entry in page.get("Uploads", ())]
+        except NotOffered:
+            self.abilities.upload_lists = False
+            return []
         return [(entry["Key"], entry["UploadId"], entry["Initiated"]) for entry in entries]
 
     def parts(self, key: str, upload_id: str) -> dict[int, Stored] | None:
@@ -291,8 +300,10 @@ class Bucket:
                     return None
                 for part in page.get("Parts", ()):
                     found[part["PartNumber"]] = Stored(part["Size"], _tag(part), part.get("ChecksumCRC32"))
-        except NotOffered:  # so nothing of them is known, and all are sent again
+        except NotOffered:  # so nothing is known of them but what a task remembers
             self.abilities.part_lists = False
+        else:
+            self.abilities.part_lists = True
         return found
 
     def begin(self, key: str, metadata: Mapping[str, str]) -> str:
@@ -301,7 +312,10 @@ class Bucket:
         def create() -> str:
             sums = {} if self.abilities.crc32 is False else {"ChecksumAlgorithm": "CRC32"}
             made = self._call("create_multipart_upload", Key=key, Metadata=dict(metadata), **sums)
-            return str(made["UploadId"])
+            upload_id = str(made["UploadId"])
+            if sums:
+                self._with_crc32.add(upload_id)
+            return upload_id
 
         return self._do(f"beginning the upload of {key}", create)
 
@@ -410,12 +424,20 @@ class Bucket:
 
     def address_part(self, key: str, upload_id: str, number: int, sums: Sums) -> Address:
         """Return where a part, counted from 1, goes to."""
-        return self.sign("upload_part", key, UploadId=upload_id, PartNumber=number, **self._sum_in(sums))
+        with_crc32 = upload_id in self._with_crc32
+        return self.sign(
+            "upload_part", key, UploadId=upload_id, PartNumber=number, **self._sum_in(sums, with_crc32=with_crc32)
+        )
 
-    def _sum_in(self, sums: Sums) -> dict[str, str]:
-        if self.abilities.crc32 is False:
+    def _sum_in(self, sums: Sums, *, with_crc32: bool = False) -> dict[str, str]:
+        if self.abilities.crc32 is False and not with_crc32:
             return {"ContentMD5": sums.md5_base64}
         return {"ChecksumAlgorithm": "CRC32", "ChecksumCRC32": sums.crc32}
+
+    def refused_crc32(self) -> None:
+        """Send no CRC-32 any more."""
+        self.abilities.crc32 = False
+        self._with_crc32.clear()
 
     def _spelled(self, etag: str) -> str:
         if self.abilities.quoted_tags is None:
@@ -578,7 +600,7 @@ class Bucket:
         refusal = Refusal(status, "" if code == str(status) else code, said.get("Message") or "", headers)
         refused = refusal.error(doing, secrets=self._secrets)
         if isinstance(refused, SumRefused):
-            self.abilities.crc32 = False  # the next try goes without
+            self.refused_crc32()  # the next try goes without
         return refused
 
     def _fault(self, error: Exception, doing: str) -> Exception:

@@ -77,7 +77,11 @@ class _Probe:
         try:
             self._record()
             self._bytes()
-            self._optional(self._parts, "unfinished uploads", "a push that was killed begins its large files again")
+            self._optional(
+                self._parts,
+                "unfinished uploads",
+                "what a killed push has sent of large files is known to its own next try only",
+            )
             self._optional(
                 self._copy, "copies", "files that another version holds are sent again instead of being copied"
             )

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import cast
 
+from pydantic import JsonValue
+
 from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.archive.digest import FileEntry
 from airflow_provider_modelsync.core.errors import (
@@ -27,6 +29,7 @@ from airflow_provider_modelsync.core.registries.modelstore import claims
 from airflow_provider_modelsync.core.registries.modelstore.bucket import Bucket, Listed
 from airflow_provider_modelsync.core.registries.modelstore.probe import probe
 from airflow_provider_modelsync.core.registries.modelstore.store import Entry, Manifest, Record, Store, StorePlan
+from airflow_provider_modelsync.core.transfer.checkpoint import OpenUpload, UploadMemory
 from airflow_provider_modelsync.core.transfer.plan import (
     Address,
     GetFiles,
@@ -126,11 +129,12 @@ class S3Store(Store):
         largest = max(file.size for file in manifest.files)
         part_size = choose_part_size(largest, self._part_size_mib)
         copies = self._origins(manifest, there, origin)
-        begun = {} if is_fresh or largest <= part_size else self._open_uploads(manifest, part_size)
+        memory = _Memory(self._bucket, request.memory, part_size)
+        begun = {} if is_fresh or largest <= part_size else self._open_uploads(manifest, part_size, memory)
         self._begun |= {opened.upload_id: self.key_of(manifest, path) for path, opened in begun.items()}
         return PutObjects(
             source=request.source,
-            writer=_Writer(self, self._bucket, manifest, part_size, copies, there),
+            writer=_Writer(self, self._bucket, manifest, memory, copies, there),
             there={path: Stored(found.size, found.etag) for path, found in there.items()},
             open=begun,
             copies=frozenset(copies),
@@ -169,8 +173,11 @@ class S3Store(Store):
         return [f"an unfinished upload of {key}" for key, _ in begun]
 
     def generations(self, name: str, version: str) -> set[int]:
-        found = self._bucket.directories(f"{self._base}{name}/{version}")
-        return {claims.generation_of(version, f"{version}{rest}") for rest in found} - {0}
+        place = f"{self._base}{name}/"
+        found = {f"{version}{rest}" for rest in self._bucket.directories(f"{place}{version}")}
+        # An upload that was begun too late has no object beside it.
+        found |= {key.removeprefix(place).partition("/")[0] for key, _ in self._bucket.uploads(f"{place}{version}")}
+        return {claims.generation_of(version, directory) for directory in found} - {0}
 
     def clear(self, name: str, version: str, generations: Iterable[int]) -> None:
         for generation in generations:
@@ -253,7 +260,7 @@ class S3Store(Store):
                         log.info("nothing is copied from %s:%s: %s", manifest.name, version, error)
         return {file.path: by_hash[file.sha256] for file in manifest.files if file.sha256 in by_hash}
 
-    def _open_uploads(self, manifest: Manifest, part_size: int) -> dict[str, OpenObject]:
+    def _open_uploads(self, manifest: Manifest, part_size: int, memory: _Memory) -> dict[str, OpenObject]:
         """Return the unfinished upload of each file; of several, as after a lost answer, the one that has most."""
         prefix = self._files(manifest)
         found: dict[str, OpenObject] = {}
@@ -262,6 +269,10 @@ class S3Store(Store):
             path, parts = key.removeprefix(prefix), self._bucket.parts(key, upload_id)
             if parts is not None and (path not in found or len(parts) > len(found[path].parts)):
                 found[path] = OpenObject(upload_id, parts)
+        if self._bucket.abilities.part_lists is not True:
+            for file in manifest.files:
+                if file.size > part_size and (known := memory.recall(file, self.key_of(manifest, file.path))):
+                    found[file.path] = known
         return found
 
     def _abort_uploads(self, prefix: str) -> None:
@@ -280,6 +291,51 @@ def _is_whole(manifest: Manifest, file: FileEntry, found: Listed | None) -> bool
     return manifest.etags.get(file.path, found.etag) == found.etag
 
 
+class _Memory:
+    """What a task remembers of its uploads in parts, where the storage does not tell."""
+
+    def __init__(self, bucket: Bucket, memory: UploadMemory, part_size: int) -> None:
+        self.part_size = part_size
+        self._bucket = bucket
+        self._memory = memory
+        self._known: dict[str, UploadMemory] = {}  # by id
+
+    def recall(self, file: FileEntry, key: str) -> OpenObject | None:
+        """Return the upload that an earlier try has begun."""
+        memory = self._memory.of(key)
+        opened = memory.recall(self._identity(file, key))
+        if opened is None:
+            return None
+        self._known[opened.upload_id] = memory
+        parts = {
+            number: Stored(min(self.part_size, file.size - (number - 1) * self.part_size), etag)
+            for number, etag in memory.parts.items()
+        }
+        return OpenObject(opened.upload_id, parts)
+
+    def begun(self, file: FileEntry, key: str, upload_id: str) -> None:
+        """Remember an upload that was just begun, unless the storage tells its parts."""
+        if self._bucket.abilities.part_lists is None:
+            self._bucket.parts(key, upload_id)
+        if self._bucket.abilities.part_lists is False:
+            memory = self._known[upload_id] = self._memory.of(key)
+            parts = -(-file.size // self.part_size)
+            memory.begin(self._identity(file, key), OpenUpload(upload_id, self.part_size), parts)
+
+    def sent(self, upload_id: str, number: int, stored: Stored) -> None:
+        """Remember a part."""
+        if memory := self._known.get(upload_id):
+            memory.add(number, stored.etag)
+
+    def completed(self, upload_id: str) -> None:
+        """Forget an upload."""
+        if memory := self._known.pop(upload_id, None):
+            memory.forget()
+
+    def _identity(self, file: FileEntry, key: str) -> dict[str, JsonValue]:
+        return {"place": f"{self._bucket.place}: {key}", "sha256": file.sha256, "part_size": self.part_size}
+
+
 class _Writer:
     """How the files of one version go up. Methods as of :class:`~..transfer.plan.ObjectWriter`."""
 
@@ -288,11 +344,12 @@ class _Writer:
         store: S3Store,
         bucket: Bucket,
         manifest: Manifest,
-        part_size: int,
+        memory: _Memory,
         origins: Mapping[str, Listed],
         there: Mapping[str, Listed],
     ) -> None:
-        self.part_size = part_size
+        self.part_size = memory.part_size
+        self._memory = memory
         self._store = store
         self._bucket = bucket
         self._manifest = manifest
@@ -313,6 +370,12 @@ class _Writer:
 
     def checked_crc32(self, checked: bool) -> None:
         self._bucket.abilities.crc32 = checked
+
+    def refused_crc32(self) -> None:
+        self._bucket.refused_crc32()
+
+    def sent(self, file: FileEntry, upload_id: str, number: int, stored: Stored) -> None:
+        self._memory.sent(upload_id, number, stored)
 
     def complete(self, file: FileEntry, upload_id: str, parts: Mapping[int, Stored]) -> Flow[str]:
         return call_remote(self._complete, file, upload_id, parts)
@@ -340,12 +403,14 @@ class _Writer:
     def _begin(self, file: FileEntry) -> str:
         upload_id = self._bucket.begin(self._key(file), {_SHA256: file.sha256})
         self._store.begun(self._key(file), upload_id)
+        self._memory.begun(file, self._key(file), upload_id)
         return upload_id
 
     def _complete(self, file: FileEntry, upload_id: str, parts: Mapping[int, Stored]) -> str:
         etag = None if self._stored(file) else self._bucket.complete(self._key(file), upload_id, parts)
         if etag is not None:
             self._store.completed(upload_id)
+            self._memory.completed(upload_id)
             return etag
         # The answer to an earlier request was lost, or another writer of the same bytes was faster.
         if (found := self._stored(file)) is None:

@@ -154,6 +154,11 @@ class BucketStore:
     def remove(self, key: str) -> None:
         self.past.delete_object(Bucket=self.bucket, Key=f"models/{key}")
 
+    def open_uploads(self) -> list[tuple[str, str]]:
+        """Key and id of the unfinished uploads."""
+        listed = self.past.list_multipart_uploads(Bucket=self.bucket).get("Uploads", ())
+        return [(upload["Key"], upload["UploadId"]) for upload in listed]
+
     def uploads(self, prefix: str = "") -> dict[str, dict[int, int]]:
         """The unfinished uploads: key → number and size of their parts, those of one key taken together."""
         found: dict[str, dict[int, int]] = {}
@@ -229,6 +234,27 @@ class BucketStore:
         return [key for mark in "/~" for key in listing(f"{name}/{version}{mark}")]
 
 
+class SeenFromInside(BucketStore):
+    """One whose contents are read where moto keeps them: in no time, and without a request."""
+
+    def keys(self, prefix: str = "") -> list[str]:
+        below = f"models/{prefix}"
+        return sorted(key.removeprefix("models/") for key in self._objects if key.startswith(below))
+
+    def content(self, key: str) -> bytes:
+        return bytes(self._objects[f"models/{key}"].value)
+
+    @property
+    def _objects(self) -> Any:
+        return _moto_holding(self.bucket).buckets[self.bucket].keys
+
+
+def _moto_holding(bucket: str) -> Any:
+    from moto.s3.models import s3_backends
+
+    return next(region for account in s3_backends.values() for region in account.values() if bucket in region.buckets)
+
+
 @contextmanager
 def bucket_store(**options: Any) -> Iterator[BucketStore]:
     """Run moto behind a stand-in; ``options`` are the stand-in's."""
@@ -247,11 +273,7 @@ def killed_after_each_write(store: BucketStore, work: Callable[[], Any]) -> list
     Reading changes nothing: who is killed after it leaves what the write before has left. The bucket before the first
     write is the first of them.
     """
-    from moto.s3.models import s3_backends
-
-    backend = next(
-        region for account in s3_backends.values() for region in account.values() if store.bucket in region.buckets
-    )
+    backend = _moto_holding(store.bucket)
     found: list[tuple[str, BucketStore]] = []
 
     def keep(what: str) -> None:

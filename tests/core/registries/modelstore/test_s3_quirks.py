@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,14 @@ from airflow_provider_modelsync.core.errors import (
     Unauthorized,
 )
 from airflow_provider_modelsync.core.registries.modelstore import bucket as modelstore_bucket
+from airflow_provider_modelsync.core.transfer import checkpoint
+from airflow_provider_modelsync.core.transfer.control import Control
 from tests.core.registries.modelstore.buckets import FILES, PART, RECORDS, BucketStore, is_killed_at
 from tests.core.stores import snapshot, write_tree
 from tests.services.moto_server import running_moto
 from tests.services.s3 import S3Service
 from tests.standins.authority import Authority
-from tests.standins.s3 import Before, Respond, S3StandIn
+from tests.standins.s3 import After, Before, Request, Respond, S3StandIn
 from tests.standins.s3_quirks import STORAGES
 
 FIELDS: dict[str, dict[str, Any]] = {
@@ -54,6 +58,26 @@ def strangers(small_parts: None, no_waiting: None, monkeypatch: pytest.MonkeyPat
 def source(tmp_path: Path) -> Path:
     """A model with a file that goes in two parts, and a small one."""
     return write_tree(tmp_path / "source", {"weights.bin": random.Random(1).randbytes(PART + 9), "vocab.txt": b"one"})
+
+
+@dataclass(frozen=True)
+class FileMemory:
+    """A task's checkpoint that outlives its process."""
+
+    place: Path
+
+    def get(self, key: str) -> Any:
+        return json.loads((self.place / key).read_text()) if (self.place / key).exists() else None
+
+    def set(self, key: str, value: Any) -> None:
+        self.place.mkdir(exist_ok=True)
+        (self.place / key).write_text(json.dumps(value))
+
+    def delete(self, key: str) -> None:
+        (self.place / key).unlink(missing_ok=True)
+
+    def keys(self) -> list[str]:
+        return [path.name for path in self.place.iterdir()]
 
 
 @contextmanager
@@ -115,7 +139,7 @@ def test_all_abilities_that_are_missing_are_told_in_one_message_with_their_cost(
     with store_in(moto, "no copies", "no lists of parts", "deletes know no conditions") as store:
         said = store.test()
     for ability, cost in (
-        ("unfinished uploads", "begins"),
+        ("unfinished uploads", "its own next try"),
         ("copies", "sent again"),
         ("conditional deletes", "remove"),
     ):
@@ -139,6 +163,22 @@ def test_what_a_storage_cannot_do_is_remembered(moto: S3Service, source: Path) -
 def test_a_push_that_nobody_tested_before_finds_the_sum_that_works(moto: S3Service, source: Path, quirk: str) -> None:
     with store_in(moto, quirk) as store:
         store.push(source, "fraud:v1")
+        assert store.tidy("fraud:v1") == digest_directory(source)
+
+
+def test_the_parts_of_an_upload_carry_the_sum_that_it_was_begun_with(
+    moto: S3Service, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tree(source, {"weights.bin": random.Random(2).randbytes(3 * PART)})
+    with store_in(moto) as store:
+
+        def forget(request: Request) -> None:  # as when the answer to another file lacks its sum
+            for abilities in modelstore_bucket._abilities.values():
+                abilities.crc32 = False
+
+        store.s3.fault("UploadPart", "", After(forget), part=1)
+        store.push(source, "fraud:v1", control=Control(workers=1))
+        assert {CHECKSUM in request.headers for request in store.s3.find("UploadPart")} == {True}
         assert store.tidy("fraud:v1") == digest_directory(source)
 
 
@@ -166,6 +206,38 @@ def test_a_locked_version_that_cannot_be_deleted_says_so(moto: S3Service, source
         store.push(source, "fraud:v1")
         with pytest.raises(NotSupported, match=r"^InvalidRequest: Object is WORM protected.*locked"):
             store.delete("fraud:v1")
+
+
+@pytest.mark.parametrize("quirks", [("no lists of parts",), ("no lists of parts", "no lists of uploads")])
+def test_a_task_remembers_the_parts_that_a_storage_does_not_list(
+    moto: S3Service, source: Path, quirks: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"weights.bin": random.Random(2).randbytes(3 * PART), "more.bin": random.Random(3).randbytes(2 * PART)}
+    write_tree(source, files)
+    monkeypatch.setattr(checkpoint, "FLUSH_SECONDS", 0.0)
+    memory = FileMemory(tmp_path / "memory")
+    control = Control(workers=1, checkpoint=memory)
+    with store_in(moto, *quirks) as store:
+        again = store.again()
+
+        def push(version: str) -> Any:
+            return again.push(source, f"fraud:{version}", control=control)
+
+        assert is_killed_at(store.s3, lambda: push("v1"), "UploadPart", nth=4)
+        modelstore_bucket._abilities.clear()
+        assert push("v1").transfer.resumed_bytes == 3 * PART
+        assert store.tidy("fraud:v1") == digest_directory(source)
+        assert memory.keys() == []
+
+        # What is remembered is never trusted: an upload that is gone is begun again.
+        write_tree(source, {"weights.bin": random.Random(4).randbytes(3 * PART)})
+        assert is_killed_at(store.s3, lambda: push("v2"), "UploadPart", nth=2)
+        for key, upload_id in store.open_uploads():
+            store.s3.backend.client().abort_multipart_upload(Bucket=store.bucket, Key=key, UploadId=upload_id)
+        store.s3.fault("UploadPart", "", Respond(404, "NoSuchUpload"))
+        push("v2")
+        assert store.tidy("fraud:v2") == digest_directory(source)
+        assert memory.keys() == []
 
 
 @pytest.mark.parametrize("storage", ["MinIO", "AWS"])
