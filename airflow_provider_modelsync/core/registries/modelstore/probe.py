@@ -11,9 +11,11 @@ from base64 import b64encode
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from airflow_provider_modelsync.core.errors import ModelSyncError, NotSupported, RegistryUnavailable
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.parallel import for_each
 from airflow_provider_modelsync.core.http.storage import SumRefused
 from airflow_provider_modelsync.core.registries.modelstore.bucket import Bucket, Listed
 from airflow_provider_modelsync.core.transfer.mover import Mover, with_retries
@@ -22,6 +24,16 @@ from airflow_provider_modelsync.core.transfer.plan import Address, md5_of
 _BYTES = b"modelsync"
 _OTHER = b"other bytes"
 _NO_TAG = "0" * 32  # that no object has
+# What a storage can do without, and what comes of it.
+_COSTS = {
+    "checks of sums": "damage on the way shows at the next pull only",
+    "ranges": "large files come in one piece, and from the start again",
+    "unfinished uploads": "what a killed push has sent of its large files is known to its own next try only",
+    "copies": "files that another version holds are sent again instead of being copied",
+    "conditional copies": "each copied file is looked at once more",
+    "conditional deletes": "a file is removed whoever wrote it last",
+}
+_ORDER = tuple(_COSTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,26 +87,20 @@ class _Probe:
 
     def run(self) -> list[Missing]:
         try:
-            self._record()
-            self._bytes()
-            self._optional(
-                self._parts,
-                "unfinished uploads",
-                "what a killed push has sent of large files is known to its own next try only",
-            )
-            self._optional(
-                self._copy, "copies", "files that another version holds are sent again instead of being copied"
-            )
-            self._optional(self._conditional_delete, "conditional deletes", "a file is removed whoever wrote it last")
+            doing = f"writing {self._bucket.shown_base}".rstrip()
+            etag = self._bucket.put(self._key, _BYTES, doing=doing)  # alone: whoever may not do that may do nothing
+            # At the same time what does not depend on one another: a storage far away takes long for each call.
+            _together(lambda: self._record(etag, doing), lambda: self._absent(doing), self._files)
         except BaseException:
             with suppress(ModelSyncError):  # the first error tells more
                 self._remove()
             raise
         self._remove()
-        return self._missing
+        return sorted(self._missing, key=lambda missing: _ORDER.index(missing.ability))
 
-    def _optional(self, step: Callable[[], object], ability: str, cost: str) -> None:
+    def _optional(self, step: Callable[[], object], ability: str) -> None:
         """Take a step; that it is refused is no more than a pity."""
+        cost = _COSTS[ability]
         try:
             works = step()
         except RegistryUnavailable:
@@ -104,24 +110,37 @@ class _Probe:
         if not works:
             self._missing.append(Missing(ability, cost))
 
-    def _record(self) -> None:
+    def _lacks(self, ability: str) -> None:
+        self._missing.append(Missing(ability, _COSTS[ability]))
+
+    def _record(self, etag: str | None, doing: str) -> None:
         """Write as records are written: each under a condition that holds, and under one that does not."""
-        put, doing = self._bucket.put, f"writing {self._bucket.shown_base}".rstrip()
-        etag = put(self._key, _BYTES, doing=doing)
+        put = self._bucket.put
         if put(self._key, _OTHER, doing=doing) is not None:
             raise self._mixing("it ignores If-None-Match")
         if put(self._key, _OTHER, etag=_NO_TAG, doing=doing) is not None:
             raise self._mixing("it ignores If-Match")
         if etag is None or put(self._key, _BYTES, etag=etag, doing=doing) is None:
             raise self._mixing("it refuses If-Match with the right tag")
-        if put(f"{self._key}-absent", _OTHER, etag=_NO_TAG, doing=doing) is not None:
-            raise self._mixing("it writes on If-Match where nothing is, as MinIO did before September 2025; update it")
         found = self._bucket.get(self._key)
         if found is None or found.content != _BYTES:
             raise RegistryUnavailable(f"{self._bucket.place} does not return what was just written to it")
+
+    def _absent(self, doing: str) -> None:
+        """Write on the tag of what is not there, and list what is."""
         if not any(entry.key == self._key for entry in self._bucket.objects(self._key)):
             raise NotSupported(f"{self._bucket.place} does not list what was just written to it")
         self._bucket.directories(self._bucket.base)
+        if self._bucket.put(f"{self._key}-absent", _OTHER, etag=_NO_TAG, doing=doing) is not None:
+            raise self._mixing("it writes on If-Match where nothing is, as MinIO did before September 2025; update it")
+
+    def _files(self) -> None:
+        self._bytes()
+        _together(lambda: self._optional(self._parts, "unfinished uploads"), self._copy_and_delete)
+
+    def _copy_and_delete(self) -> None:
+        self._optional(self._copy, "copies")
+        self._optional(self._conditional_delete, "conditional deletes")
 
     def _mixing(self, fault: str) -> NotSupported:
         return NotSupported(f"{self._bucket.place}: conditional writes do not work: {fault}. Two pushes could mix")
@@ -133,7 +152,7 @@ class _Probe:
         if self._accepts_damage(key):
             self._bucket.abilities.crc32 = False
             if self._accepts_damage(key):
-                self._missing.append(Missing("checks of sums", "damage on the way shows at the next pull only"))
+                self._lacks("checks of sums")
         address = self._bucket.address_get(key)
         headers = {**address.headers, "Range": "bytes=1-3"}
         with self._mover.get(address.url, headers) as answer:
@@ -143,7 +162,7 @@ class _Probe:
         if (answer.status, got) != (206, _BYTES[1:4]):
             if got != _BYTES:
                 raise RegistryUnavailable(f"{self._bucket.place} does not return what was just sent to it")
-            self._missing.append(Missing("ranges", "large files come in one piece, and from the start again"))
+            self._lacks("ranges")
 
     def _accepts_damage(self, key: str) -> bool:
         """Whether the storage takes bytes that are not those of their sum."""
@@ -193,7 +212,7 @@ class _Probe:
         if abilities.copies:
             abilities.conditional_copies = self._bucket.copy(stale, f"{self._key}-copy", {}) is None
             if not abilities.conditional_copies:
-                self._missing.append(Missing("conditional copies", "each copied file is looked at once more"))
+                self._lacks("conditional copies")
         return abilities.copies
 
     def _conditional_delete(self) -> bool:
@@ -206,5 +225,12 @@ class _Probe:
 
     def _remove(self) -> None:
         doing = f"deleting {self._bucket.shown_base}".rstrip()
-        for suffix in ("", "-absent", "-file", "-file-damaged", "-copy"):
-            self._bucket.delete(self._key + suffix, doing=doing)
+        left = (self._key + suffix for suffix in ("", "-absent", "-file", "-file-damaged", "-copy"))
+        _together(*(partial(self._bucket.delete, key, doing=doing) for key in left))
+
+
+def _together(*steps: Callable[[], object]) -> None:
+    def take(step: Callable[[], object], cancel: CancelToken) -> None:
+        step()
+
+    for_each(take, steps, workers=len(steps), cancel=CancelToken())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,6 +126,24 @@ def test_the_connection_test_passes_where_a_push_does_and_leaves_nothing(moto: S
         }
         assert store.keys() == []
         assert store.uploads() == {}
+
+
+def test_the_connection_test_waits_for_no_more_calls_one_after_the_other_than_it_must(moto: S3Service) -> None:
+    """Records, files, parts and copies are tried at the same time: a far storage is not taken for a silent one."""
+    waits_for = {
+        ("PutObject", "probe-[0-9a-f]+-file$"): ("GetObject", "probe-[0-9a-f]+$"),
+        ("CopyObject", "-copy$"): ("AbortMultipartUpload", "-parts$"),
+        ("ListObjectsV2", "^$"): ("GetObject", "-file$"),
+    }
+    late: list[str] = []
+    with store_in(moto) as store:
+        for waiting, seen in waits_for.items():
+            come = threading.Event()
+            store.s3.fault(*seen, Before(lambda _, come=come: come.set()))
+            store.s3.fault(*waiting, Before(lambda request, come=come: come.wait(20) or late.append(request.key)))
+        assert "can be read and written" in store.test()
+        assert late == []
+        assert store.s3.count() <= 27
 
 
 @pytest.mark.parametrize("storage", REFUSED)
