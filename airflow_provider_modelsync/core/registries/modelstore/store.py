@@ -611,6 +611,10 @@ class Store(ABC):
                     # The version may have been published since the look before, and the number be history by now.
                     state = self.look(name, version, mine=mine)
                     is_fresh = is_fresh and state.view.open == generation
+                    if is_fresh and self.read(name, claims.verdict_of(version, generation)):
+                        raise RegistryUnavailable(
+                            f"{manifest.ref} was published or deleted just now, and the storage does not list that yet"
+                        )
                 case claims.Join(generation) if not self.is_free(
                     manifest.model_copy(update={"generation": generation})
                 ):

@@ -181,7 +181,7 @@ def test_an_exact_version_costs_one_list_and_one_get(store: BucketStore, tmp_pat
     assert operations(store) == {"ListObjectsV2": 1, "GetObject": 1}
 
 
-def test_a_push_of_one_file_costs_eight_calls_whatever_the_number_of_versions(
+def test_a_push_of_one_file_costs_nine_calls_whatever_the_number_of_versions(
     store: BucketStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(modelstore_s3, "_WORTH_COPYING", 1 << 20)
@@ -194,6 +194,7 @@ def test_a_push_of_one_file_costs_eight_calls_whatever_the_number_of_versions(
         ("ListObjectsV2", ""),  # is it there, or claimed
         ("PutObject", ".modelsync/new.claim"),
         ("ListObjectsV2", ""),  # is the claim's number still to be had
+        ("GetObject", ".modelsync/new.json"),  # is it there though no list says so
         ("PutObject", "new/a"),
         ("ListObjectsV2", ""),  # is all as it was sent, and nothing else
         ("PutObject", ".modelsync/new.json"),

@@ -7,6 +7,7 @@ of one and its being served.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -39,6 +40,7 @@ from tests.core.registries.modelstore.buckets import (
 )
 from tests.core.stores import snapshot, write_tree
 from tests.standins.s3 import After, Before, Request, Respond
+from tests.standins.s3_quirks import Quirk
 from tests.support.steps import some_of
 
 ONE = Control(workers=1)
@@ -104,6 +106,31 @@ def other(store: BucketStore) -> BucketStore:
 
 
 # Claims
+
+
+def test_a_listing_that_is_behind_never_lets_a_published_version_be_claimed_again(
+    store: BucketStore, other: BucketStore, one: Path, two: Path
+) -> None:
+    published = store.push(one, "fraud:v1")
+    hidden = store.content("fraud/.modelsync/v1.json")
+    store.s3.quirks.append(Quirk("a cache before a storage", rewrite=_without(rb"v1\.json")))
+    with pytest.raises(RegistryUnavailable, match="does not list that yet"):
+        other.push(two, "fraud:v1")
+    store.s3.quirks.clear()
+    assert store.content("fraud/.modelsync/v1.json") == hidden
+    assert store.tidy("fraud:v1") == published.digest
+
+
+def _without(name: bytes) -> Callable[[Request, bytes], bytes]:
+    """Return what a listing is made into that leaves a name out."""
+
+    def rewrite(request: Request, xml: bytes) -> bytes:
+        is_list = request.operation == "ListObjectsV2"
+        return (
+            re.sub(rb"<Contents>(?:(?!</Contents>).)*?" + name + rb"</Key>.*?</Contents>", b"", xml) if is_list else xml
+        )
+
+    return rewrite
 
 
 def test_a_push_of_other_bytes_is_refused_by_a_claim_before_it_sends_anything(
