@@ -48,6 +48,11 @@ def test_every_class_has_a_section_and_no_other() -> None:
 
 
 @each_class
+def test_the_first_page_leads_to_a_section(kind: type) -> None:
+    assert f"(docs/operators.md#{kind.__name__.lower()})" in (ROOT / "README.md").read_text()
+
+
+@each_class
 def test_every_docstring_tells_of_every_argument(kind: type) -> None:
     told = described(kind)
     returned = told.pop("return")
