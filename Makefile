@@ -10,13 +10,13 @@ READY := $(VENV)/.ready
 # One environment for each version of Airflow with a requirements/airflow-VERSION.in, of what there was on its day.
 AIRFLOWS := $(patsubst requirements/airflow-%.in,%,$(wildcard requirements/airflow-*.in))
 # Tests that need nothing but Python.
-PLAIN := not mounts and not vendor and not s3 and not celery and not ui and not e2e
+PLAIN := not mounts and not mlflow and not vendor and not s3 and not celery and not ui and not e2e
 # What a change breaks most often: the core, the operators, and what the store in a directory promises as all do.
 FAST := tests/core tests/conformance tests/operators
 # Without byte code on disk each process of the tests would compile them again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast test-mounts test-machines bindfs test-s3 s3-table test-celery test-e2e test-ui ceph databases chromium screenshots test-vendors bench-transfer bench-s3 bench-polling check format lock wheel clean
+.PHONY: demo test test-fast test-mounts test-machines bindfs test-s3 s3-table test-celery test-e2e test-ui ceph databases chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-polling check format lock wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -82,6 +82,10 @@ screenshots: $(READY) chromium
 test-vendors: $(READY) $(VENDORS:%=.venv-vendors/%/.ready)
 	$(BIN)/python -m pytest -m vendor tests/vendors $(PYTEST_ARGS)
 
+# MLflow's own servers of two generations, and its own client.
+test-mlflow: $(READY) .venv-mlflow/3/.ready .venv-mlflow/2/.ready
+	$(BIN)/python -m pytest -m mlflow tests/mlflow_servers tests/conformance $(PYTEST_ARGS)
+
 # Minutes long, and for a quiet machine. Needs nginx, curl and openssl.
 bench-transfer: $(READY)
 	$(BIN)/python benchmarks/transfer.py
@@ -111,7 +115,7 @@ wheel: $(READY)
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist .
 
 clean:
-	rm -rf $(VENV) .venv-vendors .venv-s3 .demo dist
+	rm -rf $(VENV) .venv-vendors .venv-s3 .venv-mlflow .demo dist
 
 # One environment for everything, exactly as locked. uv is only the faster installer.
 $(READY): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
@@ -134,6 +138,12 @@ $(READY): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
 	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes $<
 	$(BIN)/uv pip install --quiet --python $(@D)/bin/python --no-deps --no-build-isolation --editable .
 	$(BIN)/uv pip check --quiet --python $(@D)/bin/python
+	touch $@
+
+# MLflow's servers of each generation, with its client.
+.venv-mlflow/%/.ready: requirements/mlflow-%.txt | $(READY)
+	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes $<
 	touch $@
 
 # Servers that speak S3.

@@ -29,7 +29,7 @@ from airflow_provider_modelsync.core.registries.wallaroo.registry import Wallaro
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.verbs.drive import async_driver_for, driver_for
 from tests.docs.skeleton import registry_module
-from tests.services import docker_registry
+from tests.services import docker_registry, mlflow
 from tests.services.ceph_rgw import rgw
 from tests.services.moto_server import own_clock, running_moto
 from tests.services.s3 import S3Service
@@ -274,6 +274,18 @@ def _mlflow(generation: int, storage: str) -> Callable[[Path], AbstractContextMa
     return open_stand_in
 
 
+def _mlflow_server(kind: str) -> Callable[[Path], AbstractContextManager[RegistryUnderTest]]:
+    """Return how to open a real server."""
+
+    @contextmanager
+    def open_server(scratch: Path) -> Iterator[RegistryUnderTest]:
+        server = mlflow.shared(kind)
+        server.empty()
+        yield mlflow_under_test(server.url, lambda: server.ask("GET", "/api/2.0/mlflow/model-versions/search"))
+
+    return open_server
+
+
 def mlflow_under_test(url: str, trace: Callable[[], Any]) -> RegistryUnderTest:
     """Return an MLflow server as the tests need it."""
     return RegistryUnderTest(
@@ -327,6 +339,9 @@ PROVIDERS = {
     "mlflow": Provider(MLflow, _mlflow(3, "local")),
     "mlflow-s3": Provider(MLflow, _mlflow(3, "s3")),
     "mlflow-2": Provider(MLflow, _mlflow(2, "local")),
+    "mlflow-server": Provider(MLflow, _mlflow_server("local"), (pytest.mark.mlflow,)),
+    "mlflow-server-bucket": Provider(MLflow, _mlflow_server("bucket"), (pytest.mark.mlflow,)),
+    "mlflow-server-2": Provider(MLflow, _mlflow_server("local-2"), (pytest.mark.mlflow,)),
     "pieces": Provider(Pieces, _pieces),
     "oci-distribution": Provider(OCIRegistry, _distribution, (docker_registry.needs_registry,)),
     "huggingface": Provider(HuggingFaceHub, _huggingface),

@@ -25,6 +25,7 @@ from urllib.parse import quote, unquote
 
 from tests.standins.http_server import (
     Answer,
+    BadBody,
     FileSlice,
     Handler,
     Json,
@@ -493,7 +494,10 @@ class MLflowStandIn(StandIn):
                     raise Refusal(text_answer(500, "Internal Server Error")) from None
                 return Answer(200)
             case "DELETE":
-                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+                if target.is_dir():
+                    shutil.rmtree(target, ignore_errors=True)  # another may be at it
+                else:
+                    target.unlink(missing_ok=True)
                 return json_answer(200, {})
         is_head, is_plain = request.method == "HEAD", self.storage == "local" and self.generation == 3
         if target.is_dir():
@@ -535,12 +539,13 @@ class MLflowStandIn(StandIn):
     def _listing(self, path: str) -> list[Json]:
         directory = self._local(path)
         entries: list[Json] = []
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            for entry in sorted(directory.iterdir()):
-                if entry.name.startswith(".part-"):
-                    continue
-                size = {} if entry.is_dir() or not entry.stat().st_size else {"file_size": entry.stat().st_size}
-                entries.append({"path": entry.name, "is_dir": entry.is_dir(), **size})
+        found = sorted(directory.iterdir()) if directory.is_dir() else []
+        for entry in found:
+            if not entry.name.startswith(".part-"):
+                with contextlib.suppress(FileNotFoundError):  # removed a moment ago
+                    size = 0 if entry.is_dir() else entry.stat().st_size
+                    told = {"file_size": size} if size else {}
+                    entries.append({"path": entry.name, "is_dir": entry.is_dir(), **told})
         return entries
 
     def _local(self, path: str) -> Path:
@@ -608,8 +613,9 @@ class MLflowStandIn(StandIn):
 
 class _Handler(Handler):
     def drain(self) -> None:
-        for _ in self.body():
-            pass
+        with contextlib.suppress(BadBody):
+            for _ in self.body():
+                pass
 
 
 def _etag(content: bytes) -> str:

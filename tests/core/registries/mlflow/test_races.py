@@ -1,0 +1,274 @@
+"""Pushes that are killed, given up, or met by others: a version never lacks its bytes."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import pytest
+
+from airflow_provider_modelsync.core.archive.digest import digest_directory, read_tree
+from airflow_provider_modelsync.core.errors import BeginAgain, ModelNotFound, RegistryUnavailable
+from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver
+from airflow_provider_modelsync.core.models import ModelRef, Query
+from airflow_provider_modelsync.core.registries.mlflow.registry import MLflow
+from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.transfer.plan import PushRequest
+from airflow_provider_modelsync.core.transfer.upload import upload
+from airflow_provider_modelsync.core.verbs.drive import driver_for, mover_for
+from tests.conformance.bench import Bench
+from tests.conformance.registries import mlflow_under_test
+from tests.core.processes import at_once
+from tests.core.registries.mlflow.conftest import FILES, NAME, holders
+from tests.core.stores import snapshot, write_tree
+from tests.standins.http_server import Answer, LoseAnswer, Refusal, Request, Respond, text_answer
+from tests.standins.mlflow import MLflowStandIn
+from tests.support.steps import some_of
+
+Worker = Callable[..., Bench]
+
+
+class Deadly(MLflowStandIn):
+    """Kills its client at one of its requests: before what was asked for is done, or after."""
+
+    victim = 0
+    left = 0
+    does_it = True
+
+    def answer(self, request: Request, body: Iterator[bytes]) -> Answer:
+        if self.victim:
+            self.left -= 1
+            if self.left == 0:
+                victim, self.victim = self.victim, 0
+                try:
+                    return super().answer(request, body) if self.does_it else text_answer(500, "")
+                finally:
+                    os.kill(victim, signal.SIGKILL)
+        return super().answer(request, body)
+
+    def kills(self, work: Callable[[], Any], *, at: int, does_it: bool) -> bool:
+        """Do work in a process that is killed at its n-th request; return whether it came that far."""
+        wait, go = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.read(wait, 1)
+            try:
+                work()
+            finally:
+                os._exit(0)
+        self.left, self.does_it, self.victim = at, does_it, pid
+        os.close(wait)
+        os.write(go, b"g")
+        os.close(go)
+        _, status = os.waitpid(pid, 0)
+        self.victim = 0
+        return os.WIFSIGNALED(status)
+
+
+def whole(worker: Worker, source: Path) -> list[str]:
+    """Return the versions, each of which must come back as it was pushed."""
+    bench = worker()
+    versions = bench.ready_versions(NAME)
+    for version in versions:
+        target = bench.target()
+        bench.pull(f"{NAME}:{version}", target)
+        assert snapshot(target) == snapshot(source)
+    return versions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("generation", [3, 2])
+@pytest.mark.parametrize("does_it", [True, False], ids=["after", "before"])
+def test_a_push_that_is_killed_at_any_request_leaves_no_version_without_its_bytes_and_the_next_goes_on(
+    tmp_path: Path, source: Path, generation: int, does_it: bool, request: pytest.FixtureRequest
+) -> None:
+    for at in some_of(count(1)):
+        with Deadly(tmp_path / f"server-{at}", generation=generation) as server:
+            worker = _worker_of(server, tmp_path / f"workers-{at}")
+            came_that_far = server.kills(
+                lambda worker=worker: worker().push(source, NAME, control=Control(workers=1)), at=at, does_it=does_it
+            )
+            assert len(whole(worker, source)) <= 1
+            again = worker().push(source, NAME)
+            assert again.digest == digest_directory(source)
+            assert whole(worker, source) == [again.version]
+            assert len(holders(server)) == 1
+        if not came_that_far:
+            assert at > 12
+            return
+
+
+def _worker_of(server: MLflowStandIn, scratch: Path) -> Worker:
+    scratch.mkdir()
+
+    def make() -> Bench:
+        own = Path(mkdtemp(dir=scratch))  # also in a process that is forked from this one
+        return Bench(mlflow_under_test(server.url, lambda: 0), own)
+
+    return make
+
+
+@pytest.mark.slow
+def test_a_delete_that_is_killed_at_any_request_leaves_no_version_without_its_bytes(
+    tmp_path: Path, source: Path
+) -> None:
+    for at in some_of(count(1)):
+        with Deadly(tmp_path / f"server-{at}") as server:
+            worker = _worker_of(server, tmp_path / f"workers-{at}")
+            pushed = worker().push(source, NAME)
+            bench = worker()
+            came_that_far = server.kills(
+                lambda bench=bench, ref=pushed.ref: bench.run(lambda registry: registry.delete(registry.parse(ref))),
+                at=at,
+                does_it=True,
+            )
+            whole(worker, source)
+            assert worker().push(source, NAME).digest == pushed.digest
+            assert len(whole(worker, source)) == 1
+        if not came_that_far:
+            return
+
+
+def test_ten_pushers_of_the_same_bytes_end_in_one_version(server: MLflowStandIn, worker: Worker, source: Path) -> None:
+    benches = [worker() for _ in range(10)]
+    results = at_once(*[lambda bench=bench: bench.push(source, NAME) for bench in benches])
+
+    assert {result.ref for result in results} == {f"{NAME}:{results[0].version}"}
+    assert whole(worker, source) == [results[0].version]
+    assert len(holders(server)) == 1
+    assert {path.split("/artifacts/")[0] for path in server.files()} == {
+        path.split("/artifacts/")[0] for path in server.files() if holders(server)[0] in path
+    }
+
+
+def test_ten_pushers_of_different_bytes_end_in_ten_versions(
+    server: MLflowStandIn, worker: Worker, tmp_path: Path
+) -> None:
+    sources = [write_tree(tmp_path / str(number), {"w": b"%d" % number}) for number in range(10)]
+    benches = [worker() for _ in sources]
+    pairs = zip(benches, sources, strict=True)
+    results = at_once(*[lambda bench=bench, source=source: bench.push(source, NAME) for bench, source in pairs])
+
+    assert sorted(int(result.version) for result in results) == list(range(1, 11))
+    assert [result.digest for result in results] == [digest_directory(source) for source in sources]
+
+
+class Stepped:
+    """A flow that takes a step at a time."""
+
+    def __init__(self, flow: Flow[Any], driver: SyncDriver) -> None:
+        self._flow = flow
+        self._driver = driver
+        self._step: Any = None
+        self.is_over = False
+        self.error: BaseException | None = None
+
+    def go_on(self) -> None:
+        try:
+            if self._step is None:
+                self._step = next(self._flow)
+                return
+            try:
+                result = self._driver.run(_only(self._step))
+            except Exception as error:
+                self._step = self._flow.throw(error)
+            else:
+                self._step = self._flow.send(result)
+        except StopIteration:
+            self.is_over = True
+        except Exception as error:
+            self.is_over, self.error = True, error
+
+
+def _only(step: Any) -> Flow[Any]:
+    return (yield step)
+
+
+def sent(registry: MLflow, driver: SyncDriver, source: Path) -> Any:
+    """Plan a push and send its files; return the plan."""
+    tree = read_tree(source)
+    plan = driver.run(registry.plan_push(PushRequest(ref=ModelRef(name=NAME), source=tree)))
+    control = Control(workers=1)
+    assert plan.way is not None
+    upload(plan.way, tree, control, driver, mover_for(registry, control))
+    return plan
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whoever_gives_up_what_another_push_has_joined_takes_no_version_s_bytes(
+    server: MLflowStandIn, worker: Worker, source: Path, seed: int
+) -> None:
+    order = random.Random(seed)
+    one, two = worker().registry, worker().registry
+    assert isinstance(one, MLflow)
+    assert isinstance(two, MLflow)
+    with driver_for(one, None) as first, driver_for(two, None) as second:
+        plan, joined = sent(one, first, source), sent(two, second, source)
+        assert plan.holder == joined.holder
+        giving_up = Stepped(one.abort_push(plan, RegistryUnavailable("given up")), first)
+        finishing = Stepped(two.finish_push(joined), second)
+        while not (giving_up.is_over and finishing.is_over):
+            order.choice([one for one in (giving_up, finishing) if not one.is_over]).go_on()
+
+    assert giving_up.error is None
+    # It begins again when it finds what it has sent given up, or gone.
+    assert isinstance(finishing.error, BeginAgain | RegistryUnavailable | None)
+    assert len(whole(worker, source)) == (0 if finishing.error else 1)
+    assert worker().push(source, NAME).digest == digest_directory(source)
+
+
+def test_a_push_that_fails_for_good_leaves_nothing_behind(server: MLflowStandIn, ml: Bench, source: Path) -> None:
+    server.fault("PUT", "weights.bin$", Respond(403, b"Permission denied"), times=None)
+    with pytest.raises(Exception, match="Permission denied"):
+        ml.push(source, NAME)
+    assert holders(server) == []
+    assert server.files() == {}
+    assert server.versions(NAME) == []
+
+
+def test_the_next_try_sends_what_is_missing(server: MLflowStandIn, worker: Worker, source: Path) -> None:
+    server.fault("PUT", "weights.bin$", Respond(503), times=None)
+    with pytest.raises(RegistryUnavailable):
+        worker().push(source, NAME, control=Control(workers=1))
+    server.faults.clear()
+    server.requests.clear()
+    stats = worker().push(source, NAME).transfer
+    assert stats is not None
+    assert stats.sent_bytes >= 7000
+    assert stats.resumed_bytes + stats.sent_bytes == sum(map(len, FILES.values()))
+    assert server.count("PUT", "weights.bin$") == 1
+    assert len(holders(server)) == 1
+
+
+def test_an_answer_that_is_lost_makes_no_second_version(server: MLflowStandIn, ml: Bench, source: Path) -> None:
+    server.fault("POST", "model-versions/create$", LoseAnswer())
+    assert ml.push(source, NAME).version == "1"
+    assert len(server.versions(NAME)) == 1
+
+
+def test_an_upload_whose_answer_is_lost_is_not_sent_again(server: MLflowStandIn, ml: Bench, source: Path) -> None:
+    """A gateway's 504 may come after the server has stored all of it."""
+
+    def answered_late(request: Request, body: Iterator[bytes]) -> Answer:
+        answer = MLflowStandIn.answer(server, request, body)
+        if request.method == "PUT" and request.path.endswith("weights.bin"):
+            raise Refusal(text_answer(504, "<html>gateway time-out</html>"))
+        return answer
+
+    server._servers[0].answer = answered_late
+    ml.push(source, NAME)
+    assert server.count("PUT", "weights.bin$") == 1
+
+
+def test_a_model_that_vanishes_is_not_found(server: MLflowStandIn, ml: Bench, source: Path) -> None:
+    pushed = ml.push(source, NAME)
+    server.models.clear()
+    with pytest.raises(ModelNotFound):
+        ml.get(pushed.ref)
+    assert ml.run(lambda registry: registry.list_versions(NAME, Query())) == []

@@ -1,0 +1,177 @@
+"""Real MLflow tracking servers, in environments of their own, each in one process on a free port of 127.0.0.1."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import subprocess
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from tests.services.docker_registry import free_port
+from tests.services.moto_server import running_moto
+from tests.services.s3 import S3Service
+
+ROOT = Path(__file__).parents[2]
+ADMIN, PASSWORD = "admin", "secret-of-tests-3f9a"
+BUCKET = "mlflow"
+_PATIENCE = 300  # seconds that a server may take to start beside other work
+
+# What each is started with: the generation of its environment, the application, and what its environment says.
+_SERVING = {"_MLFLOW_SERVER_SERVE_ARTIFACTS": "true", "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/"}
+_IN_BUCKET = {"_MLFLOW_SERVER_ARTIFACT_DESTINATION": f"s3://{BUCKET}/proxied"}
+_APP = "mlflow.server.fastapi_app:app"
+KINDS: dict[str, tuple[int, tuple[str, ...], dict[str, str]]] = {
+    "local": (3, (_APP,), _SERVING),
+    "bucket": (3, (_APP,), {**_SERVING, **_IN_BUCKET}),
+    "direct": (3, (_APP,), {"_MLFLOW_SERVER_ARTIFACT_ROOT": f"s3://{BUCKET}/direct"}),
+    "workspaces": (3, (_APP,), {**_SERVING, "MLFLOW_ENABLE_WORKSPACES": "true"}),
+    "login": (3, ("--factory", "mlflow.server.auth:create_app"), _SERVING),
+    "local-2": (2, ("mlflow.server:app",), _SERVING),
+    "bucket-2": (2, ("mlflow.server:app",), {**_SERVING, **_IN_BUCKET}),
+}
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """A running server.
+
+    :param url: where it answers.
+    :param generation: 2 or 3.
+    :param directory: where it keeps what it has.
+    :param s3: the storage behind it, if there is one.
+    """
+
+    url: str
+    generation: int
+    directory: Path
+    s3: S3Service | None
+
+    @property
+    def python(self) -> Path:
+        """The interpreter of its environment, which has the client, too."""
+        return python_of(self.generation)
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
+        """Make a plain call, as no client of ours does; return the answer's JSON."""
+        content = None if body is None else json.dumps(body).encode()
+        named = {"Content-Type": "application/json", **{name.replace("_", "-"): text for name, text in headers.items()}}
+        request = Request(f"{self.url}{path}", content, named, method=method)
+        with urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read() or b"{}")
+
+    def empty(self) -> None:
+        """Remove all registered models."""
+        found = self.ask("GET", "/api/2.0/mlflow/registered-models/search?max_results=1000")
+        for model in found.get("registered_models", ()):
+            self.ask("DELETE", "/api/2.0/mlflow/registered-models/delete", {"name": model["name"]})
+
+    def client_env(self) -> dict[str, str]:
+        """What the vendor's client needs in its environment."""
+        return {
+            **_QUIET,
+            **_aws(self.s3),
+            "MLFLOW_TRACKING_URI": self.url,
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.directory),
+        }
+
+
+_QUIET = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+def python_of(generation: int) -> Path:
+    """Return the interpreter of the environment that has a generation of MLflow."""
+    found = ROOT / ".venv-mlflow" / str(generation) / "bin" / "python"
+    if not found.exists():
+        raise RuntimeError("there is no environment with MLflow: start these tests with `make test-mlflow`")
+    return found
+
+
+@cache
+def shared(kind: str) -> Tracking:
+    """Return a server of a kind that the whole process uses."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(_Running(kind))
+
+
+class _Running:
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def __enter__(self) -> Tracking:
+        generation, application, facts = KINDS[self._kind]
+        directory, port = Path(mkdtemp(prefix="modelsync-mlflow-")), free_port()
+        s3 = None
+        if f"s3://{BUCKET}" in " ".join(facts.values()):
+            s3 = self._bucket()
+        environment = {
+            **_QUIET,
+            **_aws(s3),
+            "PATH": os.environ["PATH"],
+            "HOME": str(directory),
+            "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{directory}/store.db",
+            "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(directory / "artifacts"),
+            "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": "any",
+            **facts,
+        }
+        command = [str(python_of(generation)), "-m"]
+        if generation == 3:
+            command += ["uvicorn", "--host", "127.0.0.1", "--port", str(port), "--log-level", "warning", *application]
+        else:
+            command += ["gunicorn", "--workers", "1", "--bind", f"127.0.0.1:{port}", *application]
+        self._log = directory / "log"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(command, cwd=directory, env=environment, stdout=log, stderr=log)
+        server = Tracking(f"http://127.0.0.1:{port}", generation, directory, s3)
+        self._wait_for(server)
+        return server
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+    def _bucket(self) -> S3Service:
+        with running_moto() as s3:
+            s3.client().create_bucket(Bucket=BUCKET)
+            return s3
+
+    def _wait_for(self, server: Tracking) -> None:
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                raise RuntimeError(f"the server has ended: {self._log.read_text()[-2000:]}")
+            try:
+                with urlopen(f"{server.url}/health", timeout=60):
+                    return
+            except HTTPError:
+                raise
+            except OSError:
+                time.sleep(0.5)
+        raise RuntimeError(f"the server does not answer: {self._log.read_text()[-2000:]}")
+
+
+def _aws(s3: S3Service | None) -> dict[str, str]:
+    if s3 is None:
+        return {}
+    return {
+        "MLFLOW_S3_ENDPOINT_URL": s3.endpoint,
+        "AWS_ACCESS_KEY_ID": s3.access_key,
+        "AWS_SECRET_ACCESS_KEY": s3.secret_key,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
