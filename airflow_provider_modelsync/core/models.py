@@ -528,6 +528,11 @@ class Query(_Value):
         chosen = {**wanted, **(labels or {})}
         return cls(words=tuple(words), labels=chosen, either=tuple(either), facts=asked, sort=sort)
 
+    @property
+    def asks_for_labels(self) -> bool:
+        """Whether labels decide at all."""
+        return bool(self.labels or self.either)
+
     def matches_name(self, name: str) -> bool:
         """Whether the name holds every word, and fits a glob where there are any."""
         return all(word in name for word in self.words) and self._is_named(name)

@@ -351,10 +351,14 @@ def test_labels_are_kept(bench: Bench) -> None:
 def test_labels_choose_among_versions(bench: Bench, run: Run) -> None:
     labelled = bench.publish("one", bench.model(0), labels={"stage": "prod"})
     bench.publish("two", bench.model(1), labels={"stage": "dev"})
-    query = Query.parse("label:stage=prod")
-    assert run(lambda registry: registry.get(registry.parse(bench.name), query)).ref == labelled.ref
-    for flow in (lambda r: r.list_versions(bench.name, query), lambda r: r.list_models(query)):
-        assert [version.ref for version in run(flow)] == [labelled.ref]
+    for query in (Query.parse("label:stage=prod"), Query.parse("label:stage=prod,test")):
+        assert run(lambda registry, query=query: registry.get(registry.parse(bench.name), query)).ref == labelled.ref
+        for flow in (
+            lambda r, query=query: r.list_versions(bench.name, query),
+            lambda r, query=query: r.list_models(query),
+            lambda r, query=query: r.list_all(query),
+        ):
+            assert [version.ref for version in run(flow)] == [labelled.ref]
     with pytest.raises(ModelNotFound):
         run(lambda registry: registry.get(registry.parse(bench.name), Query.parse("label:stage=test")))
 

@@ -181,7 +181,7 @@ class MLflow(Registry, Aliases):
             return None
         # The newest come first, so the first page that holds a match decides. Most often its first entry is one.
         token: str | None = None
-        size = _PAGE if query.labels else 1
+        size = _PAGE if query.asks_for_labels else 1
         while True:
             page = yield from self._page(name, "DESC", token, size)
             for record in page.model_versions:
@@ -203,7 +203,7 @@ class MLflow(Registry, Aliases):
         return sorted(chosen, key=_number, reverse=True)
 
     def list_models(self, query: Query) -> Flow[list[ModelVersion]]:
-        if query.labels:  # the newest version that has them need not be the newest one
+        if query.asks_for_labels:  # the newest version that has them need not be the newest one
             records = yield from self._versions({"max_results": _PAGE}, "listing the versions of all models")
             versions = [record.shown() for record in records]
         else:

@@ -499,7 +499,7 @@ def _called(models: Iterable[PiecesModel], name: str) -> list[PiecesModel]:
 
 def _chosen(models: Iterable[PiecesModel], query: Query) -> list[PiecesModel]:
     """Return the models that a query chooses, newest first; none has labels."""
-    chosen = [model for model in models if query.matches_name(model.label) and not (query.labels or query.either)]
+    chosen = [model for model in models if query.matches_name(model.label) and not query.asks_for_labels]
     return sorted(chosen, key=lambda model: (model.created or _NEVER, model.version), reverse=True)
 
 
