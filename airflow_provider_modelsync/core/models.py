@@ -142,12 +142,18 @@ class ModelReference(_Value):
     :param model_id: what they are called there.
     :param revision: which state of them.
     :param url: where to look at them.
+    :param endpoint: the server that has them, where it is not the registry's usual one.
+    :param include: patterns of the files that are meant, as that registry takes them; without any, all are.
+    :param exclude: patterns of those that are not.
     """
 
     registry: str
     model_id: str | None = None
     revision: str | None = None
     url: str | None = None
+    endpoint: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         revision = f", revision {self.revision}" if self.revision else ""

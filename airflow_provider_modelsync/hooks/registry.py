@@ -12,7 +12,7 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
@@ -349,6 +349,7 @@ class RegistryHook(BaseHook, ABC):
         threads: Threads | None = None,
         part_size_mib: PartSize | None = None,
         on_reference: OnReference = "fail",
+        reference_conn_id: Text | None = None,
     ) -> PulledModel:
         """Pull a model.
 
@@ -368,13 +369,19 @@ class RegistryHook(BaseHook, ABC):
         :param part_size_mib: MiB in a piece that a large file comes down in; 16 when left out.
         :param on_reference: what becomes of a version that only points elsewhere: ``"fail"``, or ``"skip"``: then
             there is nothing to pull, and no path.
+        :param reference_conn_id: the connection to the registry that such a version points to: it is pulled from there.
         :raises ModelNotFound: when no ready version is chosen.
         :raises TargetExists: when the target holds something else.
         :raises DigestMismatch: when the stored bytes are not those that were pushed.
         """
-        from airflow_provider_modelsync.core.verbs.pull import pull
+        from airflow_provider_modelsync.core.verbs.pull import Referred, pull
 
-        with self._named(model), self._session(threads) as (registry, driver):
+        with self._named(model), self._session(threads) as (registry, driver), ExitStack() as stack:
+            referred = None
+            if reference_conn_id:
+                other = get_registry_hook(reference_conn_id)
+                other.cancel_token = self.cancel_token
+                referred = Referred(*stack.enter_context(other._session(threads)))
             control = self._control(registry, f"pulling {model}", checkpoint, part_size_mib)
             with measured("pull", control.tally, self._tags()) as note:
                 pulled = pull(
@@ -390,6 +397,7 @@ class RegistryHook(BaseHook, ABC):
                     include=include,
                     exclude=exclude,
                     on_reference=on_reference,
+                    referred=referred,
                 )
                 note(pulled.version.transfer)
             return pulled

@@ -222,6 +222,8 @@ class PullModelOperator(RegistryOperator):
     :param part_size_mib: MiB in a piece that a large file comes down in; 16 when left out (templated).
     :param on_reference: what becomes of a version that only points elsewhere, as BentoCloud's records of Hugging Face
         models do: ``"fail"``, or ``"skip"``: then there is nothing to pull, and no ``path`` (templated).
+    :param reference_conn_id: the connection to the registry that such a version points to: it is pulled from there
+        (templated).
     :param timeout: how long to wait for the system's own host, in seconds or as a timedelta (templated).
     :param poll_interval: seconds between two looks while waiting for it (templated).
     :param deferrable: wait for it in the triggerer instead of a worker slot. Give such a task a retry (templated).
@@ -247,6 +249,7 @@ class PullModelOperator(RegistryOperator):
         threads: Threads | None = None,
         part_size_mib: PartSize | None = None,
         on_reference: OnReference = "fail",
+        reference_conn_id: Text | None = None,
         timeout: Span = 6 * 3600,
         poll_interval: Seconds = DEFAULT_POLL_INTERVAL,
         deferrable: Flag = DEFERRABLE,
@@ -264,6 +267,7 @@ class PullModelOperator(RegistryOperator):
         self.threads = threads
         self.part_size_mib = part_size_mib
         self.on_reference = on_reference
+        self.reference_conn_id = reference_conn_id
         self.timeout = timeout
         self.poll_interval = poll_interval
         self.deferrable = deferrable
@@ -346,6 +350,7 @@ class PullModelOperator(RegistryOperator):
             threads=self.threads,
             part_size_mib=self.part_size_mib,
             on_reference=self.on_reference,
+            reference_conn_id=self.reference_conn_id,
         )
 
 

@@ -630,6 +630,7 @@ class BentoCloudStandIn(StandIn):
         *,
         endpoint: str = "https://huggingface.co",
         size_bytes: int = 440_449_768,
+        **facts: Any,
     ) -> tuple[str, str]:
         """A reference to a Hugging Face model, without content; returns its name and version."""
         identity: Json = {
@@ -643,7 +644,7 @@ class BentoCloudStandIn(StandIn):
         version = hashlib.md5(compact, usedforsecurity=False).hexdigest()
         name = model_id.lower().replace("/", "--")
         url = f"{endpoint}/{model_id}/tree/{revision}"
-        metadata = {"registry": "huggingface", **identity, "model_id": model_id, "url": url}
+        metadata = {"registry": "huggingface", **identity, "model_id": model_id, "url": url, **facts}
         self.seed(name, version, metadata=metadata, status="pending", size_bytes=size_bytes, framework="huggingface")
         return name, version
 

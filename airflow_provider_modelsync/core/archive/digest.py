@@ -27,6 +27,7 @@ from typing import Literal
 
 from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.archive.choice import EVERYTHING, Choice
+from airflow_provider_modelsync.core.archive.snapshots import Snapshot
 from airflow_provider_modelsync.core.errors import InvalidInput, SourceChanged, from_os_error
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.parallel import for_each
@@ -418,8 +419,11 @@ class _Scan:
             except (FileNotFoundError, NotADirectoryError) as error:
                 raise InvalidInput(f"{shown} does not exist", argument="source") from error
             if stat.S_ISDIR(facts.st_mode):
-                self._bounds = _bounds_of(self.root)
+                snapshot = Snapshot.around(self.root)
+                self._bounds = [self.root, *(snapshot.bounds if snapshot else ())]
                 self._walk_from(os.open(self.root, _DIRECTORY), "")
+                if snapshot:
+                    snapshot.require_whole({path: stamp.size for path, stamp in self.stamps.items()}, choice)
             else:
                 _require_regular(os.fspath(source), facts)
                 self._add_single(source.name, facts)
@@ -504,16 +508,6 @@ class _Scan:
             raise InvalidInput(f"{link} to a directory; only links to files are followed", argument="source")
         self.places[path] = place
         return facts
-
-
-def _bounds_of(root: str) -> list[str]:
-    """Return the directories that links in a source may lead into."""
-    bounds = [root]
-    for place in (Path(root), *Path(root).parents):
-        repository = place.parent.parent
-        if place.parent.name == "snapshots" and repository.name.startswith("models--"):
-            bounds.append(os.fspath(repository))  # of a Hugging Face cache, with the files that its snapshots share
-    return bounds
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from airflow_provider_modelsync.core.archive.choice import Choice
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelNotFound, ModelSyncError, NotSupported
 from airflow_provider_modelsync.core.flow.steps import Flow, Policy, send_once
-from airflow_provider_modelsync.core.models import Alias, ModelRef, ModelVersion, Query
+from airflow_provider_modelsync.core.models import Alias, ModelRef, ModelReference, ModelVersion, Query
 from airflow_provider_modelsync.core.settings import RegistrySettings
 
 if TYPE_CHECKING:
@@ -267,6 +267,13 @@ class Registry(ABC):
     def plan_pull(self, version: ModelVersion) -> Flow[DownloadPlan]:
         """Say how a version's bytes come down."""
         raise self.not_supported(Capability.PULL)
+
+    def referred(self, reference: ModelReference) -> ModelRef:
+        """Return the exact version here that another registry's record points to.
+
+        :raises InvalidInput: when it does not point here, or to nothing exact.
+        """
+        raise InvalidInput(f"{reference} is not in {self.title}", argument="reference_conn_id")
 
     def with_hashes(self, plan: DownloadPlan) -> Flow[DownloadPlan]:
         """Return a plan with the hashes of all its files, where the system does not tell them all.

@@ -29,6 +29,7 @@ from airflow_provider_modelsync.core.errors import (
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
 from airflow_provider_modelsync.core.models import (
     ModelRef,
+    ModelReference,
     ModelVersion,
     Patience,
     PulledModel,
@@ -65,6 +66,7 @@ def pull(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     on_reference: str = "fail",
+    referred: Referred | None = None,
 ) -> PulledModel:
     """Bring a model onto this machine, or onto the system's own host where that is what it offers.
 
@@ -86,6 +88,7 @@ def pull(
     :param exclude: patterns of those that are not.
     :param on_reference: what becomes of a version that only points elsewhere: ``"fail"``, or ``"skip"``, which leaves
         the target alone and returns no path.
+    :param referred: where such a version is pulled from instead.
     :raises InvalidInput: when a target is needed and missing, or no file is chosen.
     :raises NotSupported: when there is one, and the system gives out no models.
     :raises TargetExists: when the target holds something else.
@@ -101,6 +104,10 @@ def pull(
     version = driver.run(registry.get(ref, query))
     if not version.ready:
         raise ModelNotFound(f"{version.ref} cannot be pulled: its status is {version.status}")
+    if version.reference is not None and referred is not None:
+        if not choice.is_all:
+            raise InvalidInput(f"the record of {version.ref} chooses its files by itself", argument="include")
+        return _follow(version, version.reference, referred, place, control, force=force, verify=verify)
     if version.reference is not None and on_reference == "skip":
         log.info("%s only points to %s: there is nothing to pull", version.ref, version.reference)
         return PulledModel(path=None, version=version.moved(TransferStats(skipped=True)), is_elsewhere=True)
@@ -146,6 +153,50 @@ def pull(
         raise from_os_error(error, f"writing {place}", argument="target") from error
     log.info("pulled %s into %s", version.ref, place)
     return done(stats, digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Referred:
+    """The registry that has what another one's records point to.
+
+    :param registry: the registry.
+    :param driver: runs its flows.
+    """
+
+    registry: Registry
+    driver: SyncDriver
+
+
+def _follow(
+    version: ModelVersion,
+    reference: ModelReference,
+    referred: Referred,
+    place: Path,
+    control: Control,
+    *,
+    force: bool,
+    verify: bool,
+) -> PulledModel:
+    """Pull what a record points to, exactly that and nothing else."""
+    ref = referred.registry.referred(reference)
+    log.info("%s points to %s: it is pulled from there", version.ref, reference)
+    pulled = pull(
+        referred.registry,
+        referred.driver,
+        ref,
+        place,
+        control,
+        query=Query(),
+        force=force,
+        verify=verify,
+        include=reference.include or None,
+        exclude=reference.exclude or None,
+    )
+    size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+    if version.size_bytes not in (None, 0, size):
+        log.warning("the record of %s says %d bytes, and %s has %d", version.ref, version.size_bytes, ref, size)
+    told = version.model_copy(update={"digest": pulled.digest, "transfer": pulled.version.transfer})
+    return PulledModel(path=place, version=told, digest=pulled.digest)
 
 
 @dataclass

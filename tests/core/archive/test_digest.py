@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import mmap
 import os
 import random
@@ -298,6 +299,37 @@ def test_a_snapshot_of_a_hugging_face_cache_is_read_as_the_files_that_it_shows(t
     (tmp_path / "current").symlink_to(commit, target_is_directory=True)
     assert digest_directory(tmp_path / "current") == digest_directory(plain)
     assert [file.path for file in read_tree(commit / "onnx", follow_links="inside").files] == ["model.onnx"]
+
+
+def test_a_snapshot_shares_files_with_other_models_of_its_cache_and_with_nobody_else(tmp_path: Path) -> None:
+    commit = snapshot_in_a_cache(tmp_path)
+    write_tree(tmp_path, {"blobs/40/4008": b"shared", "models--org--other/blobs/x": b"not this model's"})
+    (commit.parent.parent / "blobs" / "ghi").symlink_to("../../blobs/40/4008")
+    (commit / "shared.bin").symlink_to("../../blobs/ghi")
+    tree = read_tree(commit, follow_links="inside")
+    assert bytes(tree.read("shared.bin", 0, 6)) == b"shared"
+    (commit / "other").symlink_to("../../../models--org--other/blobs/x")
+    with pytest.raises(InvalidInput, match="leads out of the source"):
+        read_tree(commit, follow_links="inside")
+
+
+def test_a_snapshot_that_lacks_files_is_refused_unless_they_are_not_meant(tmp_path: Path) -> None:
+    commit = snapshot_in_a_cache(tmp_path)
+    sizes = {".gitattributes": 5, "config.json": 2, "onnx/model.onnx": 1000, "onnx/more.onnx": 7}
+    tree = {"format_version": 1, "files": {path: {"size": size, "blob_id": "x"} for path, size in sizes.items()}}
+    listing = write_tree(commit.parent.parent, {"trees/0123.json": json.dumps(tree).encode()}) / "trees/0123.json"
+    for source in (commit, commit / "onnx"):
+        with pytest.raises(
+            InvalidInput, match=r"only some files of org/name:0123: 'onnx/more.onnx' is missing, or cut"
+        ):
+            read_tree(source, follow_links="inside")
+    chosen = read_tree(commit, follow_links="inside", choice=Choice(exclude=["more.onnx"]))
+    assert [file.path for file in chosen.files] == ["config.json", "onnx/model.onnx"]
+    (commit.parent.parent / "blobs" / "def").write_bytes(b"{")
+    with pytest.raises(InvalidInput, match=r"'config.json' is missing, or cut"):
+        read_tree(commit, follow_links="inside", choice=Choice(exclude=["more.onnx"]))
+    listing.write_bytes(b"no JSON")  # nothing tells, then
+    assert len(read_tree(commit, follow_links="inside").files) == 2
 
 
 OUTSIDE: dict[str, tuple[str, str]] = {

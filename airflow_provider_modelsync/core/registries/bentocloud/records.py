@@ -126,8 +126,15 @@ class ModelRecord(UploadRecord):
         registry = facts.get("registry")
         if not isinstance(registry, str) or registry in ("", "bentoml"):
             return None
-        known = {key: str(facts[key]) for key in ("model_id", "revision", "url") if facts.get(key)}
-        return ModelReference(registry=registry, **known)
+        known = {key: str(facts[key]) for key in ("model_id", "revision", "url", "endpoint") if facts.get(key)}
+        patterns = {key: _patterns_in(facts.get(key)) for key in ("include", "exclude")}
+        return ModelReference(registry=registry, **known, **patterns)
+
+
+def _patterns_in(value: Any) -> tuple[str, ...]:
+    """Return patterns of a record, which may be one or several."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return tuple(str(one) for one in values if one)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,12 +22,23 @@ from airflow_provider_modelsync.core.errors import InvalidInput, ModelNotFound, 
 from airflow_provider_modelsync.core.flow.forks import Lock
 from airflow_provider_modelsync.core.flow.steps import Flow, Policy
 from airflow_provider_modelsync.core.http.policy import RequestPolicy, read_json
-from airflow_provider_modelsync.core.models import LATEST, NOBODY, Alias, ModelRef, ModelVersion, Query, VersionStatus
+from airflow_provider_modelsync.core.models import (
+    LATEST,
+    NOBODY,
+    Alias,
+    ModelRef,
+    ModelReference,
+    ModelVersion,
+    Query,
+    VersionStatus,
+)
+from airflow_provider_modelsync.core.redact import excerpt
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
 from airflow_provider_modelsync.core.registries.capabilities import Aliases, moved
 from airflow_provider_modelsync.core.registries.huggingface.api import (
     ATTRIBUTES,
     COMMIT,
+    DEFAULT_HOST,
     MAIN,
     Commit,
     GitRef,
@@ -45,7 +56,7 @@ from airflow_provider_modelsync.core.registries.huggingface.files import (
 )
 from airflow_provider_modelsync.core.registries.huggingface.patterns import HubPatterns
 from airflow_provider_modelsync.core.registries.huggingface.push import Change, CommitPlan, Pushes, PushOptions
-from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.settings import RegistrySettings, base_url
 from airflow_provider_modelsync.core.transfer.plan import Blob, DownloadPlan, PushRequest, PutBlobs, UploadPlan
 
 log = logging.getLogger("modelsync")
@@ -349,6 +360,20 @@ class HuggingFaceHub(Registry, Aliases):
 
     def with_hashes(self, plan: DownloadPlan) -> Flow[DownloadPlan]:
         return with_hashes(self._hub, plan)
+
+    def referred(self, reference: ModelReference) -> ModelRef:
+        here, there = self.base_url, reference.endpoint or DEFAULT_HOST
+        if reference.registry != "huggingface" or not reference.model_id:
+            return super().referred(reference)
+        if base_url(there, None) != here:
+            raise InvalidInput(
+                f"{reference} is at {excerpt(there)}, and this connection leads to {here}", argument="reference_conn_id"
+            )
+        if not COMMIT.fullmatch(reference.revision or ""):
+            raise InvalidInput(f"{reference} names no commit", argument="model")
+        ref = ModelRef(name=reference.model_id, version=reference.revision)
+        self.check(ref)
+        return ref
 
     # What is asked
 

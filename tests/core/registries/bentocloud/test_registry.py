@@ -882,6 +882,7 @@ class TestReference:
             model_id="Google-BERT/bert",
             revision="a" * 40,
             url=f"https://huggingface.co/Google-BERT/bert/tree/{'a' * 40}",
+            endpoint="https://huggingface.co",
         )
 
         found = [cloud.get(reference), *cloud.list_models(), *cloud.list_versions(name)]
