@@ -18,7 +18,7 @@ from airflow_provider_modelsync.core.transfer import large_files
 from airflow_provider_modelsync.core.transfer.control import Control
 from tests.core.registries.oci.team import BLOBS, UPLOAD, Team, write_model
 from tests.core.stores import snapshot
-from tests.standins.http_server import Action, Respond
+from tests.standins.http_server import Respond
 from tests.standins.oci import DISTRIBUTION, GHCR, HARBOR, OCIStandIn
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
@@ -42,10 +42,6 @@ def source(tmp_path: Path) -> Path:
     return write_model(tmp_path / "source")
 
 
-class Revoke(Action):
-    """Nothing befalls the request but that tokens end before it."""
-
-
 def revoke_at(server: OCIStandIn, method: str, path: str, nth: int) -> None:
     """Let all tokens end just before the nth request of a kind."""
     seen = 0
@@ -53,11 +49,7 @@ def revoke_at(server: OCIStandIn, method: str, path: str, nth: int) -> None:
 
     def revoking(request: Any, body: Any) -> Any:
         nonlocal seen
-        if (
-            request.matches(method, path, None)
-            if hasattr(path, "search")
-            else (request.method == method and path in request.path)
-        ):
+        if request.method == method and path in request.path:
             seen += 1
             if seen == nth:
                 server.revoke()
@@ -134,21 +126,19 @@ def test_a_wrong_password_is_refused_told_and_not_repeated(
     assert "wrong-8c1d" not in caplog.text
 
 
-def test_a_token_is_renewed_before_it_ends(server: OCIStandIn, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_is_renewed_before_it_ends(server: OCIStandIn, source: Path) -> None:
     ahead = 0.0
     real = time.monotonic
     team = Team.of(server)
     team.registry._api.login._clock = lambda: real() + ahead
     team.push(source)
     before = len(server.asked)
-    ahead = 239.0
+    ahead = 230.0
     team.get()
-    assert len(server.asked) == before + 1, "of another scope"
+    assert len(server.asked) == before
+    ahead = 250.0  # of 300, so less than 60 are left
     team.get()
     assert len(server.asked) == before + 1
-    ahead += 241.0  # of 300, less than 60 are left
-    team.get()
-    assert len(server.asked) == before + 2
 
 
 @pytest.mark.parametrize("life", [None, 5])
@@ -211,7 +201,7 @@ def test_the_password_does_not_go_to_a_token_server_without_encryption(server: O
     )
     shared = team.registry._api.login._shared
     shared.challenge = Challenge("bearer", {"realm": f"{server.token_url}/token", "service": "x"})
-    with pytest.raises(InvalidInput, match="127.0.0.1"):
+    with pytest.raises(InvalidInput, match=r"127\.0\.0\.1"):
         team.get()
     assert server.count("GET", "^/token$") == 0
 
