@@ -4,19 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 CEPH := radosgw ceph-mon ceph-osd ceph-common
 DATABASES := redis-server postgresql
+REGISTRY := docker-registry skopeo umoci apache2-utils
 # One environment for each vendor with a requirements/vendor-NAME.txt.
 VENDORS := $(patsubst requirements/vendor-%.txt,%,$(wildcard requirements/vendor-*.txt))
 READY := $(VENV)/.ready
 # One environment for each version of Airflow with a requirements/airflow-VERSION.in, of what there was on its day.
 AIRFLOWS := $(patsubst requirements/airflow-%.in,%,$(wildcard requirements/airflow-*.in))
 # Tests that need nothing but Python.
-PLAIN := not mounts and not mlflow and not vendor and not s3 and not celery and not ui and not e2e
+PLAIN := not mounts and not mlflow and not vendor and not oci and not s3 and not celery and not ui and not e2e
 # What a change breaks most often: the core, the operators, and what the store in a directory promises as all do.
 FAST := tests/core tests/conformance tests/operators
 # Without byte code on disk each process of the tests would compile them again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast test-mounts test-machines bindfs test-s3 s3-table test-celery test-e2e test-ui ceph databases chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-polling check format lock wheel clean
+.PHONY: demo test test-fast test-mounts test-machines bindfs test-s3 s3-table test-oci test-celery test-e2e test-ui ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-oci bench-polling check format lock wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -45,6 +46,10 @@ test-machines: $(READY)
 s3-table: $(READY) ceph .venv-s3/.ready
 	$(BIN)/python -m tests.services.ceph_rgw -- $(BIN)/python -m tests.services.storages
 
+# OCI registries: Distribution as Debian has it, and the tools that others use with it.
+test-oci: $(READY) registry .venv-oci/.ready
+	$(BIN)/python -m pytest -k oci -n auto --dist loadgroup tests/core/registries/oci tests/conformance tests/oci $(PYTEST_ARGS)
+
 # A distributed Airflow: two workers over Redis and PostgreSQL, and a real S3. All are started for the tests.
 test-celery: $(READY) ceph databases
 	$(BIN)/python -m tests.services.ceph_rgw -- \
@@ -54,12 +59,14 @@ ceph: PACKAGES := $(CEPH)
 ceph: PROGRAMS := $(CEPH:ceph-common=ceph)
 databases: PACKAGES := $(DATABASES)
 databases: PROGRAMS := $(DATABASES:postgresql=initdb)
+registry: PACKAGES := $(REGISTRY)
+registry: PROGRAMS := $(REGISTRY:apache2-utils=htpasswd)
 bindfs: PACKAGES := bindfs
 bindfs: PROGRAMS := bindfs
 chromium: PACKAGES := chromium pngquant
 chromium: PROGRAMS := chromium pngquant
-ceph databases chromium bindfs: ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
-ceph databases chromium bindfs:
+ceph databases chromium bindfs registry: ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+ceph databases chromium bindfs registry:
 	@PATH="$$PATH:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)"; \
 	for program in $(PROGRAMS); do command -v $$program > /dev/null || missing=1; done; \
 	test -z "$$missing" && exit; \
@@ -94,6 +101,10 @@ bench-transfer: $(READY)
 bench-s3: $(READY) ceph
 	$(BIN)/python benchmarks/s3.py
 
+# An OCI registry against oras-py and skopeo.
+bench-oci: $(READY) registry .venv-oci/.ready
+	$(BIN)/python benchmarks/oci.py
+
 # What waiting sensors cost, and the provider's import.
 bench-polling: $(READY)
 	$(BIN)/python benchmarks/polling.py
@@ -115,7 +126,7 @@ wheel: $(READY)
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist .
 
 clean:
-	rm -rf $(VENV) .venv-vendors .venv-s3 .venv-mlflow .demo dist
+	rm -rf $(VENV) .venv-vendors .venv-s3 .venv-mlflow .venv-oci .demo dist
 
 # One environment for everything, exactly as locked. uv is only the faster installer.
 $(READY): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
@@ -142,6 +153,12 @@ $(READY): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
 
 # MLflow's servers of each generation, with its client.
 .venv-mlflow/%/.ready: requirements/mlflow-%.txt | $(READY)
+	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes $<
+	touch $@
+
+# Other clients of OCI registries.
+.venv-oci/.ready: requirements/oci-clients.txt | $(READY)
 	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
 	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes $<
 	touch $@

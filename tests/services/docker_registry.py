@@ -77,13 +77,14 @@ def shared() -> DockerRegistry:
 
 
 @contextmanager
-def running(directory: Path, *, port: int | None = None, **settings: Any) -> Iterator[DockerRegistry]:
+def running(directory: Path, *, relative: bool = False, **settings: Any) -> Iterator[DockerRegistry]:
     """Have a registry on a free port.
 
     :param directory: its own.
+    :param relative: whether it names places relatively.
     :param settings: parts of its configuration, merged into the usual one.
     """
-    port = port or free_port()
+    port = free_port()
     storage: dict[str, Any] = {
         "filesystem": {"rootdirectory": str(directory / "storage")},
         "delete": {"enabled": True},
@@ -93,7 +94,7 @@ def running(directory: Path, *, port: int | None = None, **settings: Any) -> Ite
         "version": 0.1,
         "log": {"level": "error", "accesslog": {"disabled": True}},
         "storage": storage,
-        "http": {"addr": f"127.0.0.1:{port}", "secret": "any"},
+        "http": {"addr": f"127.0.0.1:{port}", "secret": "any", "relativeurls": relative},
         **settings,
     }
     directory.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,7 @@ MODELPACK_CONFIG = "application/vnd.cncf.model.config.v1+json"
 IMAGE_CONFIG = "application/vnd.oci.image.config.v1+json"
 IMAGE_LAYER = "application/vnd.oci.image.layer.v1.tar"
 
-# Layers that are archives rather than files, by what their media types hold.
+# Layers that are archives rather than files, by what their media types hold. ORAS calls files so, too, see below.
 _PACKED = (".tar", "+gzip", "+zstd", "rootfs.diff", "kitops")
 _EXECUTABLE = 0o100
 
@@ -168,6 +168,8 @@ def contents_of(manifest: Manifest) -> Contents:
 def _files_in(layer: Descriptor) -> list[tuple[FileEntry, int | None]]:
     """Return what a layer holds; an offset where it is a tar of ours."""
     if (listed := layer.annotations.get(OUR_FILES)) is not None:
+        if not layer.media_type.endswith(".tar"):
+            raise NotSupported("its layers were compressed by another tool: no file in them can be had by itself")
         try:
             members = _MEMBERS.validate_json(listed)
         except ValidationError:
@@ -179,10 +181,9 @@ def _files_in(layer: Descriptor) -> list[tuple[FileEntry, int | None]]:
         return [
             (FileEntry(member.path, member.size, member.sha256, member.executable), member.offset) for member in members
         ]
-    kind = layer.media_type.lower()
     annotations = layer.annotations
     path = annotations.get(FILEPATH) or annotations.get(_OLD_FILEPATH) or annotations.get(TITLE)
-    if path is None or any(mark in kind for mark in _PACKED) or annotations.get(_UNPACK, "").lower() == "true":
+    if path is None or _is_packed(layer):
         raise NotSupported(
             f"its layer of type {layer.media_type or 'none'} is not one file with a path; the tool that pushed it can "
             "pull it"
@@ -190,6 +191,17 @@ def _files_in(layer: Descriptor) -> list[tuple[FileEntry, int | None]]:
     if (layer.size == 0) != (layer.sha256 == EMPTY_SHA256):
         raise UnsafeArchive(f"its manifest says of {show(path)} what cannot be")
     return [(FileEntry(path, layer.size, layer.sha256, _is_executable(annotations.get(METADATA))), None)]
+
+
+def _is_packed(layer: Descriptor) -> bool:
+    kind, annotations = layer.media_type.lower(), layer.annotations
+    if annotations.get(_UNPACK, "").lower() == "true":
+        return True
+    if kind == IMAGE_LAYER and TITLE in annotations:
+        return (
+            False  # ORAS gives files the type of a tar when nobody names another, and what it packs that of a tar+gzip
+        )
+    return any(mark in kind for mark in _PACKED)
 
 
 def _is_executable(metadata: str | None) -> bool:
