@@ -18,7 +18,7 @@ from typing import Annotated
 import httpx
 from pydantic import BaseModel, BeforeValidator
 
-from airflow_provider_modelsync.core.errors import InvalidInput, Unauthorized
+from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavailable, Unauthorized
 from airflow_provider_modelsync.core.flow.forks import Lock
 from airflow_provider_modelsync.core.flow.steps import Flow, call, send, sleep
 from airflow_provider_modelsync.core.http.addresses import check_server_url
@@ -158,6 +158,7 @@ class Login:
             token = shared.tokens.get(scopes)
             if token is None or self._clock() >= token.renew_at:
                 yield from self._locked(lambda: self._renew(scopes, token, scopes))
+        if shared.challenge.scheme == "bearer":
             return {"Authorization": shared.tokens[scopes].header}
         return {"Authorization": self._basic} if shared.challenge.scheme == "basic" and self._basic else {}
 
@@ -218,7 +219,16 @@ class Login:
     def _renew(self, scopes: Scopes, stale: _Token | None, wanted: Scopes) -> Flow[None]:
         """Replace a token, unless somebody else has done so meanwhile."""
         if self._shared.tokens.get(scopes) is stale:
-            token = yield from self._fetch(wanted)
+            try:
+                token = yield from self._fetch(wanted)
+            except RegistryUnavailable:
+                asked, self._shared.challenge = self._shared.challenge, None
+                yield from self._ask_for_challenge()  # which may have moved since this process was told
+                if self._shared.challenge == asked:
+                    raise
+                if self._shared.challenge is None or self._shared.challenge.scheme != "bearer":
+                    return
+                token = yield from self._fetch(wanted)
             yield from call(self._tell, token.header.removeprefix("Bearer "))
             self._shared.tokens[scopes] = token
 

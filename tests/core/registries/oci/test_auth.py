@@ -6,6 +6,7 @@ import base64
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,15 @@ def test_the_password_does_not_go_to_a_token_server_without_encryption(server: O
     with pytest.raises(InvalidInput, match=r"127\.0\.0\.1"):
         team.get()
     assert server.count("GET", "^/token$") == 0
+
+
+@pytest.mark.parametrize("auth", ["none", "basic", "bearer"])
+def test_a_registry_that_asks_otherwise_since_then_is_understood(server: OCIStandIn, source: Path, auth: str) -> None:
+    team = Team.of(server)
+    shared = team.registry._api.login._shared
+    shared.challenge = Challenge("bearer", {"realm": "http://127.0.0.1:9/token", "service": "gone"})
+    server.quirks = replace(server.quirks, auth=auth)
+    team.push(source)
 
 
 def test_a_login_that_nobody_understands_is_named() -> None:

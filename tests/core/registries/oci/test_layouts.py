@@ -258,7 +258,8 @@ NONSENSE = {
 
 @pytest.mark.parametrize("listed", NONSENSE.values(), ids=NONSENSE)
 def test_a_list_of_files_that_cannot_be_is_refused(server: OCIStandIn, team: Team, tmp_path: Path, listed: str) -> None:
-    of_another_tool(server, [layer(b"12345", annotations={"io.modelsync.files": listed})], [b"12345"])
+    kind = "application/vnd.oci.image.layer.v1.tar"
+    of_another_tool(server, [layer(b"12345", kind=kind, annotations={"io.modelsync.files": listed})], [b"12345"])
     with pytest.raises(UnsafeArchive):
         team.pull(tmp_path / "target", "foreign:v1")
 

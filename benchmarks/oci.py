@@ -1,0 +1,160 @@
+"""An OCI registry against oras-py and skopeo: `make bench-oci`.
+
+The registry is Debian's docker-registry on this machine, its storage a directory. Each pushes and pulls a model of one
+file in turn, each in a process of its own and to a repository of its own. Imports count for nobody. Only ratios within
+one run mean anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.s3 import MIB, WORKERS, write
+from tests.services.docker_registry import DockerRegistry, running
+
+CLIENTS = Path(os.environ.get("MODELSYNC_OCI_CLIENTS", Path(__file__).parents[1] / ".venv-oci/bin/python"))
+LIMIT_CPU, LIMIT_MEMORY = 0.8, 64
+
+# Measured as our own child is.
+ORAS = """
+import json, resource, sys, time
+import oras.client
+verb, place, target = sys.argv[1:]
+client = oras.client.OrasClient(insecure=True)
+before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+if verb == "push":
+    client.push(target=target, files=["model.bin"], disable_path_validation=True)
+else:
+    client.pull(target=target, outdir=place)
+wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
+cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+print(json.dumps({"wall": wall, "cpu": cpu, "memory": (after.ru_maxrss - before.ru_maxrss) / 1024}))
+"""
+
+Figures = dict[str, float]
+
+
+def child(verb: str, url: str, place: str) -> None:
+    """Push or pull with this provider, and print what it cost this process."""
+    import airflow_provider_modelsync.core.transfer.connections
+    import airflow_provider_modelsync.core.transfer.download
+    import airflow_provider_modelsync.core.transfer.upload  # noqa: F401
+    from airflow_provider_modelsync.core.models import Query
+    from airflow_provider_modelsync.core.registries.oci.registry import OCIRegistry, OCISettings
+    from airflow_provider_modelsync.core.transfer.control import Control
+    from airflow_provider_modelsync.core.verbs.drive import driver_for
+    from airflow_provider_modelsync.core.verbs.pull import pull
+    from airflow_provider_modelsync.core.verbs.push import push
+
+    registry = OCIRegistry(OCISettings.read("bench", {"host": url}))
+    before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    with driver_for(registry) as driver:
+        ref, control = registry.parse("model:v1"), Control(workers=WORKERS)
+        if verb == "push":
+            push(registry, driver, place, ref, control)
+        else:
+            pull(registry, driver, ref, place, control, query=Query())
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(json.dumps({"wall": wall, "cpu": cpu, "memory": (after.ru_maxrss - before.ru_maxrss) / 1024}))
+
+
+def ours(verb: str, server: DockerRegistry, repository: str, place: Path, disk: Path) -> Figures:
+    command = (sys.executable, __file__, "--child", verb, f"{server.url}/{repository}", str(place))
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    figures: Figures = json.loads(done.stdout)
+    return figures
+
+
+def oras(verb: str, server: DockerRegistry, repository: str, place: Path, disk: Path) -> Figures:
+    cwd = place if verb == "push" else disk
+    command = (CLIENTS, "-c", ORAS, verb, str(place), f"{server.host}/{repository}/model:v1")
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=cwd)
+    figures: Figures = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def skopeo(verb: str, server: DockerRegistry, repository: str, place: Path, disk: Path) -> Figures:
+    """Carry the artifact to or from a directory, as skopeo lays it out; what it pushes is fetched before."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(disk)}
+    remote = f"docker://{server.host}/{repository}/model:v1"
+    if verb == "push":
+        layout = disk / "layout"
+        if not layout.exists():
+            with running(disk / "prepared") as other:  # skopeo remembers what it has seen where, and would mount it
+                ours("push", other, "prepared", place, disk)
+                source = f"docker://{other.host}/prepared/model:v1"
+                command = ("skopeo", "copy", "--quiet", "--src-tls-verify=false", source, f"dir:{layout}")
+                subprocess.run(command, check=True, env=environment)
+        words = ["skopeo", "copy", "--quiet", "--dest-tls-verify=false", f"dir:{layout}", remote]
+    else:
+        words = ["skopeo", "copy", "--quiet", "--src-tls-verify=false", remote, f"dir:{place}"]
+    started = time.perf_counter()
+    process = subprocess.Popen(words, env=environment)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit("skopeo failed")
+    wall = time.perf_counter() - started
+    return {"wall": wall, "cpu": used.ru_utime + used.ru_stime, "memory": used.ru_maxrss / 1024}
+
+
+WHO: dict[str, Callable[[str, DockerRegistry, str, Path, Path], Figures]] = {
+    "ours": ours,
+    "oras-py": oras,
+    "skopeo": skopeo,
+}
+
+
+def main() -> None:
+    """Run everything and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--mib", type=int, default=512)
+    parser.add_argument("--disk", type=Path, default=Path(tempfile.gettempdir()), help="where all of it lies")
+    arguments = parser.parse_args()
+    gib = arguments.mib / 1024
+    with tempfile.TemporaryDirectory(prefix="modelsync-bench-", dir=arguments.disk) as name:
+        disk = Path(name)
+        source = write(disk / "source", {"model.bin": arguments.mib * MIB}, "oci")
+        runs: dict[str, dict[str, list[Figures]]] = {verb: {who: [] for who in WHO} for verb in ("push", "pull")}
+        for number in range(arguments.rounds):
+            for who, run in WHO.items():
+                scratch = disk / f"{who}-{number}"
+                with running(scratch / "registry") as server:
+                    for verb, place in (("push", source), ("pull", scratch / "pulled")):
+                        runs[verb][who].append(run(verb, server, "bench", place, disk))
+                shutil.rmtree(scratch)
+            print(f"  round {number + 1} of {arguments.rounds}", file=sys.stderr, flush=True)
+        print("| transfer | who | wall s | CPU-s/GiB | ours to it | memory MiB | kept |")
+        print("| --- | --- | --- | --- | --- | --- | --- |")
+        for verb, by_who in runs.items():
+            for who, done in by_who.items():
+                wall, cpu, used = (statistics.median(one[key] for one in done) for key in ("wall", "cpu", "memory"))
+                pairs = zip(by_who["ours"], done, strict=True)
+                ratio = statistics.median(mine["cpu"] / other["cpu"] for mine, other in pairs)
+                is_kept = used <= LIMIT_MEMORY if who == "ours" else ratio <= LIMIT_CPU
+                print(
+                    f"| {verb} of {arguments.mib} MiB | {who} | {wall:.1f} | {cpu / gib:.2f} | {ratio:.2f} "
+                    f"| {used:.0f} | {'yes' if is_kept else 'no'} |"
+                )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(*sys.argv[2:])
+    else:
+        main()
