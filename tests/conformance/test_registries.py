@@ -850,6 +850,7 @@ def test_two_workers_pushing_other_bytes_under_one_version_end_in_one_of_them(be
     sources, model = [bench.source("one"), bench.source("two")], bench.model()
     results = at_once(lambda: bench.push(sources[0], model), lambda: other_bench.push(sources[1], model))
     bench.under_test.settle()
-    assert {type(result) for result in results} == {ModelVersion, VersionConflict}
-    winner = sources[0] if isinstance(results[0], ModelVersion) else sources[1]
-    assert bench.get(model).digest == digest_directory(winner)
+    assert {type(result) for result in results} <= {ModelVersion, VersionConflict}
+    won = [source for source, result in zip(sources, results, strict=True) if isinstance(result, ModelVersion)]
+    assert len(won) == 1 or (won and not bench.registry.publishes_once)
+    assert bench.get(model).digest in map(digest_directory, won)

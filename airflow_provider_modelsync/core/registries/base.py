@@ -75,6 +75,9 @@ class Registry(ABC):
     takes_tags: ClassVar[bool] = False
     # How patterns choose among a version's files.
     choice_type: ClassVar[type[Choice]] = Choice
+    # Whether a version is published under a condition. Where it is not, a push looks just before and after: of two who
+    # push other bytes under one version at once both may be told that they have, and the last one has.
+    publishes_once: ClassVar[bool] = True
     # Whether names have namespaces, as in ``org/name``.
     has_namespaces: ClassVar[bool] = False
 

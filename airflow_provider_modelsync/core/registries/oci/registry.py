@@ -102,6 +102,7 @@ class OCIRegistry(Registry, Aliases):
     settings: OCISettings
     capabilities = KEEPS_MODELS
     has_namespaces = True
+    publishes_once = False
     compares = False
     remembers = False
     instead: ClassVar[Mapping[Capability, str]] = {
