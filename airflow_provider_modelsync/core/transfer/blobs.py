@@ -88,10 +88,14 @@ class _Push:
             partial(FileBody, self._way.source, file, start, length),
             length,
             address.headers,
+            pace=address.pace,
             cancel=cancel,
             on_bytes=self._progress.add,
         )
-        answer.raise_for_store(f"uploading {show(file.path)}", not_found=BeginAgain)
+        doing = f"uploading {show(file.path)}"
+        if address.explain is not None:
+            address.explain(answer, doing)
+        (answer.raise_for_store if address.presigned else answer.raise_for_status)(doing, not_found=BeginAgain)
         return answer.headers.get("ETag", "")
 
     def resend(self) -> None:

@@ -203,6 +203,10 @@ class Calls:
         request = self._api.request("PUT", address.url, headers=headers, content=content, seconds=ANSWER_SECONDS)
         return (yield from send(request))
 
+    def reach(self, address: Address) -> Flow[None]:
+        """Raise unless a storage answers, whatever it says."""
+        yield from send(httpx.Request("HEAD", address.url, headers={**address.headers, "User-Agent": USER_AGENT}))
+
     def fetch(self, address: Address, *, answer_bytes: int) -> Flow[httpx.Response]:
         """Return a small artifact."""
         if address.presigned:  # as above

@@ -158,6 +158,33 @@ class NewExperiment(BaseModel):
     experiment_id: str
 
 
+class ServerInfo(BaseModel):
+    """What a server says of itself since MLflow 3."""
+
+    multipart_uploads_enabled: bool = False
+    multipart_downloads_enabled: bool = False
+
+
+class SignedUrl(BaseModel):
+    """Where a storage gives a file."""
+
+    url: str = Field(repr=False)
+    headers: Annotated[dict[str, str], null_as({})] = Field(default={}, repr=False)
+
+
+class SignedPart(BaseModel):
+    """Where a storage takes a part of a file."""
+
+    url: str = Field(repr=False)
+    part_number: int
+    headers: Annotated[dict[str, str], null_as({})] = Field(default={}, repr=False)
+
+
+class PartsAnswer(BaseModel):
+    upload_id: str
+    credentials: Annotated[list[SignedPart], null_as([])] = []
+
+
 class DownloadUri(BaseModel):
     artifact_uri: str
 

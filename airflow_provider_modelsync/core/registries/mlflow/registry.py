@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, cast
 from urllib.parse import quote
@@ -65,11 +65,14 @@ from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.mover import MovedResponse
 from airflow_provider_modelsync.core.transfer.plan import (
     Address,
+    Blob,
     DownloadPlan,
     GetFiles,
     PushRequest,
+    PutBlobs,
     PutFiles,
     UploadPlan,
+    choose_part_size,
 )
 
 __all__ = ["MLflow", "MLflowSettings"]
@@ -309,7 +312,7 @@ class MLflow(Registry, Aliases):
             place = self._artifacts.at(holder.root)
             there = yield from self._artifacts.files(place)
         missing = tuple(file for file in source.files if there.get(file.path) != file.size)
-        way = PutFiles(source, missing, self._target(place), _accept, method="PUT")
+        way = yield from self._way_up(request, place, missing)
         return _Plan(ref=ModelRef(name=name), way=way, request=request, tags=tags, holder=holder, place=place)
 
     def finish_push(self, plan: UploadPlan) -> Flow[ModelVersion]:
@@ -338,6 +341,11 @@ class MLflow(Registry, Aliases):
 
     def abort_push(self, plan: UploadPlan, error: BaseException) -> Flow[None]:
         plan = cast(_Plan, plan)
+        if isinstance(plan.way, PutBlobs):
+            for file in plan.way.files:
+                blob = plan.way.blobs[file.path]
+                if blob.complete:
+                    yield from self._artifacts.abandon(plan.place, file, blob, seconds=_ABORT_SECONDS)
         yield from self._discard(plan.holder, seconds=_ABORT_SECONDS)
 
     def plan_pull(self, version: ModelVersion) -> Flow[DownloadPlan]:
@@ -360,7 +368,8 @@ class MLflow(Registry, Aliases):
         else:
             files, directories = manifest.entries(), tuple(manifest.directories)
         check_paths(version.ref, (*(file.path for file in files), *directories))
-        way = GetFiles(files, directories, lambda file: place.read(file.path))
+        best = yield from self._artifacts.to_read(place, max(files, key=lambda file: file.size))
+        way = GetFiles(files, directories, lambda file: best.read(file.path), is_whole=best.is_whole)
         return DownloadPlan(version=version, way=way)
 
     # How a push goes
@@ -402,8 +411,27 @@ class MLflow(Registry, Aliases):
             self._kind = logged if is_offered else Runs(self._calls)
         return self._kind
 
-    def _target(self, place: Place) -> _Target:
-        return _Target(self._artifacts, place)
+    def _way_up(self, request: PushRequest, place: Place, missing: tuple[FileEntry, ...]) -> Flow[PutFiles | PutBlobs]:
+        """Say how files go up: large ones in parts past the server, where it signs these."""
+        blobs: dict[str, Blob] = {}
+
+        def ask(file: FileEntry) -> Flow[Blob | None]:
+            size = choose_part_size(file.size, self.settings.part_size_mib)
+            if file.size > size and (found := (yield from self._artifacts.parts_of(place, file, size))):
+                return found
+            return Blob(whole=(yield from place.write(file.path)))
+
+        def finish(file: FileEntry, blob: Blob, etags: Sequence[str]) -> Flow[None]:
+            if blob.complete:
+                yield from self._artifacts.complete(place, file, blob, etags)
+
+        for file in sorted(missing, key=lambda file: -file.size):
+            blob = yield from ask(file)
+            if blob is None or (blob.whole is not None and not blobs):
+                # None goes in parts, since the largest does not.
+                return PutFiles(request.source, missing, _Target(self._artifacts, place), _accept, method="PUT")
+            blobs[file.path] = blob
+        return PutBlobs(request.source, missing, blobs, ask, finish)
 
     def _put_manifest(self, plan: _Plan) -> Flow[None]:
         address = yield from plan.place.write(MANIFEST)
@@ -534,11 +562,8 @@ class _Target:
         self._asked: set[str] = set()
 
     def __call__(self, file: FileEntry) -> Flow[Address | None]:
-        if file.path in self._asked:
-            directory = file.path.rpartition("/")[0]
-            for entry in (yield from self._place.listing(directory)):
-                if entry.path == file.path and not entry.is_dir and entry.file_size == file.size:
-                    return None
+        if file.path in self._asked and (yield from self._artifacts.holds(self._place, file)):
+            return None
         self._asked.add(file.path)
         return (yield from self._place.write(file.path))
 
