@@ -196,6 +196,21 @@ def test_good_wrong_and_unreachable_credentials_are_told_apart(
     assert "canary" not in wrong + unreachable
 
 
+def test_threads_parts_references_and_all_versions_are_for_the_command_line_too(
+    server: BentoCloudStandIn, source: Path, tmp_path: Path
+) -> None:
+    reference = ":".join(server.seed_huggingface("Google-BERT/bert", "a" * 40))
+    cloud = ("-c", "modelsync_default")
+    pushed = modelsync("push", source, "digits:v1", *cloud, "--threads", "2", "--part-size-mib", "8")
+    assert pushed.stdout.startswith("pushed digits:v1")
+    skipped = modelsync("pull", reference, tmp_path / "pulled", *cloud, "-t", "2", "--on-reference", "skip")
+    assert skipped.stdout == f"{reference} only points to Google-BERT/bert at huggingface, revision {'a' * 40}\n"
+    assert not (tmp_path / "pulled").exists()
+    listed = json.loads(modelsync("ls", "sort:created_at-asc", "--all-versions", *cloud, "--json").stdout)
+    assert [one["ref"] for one in listed] == [reference, "digits:v1"]
+    assert "'threads'" in refused("push", source, "digits:v2", *cloud, "--threads", "65", code=1)
+
+
 def test_a_verbose_refusal_tells_where_it_comes_from_and_no_secret(server: BentoCloudStandIn, connect: Connect) -> None:
     connect("wrong", conn_type="bentocloud", host=server.url, password=CANARY)
     denied = airflow("modelsync", "ls", "--conn", "wrong", "--verbose")
