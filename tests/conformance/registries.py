@@ -36,6 +36,7 @@ from tests.services.s3 import S3Service
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.huggingface import WRITE, HuggingFaceStandIn
 from tests.standins.mlflow import MLflowStandIn
+from tests.standins.oci import OCIStandIn
 from tests.standins.pieces import PiecesStandIn, model
 from tests.standins.s3 import S3StandIn
 from tests.standins.shelf import ShelfStandIn
@@ -258,9 +259,14 @@ _NUMBERS = itertools.count()
 
 @contextmanager
 def _distribution(scratch: Path) -> Iterator[RegistryUnderTest]:
-    server = docker_registry.shared()
-    namespace = f"n{next(_NUMBERS)}"
-    yield _oci(f"{server.url}/{namespace}", lambda: server.trace(namespace))
+    """Debian's docker-registry where it is installed, else its stand-in."""
+    if docker_registry.is_installed():
+        server = docker_registry.shared()
+        namespace = f"n{next(_NUMBERS)}"
+        yield _oci(f"{server.url}/{namespace}", lambda: server.trace(namespace))
+    else:
+        with OCIStandIn() as standin:
+            yield _oci(f"{standin.url}/team", standin.trace)
 
 
 def _mlflow(generation: int, storage: str) -> Callable[[Path], AbstractContextManager[RegistryUnderTest]]:
@@ -343,7 +349,7 @@ PROVIDERS = {
     "mlflow-server-bucket": Provider(MLflow, _mlflow_server("bucket"), (pytest.mark.mlflow,)),
     "mlflow-server-2": Provider(MLflow, _mlflow_server("local-2"), (pytest.mark.mlflow,)),
     "pieces": Provider(Pieces, _pieces),
-    "oci-distribution": Provider(OCIRegistry, _distribution, (docker_registry.needs_registry,)),
+    "oci": Provider(OCIRegistry, _distribution),
     "huggingface": Provider(HuggingFaceHub, _huggingface),
     "shelf": Provider(Shelf, _shelf),
 }

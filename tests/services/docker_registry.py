@@ -23,8 +23,14 @@ import yaml
 PROGRAM = "docker-registry"
 USER, PASSWORD = "alice", "secret-3f9a"
 
+
+def is_installed() -> bool:
+    """Whether there is one to start."""
+    return shutil.which(PROGRAM) is not None
+
+
 needs_registry = pytest.mark.skipif(
-    shutil.which(PROGRAM) is None, reason=f"needs Debian's package {PROGRAM}, which `make test-oci` brings"
+    not is_installed(), reason=f"needs Debian's package {PROGRAM}, which `make test-oci` brings"
 )
 
 

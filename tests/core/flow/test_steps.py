@@ -21,6 +21,7 @@ from airflow_provider_modelsync.core.flow.steps import (
     send,
     send_once,
     sleep,
+    together,
 )
 
 T = TypeVar("T")
@@ -121,6 +122,35 @@ def test_finally_runs_after_an_error(run: Run) -> None:
     with pytest.raises(ValueError, match="invalid literal"):
         run(flow())
     assert events == ["cleaned up"]
+
+
+def test_flows_run_together_and_their_results_come_in_order(run: Run) -> None:
+    met = threading.Barrier(3, timeout=10)
+
+    def one(number: int) -> Flow[str]:
+        yield from call(met.wait)  # nobody passes before all are there
+        return (yield from _get(f"/{number}"))
+
+    assert run(together([one(number) for number in range(3)])) == ["GET /0", "GET /1", "GET /2"]
+    assert run(together([], at_once=2)) == []
+
+
+def test_the_first_error_ends_all_flows_that_run_together(run: Run) -> None:
+    begun: list[int] = []
+    ended: list[int] = []
+
+    def one(number: int) -> Flow[None]:
+        begun.append(number)
+        try:
+            if number == 1:
+                raise ValueError("broken")
+            yield from sleep(60)
+        finally:
+            ended.append(number)
+
+    with pytest.raises(ValueError, match="broken"):
+        run(together([one(number) for number in range(3)]))
+    assert sorted(ended) == sorted(begun)
 
 
 def test_the_policy_decides_how_a_request_is_made(run: Run) -> None:

@@ -18,7 +18,7 @@ FIRST = {"labels": {"stage": "dev", "old": "yes"}, "metadata": {"auc": 0.5, "old
 SECOND = {"labels": {"stage": "prod"}, "metadata": {"auc": 0.9}}
 
 
-@pytest.fixture(params=["modelstore", "modelstore-moto", "bentocloud-proxy", "bentocloud-parts", "supervisely"])
+@pytest.fixture(params=["modelstore", "modelstore-moto", "bentocloud-proxy", "bentocloud-parts", "supervisely", "oci"])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     (tmp_path / "system").mkdir()
     with PROVIDERS[request.param].open(tmp_path / "system") as under_test:

@@ -455,3 +455,25 @@ def test_harbor_is_known_by_its_token_server(source: Path) -> None:
     with OCIStandIn(HARBOR) as server:
         team = Team.of(server)
         assert team.registry.page_of(team.push(source)) == f"{server.url}/harbor/projects"
+
+
+# What a registry names as a place, and where that is.
+PLACES = {
+    "relative": ("https://r.test:8443", "/v2/x?_state=a", "https://r.test:8443/v2/x?_state=a"),
+    "absolute": ("https://r.test", "https://r.test/v2/x", "https://r.test/v2/x"),
+    "behind-tls": ("https://r.test:8443", "http://r.test/v2/x", "https://r.test:8443/v2/x"),
+    "port-lost": ("https://r.test:8443", "http://r.test:5000/v2/x", "https://r.test:8443/v2/x"),
+    "storage": ("https://r.test", "https://storage.test/x?sig=a", "https://storage.test/x?sig=a"),
+}
+
+
+@pytest.mark.parametrize(("host", "location", "place"), PLACES.values(), ids=PLACES)
+def test_places_that_a_registry_names(host: str, location: str, place: str) -> None:
+    api = Team(host).registry._api
+    assert api.resolve(location, f"{host}/v2/a/blobs/uploads/") == place
+
+
+@pytest.mark.parametrize("location", ["http://storage.test/x", "https://169.254.169.254/x", "https://127.0.0.1/x"])
+def test_places_where_nothing_is_sent(location: str) -> None:
+    with pytest.raises(InvalidInput):
+        Team("https://r.test").registry._api.resolve(location, "https://r.test/v2/a/blobs/uploads/")
