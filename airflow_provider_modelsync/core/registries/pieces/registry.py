@@ -50,8 +50,8 @@ _NEVER = datetime.min.replace(tzinfo=UTC)
 
 _LOOK_SECONDS = 10.0  # for one look while messages wait
 _LOAD_SECONDS = 300.0  # the answer may come only once the model is in memory
-# For taking a download back; the request that began it may still be on its way.
-_CANCEL_SECONDS, _CANCEL_LOOKS, _CANCEL_PAUSE = 2.0, 3, 0.3
+# For taking a download back: the request that began it may still be on its way.
+_CANCEL_SECONDS, _CANCEL_LOOKS, _CANCEL_PAUSE = 10.0, 3, 0.3
 
 _log = logging.getLogger("modelsync")
 
