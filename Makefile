@@ -17,7 +17,7 @@ FAST := tests/core tests/conformance tests/operators
 # Without byte code on disk each process of the tests would compile them again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast test-mounts test-machines bindfs test-s3 s3-table test-oci test-celery test-e2e test-ui ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-oci bench-polling check format lock wheel clean
+.PHONY: demo test test-fast test-mounts test-machines bindfs test-s3 s3-table test-oci test-celery test-e2e test-ui ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-oci bench-polling docs check format lock wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -109,6 +109,11 @@ bench-oci: $(READY) registry .venv-oci/.ready
 bench-polling: $(READY)
 	$(BIN)/python benchmarks/polling.py
 
+# The documents as a site, with the API reference from the docstrings. Fails on links that lead nowhere.
+docs: .venv-docs/.ready
+	$(PYTHON) scripts/documents_site.py build/site-source
+	.venv-docs/bin/mkdocs build --strict --quiet --clean
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -126,7 +131,7 @@ wheel: $(READY)
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist .
 
 clean:
-	rm -rf $(VENV) .venv-vendors .venv-s3 .venv-mlflow .venv-oci .demo dist
+	rm -rf $(VENV) .venv-vendors .venv-s3 .venv-mlflow .venv-oci .venv-docs build site .demo dist
 
 # One environment for everything, exactly as locked. uv is only the faster installer.
 $(READY): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
@@ -159,6 +164,12 @@ $(READY): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
 
 # Other clients of OCI registries.
 .venv-oci/.ready: requirements/oci-clients.txt | $(READY)
+	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes $<
+	touch $@
+
+# What makes a site of the documents.
+.venv-docs/.ready: requirements/docs.txt | $(READY)
 	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
 	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes $<
 	touch $@

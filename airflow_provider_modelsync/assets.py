@@ -25,7 +25,9 @@ _IN_PATHS = "/@"
 
 
 def model_asset(conn_id: str, name: str, **more: Any) -> Asset:
-    """Return the asset that stands for a model in a registry.
+    """Return the asset that stands for a model in a registry: by its URI, and by a name that people can read.
+
+    Airflow knows assets by both: name it in this way wherever it is meant.
 
     :param conn_id: the registry's connection.
     :param name: the model's name.
@@ -46,7 +48,7 @@ def bento_asset(conn_id: str, name: str, **more: Any) -> Asset:
 
 def _asset(scheme: str, conn_id: str, name: str, more: Mapping[str, Any]) -> Asset:
     uri = f"{scheme}://{quote(conn_id, safe=_IN_NAMES)}/{quote(name, safe=_IN_PATHS)}"
-    return Asset(name=uri, uri=uri, **more)
+    return Asset(**{"name": f"{name} ({conn_id})", "uri": uri, **more})
 
 
 def sanitize_uri(uri: SplitResult) -> SplitResult:

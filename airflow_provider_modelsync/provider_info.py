@@ -69,8 +69,8 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
             "hidden-fields": ["schema"],
             "relabeling": {"host": "Root", "login": "Access key id", "password": "Secret access key"},
             "placeholders": {
-                "host": "s3://bucket/prefix or file:///srv/models",
-                "login": "AWS's own chain when empty",
+                "host": "e.g. s3://bucket/prefix or file:///srv/models",
+                "login": "empty: AWS's own chain",
                 # Airflow 3.3.2 tests no connection whose port is empty.
                 "port": "unused; 0 makes Test work in Airflow 3.3.2",
             },
@@ -109,7 +109,7 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
         "ui-field-behaviour": {
             "hidden-fields": ["schema", "login"],
             "relabeling": {"host": "Base URL", "password": "API token"},
-            "placeholders": {"host": "https://cloud.bentoml.com", "port": "443"},
+            "placeholders": {"host": "e.g. https://cloud.bentoml.com", "port": "e.g. 443"},
         },
         "conn-fields": {
             "organization": _field("Organisation", "string", "Whose models; the token's own organisation when empty."),
@@ -124,7 +124,11 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
         "ui-field-behaviour": {
             "hidden-fields": ["schema"],
             "relabeling": {"host": "Base URL", "login": "User name", "password": "Password"},
-            "placeholders": {"host": "https://example.wallaroo.ai", "login": "jane@example.com", "port": "443"},
+            "placeholders": {
+                "host": "e.g. https://example.wallaroo.ai",
+                "login": "e.g. jane@example.com",
+                "port": "e.g. 443",
+            },
         },
         "conn-fields": {
             "workspace": _field("Workspace", "string", "Its name or id; the user's own when empty."),
@@ -155,7 +159,7 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
         "ui-field-behaviour": {
             "hidden-fields": ["schema", "login"],
             "relabeling": {"host": "Server address", "password": "API token"},
-            "placeholders": {"host": "https://app.supervisely.com", "port": "443"},
+            "placeholders": {"host": "e.g. https://app.supervisely.com", "port": "e.g. 443"},
         },
         "conn-fields": {
             "team_id": _field("Team", "integer", "Whose Team Files; the workspace's team when empty.", minimum=1),
@@ -226,7 +230,7 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
         "ui-field-behaviour": {
             "hidden-fields": ["schema", "login", "password"],
             "relabeling": {"host": "Base URL"},
-            "placeholders": {"host": "http://localhost", "port": "39300"},
+            "placeholders": {"host": "e.g. http://localhost", "port": "e.g. 39300"},
         },
         "conn-fields": {
             "application_id": _field("Application id", "string", "What this client is called there; may be empty."),

@@ -11,8 +11,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import Asset, dag, task
+from airflow.sdk import dag, task
 
+from airflow_provider_modelsync.assets import model_asset
 from airflow_provider_modelsync.operators.catalog import LabelModelOperator
 from airflow_provider_modelsync.operators.transfer import PushModelOperator
 from airflow_provider_modelsync.sensors.model import ModelVersionSensor
@@ -64,7 +65,7 @@ def bentocloud_train_push() -> None:
         labels={"stage": "candidate"},
         metadata=trained["facts"],
         options={"framework_name": "onnx", "description": "digits, logistic regression"},
-        outlets=[Asset(f"modelsync://{CONNECTION}/{MODEL}")],
+        outlets=[model_asset(CONNECTION, MODEL)],
     )
     version = "{{ ti.xcom_pull('push')['ref'] }}"
     waited = ModelVersionSensor(

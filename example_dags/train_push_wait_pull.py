@@ -11,8 +11,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import Asset, dag, task
+from airflow.sdk import dag, task
 
+from airflow_provider_modelsync.assets import model_asset
 from airflow_provider_modelsync.operators.transfer import PullModelOperator, PushModelOperator
 from airflow_provider_modelsync.sensors.model import ModelVersionSensor
 
@@ -82,7 +83,7 @@ def train_push_wait_pull() -> None:
         source="{{ ti.xcom_pull('train')['directory'] }}",
         labels={"stage": "candidate"},
         metadata=trained["facts"],
-        outlets=[Asset(f"modelsync://modelsync_default/{MODEL}")],
+        outlets=[model_asset("modelsync_default", MODEL)],
     )
     version = "{{ ti.xcom_pull('push')['ref'] }}"
     waited = ModelVersionSensor(task_id="wait", model=version, deferrable=True, poke_interval=5, timeout=600)

@@ -22,7 +22,7 @@ from airflow_provider_modelsync.assets import model_asset
 def test_a_model_has_one_uri(name: str, uri: str) -> None:
     asset = model_asset("registry", name)
 
-    assert asset.name == asset.uri == uri
+    assert (asset.name, asset.uri) == (f"{name} (registry)", uri)
     assert Asset(uri).uri == Asset(f"{uri}/").uri == uri
 
 

@@ -19,9 +19,10 @@ from airflow_provider_modelsync.core.archive.choice import BY_HABIT, Choice
 from airflow_provider_modelsync.core.arguments import looks_structured, seconds, structure
 from airflow_provider_modelsync.core.errors import Cancelled, NotReady, Retryable
 from airflow_provider_modelsync.core.models import Deployment, ModelVersion, PulledModel, Query, SyncReport
+from airflow_provider_modelsync.core.text import span
 from airflow_provider_modelsync.core.transfer.progress import readable
 from airflow_provider_modelsync.core.verbs.sync import Selection
-from airflow_provider_modelsync.core.verbs.wait import Since, find_version
+from airflow_provider_modelsync.core.verbs.wait import ABSENT, Since, find_version
 from airflow_provider_modelsync.operators.storage import local_source, publish_file, pull_into, resolve
 
 log = logging.getLogger("modelsync")
@@ -35,15 +36,19 @@ def list_models(args: argparse.Namespace, session: Session) -> Answer:
     rows = [
         (version.name, version.version, _size(version), _time(version), _pairs(version.labels)) for version in versions
     ]
-    return Answer([_as_json(version) for version in versions], rows, ("NAME", "VERSION", "SIZE", "CREATED", "LABELS"))
+    headers = ("NAME", "VERSION", "SIZE", "CREATED", "LABELS")
+    chosen = f" that {' '.join(args.query)} chooses" if args.query else ""
+    empty = f"no models in {args.conn_id} ({hook.address}){chosen}"
+    return Answer([version.to_json() for version in versions], rows, headers, empty=empty)
 
 
 @command
 def versions(args: argparse.Namespace, session: Session) -> Answer:
     """List the versions of a model."""
-    found = session.hook(args.conn_id).list_versions(args.model, args.query, labels=dict(args.label))[: args.limit]
+    hook = session.hook(args.conn_id)
+    found = hook.list_versions(args.model, args.query, labels=dict(args.label))[: args.limit]
     rows = [(one.version, str(one.status), _size(one), _time(one), _pairs(one.labels)) for one in found]
-    return Answer([_as_json(one) for one in found], rows, ("VERSION", "STATUS", "SIZE", "CREATED", "LABELS"))
+    return Answer([one.to_json() for one in found], rows, ("VERSION", "STATUS", "SIZE", "CREATED", "LABELS"))
 
 
 @command
@@ -51,7 +56,7 @@ def label(args: argparse.Namespace, session: Session) -> Answer:
     """Change labels of a version."""
     changes: dict[str, str | None] = {**dict(args.labels), **dict.fromkeys(args.remove)}
     version = session.hook(args.conn_id).set_labels(args.model, changes)
-    return Answer(_as_json(version), [(version.ref, _pairs(version.labels))])
+    return Answer(version.to_json(), [(version.ref, _pairs(version.labels))])
 
 
 @command
@@ -101,10 +106,15 @@ def wait(args: argparse.Namespace, session: Session) -> Answer:
     deadline = time.monotonic() + seconds(args.timeout, "--timeout")
     pause = seconds(args.poll_interval, "--poll-interval")
 
+    seen: list[str] = []
+
     def look() -> ModelVersion | None:
+        told = [ABSENT]
         try:
-            return hook.run(
-                lambda registry: find_version(registry, args.model, query, newer_than=since, state=args.state),
+            found = hook.run(
+                lambda registry: find_version(
+                    registry, args.model, query, newer_than=since, state=args.state, tell=told.append
+                ),
                 model=args.model,
             )
         except Cancelled:
@@ -112,12 +122,17 @@ def wait(args: argparse.Namespace, session: Session) -> Answer:
         except Retryable as error:
             log.warning("%s; the wait goes on", error)
             return None
+        if found is None and told[-1:] != seen[-1:]:
+            log.warning("%s: %s; waiting up to %s longer", args.model, told[-1], span(deadline - time.monotonic()))
+            seen.append(told[-1])
+        return found
 
     while (found := look()) is None:
         if (rest := deadline - time.monotonic()) <= 0:
-            raise NotReady(f"{args.model} is not there yet", model=args.model, connection=args.conn_id)
+            state = "".join(f": {state}" for state in seen[-1:])
+            raise NotReady(f"{args.model} is not there yet{state}", model=args.model, connection=args.conn_id)
         session.cancel.sleep(min(pause, rest))
-    return Answer(_as_json(found), [(f"{found.ref} is there",)])
+    return Answer(found.to_json(), [(f"{found.ref} is there",)])
 
 
 def _deployed(deployment: Deployment) -> Answer:
@@ -150,7 +165,7 @@ def show(args: argparse.Namespace, session: Session) -> Answer:
         "uri": version.uri,
         "page": page,
     }
-    return Answer({**_as_json(version), "page": page}, [(fact, text) for fact, text in facts.items() if text])
+    return Answer(version.to_json(page=page), [(fact, text) for fact, text in facts.items() if text])
 
 
 @command
@@ -175,7 +190,7 @@ def push(args: argparse.Namespace, session: Session) -> Answer:
             threads=args.threads,
             part_size_mib=args.part_size_mib,
         )
-    return Answer(_as_json(version), [(_told("pushed", version),)])
+    return Answer(version.to_json(), [(_told("pushed", version),)])
 
 
 @command
@@ -216,8 +231,8 @@ def pull(args: argparse.Namespace, session: Session) -> Answer:
             )
     version = pulled.version
     if pulled.is_elsewhere:
-        return Answer({**_as_json(version), "path": None}, [(f"{version.ref} only points to {version.reference}",)])
-    return Answer({**_as_json(version), "path": str(target)}, [(f"{_told('pulled', version)} in {target}",)])
+        return Answer(version.to_json(path=None), [(f"{version.ref} only points to {version.reference}",)])
+    return Answer(version.to_json(path=str(target)), [(f"{_told('pulled', version)} in {target}",)])
 
 
 @command
@@ -235,15 +250,8 @@ def sync(args: argparse.Namespace, session: Session) -> Answer:
     )
     with session.progress(target, "syncing"):
         report = source.sync_to(target, selection, dry_run=args.dry_run)
-    counts = {outcome: len(report.of(outcome)) for outcome in ("copied", "skipped", "failed")}
-    summary = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-    told = [*map(str, report.versions), f"{summary} (dry run)" if report.dry_run else summary]
-    data = {
-        "dry_run": report.dry_run,
-        "counts": counts,
-        "versions": [version.model_dump(mode="json") for version in report.versions],
-    }
-    return Answer(data, [(line,) for line in told], status=_status_of(report))
+    told = [*map(str, report.versions), report.summary]
+    return Answer(report.to_json(), [(line,) for line in told], status=_status_of(report))
 
 
 def _status_of(report: SyncReport) -> int:
@@ -251,10 +259,6 @@ def _status_of(report: SyncReport) -> int:
     if not failed:
         return 0
     return FAILED if all(version.is_permanent for version in failed) else TRY_AGAIN
-
-
-def _as_json(version: ModelVersion) -> dict[str, Any]:
-    return {**version.model_dump(mode="json", exclude={"raw"}), "ref": version.ref}
 
 
 def _told(done: str, version: ModelVersion) -> str:

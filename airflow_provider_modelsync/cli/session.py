@@ -9,19 +9,22 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modelsync.compat import AirflowException
+from airflow_provider_modelsync.core import failure
 from airflow_provider_modelsync.core.errors import ModelSyncError, Retryable
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.redact import redact, secrets_of
 from airflow_provider_modelsync.core.text import escape
-from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
+from airflow_provider_modelsync.core.transfer.progress import bar_text
+from airflow_provider_modelsync.hooks.registry import ConnectionMissing, RegistryHook, get_registry_hook
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -30,6 +33,7 @@ FAILED = 1  # for good
 TRY_AGAIN = os.EX_TEMPFAIL
 _SIGNALLED = 128  # and the signal's number, as shells have it
 _TABLES = {"plain": "plain", "table": "presto"}  # as tabulate calls them
+_NAME, _BAR = 20, 10  # of 80 columns
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -41,12 +45,14 @@ class Answer:
     :param rows: else; in columns.
     :param headers: of the columns.
     :param status: the exit code.
+    :param empty: what to tell people when there are no rows.
     """
 
     data: Any
     rows: Sequence[Sequence[str]]
     headers: Sequence[str] = ()
     status: int = 0
+    empty: str = ""
 
 
 class Session:
@@ -75,19 +81,22 @@ class Session:
             yield
             return
         from rich.live import Live
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+        from rich.progress import BarColumn, Progress, TextColumn
 
         columns = (
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
+            BarColumn(bar_width=_BAR),
+            TextColumn("{task.fields[told]}", markup=False),
         )
         bar = Progress(*columns, auto_refresh=False, console=self._console)
-        task = bar.add_task(escape(doing), total=None)
+        name = escape(doing)
+        task = bar.add_task(name if len(name) <= _NAME else f"{name[: _NAME - 1]}…", total=None, told="")
+        began = time.monotonic()
 
         def look() -> RenderableType:
-            bar.update(task, completed=hook.tally.done, total=hook.tally.total or None)
+            tally = hook.tally
+            told = bar_text(tally, time.monotonic() - began)
+            bar.update(task, completed=tally.done, total=tally.total or None, told=told)
             return bar.get_renderable()
 
         with Live(get_renderable=look, console=self._console, refresh_per_second=10, transient=True):
@@ -121,7 +130,9 @@ def command(do: Callable[[argparse.Namespace, Session], Answer]) -> Callable[[ar
                 status = _SIGNALLED + signal.SIGPIPE
             except Exception as error:
                 status = _status_of(error, session)
-                _complain(error, session, called=getattr(args, "called", "airflow modelsync"), verbose=args.verbose)
+                called = getattr(args, "called", "airflow modelsync")
+                doing = f"{called} {getattr(args, 'subcommand', None) or do.__name__}"
+                _complain(error, session, doing=doing, verbose=args.verbose)
         sys.exit(status)
 
     return run
@@ -130,19 +141,27 @@ def command(do: Callable[[argparse.Namespace, Session], Answer]) -> Callable[[ar
 def _status_of(error: Exception, session: Session) -> int:
     if session.ended_by is not None:
         return _SIGNALLED + session.ended_by
-    return TRY_AGAIN if isinstance(error, Retryable) else FAILED
+    return TRY_AGAIN if isinstance(error, Retryable) and not isinstance(error, ConnectionMissing) else FAILED
 
 
-def _complain(error: Exception, session: Session, *, called: str, verbose: bool) -> None:
+def _complain(error: Exception, session: Session, *, doing: str, verbose: bool) -> None:
     if verbose:
         lines = "".join(traceback.format_exception(error)).splitlines()
         print("\n".join(redact(line, session.secrets) for line in lines), file=sys.stderr)  # noqa: T201
+    for line in _words_of(error, session, doing):
+        print(escape(redact(line, session.secrets)), file=sys.stderr)  # noqa: T201
+
+
+def _words_of(error: Exception, session: Session, doing: str) -> Iterable[str]:
     if session.ended_by is not None:
-        message = "cancelled"
-    else:  # what nobody has raised on purpose is not told by its message alone
-        message = str(error) if isinstance(error, (ModelSyncError, AirflowException)) else repr(error)
-    line = escape(redact(" ".join(message.split()), session.secrets))
-    print(f"{called}: {line}", file=sys.stderr)  # noqa: T201
+        return [f"{doing}: cancelled; run the same command to go on"]
+    if isinstance(error, ModelSyncError):
+        status = _status_of(error, session)
+        outlook = failure.NO_USE if status == FAILED else "run the same command again: it may succeed then"
+        return failure.block(error, doing, f"{outlook} (exit status {status})")
+    # What nobody has raised on purpose is not told by its message alone.
+    message = str(error) if isinstance(error, AirflowException) else repr(error)
+    return [f"{doing}: {' '.join(message.split())}"]
 
 
 def _print(answer: Answer, stdout: int, form: str) -> None:
@@ -152,6 +171,9 @@ def _print(answer: Answer, stdout: int, form: str) -> None:
         import yaml
 
         text = yaml.safe_dump(json.loads(json.dumps(answer.data)), sort_keys=False).rstrip("\n")
+    elif answer.empty and not answer.rows:
+        print(escape(answer.empty), file=sys.stderr)  # noqa: T201
+        return
     else:
         from tabulate import tabulate  # type: ignore[import-untyped]
 
@@ -187,7 +209,9 @@ def _set_up_logs(console: Console | None, *, verbose: bool) -> None:
         return
     logging.getLogger().setLevel(logging.WARNING)
     ours = logging.getLogger("modelsync")
-    ours.addHandler(logging.StreamHandler(sys.stderr) if console is None else _Above(console))
+    handler: logging.Handler = logging.StreamHandler(sys.stderr) if console is None else _Above(console)
+    handler.addFilter(lambda record: not getattr(record, "is_outcome", False))  # the answer says it
+    ours.addHandler(handler)
     ours.setLevel(logging.INFO if console is None else logging.WARNING)
     ours.propagate = False
 

@@ -226,6 +226,15 @@ class ModelVersion(_Value):
         fields = {"registry", "name", "version", "digest", "created_at"}
         return self.model_dump(mode="json", include=fields | ({"alias"} if self.alias else set()))
 
+    def to_json(self, **more: JsonValue) -> dict[str, JsonValue]:
+        """Return all of it but the system's own record as a plain dictionary of JSON values.
+
+        :param more: further entries, e.g. ``path``.
+        """
+        moved = self.transfer
+        told = {} if moved is None else {"skipped": moved.skipped, "resumed_bytes": moved.resumed_bytes}
+        return {**self.model_dump(mode="json", exclude={"raw", "transfer"}), "ref": self.ref, **told, **more}
+
     def to_xcom(self, **more: JsonValue) -> dict[str, JsonValue]:
         """Return a plain dictionary of JSON values, at most 4 KiB of JSON.
 
@@ -254,6 +263,9 @@ class PulledModel(_Value):
     is_elsewhere: bool = False
 
 
+_OUTCOMES = ("copied", "skipped", "failed")
+
+
 class SyncedVersion(_Value):
     """What became of one version in a sync.
 
@@ -266,7 +278,8 @@ class SyncedVersion(_Value):
     :param transfer: what was moved, when anything was looked at.
     :param dropped: what the target has no room for.
     :param note: why it was skipped or has failed, or that nothing vouches for its bytes.
-    :param is_permanent: whether another try is in vain.
+    :param is_permanent: whether another try cannot help.
+    :param is_planned: whether it would only be done: a dry run.
     """
 
     source: str
@@ -279,13 +292,15 @@ class SyncedVersion(_Value):
     dropped: tuple[str, ...] = ()
     note: str | None = None
     is_permanent: bool = False
+    is_planned: bool = False
 
     def __str__(self) -> str:
+        outcome = f"would be {self.outcome}" if self.is_planned and self.outcome == "copied" else self.outcome
         facts = [
             f"as {self.target}" if self.target else "",
             f"without its {', '.join(self.dropped)}" if self.dropped else "",
         ]
-        told = " ".join([self.source, self.outcome, *filter(None, facts)])
+        told = " ".join([self.source, outcome, *filter(None, facts)])
         return f"{told}: {self.note}" if self.note else told
 
 
@@ -303,24 +318,37 @@ class SyncReport(_Value):
         """Return the versions that something became of."""
         return [version for version in self.versions if version.outcome == outcome]
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many versions each outcome has."""
+        return {outcome: len(self.of(outcome)) for outcome in _OUTCOMES}
+
+    @property
+    def summary(self) -> str:
+        """The counts, for people."""
+        copied = "would be copied" if self.dry_run else "copied"
+        return ", ".join(f"{count} {copied if name == 'copied' else name}" for name, count in self.counts.items())
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return all of it as a plain dictionary of JSON values: counts, and a list for each outcome."""
+        return {"dry_run": self.dry_run, "counts": dict(self.counts), **self._lists()}
+
     def to_xcom(self) -> dict[str, JsonValue]:
-        """Return a plain dictionary of JSON values, at most 4 KiB of JSON: counts, and lists as far as they have room.
+        """Return :meth:`to_json` as far as it has room in 4 KiB of JSON.
 
         What is shortened first is what matters least; ``truncated`` is then true.
         """
-        lists: dict[str, list[JsonValue]] = {
+        facts: dict[str, JsonValue] = {"dry_run": self.dry_run, "counts": dict(self.counts)}
+        return fitted_lists(facts, self._lists(), shorten=("skipped", "copied", "failed"))
+
+    def _lists(self) -> dict[str, list[JsonValue]]:
+        left_out = {"outcome", "created_at", "is_permanent", "is_planned"}
+        return {
             outcome: [
-                version.model_dump(
-                    mode="json", exclude_defaults=True, exclude={"outcome", "created_at", "is_permanent"}
-                )
-                for version in self.of(outcome)
+                version.model_dump(mode="json", exclude_defaults=True, exclude=left_out) for version in self.of(outcome)
             ]
-            for outcome in ("copied", "skipped", "failed")
+            for outcome in _OUTCOMES
         }
-        counts = {outcome: len(entries) for outcome, entries in lists.items()}
-        return fitted_lists(
-            {"dry_run": self.dry_run, "counts": dict(counts)}, lists, shorten=("skipped", "copied", "failed")
-        )
 
 
 class Patience(_Value):
@@ -591,7 +619,8 @@ def flat(name: str) -> str:
     written = name.replace(NEST, FLAT)
     if nested(written) != name:
         raise InvalidInput(
-            f"{name!r} cannot be told from another name once {NEST!r} is written as {FLAT!r}; give it another name",
+            f"{name!r} cannot be told from another name once {NEST!r} is written as {FLAT!r}",
+            remedy="give it another name",
             argument="rename",
         )
     return written

@@ -38,12 +38,14 @@ def target(named: str | os.PathLike[str], *, store: Path | None = None) -> Path:
     place = _resolved(named, "target")
     for directory, what in (*_precious(), *_homes()):
         if place == directory or place in directory.parents:
-            raise InvalidInput(f"{place} is or holds {what}; name a directory for the model alone", argument="target")
+            raise InvalidInput(
+                f"{place} is or holds {what}", remedy="name a directory for the model alone", argument="target"
+            )
     if fault := _fault_of(place):
-        raise InvalidInput(f"{place} is {fault}; name a directory for the model alone", argument="target")
+        raise InvalidInput(f"{place} is {fault}", remedy="name a directory for the model alone", argument="target")
     mounts = tuple(_mounts())
     if place in mounts or os.path.ismount(str(place)):
-        raise InvalidInput(f"{place} is a mount point; name a directory inside of it", argument="target")
+        raise InvalidInput(f"{place} is a mount point", remedy="name a directory inside of it", argument="target")
     for mount in mounts:
         if place in mount.parents:
             raise InvalidInput(f"{place} holds the mount point {mount} and cannot be replaced", argument="target")
@@ -79,7 +81,7 @@ def output(named: str | os.PathLike[str]) -> Path:
     """
     place = _resolved(named, "output")
     if place.is_dir():
-        raise InvalidInput(f"{place} is a directory; name the file to write", argument="output")
+        raise InvalidInput(f"{place} is a directory", remedy="name the file to write", argument="output")
     return place
 
 
@@ -100,7 +102,7 @@ def _resolved(named: str | os.PathLike[str], argument: str) -> Path:
     if "://" in text:
         raise InvalidInput(f"{text!r} is no path of this machine", argument=argument)
     if os.path.basename(text.rstrip("/")) in ("", ".", ".."):
-        raise InvalidInput(f"{text!r} is no directory's name; write its path", argument=argument)
+        raise InvalidInput(f"{text!r} is no directory's name", remedy="write its path", argument=argument)
     try:
         return Path(os.path.realpath(text))
     except OSError as error:

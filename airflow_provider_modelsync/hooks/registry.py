@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import shlex
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
-from airflow_provider_modelsync.compat import AirflowException, BaseHook, aget_connection
+from airflow_provider_modelsync.compat import AirflowException, AirflowNotFoundException, BaseHook, aget_connection
 from airflow_provider_modelsync.core.arguments import (
     Conditions,
     Count,
@@ -63,7 +64,7 @@ from airflow_provider_modelsync.core.models import (
     SyncReport,
     Ticket,
 )
-from airflow_provider_modelsync.core.redact import redact, secrets_of
+from airflow_provider_modelsync.core.redact import redact, secrets_of, show_url
 from airflow_provider_modelsync.core.registries.base import Registry
 from airflow_provider_modelsync.core.registries.capabilities import Deploys
 from airflow_provider_modelsync.core.settings import RegistrySettings
@@ -161,6 +162,10 @@ def _extras_of(connection: Connection) -> dict[str, Any]:
     return extras
 
 
+class ConnectionMissing(RegistryUnavailable):
+    """There is no such connection, or it cannot be read for now: Airflow does not tell which."""
+
+
 class RegistryHook(BaseHook, ABC):
     """Access to one model registry through one Airflow connection.
 
@@ -188,7 +193,37 @@ class RegistryHook(BaseHook, ABC):
         self._found: Connection | None = None  # the connection, when it has led here and is not read yet
         self._others: Sequence[Connection] = ()  # what the connection relies on
         self._remarks: list[str] = []  # on the connection
+        self._address: str | None = None  # that it leads to
         self._driver: AsyncDriver | None = None
+
+    @classmethod
+    def get_connection(cls, conn_id: str) -> Connection:
+        """Return a connection.
+
+        :raises RegistryUnavailable: when there is none, or it cannot be read for now: Airflow does not tell which.
+        """
+        try:
+            return super().get_connection(conn_id)
+        except AirflowNotFoundException as error:
+            raise cls._missing(conn_id, error) from None
+
+    @classmethod
+    async def aget_connection(cls, conn_id: str) -> Connection:
+        """As :meth:`get_connection`, for the event loop."""
+        try:
+            return await aget_connection(conn_id)
+        except AirflowNotFoundException as error:
+            raise cls._missing(conn_id, error) from None
+
+    @classmethod
+    def _missing(cls, conn_id: str, error: Exception) -> ConnectionMissing:
+        kind = getattr(cls, "conn_type", "<TYPE>")
+        return ConnectionMissing(
+            f"the connection {conn_id!r} cannot be looked up: {error}",
+            connection=conn_id,
+            remedy=f"Add it where it is missing: airflow connections add {shlex.quote(conn_id)} --conn-type {kind} "
+            "--conn-host <HOST> --conn-login <LOGIN> --conn-password <SECRET>, with what the type's page names",
+        )
 
     @classmethod
     @abstractmethod
@@ -207,10 +242,10 @@ class RegistryHook(BaseHook, ABC):
     async def aget_conn(self) -> Registry:
         """Return the registry; for the event loop, where :meth:`get_conn` would block."""
         if self._registry is None:
-            connection = self._take_found() or await aget_connection(self.registry_conn_id)
+            connection = self._take_found() or await self.aget_connection(self.registry_conn_id)
             # In threads: a system's modules take long to load when it is the first of its kind.
             settings = await asyncio.to_thread(self._settings_in, connection)
-            self._others = [await aget_connection(other) for other in settings.further_connections]
+            self._others = [await self.aget_connection(other) for other in settings.further_connections]
             self._registry = await asyncio.to_thread(self._make, settings, self._others)
         return self._registry
 
@@ -766,6 +801,7 @@ class RegistryHook(BaseHook, ABC):
 
     def _settings_in(self, connection: Connection) -> RegistrySettings:
         settings_type = self.registry_type().settings_type
+        self._address = show_url(connection.host) if connection.host else None
         with self._named(None):
             self._remarks = remarks_on(connection, settings_type)
             for remark in self._remarks:
@@ -829,8 +865,13 @@ class RegistryHook(BaseHook, ABC):
         try:
             yield
         except ModelSyncError as error:
-            error.about(model=model, connection=self.registry_conn_id)
+            error.about(model=model, connection=self.registry_conn_id, address=self.address)
             raise
+
+    @property
+    def address(self) -> str | None:
+        """Where the connection leads to, for people; ``None`` as long as it was not read."""
+        return self._registry.address if self._registry else self._address
 
 
 def _get(model: str, labels: Mapping[str, str] | None, query: str | None) -> Callable[[Registry], Flow[ModelVersion]]:
@@ -869,12 +910,12 @@ def get_registry_hook(registry_conn_id: str) -> RegistryHook:
     :param registry_conn_id: the connection's id.
     :raises InvalidInput: when the connection is of no registry's type.
     """
-    return _hook_of(BaseHook.get_connection(registry_conn_id))
+    return _hook_of(RegistryHook.get_connection(registry_conn_id))
 
 
 async def aget_registry_hook(registry_conn_id: str) -> RegistryHook:
     """Return the hook for a connection; for the event loop."""
-    return await asyncio.to_thread(_hook_of, await aget_connection(registry_conn_id))
+    return await asyncio.to_thread(_hook_of, await RegistryHook.aget_connection(registry_conn_id))
 
 
 def _hook_of(connection: Connection) -> RegistryHook:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.sdk import Asset, AssetAlias, BaseOperator, BaseOperatorLink
+from airflow.sdk import Asset, AssetAlias, BaseOperator, BaseOperatorLink, get_current_context
 from airflow.sdk.definitions.asset import AssetRef
 
 from airflow_provider_modelsync import state
 from airflow_provider_modelsync.assets import model_asset
-from airflow_provider_modelsync.compat import AirflowException, AirflowFailException
+from airflow_provider_modelsync.compat import AirflowException, AirflowFailException, AirflowTaskTimeout
+from airflow_provider_modelsync.core import failure
 from airflow_provider_modelsync.core.arguments import Text
-from airflow_provider_modelsync.core.errors import ModelSyncError, Permanent
+from airflow_provider_modelsync.core.errors import Cancelled, ModelSyncError, Permanent, Unauthorized
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
 from airflow_provider_modelsync.lineage import Trace
@@ -29,21 +30,16 @@ if TYPE_CHECKING:
 
     from airflow_provider_modelsync.core.models import ModelVersion
 
+
 log = logging.getLogger("modelsync")
 
 DEFAULT_CONN_ID = "modelsync_default"
 
 
-@contextmanager
-def translated() -> Iterator[None]:
-    """Turn this package's errors into Airflow's: permanent ones end the task, others leave it its retries."""
-    try:
-        yield
-    except ModelSyncError as error:
-        kind = AirflowFailException if isinstance(error, Permanent) else AirflowException
-        raise kind(str(error)) from error
-    except PermissionError as error:  # of an object storage: all others are ours already
-        raise AirflowFailException(f"permission is denied: {error}") from error
+def airflow_error(error: ModelSyncError) -> AirflowException:
+    """Return Airflow's error for one of ours: permanent ones end the task, others leave it its retries."""
+    kind = AirflowFailException if isinstance(error, Permanent) else AirflowException
+    return kind(str(error))
 
 
 class TaskCheckpoint:
@@ -89,14 +85,63 @@ def _tolerating(done: str) -> Iterator[None]:
 
 
 class TellsOfModels(TakesArguments):
-    """What operators and sensors share: what one run of a task tells its outlets, OpenLineage and its links."""
+    """What operators and sensors share: what one run of a task tells its outlets, OpenLineage, its links, and its log
+    when it fails."""
 
     outlets: list[Any]
+    operator_extra_links: Any
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._trace = Trace()
         self.kept_links: dict[str, str] = {}
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Say in the log what an error of ours means for this task, and turn it into Airflow's."""
+        try:
+            yield
+        except ModelSyncError as error:
+            self.tell_of_failure(error)
+            raise airflow_error(error) from None
+        except PermissionError as error:  # of an object storage: all others are ours already
+            denied = Unauthorized(f"permission is denied: {error}")
+            self.tell_of_failure(denied)
+            raise airflow_error(denied) from None
+
+    @property
+    def hook_in_use(self) -> RegistryHook | None:
+        """The hook that the task works with, as far as there is one."""
+        return None
+
+    def offer_kept_links(self) -> None:
+        """Have Airflow ask this try for those links that there is something for: it stores the others empty."""
+        links = type(self).operator_extra_links
+        self.operator_extra_links = [
+            link for link in links if getattr(link, "kept_as", None) in (None, *self.kept_links)
+        ]
+
+    def _link_to_console(self) -> None:
+        """Have a failed task lead to its registry's console, too."""
+        hook = self.hook_in_use
+        if hook is None or RegistryConsoleLink.kept_as in self.kept_links:
+            return
+        with suppress(ModelSyncError):  # of a connection that leads nowhere
+            if (page := hook.page_of()) and (context := _running()):
+                remember_link(context, lambda: page)
+
+    def tell_of_failure(self, error: ModelSyncError) -> None:
+        """Write into the task's log what failed, where, what to do, and whether it goes on by itself."""
+        self._link_to_console()
+        task: Any = self
+        for line in failure.block(error, f"the task {task.task_id!r}", self.outlook_after(error)):
+            log.error("%s", line)
+        log.debug("where it was raised:", exc_info=error)
+
+    def outlook_after(self, error: ModelSyncError) -> str:
+        """Return whether the task goes on by itself after an error."""
+        task: Any = self
+        return failure.outlook(error, _tries_left(), task.retries)
 
     def tell_outlets(self, context: Context, asset: Asset, event: Mapping[str, JsonValue]) -> None:
         """Put an event into those of the task's outlets: assets, references to them, and aliases, which get the asset.
@@ -124,6 +169,11 @@ class ModelSyncOperator(TellsOfModels, BaseOperator):
         self._is_over = False
         self._began = time.monotonic()
         self._hooks: dict[str, RegistryHook] = {}
+        self._hook_in_use: RegistryHook | None = None
+
+    @property
+    def hook_in_use(self) -> RegistryHook | None:
+        return self._hook_in_use
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
@@ -137,11 +187,16 @@ class ModelSyncOperator(TellsOfModels, BaseOperator):
             self.kept_links = {}
             self._hooks = {}
         try:
-            with translated():
+            with self.translated():
                 self.read_arguments()
                 yield
+        except AirflowTaskTimeout:
+            over = Cancelled("execution_timeout is over", remedy="Give the task a longer execution_timeout")
+            self.tell_of_failure(over)
+            raise
         finally:
             self._is_over = True
+            self.offer_kept_links()
 
     def deadline_in(self, seconds: float) -> float:
         """Return when a wait ends that this try may take, in seconds since the epoch.
@@ -165,6 +220,7 @@ class ModelSyncOperator(TellsOfModels, BaseOperator):
             self._hooks[registry_conn_id] = get_registry_hook(registry_conn_id)
         hook = self._hooks[registry_conn_id]
         hook.cancel_token = self._cancel_token
+        self._hook_in_use = hook
         if context is not None:
             hook.is_last_try = _is_last_try(context)
         return hook
@@ -175,6 +231,18 @@ class ModelSyncOperator(TellsOfModels, BaseOperator):
         if context.get("task_state_store") is None:
             with _tolerating("cleared"):
                 state.forget_task(context.get("ti"))
+
+    def tell_of_failure(self, error: ModelSyncError) -> None:
+        if isinstance(error, Cancelled) and not error.has_own_remedy:
+            stopped = "stopped by Airflow (marked failed, cleared, or worker shutdown)"
+            error = Cancelled(stopped, remedy=self._how_to_go_on())
+        super().tell_of_failure(error)
+
+    def _how_to_go_on(self) -> str:
+        hook = self._hook_in_use
+        if hook is None or hook.is_last_try or not (hook.tally.total and hook.tally.done):
+            return "Clear the task to do it again"
+        return f"Clear the task to go on from {100 * hook.tally.done // hook.tally.total} %"
 
     def on_kill(self) -> None:
         """End the transfer within 4 s."""
@@ -210,3 +278,18 @@ def _is_last_try(context: Context) -> bool:
     instance: Any = context.get("ti")
     tries, allowed = getattr(instance, "try_number", None), getattr(instance, "max_tries", None)
     return isinstance(tries, int) and isinstance(allowed, int) and tries > allowed
+
+
+def _running() -> Any:
+    """Return the context of the running task; an empty one outside of tasks."""
+    try:
+        return get_current_context()
+    except RuntimeError:
+        return {}
+
+
+def _tries_left() -> int | None:
+    """Return how many tries the running task has left; ``None`` outside of tasks."""
+    instance: Any = _running().get("ti")
+    tries, allowed = getattr(instance, "try_number", None), getattr(instance, "max_tries", None)
+    return max(0, allowed - tries + 1) if isinstance(tries, int) and isinstance(allowed, int) else None

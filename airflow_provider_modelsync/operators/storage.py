@@ -118,7 +118,7 @@ class _RemoteTarget:
         segments = target.path.strip("/").removeprefix(bucket).strip("/").split("/")
         if segments == [""]:
             raise InvalidInput(
-                f"{target} is the root of a bucket; name a place in it for the model alone", argument="target"
+                f"{target} is the root of a bucket", remedy="name a place in it for the model alone", argument="target"
             )
         # Some storages and clients read the first two as file systems do: then it is a bucket's root, or anything.
         if any(segment.strip() in ("", ".", "..") for segment in segments):
@@ -237,7 +237,8 @@ def _upload_directory(
         if not force:
             raise TargetExists(
                 f"{target} holds {names.show(min(strange))}, which is not of this model, or was changed since it was "
-                "pulled; empty it, or pull with force to replace it",
+                "pulled",
+                remedy="empty it, or pull with force to replace it",
                 argument="target",
             )
         for path in strange:

@@ -454,7 +454,8 @@ class SyncModelsOperator(ModelSyncOperator):
         events: dict[str, list[Event]] = {}
         for copy in copies:
             asset = model_asset(target.registry_conn_id, str(copy["name"]))
-            events.setdefault(asset.uri, []).append(copy)
+            for known_as in (asset.uri, asset.name):
+                events.setdefault(known_as, []).append(copy)
             for alias in (outlet for outlet in self.outlets if isinstance(outlet, AssetAlias)):
                 context["outlet_events"][alias].add(asset, extra=copy)
         for outlet in self.outlets:
@@ -463,7 +464,7 @@ class SyncModelsOperator(ModelSyncOperator):
 
 
 def _uri_of(outlet: Asset | AssetRef) -> str:
-    """Return an outlet's address; a model's asset has it for a name, too."""
+    """Return what an outlet is known by: its URI, or a reference's name."""
     return str(getattr(outlet, "uri", None) or getattr(outlet, "name", ""))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -17,13 +18,16 @@ from airflow_provider_modelsync.compat import (
     AirflowSkipException,
     TaskDeferred,
 )
+from airflow_provider_modelsync.core import failure
 from airflow_provider_modelsync.core.arguments import Flag, Text
-from airflow_provider_modelsync.core.errors import Retryable
+from airflow_provider_modelsync.core.errors import ModelSyncError, NotReady, Permanent, Retryable
+from airflow_provider_modelsync.core.text import span
+from airflow_provider_modelsync.core.verbs.wait import ABSENT, Tell
 from airflow_provider_modelsync.hooks.metrics import report_wait
 from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
 from airflow_provider_modelsync.lineage import Trace
 from airflow_provider_modelsync.operators.arguments import DEFERRABLE
-from airflow_provider_modelsync.operators.base import DEFAULT_CONN_ID, TellsOfModels, translated
+from airflow_provider_modelsync.operators.base import DEFAULT_CONN_ID, TellsOfModels
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
     from airflow_provider_modelsync.core.flow.steps import Flow
     from airflow_provider_modelsync.core.registries.base import Registry
     from airflow_provider_modelsync.triggers.base import WaitTrigger
+
+log = logging.getLogger("modelsync")
 
 Found = TypeVar("Found")
 
@@ -54,10 +60,24 @@ class RegistrySensor(TellsOfModels, BaseSensorOperator, Generic[Found]):
         self.registry_conn_id = registry_conn_id
         self.deferrable = deferrable
         self._hook: RegistryHook | None = None
+        self._state: str | None = None  # what the last look has seen
 
     @abstractmethod
-    def look_for(self, registry: Registry) -> Flow[Found | None]:
-        """Return what is waited for, or ``None`` when it is too early."""
+    def look_for(self, registry: Registry, tell: Tell) -> Flow[Found | None]:
+        """Return what is waited for, or ``None`` when it is too early.
+
+        :param tell: told what there is instead.
+        """
+
+    @property
+    @abstractmethod
+    def sought(self) -> str:
+        """What is waited for, for people."""
+
+    def describe_absence(self, registry: Registry) -> Flow[str]:
+        """Return what there is while nothing of what is waited for is."""
+        return ABSENT
+        yield
 
     @abstractmethod
     def trigger(self, deadline: float) -> WaitTrigger:
@@ -75,14 +95,22 @@ class RegistrySensor(TellsOfModels, BaseSensorOperator, Generic[Found]):
         """Tell outlets, lineage and links of what was found, and return it for XCom."""
 
     def execute(self, context: Context) -> Any:
-        with self._as_when_poking(), translated():
+        with self._as_when_poking(), self.translated():
             self.read_arguments()
-        if not self.deferrable:
-            return super().execute(context)
+        began, self._state = time.time(), None
         timeout = float(self.timeout)
         if self.execution_timeout is not None:  # Airflow does not apply it while a task is deferred
             timeout = min(timeout, self.execution_timeout.total_seconds())
-        deadline = time.time() + timeout
+        log.info(
+            "waiting up to %s for %s on %s, looking every %s",
+            span(timeout),
+            self.sought,
+            self.registry_conn_id,
+            span(float(self.poke_interval)),
+        )
+        if not self.deferrable:
+            return self._poke_on(context)
+        deadline = began + timeout
         # Looking once first spares a deferral, and keeps the trigger from firing at once.
         found = self._first_look()
         if found is not None:
@@ -99,8 +127,9 @@ class RegistrySensor(TellsOfModels, BaseSensorOperator, Generic[Found]):
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None) -> dict[str, JsonValue]:
         """Take over from the trigger: look once more and return what is there."""
         if event and event.get("status") == "timeout":
-            raise AirflowSensorTimeout(str(event.get("message")))
-        with self._as_when_poking(), translated():
+            late = failure.from_event({"kind": NotReady.__name__, **event})
+            raise self._timed_out(late)
+        with self._as_when_poking(), self.translated():
             self.read_arguments()
             return self._tell(context, self.found_by(event))
 
@@ -109,6 +138,42 @@ class RegistrySensor(TellsOfModels, BaseSensorOperator, Generic[Found]):
         told = None if found is None else self._tell(context, found)
         return PokeReturnValue(is_done=found is not None, xcom_value=told)
 
+    def outlook_after(self, error: ModelSyncError) -> str:
+        if self.never_fail or (self.soft_fail and isinstance(error, (Permanent, NotReady))):
+            return "the task is skipped, as soft_fail or never_fail is set"
+        if isinstance(error, NotReady):
+            return "not retried: Airflow retries no sensor whose time is over. Clear the task to wait again"
+        return super().outlook_after(error)
+
+    def _poke_on(self, context: Context) -> Any:
+        try:
+            return super().execute(context)
+        except AirflowSensorTimeout:
+            seen = self._state or "nothing was seen of it"
+            late = NotReady(
+                f"{self.sought} was not there within {span(float(self.timeout))}: {seen}", model=self._model
+            )
+            raise self._timed_out(late) from None
+
+    @property
+    def hook_in_use(self) -> RegistryHook | None:
+        return self._hook
+
+    def tell_of_failure(self, error: ModelSyncError) -> None:
+        super().tell_of_failure(error)
+        self.offer_kept_links()
+
+    def _timed_out(self, late: ModelSyncError) -> AirflowSensorTimeout:
+        late.about(model=self._model, connection=self.registry_conn_id, address=self._address())
+        self.tell_of_failure(late)
+        return AirflowSensorTimeout(str(late))
+
+    def _address(self) -> str | None:
+        try:
+            return self.hook.address or self.hook.get_conn().address
+        except Exception:  # what is told already counts more
+            return None
+
     @property
     def hook(self) -> RegistryHook:
         """The connection's hook."""
@@ -116,18 +181,43 @@ class RegistrySensor(TellsOfModels, BaseSensorOperator, Generic[Found]):
         return self._hook
 
     def _look(self) -> Found | None:
-        with translated():
+        with self.translated():
             self.read_arguments()
+            hook, seen = self.hook, [ABSENT]
             try:
-                return self.hook.run(self.look_for, model=getattr(self, "model", None))
+                found = hook.run(lambda registry: self.look_for(registry, seen.append), model=self._model)
+                if found is None:
+                    self._see(seen[-1])
             except Retryable as error:
-                self.log.warning("%s; the wait goes on", error)
+                log.warning("%s; the wait goes on", error)
                 return None
+            return found
+
+    @property
+    def _model(self) -> str | None:
+        return getattr(self, "model", None)
+
+    def _see(self, state: str) -> None:
+        """Say what there is instead of what is waited for, when that has changed."""
+        if state == ABSENT:
+            if self._state is not None and self._state.startswith(ABSENT):
+                return
+            try:
+                what = self.hook.run(self.describe_absence, model=self._model)
+            except Permanent:  # a hint is no reason to end a wait
+                what = ABSENT
+            state = ABSENT if what == ABSENT else f"{ABSENT}: {what}"
+        if state != self._state:
+            self._state = state
+            log.info("not yet: %s", state)
 
     def _tell(self, context: Context, found: Found) -> dict[str, JsonValue]:
         self._trace, self.kept_links = Trace(), {}
+        log.info("the wait is over: %s is there", self.sought)
         report_wait(getattr(context.get("ti"), "start_date", None), self.hook.conn_type, self.registry_conn_id)
-        return self.tell(context, found)
+        told = self.tell(context, found)
+        self.offer_kept_links()
+        return told
 
     def _first_look(self) -> Found | None:
         with self._as_when_poking():
@@ -138,7 +228,7 @@ class RegistrySensor(TellsOfModels, BaseSensorOperator, Generic[Found]):
             except Exception:
                 if not self.silent_fail:
                     raise
-                self.log.exception("the first look has failed; the wait goes on")
+                log.exception("the first look has failed; the wait goes on")
                 return None
 
     def _manner(self) -> dict[str, Any]:

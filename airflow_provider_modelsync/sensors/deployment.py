@@ -10,7 +10,7 @@ from airflow.sdk import BaseOperatorLink
 from airflow_provider_modelsync.core.arguments import DeploymentName, Text
 from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavailable
 from airflow_provider_modelsync.core.models import Deployment
-from airflow_provider_modelsync.core.verbs.wait import GOALS, GONE, READY, SERVED, own_deployment
+from airflow_provider_modelsync.core.verbs.wait import GOALS, GONE, READY, SERVED, Tell, own_deployment
 from airflow_provider_modelsync.links import DeploymentLink, RegistryConsoleLink, remember_link
 from airflow_provider_modelsync.sensors.base import RegistrySensor
 from airflow_provider_modelsync.triggers.base import outcome_of
@@ -56,10 +56,15 @@ class DeploymentSensor(RegistrySensor[Deployment]):
         self.status = status
         self.revision = revision
 
-    def look_for(self, registry: Registry) -> Flow[Deployment | None]:
+    def look_for(self, registry: Registry, tell: Tell) -> Flow[Deployment | None]:
         if self.status not in _GOALS:
             raise InvalidInput(f"{self.status!r} is neither {READY!r} nor {GONE!r}", argument="status")
-        return GOALS[_GOALS[self.status]](registry, self._name, self.revision)
+        return GOALS[_GOALS[self.status]](registry, self._name, self.revision, tell=tell)
+
+    @property
+    def sought(self) -> str:
+        name = self.deployment or "the deployment of the connection"
+        return f"{name} to be {self.status}" + (f" with revision {self.revision}" if self.revision else "")
 
     def trigger(self, deadline: float) -> DeploymentTrigger:
         return DeploymentTrigger(
@@ -73,7 +78,7 @@ class DeploymentSensor(RegistrySensor[Deployment]):
 
     def found_by(self, event: Mapping[str, Any] | None) -> Deployment:
         outcome_of(event)
-        found = self.hook.run(self.look_for)
+        found = self.hook.run(lambda registry: self.look_for(registry, lambda _: None))
         if found is None:
             raise RegistryUnavailable(f"{self._name} was {self.status} a moment ago and is not any more")
         return found

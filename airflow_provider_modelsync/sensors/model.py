@@ -10,7 +10,7 @@ from airflow.sdk import BaseOperatorLink
 from airflow_provider_modelsync.assets import model_asset
 from airflow_provider_modelsync.core.arguments import Labels, Moment, Reference, Text
 from airflow_provider_modelsync.core.models import ModelVersion, Query
-from airflow_provider_modelsync.core.verbs.wait import READY, Since, find_version
+from airflow_provider_modelsync.core.verbs.wait import READY, Since, Tell, describe_absence, find_version
 from airflow_provider_modelsync.links import RegistryConsoleLink, remember_link
 from airflow_provider_modelsync.sensors.base import RegistrySensor
 from airflow_provider_modelsync.triggers.base import outcome_of
@@ -61,11 +61,21 @@ class ModelVersionSensor(RegistrySensor[ModelVersion]):
         self.state = state
         self._since: Since | None = None
 
-    def look_for(self, registry: Registry) -> Flow[ModelVersion | None]:
+    def look_for(self, registry: Registry, tell: Tell) -> Flow[ModelVersion | None]:
         query = Query.parse(None, self.labels)
         if self.newer_than is not None and (self._since is None or self._since.text != self.newer_than):
             self._since = Since(self.newer_than)
-        return find_version(registry, self.model, query, newer_than=self._since, state=self.state)
+        return find_version(registry, self.model, query, newer_than=self._since, state=self.state, tell=tell)
+
+    @property
+    def sought(self) -> str:
+        with_labels = f" with {dict(self.labels)}" if self.labels else ""
+        newer = f" newer than {self.newer_than}" if self.newer_than else ""
+        state = f" to be {self.state}" if self.state != READY else ""
+        return f"{self.model}{with_labels}{newer}{state}"
+
+    def describe_absence(self, registry: Registry) -> Flow[str]:
+        return describe_absence(registry, self.model, Query.parse(None, self.labels))
 
     def trigger(self, deadline: float) -> ModelVersionTrigger:
         return ModelVersionTrigger(

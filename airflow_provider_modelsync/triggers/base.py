@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_modelsync.compat import TELLS_OF_KILLS, UNDER_WAY, WAITING, state_of
-from airflow_provider_modelsync.core.errors import Permanent, RegistryUnavailable
+from airflow_provider_modelsync.core.errors import NotReady, Permanent, RegistryUnavailable
+from airflow_provider_modelsync.core.failure import as_event, from_event
+from airflow_provider_modelsync.core.text import span
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 from airflow_provider_modelsync.triggers.polling import Found, Rhythm, look_up, shared
 
@@ -180,6 +182,7 @@ class WaitTrigger(RegistryTrigger):
     ) -> None:
         super().__init__(registry_conn_id, deadline, poll_interval)
         self.manner = manner
+        self._state: str | None = None
 
     @abstractmethod
     async def look(self, hook: RegistryHook) -> dict[str, Any] | None:
@@ -204,30 +207,41 @@ class WaitTrigger(RegistryTrigger):
     async def wait(self) -> AsyncIterator[TriggerEvent]:
         polls, joined_at = shared(), time.monotonic()
         poll = polls.join(self.registry_conn_id, self._sought(), self._look, self.rhythm())
+        told: set[str | None] = {None}
         try:
             outcome: Found | Exception | None = None
             while outcome is None and (rest := self.deadline - time.time()) > 0:
                 if poll.trouble:
                     self.log.warning("%s; the wait goes on", poll.trouble)
+                    told = {None}  # what is seen afterwards is news again
+                elif poll.state not in told:
+                    self.log.info("%s; %s", poll.state, left_until(self.deadline))
+                    told = {None, poll.state}
                 outcome = await poll.listen(rest)
             if outcome is None:
                 outcome = await poll.look_again(LAST_LOOK)
             elif (early := joined_at + min(self.poll_interval, MIN_POLL_INTERVAL) - time.monotonic()) > 0:
                 await asyncio.sleep(early)  # the others may have waited for long, this one has not
-            trouble = poll.trouble
+            trouble, state = poll.trouble, poll.state
         finally:
             await polls.leave(poll)
         if outcome is None:
             message = await self.give_up()
-            yield TriggerEvent({"status": "timeout", "message": f"{message}: {trouble}" if trouble else message})
+            late = NotReady(": ".join(filter(None, (message, trouble or state))), connection=self.registry_conn_id)
+            yield TriggerEvent({**failure_of(late), "status": "timeout"})
         elif isinstance(outcome, Exception):
             yield TriggerEvent(failure_of(outcome))
         else:
             yield TriggerEvent({"status": "success", **outcome})
 
-    async def _look(self, hook: RegistryHook) -> dict[str, Any] | None:
+    def see(self, state: str) -> None:
+        """Take note of what there is instead of what is waited for; conditions tell it."""
+        self._state = state
+
+    async def _look(self, hook: RegistryHook) -> Found | str | None:
+        self._state = None
         try:
-            return await self.look(hook)
+            return await self.look(hook) or self._state
         except Permanent:
             raise
         except Exception as error:
@@ -241,27 +255,29 @@ class WaitTrigger(RegistryTrigger):
         return path, json.dumps(self.arguments(), sort_keys=True)
 
 
+def left_until(deadline: float) -> str:
+    """Return how long a wait goes on, in words.
+
+    :param deadline: in seconds since the epoch.
+    """
+    return f"waiting up to {span(max(0.0, deadline - time.time()))} longer"
+
+
 def failure_of(error: Exception) -> dict[str, Any]:
     """Return the event of a wait that has failed."""
-    return {
-        "status": "failed",
-        "message": f"{type(error).__name__}: {error}",
-        "permanent": isinstance(error, Permanent),
-    }
+    return {"status": "failed", **as_event(error)}
 
 
 def outcome_of(event: Mapping[str, Any] | None) -> str:
     """Read a trigger's event.
 
     :return: the exact reference of what was waited for.
-    :raises Permanent: when the wait has failed for good.
-    :raises RegistryUnavailable: when it has timed out, failed otherwise, or the event makes no sense.
+    :raises ModelSyncError: what the wait has failed with.
+    :raises RegistryUnavailable: when it has timed out, or the event makes no sense.
     """
     match event:
         case {"status": "success", "ref": str(ref)}:
             return ref
-        case {"status": "failed", "message": str(message), "permanent": True}:
-            raise Permanent(message)
-        case {"status": "failed" | "timeout", "message": str(message)}:
-            raise RegistryUnavailable(message)
+        case {"status": "failed" | "timeout", "message": str()} if event is not None:
+            raise from_event(event)
     raise RegistryUnavailable(f"the trigger sent something that is no outcome: {event!r:.200}")

@@ -80,7 +80,7 @@ class DeploymentTrigger(WaitTrigger, Undoing):
         return await hook.arun(lambda registry: take_back(registry, started), model=started.model)
 
     def _find(self, registry: Registry) -> Flow[Deployment | None]:
-        found = yield from GOALS[self.goal](registry, self.deployment, self.revision)
+        found = yield from GOALS[self.goal](registry, self.deployment, self.revision, tell=self.see)
         if found is None and self.joined and self.started:
             yield from require_under_way(registry, RollOut.model_validate(self.started))
         return found

@@ -69,11 +69,11 @@ class ModelVersionTrigger(WaitTrigger):
         return {"ref": version.ref, "message": f"{version.ref} is there"} if version else None
 
     async def give_up(self) -> str:
-        return f"{self.model} was not there when the time was over"
+        return f"{self.model} was not {self.state} when the time was over"
 
     def _find(self, registry: Registry) -> Flow[ModelVersion | None]:
         query = Query.parse(None, self.labels)
-        return find_version(registry, self.model, query, newer_than=self._since, state=self.state)
+        return find_version(registry, self.model, query, newer_than=self._since, state=self.state, tell=self.see)
 
 
 class ModelVersionEventTrigger(BaseEventTrigger):

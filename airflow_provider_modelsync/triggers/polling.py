@@ -122,12 +122,13 @@ class Poll:
     """One look after another, until something is found or waiting is in vain.
 
     :param key: the connection, what is looked for, and how often; less often while the registry is in trouble.
-    :param look: returns what is found, or ``None`` when it is too early.
+    :param look: returns what is found, or, when it is too early, what there is instead, in words or not.
     """
 
-    def __init__(self, key: Key, look: Callable[[], Awaitable[Found | None]]) -> None:
+    def __init__(self, key: Key, look: Callable[[], Awaitable[Found | str | None]]) -> None:
         self.key = key
         self.trouble: str | None = None  # why the last look has failed, when that may pass
+        self.state: str | None = None  # what the last look has seen instead of what is waited for
         self.waiters = 0
         self._look = look
         self._rhythm = key[2]
@@ -147,7 +148,8 @@ class Poll:
         """Wait for the outcome.
 
         :param seconds: how long.
-        :return: what was found, or why waiting is in vain; ``None`` when :attr:`trouble` begins or time is over.
+        :return: what was found, or why waiting is in vain; ``None`` when :attr:`trouble` begins,
+            :attr:`state` changes or time is over.
         """
         news = self._news
         await asyncio.wait((news,), timeout=seconds)
@@ -197,7 +199,11 @@ class Poll:
             self._tell(error)
         else:
             self._failures, self.trouble = 0, None
-            if found:
+            if isinstance(found, str):
+                is_new, self.state = self.state != found, found
+                if is_new:
+                    self._tell(None)
+            elif found:
                 self._tell(found)
         finally:
             self._looks += 1
@@ -229,7 +235,7 @@ class Polls:
             if line := self._lines.pop(conn_id, None):
                 await line.end()
 
-    def join(self, conn_id: str, what: Hashable, look: Look[Found | None], rhythm: Rhythm) -> Poll:
+    def join(self, conn_id: str, what: Hashable, look: Look[Found | str | None], rhythm: Rhythm) -> Poll:
         """Take part in a poll, which begins with its first waiter and ends when the last one leaves.
 
         :param conn_id: the registry's connection.

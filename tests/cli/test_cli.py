@@ -51,13 +51,16 @@ def modelsync(*arguments: str | Path, **env: str) -> Run:
 
 
 def refused(*arguments: str | Path, code: int) -> str:
-    """Run a command that is to fail, and return the one line that it says why in."""
+    """Run a command that is to fail, and return what it says about that."""
     run = airflow("modelsync", *arguments)
     assert (run.status, run.stdout) == (code, ""), run.stderr
     assert "Traceback" not in run.stderr
-    complaint = run.stderr.splitlines()[-1]
-    assert complaint.startswith(f"{CALLED}: ")
-    return complaint
+    *_, (begin, _) = [at for at in enumerate(run.stderr.splitlines()) if at[1].startswith(f"{CALLED} ")]
+    lines = run.stderr.splitlines()[begin:]
+    assert lines[0].startswith(f"{CALLED} {arguments[0]} failed: ")
+    assert lines[-1].endswith(f"(exit status {code})")
+    assert any(line.startswith("  what to do: ") for line in lines)
+    return "\n".join(lines)
 
 
 def test_a_command_of_its_own_does_the_same(modelstore: Path, source: Path) -> None:
@@ -67,7 +70,7 @@ def test_a_command_of_its_own_does_the_same(modelstore: Path, source: Path) -> N
 
     for missing in (modelsync_alone("show", "absent"), airflow("modelsync", "show", "absent")):
         assert missing.status == 1
-        assert "absent" in missing.stderr.splitlines()[-1].partition("modelsync: ")[2]
+        assert "absent" in missing.stderr.partition("modelsync show failed: ")[2].splitlines()[0]
     assert modelsync_alone("show").status == modelsync_alone().status == 2
     assert "Move models in and out of registries" in modelsync_alone("--help").stdout
 
@@ -89,7 +92,7 @@ def test_a_model_goes_up_is_found_and_comes_back(modelstore: Path, source: Path,
 
     told = json.loads(pushed.stdout)
     assert (told["ref"], told["labels"], told["metadata"]) == ("digits:v1", {"stage": "dev"}, {"acc": 0.5})
-    assert told["transfer"] == {"skipped": False, "sent_bytes": 10_248, "resumed_bytes": 0}
+    assert (told["skipped"], told["resumed_bytes"]) == (False, 0)
     assert "pushing digits:v1: 10.0 KiB of 10.0 KiB (100 %)" in pushed.stderr
     head, row = listed.stdout.splitlines()
     assert head.split() == ["NAME", "VERSION", "SIZE", "CREATED", "LABELS"]
@@ -112,7 +115,7 @@ def test_what_is_there_already_is_neither_sent_nor_fetched(modelstore: Path, sou
 
     assert again.stdout == "digits:v1 is there already\n"
     told = json.loads(pulled.stdout)
-    assert (told["path"], told["transfer"]["skipped"]) == (str(tmp_path / "pulled"), True)
+    assert (told["path"], told["skipped"]) == (str(tmp_path / "pulled"), True)
 
 
 def test_a_sync_says_what_it_would_do_and_does_it(
@@ -130,12 +133,13 @@ def test_a_sync_says_what_it_would_do_and_does_it(
 
     *lines, counts = would.stdout.splitlines()
     assert lines == [
-        f"{ref} copied as {ref.replace('churn', 'attrition')}" for ref in ("churn:v1", "digits:v1", "digits:v2")
+        f"{ref} would be copied as {ref.replace('churn', 'attrition')}"
+        for ref in ("churn:v1", "digits:v1", "digits:v2")
     ]
-    assert counts == "3 copied, 0 skipped, 0 failed (dry run)"
+    assert counts == "3 would be copied, 0 skipped, 0 failed"
     told = json.loads(done.stdout)
     assert told["counts"] == {"copied": 3, "skipped": 0, "failed": 0}
-    assert [version["target"] for version in told["versions"]] == ["attrition:v1", "digits:v1", "digits:v2"]
+    assert [version["target"] for version in told["copied"]] == ["attrition:v1", "digits:v1", "digits:v2"]
     assert {version.ref for version in ModelStoreHook("backup").list_models()} == {"attrition:v1", "digits:v2"}
 
 
@@ -152,10 +156,12 @@ def test_a_sync_that_lacks_a_model_copies_the_others_and_fails(
     assert ModelStoreHook("backup").get("digits").version == "v1"
 
 
-def test_what_is_refused_is_told_in_one_line(modelstore: Path, tmp_path: Path) -> None:
+def test_what_is_refused_is_told_in_one_block(modelstore: Path, tmp_path: Path) -> None:
     assert "no version 'v1' of 'digits'" in refused("pull", "digits:v1", tmp_path / "pulled", code=1)
     assert not (tmp_path / "pulled").exists()
-    assert "`nonesuch` isn't defined" in refused("ls", "--conn-id", "nonesuch", code=1)
+    missing = refused("ls", "--conn-id", "nonesuch", code=1)
+    assert "`nonesuch` isn't defined" in missing
+    assert "airflow connections add nonesuch" in missing
 
 
 @pytest.mark.parametrize(
@@ -192,7 +198,7 @@ def test_good_wrong_and_unreachable_credentials_are_told_apart(
 
     for name, told in ((WRONG, wrong), (UNREACHABLE, unreachable)):
         assert cases[name].answer in told
-        assert told.endswith(f"[connection 'its_{name}']")
+        assert f"  connection:  its_{name} (" in told
     assert "canary" not in wrong + unreachable
 
 
@@ -217,7 +223,7 @@ def test_a_verbose_refusal_tells_where_it_comes_from_and_no_secret(server: Bento
 
     assert (denied.status, denied.stdout) == (1, "")
     assert "Traceback" in denied.stderr
-    assert "connection 'wrong'" in denied.stderr.splitlines()[-1]
+    assert f"connection:  wrong ({server.url})" in denied.stderr
     assert CANARY not in denied.stderr
 
 
@@ -267,13 +273,13 @@ def test_ctrl_c_ends_a_push_cleanly(server: BentoCloudStandIn, source: Path) -> 
     sent_at = time.monotonic()
     process.send_signal(signal.SIGINT)
     told = [process.stderr.readline()]
-    while told[-1] and not told[-1].startswith(f"{CALLED}:"):
+    while told[-1] and not told[-1].startswith(f"{CALLED} "):
         told.append(process.stderr.readline())
     took = time.monotonic() - sent_at
     stdout, rest = process.communicate(timeout=30)  # Python takes Airflow apart
 
     assert took < KILL_LIMIT
-    assert (told[-1], rest) == (f"{CALLED}: cancelled\n", "")
+    assert (told[-1], rest) == (f"{CALLED} push: cancelled; run the same command to go on\n", "")
     assert "Traceback" not in "".join(told)
     assert (process.returncode, stdout) == (128 + signal.SIGINT, "")
     assert server.find("PATCH", "finish_upload")  # the server does not wait for the rest
@@ -311,7 +317,7 @@ def test_a_terminal_shows_a_bar_and_the_answer_stays_clean(modelstore: Path, sou
 def test_the_answer_may_be_cut_short(modelstore: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    run = airflow("modelsync", "ls", stdout=writer)
+    run = airflow("modelsync", "ls", "--json", stdout=writer)
     os.close(writer)
 
     assert (run.status, run.stderr) == (128 + signal.SIGPIPE, "")
@@ -336,6 +342,14 @@ def test_help_lists_the_commands_and_loads_nothing_of_ours_but_their_definition(
         f"{package}.cli",
         f"{package}.cli.definition",
     }
+
+
+def test_an_empty_list_says_where_it_has_looked(modelstore: Path) -> None:
+    listed = modelsync("ls", "label:stage=dev")
+
+    assert listed.stdout == ""
+    assert listed.stderr == f"no models in modelsync_default ({modelstore.as_uri()}) that label:stage=dev chooses\n"
+    assert json.loads(modelsync("ls", "--json").stdout) == []
 
 
 def test_every_command_is_implemented() -> None:

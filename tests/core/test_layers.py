@@ -132,6 +132,7 @@ EVERYWHERE = {
         "BaseSensorOperator",
         "ObjectStoragePath",
         "PokeReturnValue",
+        "get_current_context",
     },
     "airflow.sdk.definitions.asset": {"AssetRef"},
     "airflow.sdk.execution_time.xcom": {"XCom"},

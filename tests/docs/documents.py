@@ -72,7 +72,8 @@ def table(document: str, first: str) -> list[dict[str, str]]:
     :param first: the word in the table's upper left corner.
     """
     rows: list[list[str]] = []
-    for token, inside in pairwise(_tokens(ROOT / document)):
+    tokens = _tokens(ROOT / document)
+    for token, inside in zip(tokens, [*tokens[1:], tokens[-1]], strict=True):
         if token.type == "tr_open":
             rows.append([])
         elif token.type in ("th_open", "td_open"):

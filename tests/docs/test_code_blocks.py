@@ -43,8 +43,10 @@ from airflow_provider_modelsync.hooks.registry import get_registry_hook
 from airflow_provider_modelsync.operators.transfer import PushModelOperator
 from airflow_provider_modelsync.provider_info import get_provider_info
 from tests.docs.documents import ROOT, Block, code_blocks
+from tests.docs.messages import patterns_of_lines
 from tests.docs.policy import check_policy
 from tests.docs.skeleton import FILES, sources
+from tests.docs.tutorial import DOCUMENT as TUTORIAL
 from tests.docs.world import World, world_of
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.oci import OCIStandIn
@@ -52,7 +54,8 @@ from tests.support.command import airflow
 from tests.support.examples import run_dag
 from tests.support.until import until
 
-BLOCKS = code_blocks()
+# The tutorial's are steps of one way, which ``test_tutorial.py`` goes.
+BLOCKS = [block for block in code_blocks() if not block.where.startswith(TUTORIAL)]
 PATIENCE = 30  # seconds
 
 
@@ -89,7 +92,7 @@ def run_python(text: str, world: World) -> None:
     if not re.search(r"\bDAG\(|@dag\b", text):
         text = "from airflow.sdk import DAG\n\nwith DAG('block'):\n" + textwrap.indent(text, "    ")
     file = world.root / "dags" / "block.py"
-    file.parent.mkdir()
+    file.parent.mkdir(exist_ok=True)
     world.monkeypatch.setattr("airflow.settings.DAGS_FOLDER", str(file.parent))
     # Object storage is a file system in memory; Airflow's S3 brings no files of its own.
     file.write_text(text.replace("'s3://", "'memory://").replace('"s3://', '"memory://'))
@@ -393,6 +396,12 @@ def check_kubernetes(text: str, world: World) -> None:
     assert len(named.partition(at)[2]) == len(digest)
 
 
+def check_log(text: str, world: World) -> None:
+    """The package says such lines."""
+    known = [re.compile(pattern) for pattern in patterns_of_lines()]
+    assert [line for line in text.splitlines() if not any(pattern.search(line) for pattern in known)] == []
+
+
 def check_skeleton(text: str, world: World) -> None:
     """It is a file of the distribution that tests build, install and use."""
     assert text in sources().values()
@@ -408,6 +417,7 @@ KINDS: dict[str, Callable[[str, World], None]] = {
     "json push": check_push,
     "json triggers": check_triggers,
     "text layout": check_layout,
+    "text log": check_log,
     "text path": check_path,
     "text tree": check_tree,
     "yaml kubernetes": check_kubernetes,

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
@@ -56,8 +57,28 @@ CONNECTIONS = {
 BUCKET = "models"
 _STORES = {"modelsync_default": "srv/models", "modelstore_default": "srv/shared", "backup": "srv/backup"}
 _ROOTS = re.compile(r"(?<![\w.])/(data|srv)(?=/)")
+_WORK = "/tmp/modelsync"  # the tutorial's, and never the test's
 _MODEL = {"model.onnx": bytes(range(256)) * 229, "labels.json": b'["0", "1", "2"]\n'}
 _BENTO = {"name": "fraud", "version": "b1", "service": "service:Fraud", "labels": {}, "spec": 2}
+
+
+# Reads its project as bentoml 1.4.40 does, and writes what that writes: names, models, sources.
+_BENTOML = """
+import argparse, json, pathlib, shutil
+parser = argparse.ArgumentParser()
+parser.add_argument("verb", choices=["build"])
+parser.add_argument("--name", required=True)
+parser.add_argument("--version", required=True)
+named = parser.parse_args()
+project = json.loads(pathlib.Path("bentofile.yaml").read_text())
+built = pathlib.Path.home() / "bentoml" / "bentos" / named.name / named.version
+(built / "src").mkdir(parents=True)
+for source in project["include"]:
+    shutil.copy(source, built / "src")
+models = [{"tag": tag, "module": "", "alias": ""} for tag in project["models"]]
+facts = {"name": named.name, "version": named.version, "service": project["service"], "labels": {}, "spec": 2}
+(built / "bento.yaml").write_text(json.dumps({**facts, "models": models}))
+"""
 
 
 @dataclass(frozen=True)
@@ -86,7 +107,12 @@ class World:
 
     def local(self, text: str) -> str:
         """Return a text of a document with this world's paths in it."""
-        return _ROOTS.sub(rf"{self.root}/\1", text)
+        return _ROOTS.sub(rf"{self.root}/\1", text).replace(_WORK, str(self.work))
+
+    @property
+    def work(self) -> Path:
+        """Where the tutorial works."""
+        return self.root / "work"
 
     def connect(self, conn_id: str, conn_type: str, **documented: Any) -> None:
         """Define a connection: as a document does, but with this world's addresses and secrets."""
@@ -106,6 +132,7 @@ def world_of(text: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         monkeypatch.setattr(module, "MIN_POLL_INTERVAL", 0.1)
     quickly(monkeypatch)
     _write_files(root)
+    _install_bentoml(root, monkeypatch)
     monkeypatch.chdir(root)
     with ExitStack() as stack:
         if "s3://" in text:
@@ -136,12 +163,23 @@ def _write_files(root: Path) -> None:
         **{f"data/images/{number}.png": png(80, 60, (0, 0, number, 3)) for number in range(3)},
         "data/bentos/fraud/b1/bento.yaml": yaml.safe_dump(_BENTO).encode(),
         "data/bentos/fraud/b1/src/service.py": b"pass\n",
+        "data/service/service.py": b"pass\n",
     }
     for name, content in trees.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     (root / "srv").mkdir()
+
+
+def _install_bentoml(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a command on the path that builds as ``bentoml build`` does, as far as a push of the bento looks at it."""
+    command = root / "bin" / "bentoml"
+    command.parent.mkdir()
+    command.write_text(f"#!{sys.executable}\n{_BENTOML}")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", str(root / "home"))
 
 
 # ---- how each registry is started, and what it holds at first ---------------------------------------------------

@@ -161,13 +161,25 @@ def test_a_good_connection_says_where_it_leads(hook: ModelStoreHook, modelstore:
     assert not modelstore.exists()  # it was not there before
 
 
-def test_a_root_whose_parent_is_missing_fails_the_connection_test(connect: Connect, tmp_path: Path) -> None:
+def test_a_root_whose_parent_is_missing_is_told_alike_by_all_verbs(
+    connect: Connect, tmp_path: Path, source: Path
+) -> None:
     connect("lost", conn_type="modelstore", host=(tmp_path / "absent" / "store").as_uri())
+    hook = ModelStoreHook("lost")
+    verbs: tuple[Callable[[], object], ...] = (
+        lambda: hook.push(source, "digits:v1"),
+        lambda: hook.pull("digits", tmp_path / "pulled"),
+        lambda: hook.get("digits:v1"),
+        hook.list_models,
+        lambda: hook.list_versions("digits"),
+    )
 
-    good, message = ModelStoreHook("lost").test_connection()
-
+    good, message = hook.test_connection()
     assert not good
-    assert "No such file or directory" in message
+    assert "does not exist" in message
+    for verb in verbs:
+        with pytest.raises(InvalidInput, match=r"does not exist.*mount its disk.*argument 'host'.*connection 'lost'"):
+            verb()
     assert not (tmp_path / "absent").exists()
 
 

@@ -308,7 +308,7 @@ def test_what_is_not_understood_is_refused_before_anything_else(
         # There are no such connections: to look for one would be another error.
         with pytest.raises(AirflowFailException, match=f"argument '{name}'") as refused:
             operator.execute(context)
-        cause = refused.value.__cause__
+        cause = refused.value.__context__
         assert isinstance(cause, InvalidInput)
         assert cause.connection, (name, given)
         if "model" in public_arguments(kind):

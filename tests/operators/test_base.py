@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from airflow_provider_modelsync.core import errors
 from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.core.errors import ModelSyncError, Permanent, Retryable
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
-from airflow_provider_modelsync.operators.base import RegistryOperator, TaskCheckpoint, translated
+from airflow_provider_modelsync.operators.base import RegistryOperator, TaskCheckpoint
 from airflow_provider_modelsync.operators.catalog import DeleteModelOperator, LabelModelOperator, ListModelsOperator
 from airflow_provider_modelsync.operators.transfer import PullModelOperator, PushModelOperator
 from tests.support.scripted import Script
@@ -51,6 +52,10 @@ ARGUMENTS: dict[type[RegistryOperator], dict[str, Any]] = {
 all_operators = pytest.mark.parametrize("operator_class", ARGUMENTS, ids=lambda operator: operator.__name__)
 
 
+def translated() -> AbstractContextManager[None]:
+    return ListModelsOperator(task_id="task").translated()
+
+
 def _kinds(base: type[ModelSyncError]) -> list[type[ModelSyncError]]:
     return [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, base)]
 
@@ -61,7 +66,8 @@ def test_a_permanent_error_ends_the_task(error: type[ModelSyncError]) -> None:
 
     with pytest.raises(AirflowFailException, match=r"no use.*digits:v1.*some_id") as raised, translated():
         raise cause
-    assert raised.value.__cause__ is cause
+    assert raised.value.__context__ is cause
+    assert raised.value.__suppress_context__
 
 
 @pytest.mark.parametrize("error", _kinds(Retryable), ids=lambda error: error.__name__)
@@ -71,7 +77,8 @@ def test_a_retryable_error_leaves_the_task_its_retries(error: type[ModelSyncErro
     with pytest.raises(AirflowException, match=r"not now.*some_id") as raised, translated():
         raise cause
     assert not isinstance(raised.value, AirflowFailException)
-    assert raised.value.__cause__ is cause
+    assert raised.value.__context__ is cause
+    assert raised.value.__suppress_context__
 
 
 @pytest.mark.parametrize("error", [PermissionError("Access Denied"), PermissionError(13, "Access Denied", "b/key")])

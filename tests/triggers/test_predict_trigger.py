@@ -14,7 +14,7 @@ import pytest
 from airflow.sdk import Connection
 
 from airflow_provider_modelsync.compat import BaseHook
-from airflow_provider_modelsync.core.errors import Permanent, RegistryUnavailable
+from airflow_provider_modelsync.core.errors import ModelNotFound, NotReady, RegistryUnavailable
 from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.models import Ticket
 from airflow_provider_modelsync.hooks.supervisely import SuperviselyHook
@@ -142,7 +142,7 @@ async def test_the_deadline_stops_the_request_and_no_other(
     (event,) = await events_of(trigger(ticket, deadline=time.time() + 0.2))
 
     assert "is stopped" in event["message"]
-    with pytest.raises(RegistryUnavailable, match="when the time was over"):
+    with pytest.raises(NotReady, match="when the time was over"):
         outcome_of(event)
     assert app.inferences[ticket.request].stopped
     assert not app.inferences[other.request].stopped
@@ -164,7 +164,7 @@ async def test_a_deployment_that_has_ended_ends_the_wait_for_good(server: Superv
     server.tasks[20001].status = "stopped"
     (event,) = await events_of(trigger(ticket))
 
-    with pytest.raises(Permanent, match="ModelNotFound"):
+    with pytest.raises(ModelNotFound):
         outcome_of(event)
 
 

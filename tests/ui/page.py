@@ -187,6 +187,19 @@ class ConnectionsPage:
         return self._page.get_by_role("row").filter(has=self._page.get_by_text(conn_id, exact=True))
 
 
+def picture_of(page: Page, url: str, shows: str) -> bytes:
+    """Return a PNG of a page of Airflow's.
+
+    :param url: the page.
+    :param shows: a text that is on it once it is complete.
+    """
+    page.goto(url)
+    expect(page.get_by_text(shows).first).to_be_visible()
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(1_000)  # milliseconds; what glides comes to rest
+    return page.screenshot(animations="disabled")
+
+
 def graph_of(page: Page, base_url: str, dag_id: str, run_id: str, tasks: int) -> bytes:
     """Return a PNG of a run's graph, from top to bottom, all of whose tasks have succeeded.
 

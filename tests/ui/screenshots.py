@@ -1,6 +1,7 @@
 """Pictures for the documentation: ``python -m tests.ui.screenshots docs/images``.
 
-The connection forms as ``connection-<type>.png``, and the graph of an example's run as ``graph-<example>.png``.
+The connection forms as ``connection-<type>.png``, an example's graph as ``graph-<example>.png``, a task's links
+as ``link.png``, and the tutorial's run as ``tutorial-<what>.png``: graph, log, XCom and asset.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from pathlib import Path
 
 from airflow_provider_modelsync.provider_info import get_provider_info
 from scripts.local_airflow import local_airflow, local_api_server, migrated_database
+from tests.docs.tutorial import first_dag
 from tests.standins.wallaroo import WallarooStandIn, run_onnx
-from tests.ui.page import ConnectionsPage, browser_page, graph_of
+from tests.ui.page import ConnectionsPage, browser_page, graph_of, picture_of
 
 FORM_HEIGHT = 2600  # pixels; a form that is longer would be cut
 GRAPH_HEIGHT, GRAPH_WIDTH = 800, 1080  # pixels; tasks are as large as fits
+LINK_HEIGHT = 500
 EXAMPLE = "wallaroo_train_push_deploy"
+TUTORIAL = "tutorial"
 EXAMPLES = Path(__file__).parents[2] / "example_dags"
 
 
@@ -29,7 +33,9 @@ def main(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         database = migrated_database(Path(scratch) / "database")
-        for name, png in chain(_forms(Path(scratch), database), _graph(Path(scratch), database)):
+        for name, png in chain(
+            _tutorial(Path(scratch), database), _graph(Path(scratch), database), _forms(Path(scratch), database)
+        ):
             target = directory / f"{name}.png"
             target.write_bytes(_small(png))
             print(f"{target}: {target.stat().st_size / 1000:.0f} kB")
@@ -70,6 +76,32 @@ def _graph(scratch: Path, database: Path) -> Iterator[tuple[str, bytes]]:
             with browser_page(GRAPH_HEIGHT, GRAPH_WIDTH) as page:
                 tasks = len(airflow.tasks(EXAMPLE, run_id))
                 yield f"graph-{EXAMPLE}", graph_of(page, airflow.base_url, EXAMPLE, run_id, tasks)
+                task = f"{airflow.base_url}/dags/{EXAMPLE}/runs/{run_id}/tasks/deploy"
+                page.set_viewport_size({"width": GRAPH_WIDTH, "height": LINK_HEIGHT})
+                yield "link", picture_of(page, f"{task}/details", "Registry console")
+
+
+def _tutorial(scratch: Path, database: Path) -> Iterator[tuple[str, bytes]]:
+    """The tutorial's DAG, as it stands there, run twice."""
+    home, dags, work = (scratch / name for name in ("tutorial", "tutorial-dags", "tutorial-work"))
+    for directory in (home, dags, work):
+        directory.mkdir()
+    (dags / "tutorial.py").write_text(first_dag().replace("/tmp/modelsync", str(work)))
+    connection = {"conn_type": "modelstore", "host": (work / "store").as_uri()}
+    with (
+        local_airflow(home, dags, {"modelsync_default": connection}, database=database) as airflow,
+        browser_page(GRAPH_HEIGHT, GRAPH_WIDTH) as page,
+    ):
+        for _ in range(2):
+            run_id = airflow.trigger(TUTORIAL)
+            state = airflow.wait(TUTORIAL, run_id, 300)
+            assert state == "success", f"the run of {TUTORIAL} has {state}"
+        run = f"{airflow.base_url}/dags/{TUTORIAL}/runs/{run_id}"
+        yield "tutorial-graph", graph_of(page, airflow.base_url, TUTORIAL, run_id, len(airflow.tasks(TUTORIAL, run_id)))
+        yield "tutorial-log", picture_of(page, f"{run}/tasks/push", "is already there")
+        yield "tutorial-xcom", picture_of(page, f"{run}/tasks/push/xcom", "resumed_bytes")
+        (asset,) = airflow.get("/assets")["assets"]
+        yield "tutorial-asset", picture_of(page, f"{airflow.base_url}/assets/{asset['id']}", asset["name"])
 
 
 def _small(png: bytes) -> bytes:

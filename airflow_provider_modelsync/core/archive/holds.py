@@ -54,7 +54,8 @@ def require_held(directory: Path, files: Iterable[str], directories: Iterable[st
 def not_held(path: str, why: str) -> InvalidInput:
     """Return the error for a name that the target's file system cannot hold."""
     return InvalidInput(
-        f"the target's file system cannot hold {names.show(path)}, which {why}; pull onto another one",
+        f"the target's file system cannot hold {names.show(path)}, which {why}",
+        remedy="pull onto another one",
         argument="target",
     )
 

@@ -31,7 +31,16 @@ _LONGEST_WAIT_DIGITS = 12  # of a Retry-After; more would overflow
 _CLIENT_CERT_REASON = re.compile(r"ALERT_.*(CERT|UNKNOWN_CA)")
 _PROTOCOL_REASON = re.compile(r"WRONG_VERSION_NUMBER|HTTP_REQUEST|PROTOCOL|HANDSHAKE_FAILURE|RECORD_LAYER_FAILURE")
 _LIMIT = re.compile(rf"\b([rt])\s*=\s*(\d{{1,{_LONGEST_WAIT_DIGITS}}})\b")
+_PAGE = 8 << 10  # characters of an error page that are looked at
+_TAG = re.compile(r"<[^<>]{0,200}>")
+_TAGS = {tag: re.compile(rf"(?i)<{tag}>([^<]{{1,1000}})</{tag}>") for tag in ("Code", "Message", "title", "h1")}
 _BAD_IN_HEADER = re.compile(r"[^\t\x20-\x7e]")
+
+
+CREDENTIALS = (
+    "The connection's credentials are refused or do not allow this: renew login and password, or allow it there"
+)
+TOO_LARGE = "The body is too large for the server or a gateway before it; raise its limit"
 
 
 class NotSent(RegistryUnavailable):
@@ -69,12 +78,21 @@ def classify(error: Exception, doing: str) -> ModelSyncError:
             return fault
     for inner in chain:
         if isinstance(inner, socket.gaierror):
-            return NotSent(f"{doing}: the host name cannot be resolved")
+            return NotSent(
+                f"{doing}: the host name cannot be resolved",
+                remedy="Check the connection's host, and the name service of this machine",
+            )
     kinds = {name for inner in chain for name in _names_of(inner)}
     if "ProxyError" in kinds and any(re.search(r"\b407\b", str(inner)) for inner in chain):
-        return InvalidInput(f"{doing}: the proxy wants a user name and a password", argument="proxy")
+        return InvalidInput(
+            f"{doing}: the proxy wants a user name and a password",
+            argument="proxy",
+            remedy="Write them into the connection's proxy: http://user:password@host:port",
+        )
     if "LocalProtocolError" in kinds:
-        return InvalidInput(f"{doing}: the request is no valid HTTP; look for line breaks in the credentials")
+        return InvalidInput(
+            f"{doing}: the request is no valid HTTP", remedy="Look for line breaks in the connection's credentials"
+        )
     if kinds & {"UnsupportedProtocol", "InvalidURL", "LocationValueError"}:
         return InvalidInput(f"{doing}: this is no usable URL", argument="host")
     known = (httpx.HTTPError, httpx.StreamError, OSError, http.client.HTTPException)
@@ -131,14 +149,20 @@ def status_error(
     if 200 <= status < 300:
         return None
     words = excerpt(_words_in(body), secrets)
-    said = f"{doing}: the server answered {status} {reason_of(status)}".rstrip() + (f": {words}" if words else "")
+    answer = f"{status} {reason_of(status)}".rstrip() + (f": {words}" if words else "")
+    error = _meant_by(status, headers, f"{doing}: the server answered {answer}", not_found)
+    error.said = answer
+    return error
+
+
+def _meant_by(status: int, headers: Mapping[str, str], said: str, not_found: type[ModelSyncError]) -> ModelSyncError:
     match status:
         case 401 | 403:
-            return Unauthorized(f"{said}. The connection's credentials are refused or do not allow this")
+            return Unauthorized(said, remedy=CREDENTIALS)
         case 404:
             return not_found(said)
         case 413:
-            return NotSupported(f"{said}. The body is too large for the server or a gateway before it; raise its limit")
+            return NotSupported(said, remedy=TOO_LARGE)
         case _ if is_unprocessed(status, headers):
             return ServerBusy(said + trace_in(headers), wait=retry_after(headers))
         case 408:
@@ -219,14 +243,22 @@ def _tls_fault(error: ssl.SSLError, doing: str) -> ModelSyncError | None:
     reason = error.reason or ""
     if isinstance(error, ssl.SSLCertVerificationError):
         return InvalidInput(
-            f"{doing}: the server's certificate is not accepted: {error.verify_message}. "
-            "If its CA is your own, name the CA's file in the connection's ca_bundle",
+            f"{doing}: the server's certificate is not accepted: {error.verify_message}",
             argument="ca_bundle",
+            remedy="If its CA is your own, name the CA's file in the connection's ca_bundle",
         )
     if _CLIENT_CERT_REASON.search(reason):
-        return InvalidInput(f"{doing}: the server wants another client certificate: {reason}", argument="client_cert")
+        return InvalidInput(
+            f"{doing}: the server wants another client certificate: {reason}",
+            argument="client_cert",
+            remedy="Name the certificate that it knows in the connection's client_cert, its key in client_key",
+        )
     if _PROTOCOL_REASON.search(reason):
-        return InvalidInput(f"{doing}: no TLS connection: {reason}. Is this an https port?", argument="host")
+        return InvalidInput(
+            f"{doing}: no TLS connection: {reason}. Is this an https port?",
+            argument="host",
+            remedy="Correct scheme and port of the connection's host",
+        )
     return None
 
 
@@ -255,11 +287,20 @@ def _words_in(body: str) -> str:
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
-        return body
+        return _words_of_page(body)
     if isinstance(value, dict):
         texts = [value[key] for key in ("error", "message", "msg", "error_description", "detail") if key in value]
         return "; ".join(dict.fromkeys(text for text in texts if isinstance(text, str))) or body
     return body
+
+
+def _words_of_page(body: str) -> str:
+    """Return what a page of XML or HTML says; another text is said as it is."""
+    page = body[:_PAGE]
+    if not page.lstrip().startswith("<"):
+        return body
+    said = [found[1].strip() for tag in ("Code", "Message", "title", "h1") if (found := _TAGS[tag].search(page))]
+    return ": ".join(dict.fromkeys(filter(None, said))) or " ".join(_TAG.sub(" ", page).split())
 
 
 def trace_in(headers: Mapping[str, str]) -> str:

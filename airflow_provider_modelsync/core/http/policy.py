@@ -21,6 +21,7 @@ from pydantic_core import from_json
 
 from airflow_provider_modelsync import __version__
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError, RegistryUnavailable
+from airflow_provider_modelsync.core.failure import again
 from airflow_provider_modelsync.core.flow.exchange import ANSWER_BYTES, allow
 from airflow_provider_modelsync.core.flow.steps import Exchange, Flow, Sleep, Step
 from airflow_provider_modelsync.core.http.addresses import (
@@ -38,6 +39,7 @@ from airflow_provider_modelsync.core.http.faults import (
     check_headers,
     classify,
     is_unprocessed,
+    reason_of,
     retry_after,
     status_error,
 )
@@ -277,8 +279,12 @@ class RequestPolicy:
                 if isinstance(outcome, httpx.Response):
                     return outcome
                 raise outcome from None
-            said = f"status {outcome.status_code}" if isinstance(outcome, httpx.Response) else outcome.message
-            _log.info("%s: %s; trying again in %.1f s (%d of %d)", doing, said, delay, failures, self._backoff.attempts)
+            if isinstance(outcome, httpx.Response):
+                said = f"{doing}: status {outcome.status_code} {reason_of(outcome.status_code)}".rstrip()
+                remedy = RegistryUnavailable.remedy
+            else:
+                said, remedy = outcome.message, outcome.remedy
+            _log.warning("%s", again(said, delay, failures, self._backoff.attempts, remedy))
             yield Sleep(delay)
         raise AssertionError("unreachable")
 
@@ -321,7 +327,8 @@ class RequestPolicy:
             # Clients disagree whether the body goes along; guessing wrong would look like success.
             raise InvalidInput(
                 f"{method} {shown}: the server answered {response.status_code} and points to "
-                f"{show_url(target, secrets)}; name that server in the connection",
+                f"{show_url(target, secrets)}",
+                remedy="name that server in the connection",
                 argument="host",
             )
         headers = httpx.Headers(headers_for(target, str(request.url), request.headers))
@@ -334,8 +341,8 @@ class RequestPolicy:
             extensions[_CREDENTIALS] = False
             if content and request.extensions.get(_SEALED):
                 raise InvalidInput(
-                    f"{method} {shown} holds a secret and is not followed to {show_url(target, secrets)}; "
-                    "name that server in the connection",
+                    f"{method} {shown} holds a secret and is not followed to {show_url(target, secrets)}",
+                    remedy="name that server in the connection",
                     argument="host",
                 )
         return httpx.Request(method, target, headers=headers, content=content or None, extensions=extensions)

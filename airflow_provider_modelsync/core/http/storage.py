@@ -54,15 +54,19 @@ class NotOffered(NotSupported):
 @dataclass(frozen=True, slots=True)
 class _Meaning:
     kind: type[ModelSyncError]
-    advice: str = ""
+    remedy: str = ""
     argument: str | None = None
 
 
 _PASSING = _Meaning(RegistryUnavailable)
-_STALE = _Meaning(Unauthorized, "The credentials are not valid any more")
-_KEYS = _Meaning(Unauthorized, "The credentials are refused")
-_CLOCK = _Meaning(Unauthorized, "The clock of this machine is wrong, or that of the one that signed the URL")
-_REGION = _Meaning(InvalidInput, "The bucket is in another region", "region_name")
+_STALE = _Meaning(Unauthorized, "The credentials are not valid any more: renew them in the connection")
+_KEYS = _Meaning(
+    Unauthorized, "The credentials are refused: correct login (access key id) and password (secret key)", "password"
+)
+_CLOCK = _Meaning(Unauthorized, "Set the clock of this machine, or that of the one that signed the URL")
+_REGION = _Meaning(
+    InvalidInput, "The bucket is in another region: set region_name in the connection, or leave it out", "region_name"
+)
 _STYLE = _Meaning(InvalidInput, "Set addressing_style to virtual in the connection", "addressing_style")
 _ARCHIVED = _Meaning(NotSupported, "The object lies in an archive and has to be restored first")
 _LOCKED = _Meaning(
@@ -73,9 +77,11 @@ _DENIED = _Meaning(
     "The credentials do not allow this, or the bucket's policy demands what was not sent: encryption, a storage class, "
     "or that the requester pays",
 )
-_ABSENT = _Meaning(InvalidInput, "There is no such bucket", "host")
+_ABSENT = _Meaning(
+    InvalidInput, "There is no such bucket: create it, or correct host (s3://bucket/prefix) and endpoint_url", "host"
+)
 _NOT_OFFERED = _Meaning(NotOffered, "The storage does not offer this")
-_FULL = _Meaning(RegistryUnavailable, "The storage has no room left")
+_FULL = _Meaning(RegistryUnavailable, "The storage has no room left: free some, or raise the quota")
 
 _CODES: Mapping[str, _Meaning] = {
     # Two writers at the same moment, and what broke on the way.
@@ -180,6 +186,7 @@ class Refusal:
         words = excerpt(self.words, secrets)
         code = self.code or f"{self.status} {reason_of(self.status)}".rstrip()
         said = (f"{code}: {words}" if words else code) + f" (status {self.status}, {doing})"
+        answer = f"{self.status} {self.code or reason_of(self.status)}".rstrip() + (f": {words}" if words else "")
         if is_signed and (self.code in _EXPIRY_CODES or is_over or self._says_expired()):
             stale = self.code in _EXPIRY_CODES and not is_over
             otherwise = self._as(_STALE, said) if stale else None
@@ -193,11 +200,12 @@ class Refusal:
             if is_unprocessed(self.status, self.headers):
                 return ServerBusy(said + trace_in(self.headers), wait=retry_after(self.headers))
             if self.status == 404:
-                return not_found(said)
+                return not_found(said, said=answer)
             if 400 <= self.status < 500:
-                return InvalidInput(said)
-            return RegistryUnavailable(said + trace_in(self.headers))
+                return InvalidInput(said, said=answer)
+            return RegistryUnavailable(said + trace_in(self.headers), said=answer)
         error = self._as(meaning, said)
+        error.said = answer
         if is_signed and meaning is _DENIED:  # not every storage says why: a new URL tells
             return UrlExpired(said, otherwise=None if is_over is None else error)
         return error
@@ -217,7 +225,12 @@ class Refusal:
         return found or _STATUS.get(self.status)
 
     def _as(self, meaning: _Meaning, said: str) -> ModelSyncError:
-        return meaning.kind(f"{said}. {meaning.advice}" if meaning.advice else said, argument=meaning.argument)
+        return meaning.kind(said, argument=meaning.argument, remedy=meaning.remedy or None)
+
+
+def remedies_by_code() -> dict[str, str]:
+    """Return what to do about those of the storages' codes that a person can do something about."""
+    return {code: meaning.remedy for code, meaning in _CODES.items() if meaning.remedy}
 
 
 def is_url_over(url: str, headers: Mapping[str, str]) -> bool | None:

@@ -18,6 +18,7 @@ from airflow_provider_modelsync.core.archive.choice import Choice
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelNotFound, ModelSyncError, NotSupported
 from airflow_provider_modelsync.core.flow.steps import Flow, Policy, send_once
 from airflow_provider_modelsync.core.models import Alias, ModelRef, ModelReference, ModelVersion, Query
+from airflow_provider_modelsync.core.redact import secrets_of, show_url
 from airflow_provider_modelsync.core.settings import RegistrySettings
 
 if TYPE_CHECKING:
@@ -103,6 +104,11 @@ class Registry(ABC):
         """What tells this registry from others, whichever connection leads to it; holds no secret."""
         place = (self.base_url or self.settings.host or "").rstrip("/")
         return hashlib.sha256(f"{self.conn_type} {place}".encode()).hexdigest()[:16]
+
+    @property
+    def address(self) -> str:
+        """Where it is, for people; holds no secret."""
+        return show_url(self.base_url or self.settings.host or "", secrets_of(self.settings))
 
     @property
     def directory(self) -> Path | None:

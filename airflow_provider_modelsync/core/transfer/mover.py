@@ -23,6 +23,7 @@ from airflow_provider_modelsync.core.errors import (
     TransferStalled,
     from_os_error,
 )
+from airflow_provider_modelsync.core.failure import again
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.forks import generation
 from airflow_provider_modelsync.core.http.addresses import (
@@ -483,7 +484,7 @@ def with_retries(
                 refused_before = True
             if failures >= backoff.attempts or delay > rest:
                 raise
-            _log.info("%s; trying again in %.1f s (%d of %d)", error.message, delay, failures, backoff.attempts)
+            _log.warning("%s", again(error.message, delay, failures, backoff.attempts, error.remedy))
         cancel.sleep(delay)
         on_repeat()
     raise AssertionError("unreachable")

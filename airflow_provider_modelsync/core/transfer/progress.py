@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from airflow_provider_modelsync.core.flow.forks import Lock
+from airflow_provider_modelsync.core.text import span
 
 T = TypeVar("T")
+
+# Marks the lines of the log that say how something ended: who prints that anyway leaves them out.
+OUTCOME = {"is_outcome": True}
 
 _EVERY_SECONDS = 10.0
 _EVERY_SHARE = 0.1
@@ -23,16 +27,19 @@ class Report:
     :param done: bytes moved.
     :param total: bytes to move; 0 when that is not known.
     :param seconds: since the start.
+    :param passed_over: bytes among those done that did not have to move.
     """
 
     done: int
     total: int
     seconds: float
+    passed_over: int = 0
 
     def __str__(self) -> str:
-        rate = self.done / self.seconds if self.seconds > 0 else 0
+        rate = (self.done - self.passed_over) / self.seconds if self.seconds > 0 else 0
         share = f" of {readable(self.total)} ({100 * self.done // self.total} %)" if self.total else ""
-        return f"{readable(self.done)}{share}, {readable(rate)}/s"
+        there = f", {readable(self.passed_over)} of it was there already" if self.passed_over else ""
+        return f"{readable(self.done)}{share}, {readable(rate)}/s{there}"
 
 
 class Tally:
@@ -72,6 +79,7 @@ class Progress:
     ) -> None:
         self.total = total
         self.done = 0
+        self.passed_over = 0
         self._emit = emit
         self._clock = clock
         self._lock = Lock()
@@ -94,6 +102,8 @@ class Progress:
     def pass_over(self, count: int) -> None:
         """Count bytes that need not move, as they are where they belong already."""
         self._tally.add(passed_over=count)
+        with self._lock:
+            self.passed_over += count
         self.add(count)
 
     def resend(self) -> None:
@@ -113,7 +123,26 @@ class Progress:
         return self.done < self.total and (waited >= _EVERY_SECONDS or (stepped and waited >= _AT_LEAST_SECONDS))
 
     def _report(self) -> Report:
-        return Report(self.done, self.total, self._clock() - self._start)
+        return Report(self.done, self.total, self._clock() - self._start, self.passed_over)
+
+
+def bar_text(tally: Tally, seconds: float) -> str:
+    """Return how far an operation is, in one line: share, bytes in one unit, speed of what moves, time that is left.
+
+    :param seconds: since the start.
+    """
+    done, total, moved = tally.done, tally.total, tally.done - tally.passed_over
+    rate = moved / seconds if seconds > 0 else 0.0
+    if not total:
+        return f"{readable(done)}, {readable(rate)}/s"
+    whole = readable(total)
+    unit = _UNITS.index(whole.rpartition(" ")[2])
+    part = f"{done / 1024**unit:.{1 if unit else 0}f}"
+    left = f", {span((total - done) / rate)} left" if rate > 0 and total > done else ""
+    return f"{100 * done // total:3} % {part} of {whole}, {readable(rate)}/s{left}"
+
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def readable(count: float) -> str:

@@ -7,8 +7,8 @@ import zlib
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -35,21 +35,37 @@ class StoredModel(Source):
     Made by :meth:`of`. What was read is compared with the registry's hashes by :meth:`confirm`.
     """
 
-    def __init__(self, ref: str, files: Iterable[FileEntry], directories: tuple[str, ...], read: ReadInto) -> None:
+    def __init__(
+        self,
+        ref: str,
+        files: Iterable[FileEntry],
+        directories: tuple[str, ...],
+        read: ReadInto,
+        blamed: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self.files = tuple(sorted(files, key=lambda file: file.path.encode()))
         self.directories = directories
         self._ref = ref
         self._read = read
+        self._blamed = blamed
         self._lock = Lock()
         self._ahead = 0
         self._mismatches = 0
         self._hashes = {file.path: _Hash() for file in self.files}
 
     @classmethod
-    def of(cls, plan: DownloadPlan, control: Control, driver: SyncDriver, mover: Mover) -> StoredModel | None:
+    def of(
+        cls,
+        plan: DownloadPlan,
+        control: Control,
+        driver: SyncDriver,
+        mover: Mover,
+        blamed: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> StoredModel | None:
         """Return a version as a source, or ``None`` when its registry does not tell its files' hashes.
 
         :param plan: how the version would be pulled.
+        :param blamed: what names the registry in errors that reading from it raises.
         :raises DigestMismatch: when the files are not those of the version's digest.
         """
         match plan.way:
@@ -65,7 +81,7 @@ class StoredModel(Source):
             raise DigestMismatch(
                 f"the files of {plan.version.ref} have {digest_of(plan.files)}, not {plan.version.digest}"
             )
-        return cls(plan.version.ref, plan.files, plan.way.directories, read)
+        return cls(plan.version.ref, plan.files, plan.way.directories, read, blamed)
 
     def read_into(self, path: str, offset: int, view: memoryview) -> int:
         count = self._fill(path, offset, view)
@@ -119,7 +135,8 @@ class StoredModel(Source):
     def _fill(self, path: str, offset: int, view: memoryview) -> int:
         done = 0
         while done < len(view):
-            count = self._read(path, offset + done, view[done:])
+            with self._blamed():
+                count = self._read(path, offset + done, view[done:])
             if not count:
                 raise RegistryUnavailable(f"{show(path)} of {self._ref} ends after {offset + done} bytes")
             done += count

@@ -41,6 +41,7 @@ from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.download import download
 from airflow_provider_modelsync.core.transfer.large_files import Pulled, holds_pieces
 from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, GetArchive
+from airflow_provider_modelsync.core.transfer.progress import OUTCOME, readable
 from airflow_provider_modelsync.core.transfer.room import require_room
 from airflow_provider_modelsync.core.verbs import placed
 from airflow_provider_modelsync.core.verbs.drive import mover_for
@@ -136,7 +137,9 @@ def pull(
             durable.clear_up(place)
             return done(TransferStats(skipped=True), held)
         plan = planned()
-        log.info("pulling %s into %s", version.ref, place)
+        size = "" if version.size_bytes is None else f" ({readable(version.size_bytes)})"
+        whence = f"{registry.settings.conn_id} ({registry.address})"
+        log.info("pulling %s%s from %s into %s", version.ref, size, whence, place)
         with closing(mover_for(registry, control)) as mover:
             stats, digest = _fill(
                 into,
@@ -151,7 +154,7 @@ def pull(
         raise
     except OSError as error:
         raise from_os_error(error, f"writing {place}", argument="target") from error
-    log.info("pulled %s into %s", version.ref, place)
+    log.info("pulled %s into %s", version.ref, place, extra=OUTCOME)
     return done(stats, digest)
 
 
@@ -263,8 +266,9 @@ class _Target:
             return None
         raise TargetExists(
             f"{place} holds something other than {version.ref}, and not what an earlier pull of {version.name} has "
-            "left there; empty it, or pull with force to replace it",
+            "left there",
             argument="target",
+            remedy="Empty it, choose another target, or pull with force to replace it",
         )
 
     @contextmanager
@@ -346,6 +350,7 @@ def _fetch_verified(plan: DownloadPlan, staging: Path, download_into: _Download,
             log.warning("the bytes of %s do not match its digest %s: reading them again", plan.version.ref, want)
             durable.empty_directory(staging)
         pulled = download_into(staging)
+        log.info("completing and verifying %s", plan.version.ref)
         if plan.check is not None:
             plan.check(staging, pulled.files)
         for path in plan.generated:
@@ -355,8 +360,8 @@ def _fetch_verified(plan: DownloadPlan, staging: Path, download_into: _Download,
         if not verify or want is None or got == want:
             return _leave_chosen(plan, staging, replace(pulled, files=files))
     raise DigestMismatch(
-        f"the stored bytes of {plan.version.ref} have {got} twice, its record says {want}; "
-        "restore them, or delete the version and push it again"
+        f"the stored bytes of {plan.version.ref} have {got} twice, its record says {want}",
+        remedy="Restore them, or delete the version and push it again",
     )
 
 

@@ -32,11 +32,12 @@ from airflow_provider_modelsync.core.models import (
     same_json,
 )
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
+from airflow_provider_modelsync.core.text import escape
 from airflow_provider_modelsync.core.transfer import checkpoint
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.download import read_archive
 from airflow_provider_modelsync.core.transfer.plan import GetArchive, PushRequest, UploadPlan
-from airflow_provider_modelsync.core.transfer.progress import readable
+from airflow_provider_modelsync.core.transfer.progress import OUTCOME, readable
 from airflow_provider_modelsync.core.transfer.upload import upload
 from airflow_provider_modelsync.core.verbs.drive import mover_for
 
@@ -83,9 +84,11 @@ def push(
     :raises NotSupported: for what the registry cannot do or keep, before any byte is sent.
     """
     _check_push(registry, ref, labels=labels, metadata=metadata, force=force)
+    place = ""
     if isinstance(source, Source):
         tree = source
     else:
+        place = f"{escape(os.fspath(source))} "
         places.require_source(source, store=registry.directory)
         choice = Choice(include, exclude, by_habit=BY_HABIT)
         tree = _read_source(source, control, registry.leaves_out, _how_to_follow(follow_links), choice)
@@ -109,9 +112,18 @@ def push(
         if plan.existing is not None and force and _must_be_renewed(registry, driver, plan.existing, request, control):
             plan = driver.run(registry.plan_push(replace(request, renew=True)))
         if plan.existing is not None:
-            log.info("%s is already there with the same digest %s: nothing is sent", plan.existing.ref, tree.digest)
+            ref = plan.existing.ref
+            log.info("%s is already there with the same digest %s: nothing is sent", ref, tree.digest, extra=OUTCOME)
             return _with_facts(registry, driver, plan.existing, request)
-        log.info("pushing %s: %s in %d files", plan.ref, readable(tree.size_bytes), len(tree.files))
+        log.info(
+            "pushing %s(%s, %s) to %s on %s (%s)",
+            place,
+            "1 file" if len(tree.files) == 1 else f"{len(tree.files)} files",
+            readable(tree.size_bytes),
+            plan.ref,
+            registry.settings.conn_id,
+            registry.address,
+        )
         return _carry_out(registry, driver, plan, tree, control, memory, passing)
 
     try:
@@ -197,6 +209,7 @@ def _carry_out(
         if plan.way is not None:  # else only its record was missing
             with closing(mover_for(registry, control)) as mover:
                 stats = upload(plan.way, tree, control, driver, mover)
+        log.info("completing and verifying %s", plan.ref)
         version = driver.run(registry.finish_push(plan))
     except passing:
         raise
@@ -208,7 +221,7 @@ def _carry_out(
             memory.forget()
             _abort(registry, driver, plan, error)
         raise
-    log.info("pushed %s with digest %s", version.ref, tree.digest)
+    log.info("pushed %s with digest %s", version.ref, tree.digest, extra=OUTCOME)
     return version.moved(stats)
 
 

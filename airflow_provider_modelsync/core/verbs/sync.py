@@ -7,11 +7,11 @@ import logging
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.archive.digest import Source, read_tree
@@ -28,7 +28,7 @@ from airflow_provider_modelsync.core.errors import (
 )
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.parallel import for_each
-from airflow_provider_modelsync.core.flow.steps import SyncDriver
+from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver
 from airflow_provider_modelsync.core.models import (
     ModelRef,
     ModelVersion,
@@ -43,12 +43,15 @@ from airflow_provider_modelsync.core.registries.base import Capability, Registry
 from airflow_provider_modelsync.core.transfer.checkpoint import Below
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.plan import DownloadPlan
+from airflow_provider_modelsync.core.transfer.progress import OUTCOME
 from airflow_provider_modelsync.core.transfer.stored import StoredModel
 from airflow_provider_modelsync.core.verbs.drive import mover_for
 from airflow_provider_modelsync.core.verbs.pull import pull
 from airflow_provider_modelsync.core.verbs.push import push
 
 log = logging.getLogger("modelsync")
+
+T = TypeVar("T")
 
 Versions = Literal["latest", "all"] | int
 
@@ -67,6 +70,20 @@ class Side:
 
     registry: Registry
     driver: SyncDriver
+
+    def run(self, flow: Flow[T]) -> T:
+        """Return the result of one of the registry's flows; errors name the registry."""
+        with self.blamed():
+            return self.driver.run(flow)
+
+    @contextmanager
+    def blamed(self) -> Iterator[None]:
+        """Name the registry in whatever error comes out."""
+        try:
+            yield
+        except ModelSyncError as error:
+            error.about(connection=self.registry.settings.conn_id, address=self.registry.address)
+            raise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,14 +176,18 @@ class _Sync:
         self._on_copied = on_copied
         self._done: list[SyncedVersion] = []
         self._choice = source.registry.choice_type(selection.include, selection.exclude)
+        self._told: set[tuple[str | None, str]] = set()  # causes of failures, without the model's name
 
     def run(self) -> SyncReport:
         selection = self._selection
         query = Query(labels=dict(selection.labels))
         asked = query.model_copy(update={"names": tuple(selection.models)})
-        listed = self._source.driver.run(self._source.registry.list_models(asked))
+        listed = self._source.run(self._source.registry.list_models(asked))
         newest = [version for version in listed if selection.chooses(version.name) and self._has_a_name(version)]
         self._require_distinct(version.name for version in newest)
+        ends = (side.registry.settings.conn_id for side in (self._source, self._target))
+        log.info("%s: %s", " → ".join(ends), "1 model" if len(newest) == 1 else f"{len(newest)} models")
+        self._look_into_target(newest)
         for name in sorted(set(selection.models) - {version.name for version in listed}):
             if not _WILD & set(name):
                 missing = ModelNotFound(f"{self._source.registry.title} has no ready version of {name!r}", model=name)
@@ -194,6 +215,19 @@ class _Sync:
             return False
         return True
 
+    def _look_into_target(self, newest: Sequence[ModelVersion]) -> None:
+        """Find out before the first model what would fail each: a bucket that is missing, credentials, a host."""
+        for version in newest[:1]:
+            name = self._renamed(version.name)
+            try:
+                self._target.registry.check(ModelRef(name=name))
+            except InvalidInput:  # of this model
+                return
+            self._versions_there(name)
+
+    def _versions_there(self, name: str) -> list[ModelVersion]:
+        return self._target.run(self._target.registry.list_versions(name, Query()))
+
     def _require_distinct(self, names: Iterable[str]) -> None:
         taken: dict[str, str] = {}
         for name in names:
@@ -214,12 +248,12 @@ class _Sync:
         """Bring the chosen versions of one model over."""
         versions = [newest]
         if self._selection.versions != "latest":
-            listed = self._source.driver.run(self._source.registry.list_versions(newest.name, query))
+            listed = self._source.run(self._source.registry.list_versions(newest.name, query))
             ready = [version for version in listed if version.ready]
             versions = ready if self._selection.versions == "all" else ready[: self._selection.versions]
         name = self._renamed(newest.name)
         self._target.registry.check(ModelRef(name=name))
-        there = self._target.driver.run(self._target.registry.list_versions(name, Query()))
+        there = self._versions_there(name)
         for version in sorted(versions, key=lambda version: version.age_key):
             try:
                 self._sync_version(version, name, there, control)
@@ -261,8 +295,8 @@ class _Sync:
     def _plan(self, version: ModelVersion) -> DownloadPlan:
         """Return how what is copied of a version would be pulled, with its hashes as far as they can be known."""
         source = self._source
-        plan = source.driver.run(source.registry.plan_pull(version)).choose(self._choice)
-        return source.driver.run(source.registry.with_hashes(plan))
+        plan = source.run(source.registry.plan_pull(version)).choose(self._choice)
+        return source.run(source.registry.with_hashes(plan))
 
     def _copy(
         self, version: ModelVersion, plan: DownloadPlan, ref: ModelRef, control: Control
@@ -270,7 +304,7 @@ class _Sync:
         """Push what a version holds; return the new version, and what the target has no room for."""
         source = self._source
         with closing(mover_for(source.registry, control)) as mover:
-            stored = StoredModel.of(plan, control, source.driver, mover)
+            stored = StoredModel.of(plan, control, source.driver, mover, source.blamed)
             if stored is not None:
                 return self._push(stored, version, ref, control)
         # Files whose hashes are told only by reading them: one copy, which a later try finds again.
@@ -294,17 +328,18 @@ class _Sync:
     def _pulled(self, version: ModelVersion, place: Path, control: Control) -> Source:
         """Pull a version, and return it as it lies there."""
         source, exact = self._source, ModelRef(name=version.name, version=version.version)
-        pulled = pull(
-            source.registry,
-            source.driver,
-            exact,
-            place,
-            control,
-            query=Query(),
-            force=True,
-            include=self._selection.include,
-            exclude=self._selection.exclude,
-        )
+        with source.blamed():
+            pulled = pull(
+                source.registry,
+                source.driver,
+                exact,
+                place,
+                control,
+                query=Query(),
+                force=True,
+                include=self._selection.include,
+                exclude=self._selection.exclude,
+            )
         tree = read_tree(place, cancel=control.cancel)
         if tree.digest != pulled.digest or version.digest not in (None, pulled.version.digest):
             raise RegistryUnavailable(f"{version.ref} was replaced while it was being copied")
@@ -317,22 +352,28 @@ class _Sync:
         facts, dropped = _facts_for(target.registry, version)
         while True:
             try:
-                return push(target.registry, target.driver, model, ref, control, options=options, **facts), dropped
+                with target.blamed():
+                    return push(target.registry, target.driver, model, ref, control, options=options, **facts), dropped
             except NotSupported as error:  # a registry that keeps them, though not beside this model
                 if not facts.pop(error.argument or "", None):
                     raise
                 dropped = (*dropped, str(error.argument))
 
     def _note(self, version: SyncedVersion) -> None:
+        version = version.model_copy(update={"is_planned": self._dry_run})
         self._done.append(version)
-        log.info("%s", version)
+        log.info("%s", version, extra=OUTCOME)
 
     def _failed(self, model: str, error: ModelSyncError) -> None:
         error.about(model=model)
-        self._done.append(
-            SyncedVersion(source=model, outcome="failed", note=str(error), is_permanent=isinstance(error, Permanent))
+        failed = SyncedVersion(
+            source=model, outcome="failed", note=str(error), is_permanent=isinstance(error, Permanent)
         )
-        log.error("syncing %s failed: %s", model, error)
+        self._done.append(failed)
+        cause = (error.connection, error.message.replace(model.partition(":")[0], ""))
+        said = "for the reason told above" if cause in self._told else str(error)
+        self._told.add(cause)
+        log.error("syncing %s failed: %s", model, said, extra=OUTCOME)
 
 
 def _own_directory() -> Path:

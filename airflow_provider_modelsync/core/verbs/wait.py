@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from difflib import get_close_matches
+from typing import Protocol
 
 from airflow_provider_modelsync.core.errors import DeploymentFailed, InvalidInput, ModelNotFound, VersionFailed
 from airflow_provider_modelsync.core.flow.steps import Flow
@@ -27,6 +29,14 @@ from airflow_provider_modelsync.core.registries.capabilities import Deploys
 READY = "ready"
 GONE = "gone"
 SERVED = "served"
+ABSENT = "it is not there"
+
+# Told why what is waited for is not there yet, at each look.
+Tell = Callable[[str], None]
+
+
+def _nobody(_: str) -> None:
+    pass
 
 
 class Since:
@@ -94,7 +104,13 @@ def _time(text: str) -> datetime | None:
 
 
 def find_version(
-    registry: Registry, model: str, query: Query, *, newer_than: Since | str | None = None, state: str = READY
+    registry: Registry,
+    model: str,
+    query: Query,
+    *,
+    newer_than: Since | str | None = None,
+    state: str = READY,
+    tell: Tell = _nobody,
 ) -> Flow[ModelVersion | None]:
     """Return the version that is waited for, or ``None`` when it is not there yet.
 
@@ -105,6 +121,7 @@ def find_version(
     :param newer_than: only a version newer than this one counts, see :class:`Since`. Of an alias, only another version
         than this one, older or newer, or a move after that time.
     :param state: what the version must have reached.
+    :param tell: told why it is not there yet.
     :raises VersionFailed: when the exact version has failed.
     :raises InvalidInput: when an argument makes no sense.
     """
@@ -114,27 +131,43 @@ def find_version(
             f"{registry.title} knows the states {sorted(registry.states)}, not {state!r}", argument="state"
         )
     if ref.version and newer_than:
-        raise InvalidInput("an exact version is never newer than another; name only the model", argument="newer_than")
+        raise InvalidInput(
+            "an exact version is never newer than another", remedy="name only the model", argument="newer_than"
+        )
     since = Since(newer_than) if isinstance(newer_than, str) else newer_than
     if since and (since.version == LATEST or "@" in since.version):
-        raise InvalidInput(f"{since.version!r} moves; name a version or an ISO 8601 time", argument="newer_than")
+        raise InvalidInput(
+            f"{since.version!r} moves", remedy="name a version or an ISO 8601 time", argument="newer_than"
+        )
     if since and not ref.alias:
         yield from since.settle(registry, ref.name)
     try:
         if ref.alias and since and not (yield from _has_moved(registry, ref.name, ref.alias, since.version)):
+            tell(f"{ref} has not moved since {since.version}")
             return None
         found = yield from registry.get(ref, ANY if ref.version or ref.alias else query)
     except ModelNotFound:
+        tell(ABSENT)
         return None
     if found.status is VersionStatus.FAILED:
         reason = yield from registry.failure_of(found)
         said = f": {reason}" if reason else ""
         raise VersionFailed(f"{found.ref} has failed in its registry{said}", model=found.ref)
-    if not found.ready or not registry.has_reached(found, state) or not query.matches(found):
+    if not found.ready:
+        begun = f" since {found.created_at:%Y-%m-%d %H:%M:%S} UTC" if found.created_at else ""
+        tell(f"{found.ref} is {found.status}{begun}")
+        return None
+    if not registry.has_reached(found, state):
+        tell(f"{found.ref} is there, but not {state} yet")
+        return None
+    if misses := query.misses(found):
+        tell(f"{found.ref} is {found.status}, but {misses}")
         return None
     if since and ref.alias and since.version == found.version:  # moved back since it was looked at
+        tell(f"{ref} stands for {found.ref} still")
         return None
     if since and not ref.alias and not (yield from since.is_before(registry, found)):
+        tell(f"{found.ref} is the newest, which is not newer than {since.version}")
         return None
     return found
 
@@ -163,6 +196,29 @@ def _has_moved(registry: Registry, name: str, alias: str, since: str) -> Flow[bo
     return True
 
 
+def describe_absence(registry: Registry, model: str, query: Query) -> Flow[str]:
+    """Return what there is instead of a version that is not there; a name that may be misspelt is told as such.
+
+    :param registry: where to look.
+    :param model: what is waited for.
+    :param query: as for :func:`find_version`.
+    """
+    ref = registry.parse(model)
+    versions = yield from registry.list_versions(ref.name, ANY)
+    if versions:
+        newest = versions[0]
+        count = "1 version" if len(versions) == 1 else f"{len(versions)} versions"
+        chosen = f" that is ready and has {dict(query.labels)}" if query.labels else ""
+        if ref.alias:
+            return f"{ref.name} has {count}, and no alias {ref.alias}"
+        what = f"no version {ref.version}" if ref.version else f"none{chosen or ' that is ready'}"
+        return f"{ref.name} has {count}, {what}; the newest is {newest.version}, which is {newest.status}"
+    names = [version.name for version in (yield from registry.list_models(ANY))]
+    near = get_close_matches(ref.name, names, n=3, cutoff=0.6)
+    meant = f": did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"there is no model {ref.name!r} yet{meant}"
+
+
 def own_deployment(registry: Registry, model: str | None = None) -> str:
     """Return the name of the deployment that a registry means where none is named.
 
@@ -183,7 +239,9 @@ def find_deployment(registry: Registry, name: str) -> Flow[Deployment | None]:
         return None
 
 
-def find_ready(registry: Registry, name: str, revision: str | None = None) -> Flow[Deployment | None]:
+def find_ready(
+    registry: Registry, name: str, revision: str | None = None, tell: Tell = _nobody
+) -> Flow[Deployment | None]:
     """Return a deployment that answers requests, or ``None`` when it does not yet.
 
     :param registry: where to look.
@@ -195,34 +253,54 @@ def find_ready(registry: Registry, name: str, revision: str | None = None) -> Fl
     found = yield from find_deployment(registry, name)
     if found is None:
         raise DeploymentFailed(f"the deployment {name} does not exist any more")
-    return _if_ready(found, revision)
+    return _if_ready(found, revision, tell)
 
 
-def _if_ready(found: Deployment, revision: str | None) -> Deployment | None:
+def _if_ready(found: Deployment, revision: str | None, tell: Tell) -> Deployment | None:
     if revision is not None and found.revision != revision:
+        tell(f"{found.name} shows revision {found.revision}, not {revision} yet")
         return None
     if found.failed:
         reason = f": {found.reason}" if found.reason else ""
         raise DeploymentFailed(f"the deployment {found.name} is {found.status}{reason}")
-    return found if found.ready else None
+    if found.ready:
+        return found
+    tell(f"{found.name} is {found.status}{f': {found.reason}' if found.reason else ''}")
+    return None
 
 
-def find_served(registry: Registry, name: str, revision: str | None = None) -> Flow[Deployment | None]:
+def find_served(
+    registry: Registry, name: str, revision: str | None = None, tell: Tell = _nobody
+) -> Flow[Deployment | None]:
     """As :func:`find_ready`, for those who wait for what may not be there yet."""
     found = yield from find_deployment(registry, name)
-    return found and _if_ready(found, revision)
+    if found is None:
+        tell(ABSENT)
+        return None
+    return _if_ready(found, revision, tell)
 
 
-def find_gone(registry: Registry, name: str, revision: str | None = None) -> Flow[Deployment | None]:
+def find_gone(
+    registry: Registry, name: str, revision: str | None = None, tell: Tell = _nobody
+) -> Flow[Deployment | None]:
     """Return a deployment of which nothing runs any more, or ``None`` while something does."""
     found = yield from find_deployment(registry, name)
     if found is None:
         return Deployment(registry=registry.conn_type, name=name, status="terminated", failed=True, gone=True)
-    return found if found.gone else None
+    if found.gone:
+        return found
+    tell(f"{name} is still {found.status}")
+    return None
+
+
+class _Find(Protocol):
+    def __call__(
+        self, registry: Registry, name: str, revision: str | None = None, tell: Tell = ...
+    ) -> Flow[Deployment | None]: ...
 
 
 # What a task may wait for a deployment to be.
-GOALS: Mapping[str, Callable[[Registry, str, str | None], Flow[Deployment | None]]] = {
+GOALS: Mapping[str, _Find] = {
     READY: find_ready,
     SERVED: find_served,
     GONE: find_gone,

@@ -185,7 +185,7 @@ class Bentos(BentoCloud):
     def plan_push(self, request: PushRequest) -> Flow[UploadPlan]:
         bento = yield from call(_read_bento, request.source)
         if str(bento.tag) != str(request.ref):
-            raise InvalidInput(f"its {_BENTO_YAML} says {bento.tag}; push it as that", argument="source")
+            raise InvalidInput(f"its {_BENTO_YAML} says {bento.tag}", remedy="push it as that", argument="source")
         layout = yield from call(TarLayout.from_tree, request.source)
         yield from self._require_models(bento)
         yield from self._uploads.ensure_repository(bento.tag)
@@ -231,8 +231,8 @@ class Bentos(BentoCloud):
                 record = yield from self._record(Tag.of(ref))
                 if record is None or record.status is not VersionStatus.READY:
                     raise InvalidInput(
-                        f"the bento {bento.tag} was built with the model {tag}, which is not in {self.title}; "
-                        "push the model first",
+                        f"the bento {bento.tag} was built with the model {tag}, which is not in {self.title}",
+                        remedy="push the model first",
                         argument="source",
                     )
 
@@ -254,8 +254,8 @@ class Bentos(BentoCloud):
                     return record, True
                 if not force:
                     raise VersionConflict(
-                        f"the bento {bento.tag} exists with other bytes, or was pushed by others; "
-                        "build a new one, or push with force to replace it"
+                        f"the bento {bento.tag} exists with other bytes, or was pushed by others",
+                        remedy="build a new one, or push with force to replace it",
                     )
             doing = f"updating {bento.tag}"
             updated = yield from self._calls.find("PATCH", bento.tag.path, UploadRecord, doing, json=bento.body())

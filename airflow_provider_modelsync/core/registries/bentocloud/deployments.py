@@ -397,7 +397,9 @@ class Deployments:
     def _read(self, path: str, doing: str) -> Flow[_Record | None]:
         response = yield from self._calls.answer("GET", path, may_repeat=True, params=self._params)
         if is_unknown_route(response):
-            raise NotSupported(f"{doing}: this server has no deployments of version 2, as Yatai; deploy on BentoCloud")
+            raise NotSupported(
+                f"{doing}: this server has no deployments of version 2, as Yatai", remedy="deploy on BentoCloud"
+            )
         if is_missing(response):
             return None
         refuse(response, doing)
@@ -466,7 +468,7 @@ class Deployments:
             raise InvalidInput(f"there is no revision {show(uid)} to go back to", argument="config")
         if found and len(found.targets) > 1:
             # The shares of canaries belong to the deployment, not to a revision: they are not known any more.
-            raise NotSupported(f"the revision {show(uid)} has canaries; deploy its configuration instead")
+            raise NotSupported(f"the revision {show(uid)} has canaries", remedy="deploy its configuration instead")
         # Labels belong to the deployment, too; an update that left them out might remove them.
         labels = [label.model_dump() for label in there.labels]
         return {**_without_nulls(main.config), "bento": main.bento.tag, **({"labels": labels} if labels else {})}
@@ -477,8 +479,8 @@ class Deployments:
         usable = [bento for bento in bentos if bento.upload_status == "success" and bento.tag]
         if not usable:
             raise NotReady(  # a model is there before the bento that is built with it
-                f"{self._registry.title} has no uploaded bento that was built with {ref}; "
-                "build one with this model and push it, or name one in config['bento']",
+                f"{self._registry.title} has no uploaded bento that was built with {ref}",
+                remedy="build one with this model and push it, or name one in config['bento']",
                 argument="model",
             )
         return str(max(usable, key=lambda bento: bento.age_key).tag)

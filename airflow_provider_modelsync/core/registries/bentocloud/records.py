@@ -236,7 +236,7 @@ def make_draft(tag: Tag, request: PushRequest) -> Draft:
     if any(file.path == MODEL_YAML for file in source.files):
         text = source.head(MODEL_YAML, YAML_LIMIT + 1)
         if (other := _other_tag(text, tag)) is not None:
-            raise InvalidInput(f"its {MODEL_YAML} says {other}; push it as that", argument="source")
+            raise InvalidInput(f"its {MODEL_YAML} says {other}", remedy="push it as that", argument="source")
         own = _facts_in(text)
     own_labels = {str(key): str(value) for key, value in ((own or {}).get("labels") or {}).items()}
     # To the microsecond, as the server keeps it: a later try must lay out the same archive.

@@ -339,8 +339,8 @@ class BentoCloud(Registry, Deploys):
             if is_ready and not force:
                 known = record.digest or "bytes of an unknown digest"
                 raise VersionConflict(
-                    f"{tag} exists with {known}, the source has {draft.digest}; "
-                    "push under another version, or with force to replace it"
+                    f"{tag} exists with {known}, the source has {draft.digest}",
+                    remedy="push under another version, or with force to replace it",
                 )
             if not is_ready and (yield from self._comes_to_an_end(tag, record)):
                 continue
@@ -363,7 +363,9 @@ class BentoCloud(Registry, Deploys):
         doing = f"deleting {tag}"
         response = yield from send(self._api.request("DELETE", tag.path))
         if is_unknown_route(response):
-            raise NotSupported(f"{doing}: this server cannot delete or replace versions; push under another version")
+            raise NotSupported(
+                f"{doing}: this server cannot delete or replace versions", remedy="push under another version"
+            )
         if is_missing(response):
             return False
         refuse(response, doing)

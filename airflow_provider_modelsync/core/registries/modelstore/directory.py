@@ -68,6 +68,7 @@ class DirectoryStore(Store):
 
     def test(self) -> str:
         probe = self.root / f".{names.RESERVED_DIRECTORY}-probe-{secrets.token_hex(6)}"
+        self._require_place()
         was_there = self.root.exists()
         try:
             self.root.mkdir(exist_ok=True)
@@ -84,10 +85,24 @@ class DirectoryStore(Store):
     def uri(self, name: str, directory: str) -> str:
         return (self.root / name / directory).as_uri()
 
+    def _require_place(self) -> None:
+        """Raise :class:`InvalidInput` when the root could not even be made: a disk is not mounted, or a name is wrong.
+
+        A root that is missing, in a directory that is there, is an empty store.
+        """
+        if not self.root.exists() and not self.root.parent.is_dir():
+            raise InvalidInput(
+                f"the directory {self.root.parent}, which the root {self.root} lies in, does not exist",
+                argument="host",
+                remedy="Create it, mount its disk on this machine, or correct the connection's host",
+            )
+
     def names(self) -> list[str]:
+        self._require_place()
         return [entry.name for entry in _list(self.root)]
 
     def entries(self, name: str, version: str | None = None) -> dict[str, Entry]:
+        self._require_place()
         found: dict[str, Entry] = {}
         for entry in _list(self._meta(name)):
             if version is None or entry.name.startswith(f"{version}."):
@@ -107,6 +122,7 @@ class DirectoryStore(Store):
                     return Record(file.read(), _time(facts))
         except OSError as error:
             if not os.path.lexists(path):
+                self._require_place()
                 return None
             if os.path.isfile(path):
                 raise from_os_error(error, f"reading {path}") from error
@@ -114,6 +130,7 @@ class DirectoryStore(Store):
 
     def create(self, name: str, record: str, content: bytes) -> bool:
         path = self._meta(name, record)
+        self._require_place()
         with _translated(f"writing {path}"):
             self.root.mkdir(exist_ok=True)
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavailable
 from airflow_provider_modelsync.core.flow.steps import Flow, call, call_remote
 from airflow_provider_modelsync.core.models import LATEST, Alias, ModelRef, ModelVersion, Query, require_json
-from airflow_provider_modelsync.core.redact import show_url
+from airflow_provider_modelsync.core.redact import secrets_of, show_url
 from airflow_provider_modelsync.core.registries.base import KEEPS_MODELS, Capability, Registry
 from airflow_provider_modelsync.core.registries.capabilities import Aliases, Tidies
 from airflow_provider_modelsync.core.registries.modelstore.bucket import Bucket
@@ -50,6 +50,11 @@ class ModelStore(Registry, Aliases, Tidies):
     def __init__(self, settings: RegistrySettings, session: OpenSession | None = None) -> None:
         super().__init__(settings)
         self._store = _store_at(settings, session)
+
+    @property
+    def address(self) -> str:
+        endpoint = getattr(self.settings, "endpoint_url", None)
+        return super().address + (f" at {show_url(endpoint, secrets_of(self.settings))}" if endpoint else "")
 
     @property
     def directory(self) -> Path | None:
@@ -145,7 +150,7 @@ class ModelStore(Registry, Aliases, Tidies):
     def _plan_pull(self, version: ModelVersion) -> DownloadPlan:
         manifest = self._store.read_manifest(version.name, version.version)
         if manifest.digest != version.digest:
-            raise RegistryUnavailable(f"{version.ref} was replaced just now; the next try sees the new one")
+            raise RegistryUnavailable(f"{version.ref} was replaced just now", remedy="the next try sees the new one")
         manifest.require_safe()
         return DownloadPlan(version=version, way=self._store.way_down(manifest))
 

@@ -699,7 +699,7 @@ class Store(ABC):
             is_published = state.view.current > plan.generation
             holder = state.view.digest if is_published else state.view.claimant
             raise _conflict(manifest, holder, is_published=is_published)
-        raise RegistryUnavailable(f"{plan.ref} was withdrawn just now; the next try sees what came of it")
+        raise RegistryUnavailable(f"{plan.ref} was withdrawn just now", remedy="the next try sees what came of it")
 
     def _confirmed(self, plan: StorePlan) -> Manifest:
         if plan.manifest.generation != plan.generation:
@@ -922,12 +922,12 @@ def _conflict(manifest: Manifest, holder: str | None, *, is_published: bool) -> 
     other = holder or "bytes that its damaged record does not name"
     if is_published:
         return VersionConflict(
-            f"{manifest.ref} exists with {other}, the source has {manifest.digest}; "
-            "push under another version, or with force to replace it"
+            f"{manifest.ref} exists with {other}, the source has {manifest.digest}",
+            remedy="push under another version, or with force to replace it",
         )
     return VersionConflict(
-        f"{manifest.ref} is claimed by a push of {other}, the source has "
-        f"{manifest.digest}; wait for it, or push with force when that push is dead"
+        f"{manifest.ref} is claimed by a push of {other}, the source has {manifest.digest}",
+        remedy="wait for it, or push with force when that push is dead",
     )
 
 

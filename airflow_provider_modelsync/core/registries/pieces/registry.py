@@ -467,8 +467,8 @@ class Pieces(Registry, Fetches, Deploys):
                 if model.custom and _holds(model.raw, fields):
                     return self._version_of(model)
                 raise VersionConflict(
-                    f"{self.title} has another model with the {key} {fields[key]!r}; "
-                    "choose another one, or change that model with `update`"
+                    f"{self.title} has another model with the {key} {fields[key]!r}",
+                    remedy="choose another one, or change that model with `update`",
                 )
         return None
 
@@ -492,7 +492,7 @@ def _called(models: Iterable[PiecesModel], name: str) -> list[PiecesModel]:
         if found := [model for model in models if key(model) == name]:
             labels = sorted({model.label for model in found})
             if len(labels) > 1:
-                raise InvalidInput(f"{name!r} means several models; name one of {labels}", argument="model")
+                raise InvalidInput(f"{name!r} means several models", remedy=f"name one of {labels}", argument="model")
             return found
     return []
 

@@ -301,7 +301,7 @@ class Deployments:
         if name and name != _SESSION:
             if settings.password is None:
                 raise InvalidInput(
-                    "the connection leads to one deployment only; leave the name out", argument="deployment"
+                    "the connection leads to one deployment only", remedy="leave the name out", argument="deployment"
                 )
             return None
         if settings.deployment_url is not None:
@@ -333,7 +333,7 @@ class Deployments:
         if len(alive) > 1:
             ids = ", ".join(str(task.id) for task in alive)
             raise InvalidInput(
-                f"several tasks are called {show(name)}: {ids}; name one by its id", argument="deployment"
+                f"several tasks are called {show(name)}: {ids}", remedy="name one by its id", argument="deployment"
             )
         ended = alive or [task for task in (yield from self.tasks(tuple(sorted(_FAILED)))) if task.meta.name == name]
         return max(ended, key=lambda task: task.id, default=None)
@@ -461,7 +461,8 @@ class Deployments:
         """Return the serving apps of a framework, at least one."""
         if not framework:
             raise InvalidInput(
-                "the experiment names no framework; name one in config['framework'], or an app in config['module_id']",
+                "the experiment names no framework",
+                remedy="name one in config['framework'], or an app in config['module_id']",
                 argument="config",
             )
         body = {"categories": ["serve", f"framework:{framework}"], "categoriesOperation": "and"}

@@ -369,7 +369,8 @@ def checkpoint_of(experiment: Experiment, info: ExperimentInfo, wanted: str | No
     name = wanted or info.best_checkpoint
     if not name:
         raise InvalidInput(
-            f"{experiment.name}:{experiment.version} names no best checkpoint; name one in config['checkpoint']",
+            f"{experiment.name}:{experiment.version} names no best checkpoint",
+            remedy="name one in config['checkpoint']",
             argument="config",
         )
     for path in (name, f"checkpoints/{name}"):

@@ -383,7 +383,7 @@ def _project_of(datasets: Sequence[int], platform: Platform) -> Flow[int]:
         doing = f"reading the dataset {number}"
         projects.add((yield from platform.ask("datasets.info", {"id": number}, _Dataset, doing)).project_id)
     if len(projects) > 1:
-        raise InvalidInput("the datasets belong to several projects; name those of one", argument="inputs")
+        raise InvalidInput("the datasets belong to several projects", remedy="name those of one", argument="inputs")
     return projects.pop()
 
 

@@ -272,8 +272,8 @@ class Supervisely(Registry, Deploys, PredictsAlone):
         if is_claimant:
             if experiment.content() and not experiment.claims and not request.force:
                 raise VersionConflict(
-                    f"{request.ref} holds files, but no {INFO_FILE}: a training may be writing it; push under another "
-                    "version, or with force to replace it"
+                    f"{request.ref} holds files, but no {INFO_FILE}: a training may be writing it",
+                    remedy="push under another version, or with force to replace it",
                 )
             yield from self._files.claim(draft.directory, draft.digest)
             experiment = yield from self._files.experiment(name, version)
@@ -483,8 +483,8 @@ class Supervisely(Registry, Deploys, PredictsAlone):
         if not force:
             known = version.digest or "bytes of an unknown digest"
             raise VersionConflict(
-                f"{version.ref} exists with {known}, the source has {draft.digest}; "
-                "push under another version, or with force to replace it"
+                f"{version.ref} exists with {known}, the source has {draft.digest}",
+                remedy="push under another version, or with force to replace it",
             )
         return None
 
@@ -517,8 +517,8 @@ class Supervisely(Registry, Deploys, PredictsAlone):
         elif experiment.claims[0] != draft.digest:
             yield from self._files.withdraw(draft.directory, draft.digest)
             raise VersionConflict(
-                f"another push is writing {request.ref} with {others[0]}, the source has {draft.digest}; "
-                "push under another version, or with force to replace it"
+                f"another push is writing {request.ref} with {others[0]}, the source has {draft.digest}",
+                remedy="push under another version, or with force to replace it",
             )
 
 

@@ -543,7 +543,8 @@ class Pipelines:
             )
         if not version.ready:
             raise RegistryUnavailable(
-                f"{version.ref} cannot be deployed yet: it is {version.status}; wait for it with ModelVersionSensor"
+                f"{version.ref} cannot be deployed yet: it is {version.status}",
+                remedy="wait for it with ModelVersionSensor",
             )
         return version
 

@@ -209,7 +209,7 @@ def _kind_of(path: Path, head: bytes) -> str:
     if text.startswith(b"["):
         return RECORDS
     if head.startswith(b"PAR1"):
-        raise InvalidInput(f"{path} is a Parquet file; write it as an Arrow IPC file", argument="inputs")
+        raise InvalidInput(f"{path} is a Parquet file", remedy="write it as an Arrow IPC file", argument="inputs")
     hint = "; a JSON file must hold a list of objects" if text.startswith(b"{") else ""
     raise InvalidInput(f"{path} is neither an Arrow IPC file nor pandas-records JSON{hint}", argument="inputs")
 

@@ -365,7 +365,8 @@ class Wallaroo(Registry, Deploys, Predicts):
         if (stored.sha and stored.sha.lower() != draft.file.sha256) or stored.size not in (None, draft.file.size):
             raise DigestMismatch(
                 f"{version.ref} holds {stored.size} bytes with SHA-256 {show(stored.sha)}, sent were {draft.file.size} "
-                f"with {draft.file.sha256}; delete that version and push again"
+                f"with {draft.file.sha256}",
+                remedy="delete that version and push again",
             )
         return version
 
@@ -443,8 +444,8 @@ class Wallaroo(Registry, Deploys, Predicts):
 
     def _no_workspace(self) -> InvalidInput:
         return InvalidInput(
-            f"there is no workspace {self.settings.workspace!r} that this user sees; "
-            "create it, or set create_workspace in the connection",
+            f"there is no workspace {self.settings.workspace!r} that this user sees",
+            remedy="create it, or set create_workspace in the connection",
             argument="workspace",
         )
 

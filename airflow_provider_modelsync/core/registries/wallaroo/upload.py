@@ -137,6 +137,8 @@ class PushOptions(BaseModel):
             checked = cls.model_validate(restructured(cls, options))
         except ValidationError as error:
             fault = error.errors(include_input=False, include_url=False)[0]
+            if fault["loc"] == ("framework",) and fault["type"] == "missing":
+                raise _wrong("framework", f"is needed: one of {', '.join(sorted(_ENDINGS))}") from None
             raise _wrong(".".join(map(str, fault["loc"])), fault["msg"]) from None
         checked._check_framework()
         checked.check_hardware(checked.arch)
@@ -326,7 +328,8 @@ def _chosen(framework: str, source: Source) -> FileEntry | None:
     found = ", ".join(show(file.path) for file in fitting[:5]) or "no such file"
     raise InvalidInput(
         f"a model of the framework {framework} is one file that ends in {' or '.join(endings)}, "
-        f"the source holds {len(source.files)} files and among them {found}; push that file alone",
+        f"the source holds {len(source.files)} files and among them {found}",
+        remedy="push that file alone",
         argument="source",
     )
 
