@@ -37,7 +37,7 @@ test-s3: $(READY) ceph .venv-s3/.ready
 test-mounts: $(READY) bindfs
 	$(BIN)/python -m pytest -m mounts tests/mounts $(PYTEST_ARGS)
 
-# Two machines on one disk, in any order of events: minutes.
+# Tasks in one bucket, and two machines on one disk, in any order of events: half an hour.
 test-machines: $(READY)
 	MODELSYNC_STEPS=$${MODELSYNC_STEPS:-10000} $(BIN)/python -m pytest -n 0 tests/core/test_machines.py \
 		tests/core/registries/modelstore/test_machine.py $(PYTEST_ARGS)
