@@ -8,6 +8,7 @@ from pathlib import Path
 _DIRECTORY = Path(__file__).parents[3] / "example_dags"
 _NAMES = (
     "fleet_sync",
+    "mlflow_train_promote_pull",
     "nightly_sync",
     "pieces_local_model",
     "supervisely_batch_predict",
