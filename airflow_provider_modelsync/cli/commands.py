@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,66 @@ def label(args: argparse.Namespace, session: Session) -> Answer:
     changes: dict[str, str | None] = {**dict(args.labels), **dict.fromkeys(args.remove)}
     version = session.hook(args.conn_id).set_labels(args.model, changes)
     return Answer(version.to_json(), [(version.ref, _pairs(version.labels))])
+
+
+@command
+def list_aliases(args: argparse.Namespace, session: Session) -> Answer:
+    """List the aliases of a model."""
+    found = session.hook(args.conn_id).aliases(args.model)
+    rows = [(one.alias, one.version, "" if one.since is None else _moment(one.since)) for one in found]
+    return Answer([one.model_dump(mode="json") for one in found], rows, ("ALIAS", "VERSION", "SINCE"))
+
+
+@command
+def set_alias(args: argparse.Namespace, session: Session) -> Answer:
+    """Have an alias point to a version."""
+    now = session.hook(args.conn_id).set_alias(args.model, args.alias, expected=args.expected)
+    return Answer(now.model_dump(mode="json"), [(f"{now} points to {now.ref}",)])
+
+
+@command
+def remove_alias(args: argparse.Namespace, session: Session) -> Answer:
+    """Remove an alias."""
+    removed = session.hook(args.conn_id).delete_alias(args.model, args.alias)
+    shown = f"{args.model}@{args.alias}"
+    return Answer({"alias": shown, "removed": removed}, [(f"{shown} {'is removed' if removed else 'was not there'}",)])
+
+
+@command
+def promote(args: argparse.Namespace, session: Session) -> Answer:
+    """Have an alias point to a version that is better."""
+    done = session.hook(args.conn_id).promote(args.model, args.alias, when=args.when)
+    return Answer(done.to_xcom(), [(done.reason,)], status=FAILED if done.outcome == "refused" else 0)
+
+
+@command
+def rollback(args: argparse.Namespace, session: Session) -> Answer:
+    """Have an alias point to the version before."""
+    done = session.hook(args.conn_id).rollback(args.model, args.alias, to=args.to)
+    return Answer(done.to_xcom(), [(f"{done.alias} points to {done.version.ref}, no more to {done.before}",)])
+
+
+@command
+def prune(args: argparse.Namespace, session: Session) -> Answer:
+    """Delete versions that nobody needs any more."""
+    labels = (label.partition("=") for label in args.keep_label)
+    report = session.hook(args.conn_id).prune(
+        args.models,
+        keep_last=args.keep_last,
+        older_than=args.older_than,
+        keep_labels={key: value if equals else None for key, equals, value in labels},
+        keep_aliased=not args.no_keep_aliased,
+        min_keep=args.min_keep,
+        leftovers_older_than=args.leftovers_older_than,
+        dry_run=args.dry_run or not args.delete,
+    )
+    if report.dry_run:
+        session.warn("DRY RUN: nothing was deleted. --delete deletes.")
+    failed = report.of("failed")
+    status = 0 if not failed else FAILED if all(entry.is_permanent for entry in failed) else TRY_AGAIN
+    data = {"dry_run": report.dry_run, "entries": [entry.model_dump(mode="json") for entry in report.entries]}
+    told = [*map(str, report.entries), f"{report} (dry run)" if report.dry_run else str(report)]
+    return Answer(data, [(line,) for line in told], status=status)
 
 
 @command
@@ -162,6 +223,7 @@ def show(args: argparse.Namespace, session: Session) -> Answer:
         "created": _time(version),
         "labels": _pairs(version.labels),
         "metadata": _pairs(version.metadata),
+        "aliases": " ".join(version.aliases),
         "uri": version.uri,
         "page": page,
     }
@@ -247,10 +309,18 @@ def sync(args: argparse.Namespace, session: Session) -> Answer:
         rename=dict(args.rename),
         include=args.include,
         exclude=args.exclude,
+        aliases=args.aliases,
+        delete_extra=args.delete_extra,
+        keep_last=args.keep_last,
     )
     with session.progress(target, "syncing"):
         report = source.sync_to(target, selection, dry_run=args.dry_run)
-    told = [*map(str, report.versions), report.summary]
+    told = [
+        *map(str, report.versions),
+        *(f"{alias} points to {ref}" for alias, ref in report.aliases.items()),
+        *(f"{ref} deleted" for ref in report.deleted),
+        report.summary,
+    ]
     return Answer(report.to_json(), [(line,) for line in told], status=_status_of(report))
 
 
@@ -274,7 +344,11 @@ def _size(version: ModelVersion) -> str:
 
 
 def _time(version: ModelVersion) -> str:
-    return "" if version.created_at is None else version.created_at.isoformat(sep=" ", timespec="seconds")
+    return "" if version.created_at is None else _moment(version.created_at)
+
+
+def _moment(time: datetime) -> str:
+    return time.isoformat(sep=" ", timespec="seconds")
 
 
 def _pairs(facts: Mapping[str, Any]) -> str:

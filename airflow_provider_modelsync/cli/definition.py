@@ -67,7 +67,9 @@ _OUTPUT = Arg(
 )
 _COMMON = (_OUTPUT, _JSON, _VERBOSE)
 
-_MODEL = Arg(("model",), help="name or name:latest for the newest ready version, name:version for an exact one")
+_MODEL = Arg(("model",), help="name or name:latest for the newest ready version, name:version, or name@alias")
+_NAME = Arg(("model",), help="The model's name")
+_ALIAS = Arg(("alias",), help="The alias, e.g. champion")
 _QUERY = "Choose by name substrings, label:k, label:k=v and label:k=a,b"
 _DEPLOYMENT = Arg(("-d", "--deployment"), help="The deployment's name; the connection's own, or the model, if left out")
 _LABELS = _repeated("--label", "KEY=VALUE", "That a version must have; may be repeated", _pair)
@@ -182,6 +184,77 @@ def get_modelsync_cli_commands() -> list[GroupCommand]:
                         *_COMMON,
                     ),
                 ),
+                GroupCommand(
+                    name="alias",
+                    help="Names that move from version to version",
+                    subcommands=(
+                        ActionCommand(
+                            name="ls",
+                            help="List the aliases of a model",
+                            func=lazy_load_command(f"{_COMMANDS}.list_aliases"),
+                            args=(_NAME, _CONNECTION, *_COMMON),
+                        ),
+                        ActionCommand(
+                            name="set",
+                            help="Have an alias point to a version",
+                            func=lazy_load_command(f"{_COMMANDS}.set_alias"),
+                            args=(
+                                _MODEL,
+                                _ALIAS,
+                                _CONNECTION,
+                                Arg(("--expected",), help="Only if it points to this version; '' for nothing"),
+                                *_COMMON,
+                            ),
+                        ),
+                        ActionCommand(
+                            name="rm",
+                            help="Remove an alias; no version is touched",
+                            func=lazy_load_command(f"{_COMMANDS}.remove_alias"),
+                            args=(_NAME, _ALIAS, _CONNECTION, *_COMMON),
+                        ),
+                    ),
+                ),
+                ActionCommand(
+                    name="promote",
+                    help="Have an alias point to a version that is better; exits with 1 when it is not",
+                    func=lazy_load_command(f"{_COMMANDS}.promote"),
+                    args=(
+                        _MODEL,
+                        _ALIAS,
+                        _CONNECTION,
+                        _repeated(
+                            "--when",
+                            "JSON",
+                            'As {"metric": "auc", "mode": "max", "at_least": 0.005}; may be repeated',
+                            _json_object,
+                        ),
+                        *_COMMON,
+                    ),
+                ),
+                ActionCommand(
+                    name="rollback",
+                    help="Have an alias point to the version before",
+                    func=lazy_load_command(f"{_COMMANDS}.rollback"),
+                    args=(_NAME, _ALIAS, _CONNECTION, Arg(("--to",), help="A version instead"), *_COMMON),
+                ),
+                ActionCommand(
+                    name="prune",
+                    help="Say which versions nobody needs any more; with --delete, delete them",
+                    func=lazy_load_command(f"{_COMMANDS}.prune"),
+                    args=(
+                        Arg(("models",), help="Names or globs of names", nargs="+", metavar="NAME"),
+                        _CONNECTION,
+                        Arg(("--keep-last",), help="So many of the newest stay", type=_count),
+                        Arg(("--older-than",), help="What is younger stays: seconds, or as P30D"),
+                        _repeated("--keep-label", "KEY[=VALUE]", "Versions with it stay; may be repeated", str),
+                        Arg(("--min-keep",), help="So many stay, however old", type=_count, default=1),
+                        _switch("--no-keep-aliased", "Delete what aliases point to, too"),
+                        Arg(("--leftovers-older-than",), help="In a model store, remove what pushes have left, too"),
+                        _switch("--delete", "Delete; without it, nothing is deleted"),
+                        _switch("--dry-run", "Delete nothing, whatever else is said"),
+                        *_COMMON,
+                    ),
+                ),
                 ActionCommand(
                     name="push",
                     help="Push a model",
@@ -250,6 +323,9 @@ def get_modelsync_cli_commands() -> list[GroupCommand]:
                             "--options", "GLOB=JSON", "What only the target reads; may be repeated", _glob_options
                         ),
                         *_FILES,
+                        _switch("--aliases", "Have the target's aliases point to what the source's do"),
+                        _switch("--delete-extra", "Delete versions in the target that the source has not any more"),
+                        Arg(("--keep-last",), help="So many of the newest in the target stay", type=_count),
                         _switch("--dry-run", "Only say what would be copied"),
                         *_COMMON,
                     ),

@@ -102,6 +102,13 @@ class Session:
         with Live(get_renderable=look, console=self._console, refresh_per_second=10, transient=True):
             yield
 
+    def warn(self, text: str) -> None:
+        """Tell what is easily overlooked: in red, where there is a terminal."""
+        if self._console is None:
+            print(text, file=sys.stderr)  # noqa: T201
+        else:
+            self._console.print(text, style="red")
+
     def end(self, number: int, _frame: FrameType | None) -> None:
         """End the work in hand, leaving nothing half-made; the second time at once."""
         self.ended_by = number

@@ -309,10 +309,14 @@ class SyncReport(_Value):
 
     :param dry_run: nothing was copied.
     :param versions: what became of each version.
+    :param aliases: those of the target that were moved, with what they point to now.
+    :param deleted: versions of the target that the source has not any more.
     """
 
     dry_run: bool = False
     versions: tuple[SyncedVersion, ...] = ()
+    aliases: dict[str, str] = Field(default_factory=dict)
+    deleted: tuple[str, ...] = ()
 
     def of(self, outcome: str) -> list[SyncedVersion]:
         """Return the versions that something became of."""
@@ -339,16 +343,23 @@ class SyncReport(_Value):
         What is shortened first is what matters least; ``truncated`` is then true.
         """
         facts: dict[str, JsonValue] = {"dry_run": self.dry_run, "counts": dict(self.counts)}
-        return fitted_lists(facts, self._lists(), shorten=("skipped", "copied", "failed"))
+        lists = self._lists()
+        order = ("skipped", "copied", "aliases", "deleted", "failed")
+        return fitted_lists(facts, lists, shorten=[name for name in order if name in lists])
 
     def _lists(self) -> dict[str, list[JsonValue]]:
         left_out = {"outcome", "created_at", "is_permanent", "is_planned"}
-        return {
+        lists: dict[str, list[JsonValue]] = {
             outcome: [
                 version.model_dump(mode="json", exclude_defaults=True, exclude=left_out) for version in self.of(outcome)
             ]
             for outcome in _OUTCOMES
         }
+        if self.aliases:
+            lists["aliases"] = [{"alias": alias, "ref": ref} for alias, ref in self.aliases.items()]
+        if self.deleted:
+            lists["deleted"] = list(self.deleted)
+        return lists
 
 
 class Patience(_Value):

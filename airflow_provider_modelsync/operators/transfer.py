@@ -15,6 +15,7 @@ from airflow.sdk.definitions.asset import AssetRef
 
 from airflow_provider_modelsync.assets import model_asset
 from airflow_provider_modelsync.core.arguments import (
+    Count,
     Facts,
     Flag,
     Labels,
@@ -362,7 +363,7 @@ class SyncModelsOperator(ModelSyncOperator):
 
     :param source_conn_id: the connection to read from (templated).
     :param target_conn_id: the connection to write to (templated).
-    :param models: names or globs of names (templated).
+    :param models: names or globs of names, or ``name@alias`` for what an alias of the source points to (templated).
     :param versions: of each model: ``"latest"``, ``"all"``, or so many of the newest (templated).
     :param labels: that a version must have (templated).
     :param options: name or glob of names → what only the target understands (templated).
@@ -370,9 +371,15 @@ class SyncModelsOperator(ModelSyncOperator):
     :param include: patterns, as ``.gitignore`` files hold them, of the files to copy; without any, of all. The version
         in the target then has the digest of these files (templated).
     :param exclude: patterns of files to leave out (templated).
+    :param aliases: have the target's aliases point to what the source's do; what these point to is copied, too
+        (templated).
+    :param delete_extra: delete those versions of the models in the target that the source has not any more. The newest
+        ready version stays, and what is aliased or deployed there (templated).
+    :param keep_last: so many of the newest versions in the target stay all the same (templated).
     :param fail_on_error: fail the task, once everything else is copied, when a model has failed (templated).
     :param dry_run: copy nothing, say what would be copied (templated).
-    :return: ``counts`` and lists of what was ``copied``, ``skipped`` and ``failed``.
+    :return: ``counts`` and lists of what was ``copied``, ``skipped`` and ``failed``; where there are any, ``aliases``
+        that were moved, and what was ``deleted``.
     """
 
     template_fields_renderers: ClassVar[dict[str, str]] = {"labels": "json", "options": "json", "rename": "json"}
@@ -393,6 +400,9 @@ class SyncModelsOperator(ModelSyncOperator):
         rename: Labels | None = None,
         include: Patterns | None = None,
         exclude: Patterns | None = None,
+        aliases: Flag = False,
+        delete_extra: Flag = False,
+        keep_last: Count | None = None,
         fail_on_error: Flag = True,
         dry_run: Flag = False,
         **kwargs: Any,
@@ -407,6 +417,9 @@ class SyncModelsOperator(ModelSyncOperator):
         self.rename = rename
         self.include = include
         self.exclude = exclude
+        self.aliases = aliases
+        self.delete_extra = delete_extra
+        self.keep_last = keep_last
         self.fail_on_error = fail_on_error
         self.dry_run = dry_run
 
@@ -428,6 +441,9 @@ class SyncModelsOperator(ModelSyncOperator):
                     rename=self.rename or {},
                     include=self.include,
                     exclude=self.exclude,
+                    aliases=self.aliases,
+                    delete_extra=self.delete_extra,
+                    keep_last=self.keep_last,
                 ),
                 dry_run=self.dry_run,
                 checkpoint=checkpoint,

@@ -420,3 +420,34 @@ def test_predictions_are_written_to_a_file(tmp_path: Path, connect: Connect) -> 
     assert told.stdout.startswith(f"1 in {tmp_path / 'out.json'}")
     (row,) = json.loads((tmp_path / "out.json").read_text())
     assert row["out"]["total"] == [1.5]
+
+
+def test_an_alias_is_moved_promoted_rolled_back_and_removed(modelstore: Path, source: Path) -> None:
+    for version, accuracy in (("v1", 0.5), ("v2", 0.6)):
+        (source / "weights.bin").write_text(version)
+        modelsync("push", source, f"digits:{version}", "--metadata", json.dumps({"acc": accuracy}))
+    assert modelsync("alias", "set", "digits:v1", "champion").stdout == "digits@champion points to digits:v1\n"
+    assert "digits:v1" in modelsync("show", "digits@champion").stdout
+    when = ("--when", '{"metric": "acc", "at_least": 0.05}')
+    assert "0.6" in modelsync("promote", "digits:v2", "champion", *when).stdout
+    run = airflow("modelsync", "promote", "digits:v1", "champion", *when)
+    assert (run.status, "not at least 0.05 above 0.6" in run.stdout) == (1, True)
+    assert "points to digits:v1, no more to digits:v2" in modelsync("rollback", "digits", "champion").stdout
+    assert modelsync("alias", "ls", "digits").stdout.split()[3:5] == ["champion", "v1"]
+    assert "v2, and it was" not in refused("alias", "set", "digits:v2", "champion", "--expected", "v2", code=1)
+    for told in ("is removed", "was not there"):
+        assert modelsync("alias", "rm", "digits", "champion").stdout == f"digits@champion {told}\n"
+
+
+def test_a_prune_deletes_only_when_it_is_told_to(modelstore: Path, source: Path) -> None:
+    for version in ("v1", "v2"):
+        (source / "weights.bin").write_text(version)
+        modelsync("push", source, f"digits:{version}")
+    for flags in ((), ("--dry-run",), ("--delete", "--dry-run")):
+        run = modelsync("prune", "digits", "--keep-last", "1", *flags)
+        assert "DRY RUN: nothing was deleted" in run.stderr
+        assert run.stdout.splitlines()[-1] == "1 deleted, 1 kept (dry run)"
+    assert "digits:v1 deleted" in modelsync("prune", "digits", "--keep-last", "1", "--delete").stdout
+    assert json.loads(modelsync("versions", "digits", "--json").stdout)[0]["version"] == "v2"
+    assert "v1" not in modelsync("versions", "digits").stdout
+    assert "how many versions to keep" in refused("prune", "digits", code=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -181,12 +181,37 @@ def prune(
     return PruneReport(dry_run=dry_run, entries=tuple(work.done), knows_deployments=work.knows_deployments)
 
 
+def delete_extra(
+    registry: Registry, name: str, is_extra: Callable[[ModelVersion], bool], keep_last: int | None, *, dry_run: bool
+) -> Flow[PruneReport]:
+    """Delete versions of a model as a prune does, of those that are of no use to whoever asks.
+
+    :param registry: where.
+    :param name: the model's name.
+    :param is_extra: tells them.
+    :param keep_last: so many of the newest ready versions stay all the same.
+    :param dry_run: only say what would be deleted.
+    """
+    registry.require(Capability.DELETE)
+    work = _Prune(registry, Retention(models=[name], keep_last=keep_last or 1), dry_run, datetime.now(UTC), is_extra)
+    yield from work.run()
+    return PruneReport(dry_run=dry_run, entries=tuple(work.done), knows_deployments=work.knows_deployments)
+
+
 class _Prune:
-    def __init__(self, registry: Registry, retention: Retention, dry_run: bool, now: datetime) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        retention: Retention,
+        dry_run: bool,
+        now: datetime,
+        may_go: Callable[[ModelVersion], bool] = lambda version: True,
+    ) -> None:
         self._registry = registry
         self._retention = retention
         self._dry_run = dry_run
         self._now = now
+        self._may_go = may_go
         self.done: list[Pruned] = []
         self.knows_deployments: bool | None = None
         self._deployed: Mapping[str, str] = {}
@@ -220,7 +245,7 @@ class _Prune:
         versions = yield from self._registry.list_versions(name, ANY)
         needed = yield from self._needed(name, versions)
         kept = self._retention.kept(versions, needed, self._now)
-        for version in sorted(versions, key=lambda one: one.age_key):
+        for version in sorted(filter(self._may_go, versions), key=lambda one: one.age_key):
             if why := kept.get(version.version):
                 self._note(version, "kept", why)
             elif self._dry_run:

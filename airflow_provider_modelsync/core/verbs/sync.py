@@ -30,6 +30,7 @@ from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.parallel import for_each
 from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver
 from airflow_provider_modelsync.core.models import (
+    Alias,
     ModelRef,
     ModelVersion,
     Query,
@@ -40,12 +41,14 @@ from airflow_provider_modelsync.core.models import (
     nested,
 )
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
+from airflow_provider_modelsync.core.registries.capabilities import Aliases
 from airflow_provider_modelsync.core.transfer.checkpoint import Below
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.plan import DownloadPlan
 from airflow_provider_modelsync.core.transfer.progress import OUTCOME
 from airflow_provider_modelsync.core.transfer.stored import StoredModel
 from airflow_provider_modelsync.core.verbs.drive import mover_for
+from airflow_provider_modelsync.core.verbs.prune import delete_extra
 from airflow_provider_modelsync.core.verbs.pull import pull
 from airflow_provider_modelsync.core.verbs.push import push
 
@@ -90,7 +93,7 @@ class Side:
 class Selection:
     """What to sync.
 
-    :param models: names, or globs of names.
+    :param models: names, globs of names, or ``name@alias`` for what an alias of the source points to.
     :param versions: of each model that are ready: the ``latest``, ``all``, or so many of the newest.
     :param labels: that a version must have.
     :param options: name or glob of names → options of the push; later entries win.
@@ -98,6 +101,9 @@ class Selection:
     :param include: patterns of the files that are copied, see ``choice_type`` of the source. A version in the
         target then has the digest of these files.
     :param exclude: patterns of those that are not.
+    :param aliases: have the target's aliases point to what the source's do; what these point to is copied, too.
+    :param delete_extra: delete those versions of the models that the source has not any more. What a prune keeps stays.
+    :param keep_last: so many of the newest versions in the target stay all the same.
     """
 
     models: Sequence[str] = ("*",)
@@ -107,8 +113,13 @@ class Selection:
     rename: Mapping[str, str] = field(default_factory=dict)
     include: Sequence[str] | None = None
     exclude: Sequence[str] | None = None
+    aliases: bool = False
+    delete_extra: bool = False
+    keep_last: int | None = None
 
     def __post_init__(self) -> None:
+        if self.keep_last is not None and not self.delete_extra:
+            raise InvalidInput("it limits what delete_extra deletes, which is not asked for", argument="keep_last")
         counts = isinstance(self.versions, int) and not isinstance(self.versions, bool) and self.versions > 0
         if not counts and self.versions not in ("latest", "all"):
             raise InvalidInput(f"{self.versions!r} is neither 'latest' nor 'all' nor a number", argument="versions")
@@ -153,6 +164,13 @@ def sync(
     """
     source.registry.require(Capability.PULL)
     target.registry.require(Capability.PUSH)
+    if selection.aliases:
+        Aliases.of(source.registry)
+        Aliases.of(target.registry)
+    if selection.delete_extra:
+        target.registry.require(Capability.DELETE)
+        if not source.registry.choice_type(selection.include, selection.exclude).is_all:
+            raise InvalidInput("with only some of the files, nothing tells which are extra", argument="delete_extra")
     if source.registry.overlaps(target.registry):
         raise InvalidInput("the two model stores lie in one another", argument="target_conn_id")
     return _Sync(source, target, selection, control, dry_run, on_copied).run()
@@ -175,20 +193,28 @@ class _Sync:
         self._dry_run = dry_run
         self._on_copied = on_copied
         self._done: list[SyncedVersion] = []
+        self._aliases: dict[str, str] = {}
+        self._deleted: list[str] = []
         self._choice = source.registry.choice_type(selection.include, selection.exclude)
         self._told: set[tuple[str | None, str]] = set()  # causes of failures, without the model's name
 
     def run(self) -> SyncReport:
         selection = self._selection
         query = Query(labels=dict(selection.labels))
-        asked = query.model_copy(update={"names": tuple(selection.models)})
-        listed = self._source.run(self._source.registry.list_models(asked))
-        newest = [version for version in listed if selection.chooses(version.name) and self._has_a_name(version)]
+        pointing = [entry for entry in selection.models if self._names_alias(entry)]
+        names = [entry for entry in selection.models if entry not in pointing]
+        asked = query.model_copy(update={"names": tuple(names)})
+        listed = self._source.run(self._source.registry.list_models(asked)) if names else []
+        followed = [version for entry in pointing if (version := self._followed(entry, query))]
+        newest = [version for version in listed if selection.chooses(version.name)]
+        known = {version.name for version in newest}
+        newest = [*newest, *(version for version in followed if version.name not in known)]
+        newest = [version for version in newest if self._has_a_name(version)]
         self._require_distinct(version.name for version in newest)
         ends = (side.registry.settings.conn_id for side in (self._source, self._target))
         log.info("%s: %s", " → ".join(ends), "1 model" if len(newest) == 1 else f"{len(newest)} models")
         self._look_into_target(newest)
-        for name in sorted(set(selection.models) - {version.name for version in listed}):
+        for name in sorted(set(names) - {version.name for version in listed}):
             if not _WILD & set(name):
                 missing = ModelNotFound(f"{self._source.registry.title} has no ready version of {name!r}", model=name)
                 self._failed(name, missing)
@@ -203,8 +229,24 @@ class _Sync:
 
         for_each(sync_model, newest, workers=AT_ONCE, cancel=self._control.cancel)
         return SyncReport(
-            dry_run=self._dry_run, versions=tuple(sorted(self._done, key=lambda done: (done.source, done.target or "")))
+            dry_run=self._dry_run,
+            versions=tuple(sorted(self._done, key=lambda done: (done.source, done.target or ""))),
+            aliases=dict(sorted(self._aliases.items())),
+            deleted=tuple(sorted(self._deleted)),
         )
+
+    def _names_alias(self, entry: str) -> bool:
+        """Whether an entry of the selection is ``name@alias``."""
+        return "@" in entry and isinstance(self._source.registry, Aliases) and not _WILD & set(entry)
+
+    def _followed(self, entry: str, query: Query) -> ModelVersion | None:
+        """Return what an alias points to."""
+        registry = self._source.registry
+        try:
+            return self._source.run(registry.get(registry.parse(entry), query))
+        except ModelNotFound as error:
+            self._failed(entry, error)
+            return None
 
     def _has_a_name(self, version: ModelVersion) -> bool:
         """Whether a model can be called something in the target."""
@@ -246,11 +288,12 @@ class _Sync:
 
     def _sync_model(self, newest: ModelVersion, query: Query, control: Control) -> None:
         """Bring the chosen versions of one model over."""
-        versions = [newest]
-        if self._selection.versions != "latest":
+        versions, aliases = [newest], self._aliases_of(newest.name)
+        if self._selection.versions != "latest" and newest.alias is None:
             listed = self._source.run(self._source.registry.list_versions(newest.name, query))
             ready = [version for version in listed if version.ready]
             versions = ready if self._selection.versions == "all" else ready[: self._selection.versions]
+        versions = [*versions, *self._pointed_to(aliases, versions)]
         name = self._renamed(newest.name)
         self._target.registry.check(ModelRef(name=name))
         there = self._versions_there(name)
@@ -259,6 +302,70 @@ class _Sync:
                 self._sync_version(version, name, there, control)
             except Permanent as error:  # this version will never come, the next may
                 self._failed(version.ref, error)
+        self._move_aliases(aliases, name)
+        if self._selection.delete_extra and not any(done.outcome == "failed" for done in self._of(newest.name)):
+            self._delete_extra(newest.name, name)
+
+    def _of(self, name: str) -> list[SyncedVersion]:
+        """Return what has become of the versions of a model in the source so far."""
+        return [done for done in self._done if done.source.rpartition(":")[0] == name]
+
+    def _aliases_of(self, name: str) -> list[Alias]:
+        source = self._source
+        return source.run(Aliases.of(source.registry).aliases(name)) if self._selection.aliases else []
+
+    def _pointed_to(self, aliases: Sequence[Alias], versions: Sequence[ModelVersion]) -> list[ModelVersion]:
+        """Return the versions that aliases point to beyond those that are chosen anyway."""
+        missing = {alias.version: alias for alias in aliases} | {version.version: None for version in versions}
+        found: list[ModelVersion] = []
+        for alias in filter(None, missing.values()):
+            try:
+                found.append(self._source.run(self._source.registry.read_version(alias.name, alias.version)))
+            except ModelNotFound as error:
+                self._failed(alias.ref, error)
+        return [version for version in found if version.ready]
+
+    def _move_aliases(self, aliases: Sequence[Alias], name: str) -> None:
+        """Have the target's aliases point to the copies of what the source's point to."""
+        target = self._target
+        for alias in aliases:
+            copies = [done.target for done in self._of(alias.name) if done.source == alias.ref and done.target]
+            if not copies:  # told of already: it has failed, or only points elsewhere
+                continue
+            shown = f"{name}@{alias.alias}"
+            if not self._dry_run:
+                registry = Aliases.of(target.registry)
+                ref = target.registry.parse(copies[0])
+                target.registry.check(ModelRef(name=name, alias=alias.alias))
+                try:
+                    if target.run(registry.alias(name, alias.alias)).version == ref.version:
+                        continue
+                except ModelNotFound:
+                    pass
+                copy = target.run(target.registry.get(ref))
+                target.run(registry.set_alias(copy, alias.alias))
+            self._aliases[shown] = copies[0]
+            log.info("%s %s to %s", shown, "would point" if self._dry_run else "points", copies[0])
+
+    def _delete_extra(self, source_name: str, name: str) -> None:
+        """Delete the target's versions of a model that the source has not any more."""
+        chooses = Capability.CHOOSE_VERSION in self._target.registry.capabilities
+        there = self._source.run(self._source.registry.list_versions(source_name, Query()))
+        known = {version.version if chooses else version.digest for version in there}
+
+        def is_extra(version: ModelVersion) -> bool:
+            return (version.version if chooses else version.digest) not in known
+
+        registry = self._target.registry
+        done = self._target.run(
+            delete_extra(registry, name, is_extra, self._selection.keep_last, dry_run=self._dry_run)
+        )
+        self._deleted += [entry.ref for entry in done.of("deleted")]
+        for entry in done.of("failed"):
+            note = f"it is extra in the target, and cannot be deleted: {entry.why}"
+            self._done.append(
+                SyncedVersion(source=entry.ref, outcome="failed", note=note, is_permanent=entry.is_permanent)
+            )
 
     def _sync_version(self, version: ModelVersion, name: str, there: Sequence[ModelVersion], control: Control) -> None:
         registry = self._target.registry
