@@ -43,6 +43,7 @@ OURS = "modelsync"  # our key in the metadata of a record
 MODEL_YAML = "model.yaml"
 YAML_LIMIT = 128 << 10  # bytes of such a file that we read: reading them takes seconds
 
+ALIAS_LABEL = "modelsync-alias-"  # what the labels of aliases begin with
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _SIZE = re.compile(r"[0-9]{1,18}")
 
@@ -97,6 +98,11 @@ class ModelRecord(UploadRecord):
         """What a push of this package left in the record."""
         ours = self.manifest.metadata.get(OURS)
         return ours if isinstance(ours, dict) else {}
+
+    @property
+    def own_labels(self) -> dict[str, str]:
+        """Its labels without those that stand for aliases."""
+        return {label.key: label.value for label in self.labels if not label.key.startswith(ALIAS_LABEL)}
 
     @property
     def digest(self) -> str | None:
@@ -163,9 +169,8 @@ class Draft:
 
     def describes(self, record: ModelRecord) -> bool:
         """Whether an unfinished record holds what this push would register."""
-        labels = {label.key: label.value for label in record.labels}
         metadata = {key: value for key, value in record.manifest.metadata.items() if key != OURS}
-        return labels == self.labels and metadata == self._facts()["metadata"]
+        return record.own_labels == self.labels and metadata == self._facts()["metadata"]
 
     def body(self) -> dict[str, Any]:
         """Return what registers the version."""

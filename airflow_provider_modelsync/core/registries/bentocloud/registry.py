@@ -27,6 +27,8 @@ from airflow_provider_modelsync.core.flow.steps import Flow, Policy, call, send,
 from airflow_provider_modelsync.core.http.policy import ApiClient, RequestPolicy
 from airflow_provider_modelsync.core.models import (
     LATEST,
+    NOBODY,
+    Alias,
     Deployment,
     ModelRef,
     ModelVersion,
@@ -34,6 +36,14 @@ from airflow_provider_modelsync.core.models import (
     VersionStatus,
 )
 from airflow_provider_modelsync.core.registries.base import ANY, KEEPS_MODELS, Capability, Registry, newest_first
+from airflow_provider_modelsync.core.registries.bentocloud.aliases import (
+    Holder,
+    alias_of,
+    holders_of,
+    is_ours,
+    label_of,
+    stamp_after,
+)
 from airflow_provider_modelsync.core.registries.bentocloud.api import (
     CLIENT_VERSION,
     Calls,
@@ -62,7 +72,7 @@ from airflow_provider_modelsync.core.registries.bentocloud.upload import (
     replaced,
     still_there,
 )
-from airflow_provider_modelsync.core.registries.capabilities import Deploys
+from airflow_provider_modelsync.core.registries.capabilities import Aliases, Deploys, moved
 from airflow_provider_modelsync.core.settings import RegistrySettings, base_url
 from airflow_provider_modelsync.core.transfer.plan import (
     DownloadPlan,
@@ -105,7 +115,7 @@ class BentoCloudSettings(RegistrySettings):
     cluster: str | None = None
 
 
-class BentoCloud(Registry, Deploys):
+class BentoCloud(Registry, Aliases, Deploys):
     """The models of one organisation.
 
     :param settings: the connection; ``password`` is the API token.
@@ -115,10 +125,10 @@ class BentoCloud(Registry, Deploys):
     title = "BentoCloud"
     settings_type = BentoCloudSettings
     capabilities = KEEPS_MODELS
+    compares = False
     query_facts = ("creator", "module")
     query_orders = ("created_at", "build_at", "size")
     instead: ClassVar[Mapping[Capability, str]] = {
-        Capability.ALIASES: "label the version, and choose it by that label",
         Capability.PREDICT: "call the deployment's own routes; a bento defines them",
     }
 
@@ -150,7 +160,7 @@ class BentoCloud(Registry, Deploys):
         return RequestPolicy(self.settings)
 
     def check(self, ref: ModelRef) -> None:
-        for part, text in (("name", ref.name), ("version", ref.version)):
+        for part, text in (("name", ref.name), ("version", ref.version), ("alias", ref.alias)):
             if text is not None and not (_TAG_PART.fullmatch(text) and text != LATEST):
                 raise InvalidInput(
                     f"the {part} {show(text)} is not lower-case letters, digits, '-', '_' and '.', at most 63, "
@@ -211,7 +221,14 @@ class BentoCloud(Registry, Deploys):
             return []
         query = yield from self._meant(query)
         records = yield from self._all(_versions_of(name), query, f"listing the versions of {name}")
-        return _ordered(self._chosen(records, query, name), query)
+        # Of a list that the server has shortened nothing tells who holds an alias.
+        holders = {} if query.labels else holders_of(records)
+        pointing: dict[str, tuple[str, ...]] = {}
+        for alias, held in sorted(holders.items()):
+            pointing[held[0].record.version] = (*pointing.get(held[0].record.version, ()), alias)
+        chosen = self._chosen(records, query, name)
+        found = [one.model_copy(update={"aliases": pointing.get(one.version, ())}) for one in chosen]
+        return _ordered(found, query)
 
     def list_models(self, query: Query) -> Flow[list[ModelVersion]]:
         newest: dict[str, ModelVersion] = {}
@@ -229,13 +246,55 @@ class BentoCloud(Registry, Deploys):
         return self._delete(Tag.of(ref))
 
     def set_labels(self, ref: ModelRef, labels: Mapping[str, str | None]) -> Flow[ModelVersion]:
+        _require_own(labels)
         version = yield from self.get(ref)
-        merged = {**version.labels, **labels}
+        record = yield from self._label(Tag(version.name, version.version), labels)
+        return self._version_of(record, version.name)
+
+    def _label(self, tag: Tag, changes: Mapping[str, str | None]) -> Flow[ModelRecord]:
+        """Merge labels into a version's, those of aliases included."""
+        record = yield from self._record(tag)
+        if record is None:
+            raise ModelNotFound(f"{self.title} has no version {tag.version!r} of {tag.name!r}")
+        merged = {**{label.key: label.value for label in record.labels}, **changes}
         # The list replaces all labels there are.
         body = {"labels": pairs({key: value for key, value in merged.items() if value is not None})}
-        path = Tag(version.name, version.version).path
-        record = yield from self._calls.need("PATCH", path, ModelRecord, f"labelling {version.ref}", json=body)
-        return self._version_of(record, version.name)
+        return (yield from self._calls.need("PATCH", tag.path, ModelRecord, f"labelling {tag}", json=body))
+
+    def alias(self, name: str, alias: str) -> Flow[Alias]:
+        holders = yield from self._holders(name)
+        if alias not in holders:
+            raise ModelNotFound(f"{self.title} has no alias {alias!r} of {name!r}")
+        return alias_of(name, alias, holders[alias])
+
+    def aliases(self, name: str) -> Flow[list[Alias]]:
+        holders = yield from self._holders(name)
+        return [alias_of(name, alias, held) for alias, held in sorted(holders.items())]
+
+    def set_alias(self, version: ModelVersion, alias: str, *, expected: str | None = None) -> Flow[Alias]:
+        name, label = version.name, label_of(alias)
+        held = (yield from self._holders(name)).get(alias, [])
+        now = held[0].record.version if held else None
+        if now == version.version:
+            return alias_of(name, alias, held)
+        if expected is not None and (now or NOBODY) != expected:
+            raise moved(f"{name}@{alias}", expected, now)
+        yield from self._label(Tag(name, version.version), {label: stamp_after(held)})
+        # Going back takes those out that came after it: nobody wants to go back to what was left for being bad.
+        versions = [holder.record.version for holder in held]
+        for left in versions[: versions.index(version.version)] if version.version in versions else ():
+            yield from self._label(Tag(name, left), {label: None})
+        return (yield from self.alias(name, alias))
+
+    def delete_alias(self, name: str, alias: str) -> Flow[bool]:
+        held = (yield from self._holders(name)).get(alias, [])
+        for holder in reversed(held):  # the present one last: no older one is to count meanwhile
+            yield from self._label(Tag(name, holder.record.version), {label_of(alias): None})
+        return bool(held)
+
+    def _holders(self, name: str) -> Flow[dict[str, list[Holder]]]:
+        doing = f"looking for aliases of {name}"
+        return holders_of((yield from self._all(_versions_of(name), ANY, doing)))
 
     def repository(self, ref: ModelRef) -> Flow[Repository]:
         """Return what the versions of a model belong to."""
@@ -251,6 +310,7 @@ class BentoCloud(Registry, Deploys):
 
     def plan_push(self, request: PushRequest) -> Flow[UploadPlan]:
         tag = Tag.of(request.ref)
+        _require_own(request.labels)
         draft = yield from call(make_draft, tag, request)
         # Before anything is registered: this refuses what cannot be archived.
         layout = yield from call(draft.layout, draft.build_at)
@@ -324,10 +384,13 @@ class BentoCloud(Registry, Deploys):
 
     def _settle(self, tag: Tag, draft: Draft, force: bool, renew: bool) -> Flow[tuple[ModelRecord, bool]]:
         """Find or make the record to upload to; return it, and whether it holds these bytes already."""
+        aliases: dict[str, str] = {}  # of a record that is replaced
         for _ in range(ROUNDS):
             record = yield from self._record(tag)
             if record is None:
-                record = yield from self._calls.create(tag.versions, ModelRecord, f"registering {tag}", draft.body())
+                body = draft.body()
+                body["labels"] += pairs(aliases)
+                record = yield from self._calls.create(tag.versions, ModelRecord, f"registering {tag}", body)
                 if record is not None:
                     return record, False
                 continue  # another push was faster: look what it made
@@ -344,6 +407,7 @@ class BentoCloud(Registry, Deploys):
                 )
             if not is_ready and (yield from self._comes_to_an_end(tag, record)):
                 continue
+            aliases = {label.key: label.value for label in record.labels if is_ours(label.key)}
             yield from self._delete(tag)
         raise RegistryUnavailable(f"the record of {tag} keeps changing; another push is at work")
 
@@ -438,7 +502,7 @@ class BentoCloud(Registry, Deploys):
             status=record.status,
             digest=record.digest,
             size_bytes=record.size_bytes,
-            labels={label.key: label.value for label in record.labels},
+            labels=record.own_labels,
             metadata={key: value for key, value in record.manifest.metadata.items() if key != OURS},
             created_at=record.created_at or record.build_at,
             uri=f"{self.base_url}{Tag(name, record.version).path}",
@@ -451,6 +515,11 @@ class BentoCloud(Registry, Deploys):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ModelPlan(TagPlan):
     digest: str
+
+
+def _require_own(labels: Mapping[str, str | None]) -> None:
+    if taken := sorted(filter(is_ours, labels)):
+        raise InvalidInput(f"the label {show(taken[0])} is that of an alias: move the alias", argument="labels")
 
 
 def _versions_of(name: str) -> str:
