@@ -10,7 +10,7 @@ from typing import Any
 from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand, lazy_load_command
 
 _COMMANDS = "airflow_provider_modelsync.cli.commands"
-_EXITS = "Exits with 0; with 1 when another try is in vain, 2 for wrong usage, 75 when another try may succeed."
+_EXITS = "Exits with 0; with 1 when another try cannot help, 2 for wrong usage, 75 when another try may succeed."
 
 
 def _pair(text: str) -> tuple[str, str]:

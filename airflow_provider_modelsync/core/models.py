@@ -395,7 +395,7 @@ class Deployment(_Value):
     :param name: the deployment's name in its system.
     :param status: the system's own word for its state.
     :param ready: whether it answers requests.
-    :param failed: whether waiting for that is in vain.
+    :param failed: whether waiting for that cannot help.
     :param gone: whether nothing of it runs any more.
     :param reason: why it failed, in the system's words.
     :param model: the reference that it serves, where it is known.

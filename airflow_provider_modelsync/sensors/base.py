@@ -47,7 +47,7 @@ class WaitFailed(Exception):
 
 
 class RegistrySensor(TellsOfModels, BaseSensorOperator, Generic[Found]):
-    """Base of the sensors. Passing faults of a registry never end their waits.
+    """Base of the sensors. Transient errors of a registry never end their waits.
 
     :param registry_conn_id: the registry's connection (templated).
     :param deferrable: wait in the triggerer instead of a worker slot. Give such a task a retry (templated).

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class ModelVersionSensor(RegistrySensor[ModelVersion]):
     """Wait until a model version is there.
 
-    A model that does not exist yet is waited for; passing faults of the registry never end the wait.
+    A model that does not exist yet is waited for; transient errors of the registry never end the wait.
 
     :param registry_conn_id: the registry's connection (templated).
     :param model: ``name`` for the newest ready version, ``name:version`` for an exact one, ``name@alias`` for what an

@@ -170,7 +170,7 @@ _LOOK_UP_PAUSE = 0.5  # seconds until a connection that could not be read is loo
 class WaitTrigger(RegistryTrigger):
     """Base of the triggers that look again and again: fires once, when it is there, has failed, or time is over.
 
-    Passing faults of the registry never end the wait; they are logged when they begin. Parameters as for
+    Transient errors of the registry never end the wait; they are logged when they begin. Parameters as for
     :class:`RegistryTrigger`.
 
     :param manner: what a sensor asks for besides, by the names of Airflow's own arguments: ``exponential_backoff`` and

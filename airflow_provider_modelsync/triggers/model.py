@@ -24,7 +24,7 @@ DEFAULT_WATCH_INTERVAL = 60.0  # seconds
 class ModelVersionTrigger(WaitTrigger):
     """Fires once when a version is ready, has failed, or the deadline has passed.
 
-    Passing faults of the registry never end the wait; they are logged when they begin.
+    Transient errors of the registry never end the wait; they are logged when they begin.
 
     :param registry_conn_id: the registry's connection.
     :param model: ``name`` for the newest ready version, ``name:version`` for an exact one, ``name@alias`` for what an

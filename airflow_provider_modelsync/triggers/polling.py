@@ -119,7 +119,7 @@ class _Line:
 
 
 class Poll:
-    """One look after another, until something is found or waiting is in vain.
+    """One look after another, until something is found or waiting cannot help.
 
     :param key: the connection, what is looked for, and how often; less often while the registry is in trouble.
     :param look: returns what is found, or, when it is too early, what there is instead, in words or not.
@@ -148,7 +148,7 @@ class Poll:
         """Wait for the outcome.
 
         :param seconds: how long.
-        :return: what was found, or why waiting is in vain; ``None`` when :attr:`trouble` begins,
+        :return: what was found, or why waiting cannot help; ``None`` when :attr:`trouble` begins,
             :attr:`state` changes or time is over.
         """
         news = self._news

@@ -99,7 +99,7 @@ class Pruned(BaseModel):
     :ivar outcome: what became of it.
     :ivar why: why it is kept, or has failed.
     :ivar size_bytes: as far as it is known.
-    :ivar is_permanent: whether another try is in vain.
+    :ivar is_permanent: whether another try cannot help.
     """
 
     model_config = ConfigDict(frozen=True)

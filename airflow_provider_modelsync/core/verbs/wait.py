@@ -248,7 +248,7 @@ def find_ready(
     :param name: of the deployment.
     :param revision: what must answer. After an update the revision before may still be shown, running or failed:
         that says nothing.
-    :raises DeploymentFailed: when waiting is in vain, with the system's reason.
+    :raises DeploymentFailed: when waiting cannot help, with the system's reason.
     """
     found = yield from find_deployment(registry, name)
     if found is None:
