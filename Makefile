@@ -17,7 +17,7 @@ FAST := tests/core tests/conformance tests/operators
 # Without byte code on disk each process of the tests would compile them again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast test-mounts test-machines bindfs test-s3 s3-table test-oci test-celery test-e2e test-ui ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-oci bench-polling docs check format lock wheel clean
+.PHONY: demo test test-fast test-mounts test-machines bindfs test-s3 s3-table test-oci test-celery test-e2e test-ui ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-oci bench-huggingface bench-polling docs check format lock wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -104,6 +104,10 @@ bench-s3: $(READY) ceph
 # An OCI registry against oras-py and skopeo.
 bench-oci: $(READY) registry .venv-oci/.ready
 	$(BIN)/python benchmarks/oci.py
+
+# A pull from the Hub against its own client.
+bench-huggingface: $(READY) .venv-vendors/huggingface/.ready
+	$(BIN)/python benchmarks/huggingface.py
 
 # What waiting sensors cost, and the provider's import.
 bench-polling: $(READY)

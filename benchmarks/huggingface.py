@@ -1,0 +1,155 @@
+"""A pull from the Hub against ``snapshot_download`` of its own client, without Xet: `make bench-huggingface`.
+
+The stand-in of the Hub runs in a process of its own. Ours and theirs run in turn, each in a process of its own, imports
+not counted. Ours compares every file with its hash, theirs compares sizes. Only ratios within one run mean anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+MIB = 1 << 20
+NAME = "acme/model"
+WORKLOADS = {"one-512MiB": {"model.safetensors": 512 * MIB}, "files-200": {f"f-{n}.json": 20_000 for n in range(200)}}
+VENDOR = ROOT / ".venv-vendors" / "huggingface" / "bin" / "python"
+
+# What each process measures of itself once everything is imported.
+METER = """
+import json, resource, time
+
+def status(field):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+def written():
+    with open("/proc/self/io") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("write_bytes"))
+
+def cpu():
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+def measure(work):
+    before, memory, disk, begun = cpu(), status("VmRSS"), written(), time.monotonic()
+    work()
+    print(json.dumps({"cpu": cpu() - before, "seconds": time.monotonic() - begun,
+                      "memory": status("VmHWM") - memory, "disk": written() - disk}))
+"""
+OURS = """
+import sys
+from pathlib import Path
+from airflow_provider_modelsync.core.models import Query
+from airflow_provider_modelsync.core.registries.huggingface.registry import HuggingFaceHub, HuggingFaceHubSettings
+from airflow_provider_modelsync.core.transfer import connections
+from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.verbs.drive import driver_for
+from airflow_provider_modelsync.core.verbs.pull import pull
+
+url, name, target = sys.argv[1:]
+registry = HuggingFaceHub(HuggingFaceHubSettings.read("bench", {"host": url}))
+
+def work():
+    with driver_for(registry) as driver:
+        pull(registry, driver, registry.parse(name), Path(target), Control(workers=4), query=Query())
+
+measure(work)
+"""
+THEIRS = """
+import sys
+from huggingface_hub import snapshot_download
+
+url, name, target = sys.argv[1:]
+measure(lambda: snapshot_download(name, local_dir=target, endpoint=url, token=False, max_workers=4))
+"""
+SERVE = """
+import sys
+from pathlib import Path
+from tests.standins.huggingface import HuggingFaceStandIn
+
+with HuggingFaceStandIn(Path(sys.argv[1])) as server:
+    from benchmarks.huggingface import fill
+    fill(server, sys.argv[2])
+    print(server.url, flush=True)
+    sys.stdin.read()
+"""
+
+
+def fill(server: object, workload: str) -> None:
+    """Publish the model of a workload, always the same bytes."""
+    files = {}
+    for path, size in WORKLOADS[workload].items():
+        block = random.Random(path).randbytes(min(size, MIB))
+        files[path] = b"".join(number.to_bytes(8, "big") + block[8:] for number in range(max(1, size // MIB)))
+    server.publish(NAME, files)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def serving(place: Path, workload: str) -> Iterator[str]:
+    command = [sys.executable, "-c", SERVE, str(place), workload]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        try:
+            yield server.stdout.readline().strip()
+        finally:
+            server.stdin.close()
+
+
+def run(python: Path, script: str, url: str, target: Path) -> dict[str, float]:
+    env = {
+        "PATH": os.defpath,
+        "HOME": str(target.parent),
+        "HF_HOME": str(target.parent / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "NO_PROXY": "*",
+    }
+    command = [str(python), "-c", METER + script, url, NAME, str(target)]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    shutil.rmtree(target)
+    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return measured
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--pairs", type=int, default=3, help="runs of each side")
+    pairs = arguments.parse_args().pairs
+    print("| workload | CPU s, ours | theirs | ratio | seconds, ours | theirs | MiB of memory, ours | disk written |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for workload, files in WORKLOADS.items():
+        with tempfile.TemporaryDirectory(prefix="modelsync-bench-") as scratch, serving(Path(scratch), workload) as url:
+            sides: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
+            for number in range(pairs):
+                target = Path(scratch) / f"target-{number}" / "model"
+                sides["ours"].append(run(Path(sys.executable), OURS, url, target))
+                sides["theirs"].append(run(VENDOR, THEIRS, url, target))
+        ours, theirs = (
+            {key: statistics.median(one[key] for one in runs) for key in runs[0]} for runs in sides.values()
+        )
+        print(
+            f"| {workload} | {ours['cpu']:.2f} | {theirs['cpu']:.2f} | {ours['cpu'] / theirs['cpu']:.2f} "
+            f"| {ours['seconds']:.2f} | {theirs['seconds']:.2f} | {ours['memory'] / MIB:.0f} "
+            f"| {ours['disk'] / sum(files.values()):.2f}x |"
+        )
+
+
+if __name__ == "__main__":
+    main()
