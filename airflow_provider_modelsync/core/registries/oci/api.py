@@ -333,7 +333,8 @@ class Api:
         said = (response.headers.get("Docker-Content-Digest", ""), reference)
         if any(other.startswith("sha256:") and other != digest for other in said):
             raise RegistryUnavailable(f"{doing}: the bytes that came have the digest {digest}, not the one that counts")
-        return Stored(digest, response.headers.get("Content-Type", "").partition(";")[0].strip(), response.content)
+        media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
+        return Stored(digest, media_type or MANIFEST, response.content)
 
     def head(self, name: str, tag: str) -> Flow[str | None]:
         """Return the digest of a tag's manifest; empty when the registry does not say, ``None`` when there is none."""

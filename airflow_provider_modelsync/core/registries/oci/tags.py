@@ -33,7 +33,10 @@ from airflow_provider_modelsync.core.registries.oci.manifest import (
 )
 
 _CONFIG_BYTES = 1 << 20  # of a configuration that is read for its time
-_REMEMBERED = 256  # manifests that are kept
+_REMEMBERED = (
+    256  # manifests that are kept, and how many bytes of them: what is read of them takes several times as much
+)
+_REMEMBERED_BYTES = 8 << 20
 _REMOVED = "io.modelsync.removed"
 
 _log = logging.getLogger("modelsync")
@@ -107,8 +110,9 @@ class Tags:
         if found.created_at is None and found.manifest.config is not None:
             found = replace(found, created_at=(yield from self._time_of(name, found.manifest)))
         with self._lock:
+            self._known.pop((name, reference), None)
             self._known[name, reference] = found
-            if len(self._known) > _REMEMBERED:
+            while len(self._known) > _REMEMBERED or (len(self._known) > 1 and self._size() > _REMEMBERED_BYTES):
                 self._known.popitem(last=False)
         return found
 
@@ -162,6 +166,9 @@ class Tags:
         put.raise_for_status(f"removing the tag {tag} of {name}")
         digest = yield from self.digest(name, tag)
         return refusal if digest is None else (yield from self._api.delete_manifest(name, digest))
+
+    def _size(self) -> int:
+        return sum(len(found.stored.content) for found in self._known.values())
 
     def _time_of(self, name: str, manifest: Manifest) -> Flow[datetime | None]:
         config = manifest.config
