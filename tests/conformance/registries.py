@@ -344,6 +344,7 @@ PROVIDERS = {
     "supervisely": Provider(Supervisely, _supervisely),
     "mlflow": Provider(MLflow, _mlflow(3, "local")),
     "mlflow-s3": Provider(MLflow, _mlflow(3, "s3")),
+    "mlflow-direct": Provider(MLflow, _mlflow(3, "direct")),
     "mlflow-2": Provider(MLflow, _mlflow(2, "local")),
     "mlflow-server": Provider(MLflow, _mlflow_server("local"), (pytest.mark.mlflow,)),
     "mlflow-server-bucket": Provider(MLflow, _mlflow_server("bucket"), (pytest.mark.mlflow,)),

@@ -39,6 +39,8 @@ from tests.standins.http_server import (
 
 _API = "/api/2.0/mlflow/"
 _ARTIFACTS = "/api/2.0/mlflow-artifacts/"
+_AJAX = "/ajax-api/2.0/mlflow/logged-models/"
+_BUCKET = "s3://bucket"
 _TERM = re.compile(r"""\s*(tags\.`(?P<tag>[^`]+)`|(?P<field>\w+))\s*=\s*(?P<quote>['"])(?P<value>.*?)(?P=quote)\s*""")
 _ORDER = re.compile(r"version_number(?: (ASC|DESC))?")
 _NO_ROUTE = "<!doctype html>\n<html lang=en>\n<title>404 Not Found</title>\n<h1>Not Found</h1>\n"
@@ -51,7 +53,8 @@ class MLflowStandIn(StandIn):
 
     :param scratch: an empty directory for what it stores.
     :param generation: 3, or 2: before there were logged models.
-    :param storage: ``"local"``, or ``"s3"``: whole files only, parts and presigned URLs.
+    :param storage: ``"local"``; ``"s3"``: whole files only, parts and presigned URLs; ``"direct"``: a bucket of which
+        the server passes nothing on but to who asks by the logged model.
     :param user: name and password that requests must carry, or a bearer token alone.
     :param workspace: the one that it has besides ``default``; ``None``: it knows no workspaces.
     :param least_part: bytes that a part which is not the last must have.
@@ -116,6 +119,15 @@ class MLflowStandIn(StandIn):
             return json_answer(
                 200, {"store_type": "SqlStore", "workspaces_enabled": self.workspace is not None, **flags}
             )
+        if request.path.startswith(_AJAX) and self.storage == "direct":
+            model_id = request.path.removeprefix(_AJAX).partition("/")[0]
+            place = self._local(_path_in(self._logged_model(model_id)["info"]["artifact_uri"]))
+            found = place / request.query["artifact_file_path"]
+            if not found.is_file():
+                raise Refusal(_missing("No such artifact"))
+            return Answer(200, FileSlice(found, 0, found.stat().st_size))
+        if request.path.startswith(_ARTIFACTS) and self.storage == "direct":
+            raise Refusal(json_answer(503, {"detail": "Artifact serving is disabled. Run with `--serve-artifacts`."}))
         if request.path.startswith(_ARTIFACTS):
             return self._artifacts(request, request.path.removeprefix(_ARTIFACTS), body)
         if request.path.startswith(_API):
@@ -159,6 +171,7 @@ class MLflowStandIn(StandIn):
             "GET model-versions/get-download-uri": self._download_uri,
             "POST model-versions/set-tag": self._set_tag,
             "DELETE model-versions/delete-tag": self._delete_tag,
+            "POST artifacts/presigned-upload-url": self._presigned_upload,
             "POST runs/create": self._new_run,
             "GET runs/get": lambda asked: {"run": self._run(asked)},
             "POST runs/update": self._update_run,
@@ -190,7 +203,7 @@ class MLflowStandIn(StandIn):
         if any(one["name"] == asked["name"] for one in self.experiments.values()):
             raise Refusal(_exists(f"Experiment(name={asked['name']}) already exists."))
         number = str(len(self.experiments) + 1)
-        place = f"mlflow-artifacts:/{number}"
+        place = f"{_BUCKET}/{number}" if self.storage == "direct" else f"mlflow-artifacts:/{number}"
         if self.workspace:
             place = f"mlflow-artifacts:/workspaces/{self.workspace}/{number}"
         self.experiments[number] = {
@@ -555,6 +568,12 @@ class MLflowStandIn(StandIn):
 
     # -- a storage that signs URLs
 
+    def _presigned_upload(self, asked: Json) -> Json:
+        root = self._logged_model(asked["model_id"])["info"]["artifact_uri"]
+        path = quote(f"{_path_in(root)}/{asked['path']}")
+        url = f"{self.storage_url}/{path}?X-Amz-Signature=canary"
+        return {"presigned_url": url, "headers": {"Content-Type": "application/octet-stream"}}
+
     def _presigned_download(self, path: str) -> Answer:
         if self.storage != "s3":
             raise Refusal(_refused(501, "NOT_IMPLEMENTED", "Multipart download is not supported for the current one"))
@@ -593,6 +612,11 @@ class MLflowStandIn(StandIn):
         if request.query.get("X-Amz-Signature") != "canary":
             return text_answer(403, "<Error><Code>SignatureDoesNotMatch</Code></Error>")
         path = request.path.strip("/")
+        if request.method == "PUT" and "uploadId" not in request.query:
+            if request.headers.get("content-type") != "application/octet-stream":
+                return text_answer(403, "<Error><Code>SignatureDoesNotMatch</Code></Error>")
+            self._write(self._local(path), body)
+            return Answer(200, headers={"ETag": '"any"'})
         if request.method == "PUT":
             content = b"".join(body)
             with self._parts:
@@ -627,7 +651,7 @@ def _plain(version: Json) -> Json:
 
 
 def _path_in(uri: str) -> str:
-    return uri.removeprefix("mlflow-artifacts:/")
+    return uri.removeprefix("mlflow-artifacts:/").removeprefix(f"{_BUCKET}/")
 
 
 def _matches(terms: str, facts: Json, tags: list[Json]) -> bool:

@@ -46,7 +46,7 @@ _MOST_PAGES = 1000
 # A server before a bucket answers only once the bytes are there, and gives none before it has them all.
 ANSWER_SECONDS = 300.0
 
-_PROXY_OFF = re.compile(r"--(no-serve-artifacts|artifacts-only)")
+_PROXY_OFF = re.compile(r"--(?:no-)?serve-artifacts|--artifacts-only")
 _HOST_REFUSED = re.compile(r"(?i)invalid host header")
 _NO_WORKSPACE = re.compile(r"(?i)^workspace '.*' not found")
 _NO_ALIAS = re.compile(r"(?i)alias .* not found")
@@ -245,8 +245,10 @@ class Calls:
 
 
 def _permanent(status: int, text: str, doing: str) -> ModelSyncError | None:
-    if status == 503 and (found := _PROXY_OFF.search(text)):
-        return NotSupported(f"{doing}: the server runs with {found[0]} and passes no artifacts on")
+    if status == 503 and _PROXY_OFF.search(text):
+        return NotSupported(
+            f"{doing}: the server passes no artifacts on; it runs with --no-serve-artifacts, or --artifacts-only"
+        )
     if status == 501:
         return NotSupported(f"{doing}: the server's artifact storage does not offer this")
     return None

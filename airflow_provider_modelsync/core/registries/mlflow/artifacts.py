@@ -7,7 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -35,6 +35,7 @@ from airflow_provider_modelsync.core.registries.mlflow.records import (
     PartsAnswer,
     RunAnswer,
     ServerInfo,
+    SignedPut,
     SignedUrl,
     VersionRecord,
 )
@@ -64,6 +65,9 @@ class Place(ABC):
     def listing(self, directory: str) -> Flow[list[FileInfo]]:
         """Return the entries of one level; paths are those below the place."""
 
+    # Whether files go to a storage, rather than to the server.
+    is_signed: ClassVar[bool] = False
+
     @property
     def is_whole(self) -> bool:
         """Whether files are known to come as a whole only."""
@@ -92,25 +96,29 @@ class Artifacts:
         ask = {"name": record.name, "version": record.version}
         doing = f"asking where the files of {record.name}:{record.version} are"
         found = yield from self._calls.need("GET", "model-versions/get-download-uri", DownloadUri, doing, params=ask)
-        return (yield from self.resolve(found.artifact_uri))
+        logged = _LOGGED_SOURCE.fullmatch(record.source)
+        return (yield from self.resolve(found.artifact_uri, logged[1] if logged else None))
 
-    def resolve(self, uri: str) -> Flow[Place]:
-        """Return the place that a source names, whatever kind of source it is."""
+    def resolve(self, uri: str, model_id: str | None = None) -> Flow[Place]:
+        """Return the place that a source names, whatever kind of source it is.
+
+        :param model_id: of the logged model that it belongs to, where that is known.
+        """
         if run := _RUN_SOURCE.fullmatch(uri):
             return (yield from self._of_run(run[1], run[2]))
         if logged := _LOGGED_SOURCE.fullmatch(uri):
             found = yield from self._calls.need(
                 "GET", f"logged-models/{logged[1]}", LoggedModelAnswer, "reading the logged model"
             )
-            return self.at(found.model.info.artifact_uri)
-        return self.at(uri)
+            return self.at(found.model.info.artifact_uri, logged[1])
+        return self.at(uri, model_id)
 
     def _of_run(self, run_id: str, path: str) -> Flow[Place]:
         found = yield from self._calls.need(
             "GET", "runs/get", RunAnswer, "reading the run of the version", params={"run_id": run_id}
         )
         info = found.run.info
-        place = self.at(f"{info.artifact_uri.rstrip('/')}/{path}")
+        place = self.at(f"{info.artifact_uri.rstrip('/')}/{path}", run=(run_id, path))
         if (yield from place.listing("")):
             return place
         # What MLflow 3 logs to a run lies with a logged model, and the run's own directory is empty.
@@ -121,10 +129,13 @@ class Artifacts:
             "POST", "logged-models/search", LoggedModelPage, "looking for the run's logged models", json=asked
         )
         newest = max(page.models if page else (), key=lambda one: one.info.creation_timestamp_ms, default=None)
-        return self.at(newest.info.artifact_uri) if newest else place
+        return self.at(newest.info.artifact_uri, newest.info.model_id) if newest else place
 
-    def at(self, uri: str) -> Place:
+    def at(self, uri: str, model_id: str | None = None, *, run: tuple[str, str] | None = None) -> Place:
         """Return the place at an artifact URI.
+
+        :param model_id: of the logged model whose files these are, if they are one's.
+        :param run: id of the run whose files these are, and the directory among its artifacts, if they are one's.
 
         :raises NotSupported: where only the server's own machine can read it.
         """
@@ -142,6 +153,10 @@ class Artifacts:
                 f"the files lie on the disk of the {self._title} server, which passes them on to nobody; let it serve "
                 "artifacts (--serve-artifacts with --artifacts-destination)"
             )
+        if model_id is not None:
+            return LoggedFiles(self._calls, model_id)
+        if run is not None:
+            return RunFiles(self._calls, *run)
         raise NotSupported(
             f"artifacts at {parts.scheme}:// are out of reach; let the {self._title} server pass them on"
         )
@@ -356,3 +371,81 @@ class Signed(Place):
 
     def remove(self, **more: Any) -> Flow[None]:
         return self._place.remove(**more)
+
+
+class LoggedFiles(Place):
+    """The files of a logged model in a bucket of which the server passes nothing on: it signs where they go to.
+
+    :param model_id: of the logged model.
+    """
+
+    is_signed = True
+    is_whole = True
+
+    def __init__(self, calls: Calls, model_id: str) -> None:
+        self._calls = calls
+        self._model_id = model_id
+
+    def read(self, path: str) -> Flow[Address]:
+        place = f"{self._calls.base_url}/ajax-api/2.0/mlflow/logged-models/{self._model_id}/artifacts/files"
+        return self._calls.address(f"{place}?artifact_file_path={quote(path, safe='')}")
+        yield  # a flow that needs no step
+
+    def write(self, path: str) -> Flow[Address]:
+        body = {"model_id": self._model_id, "path": path}
+        doing = f"asking where {show(path)} goes to"
+        found = yield from self._calls.need("POST", "artifacts/presigned-upload-url", SignedPut, doing, json=body)
+        return self._calls.presigned(found.presigned_url, found.headers)
+
+    def listing(self, directory: str) -> Flow[list[FileInfo]]:
+        ask = {"artifact_directory_path": directory} if directory else {}
+        path = f"logged-models/{self._model_id}/artifacts/directories"
+        found = yield from self._calls.need(
+            "GET", path, FileList, f"listing {show(directory)}", params=ask, answer_bytes=LISTING_BYTES
+        )
+        return found.files
+
+    def remove(self, **more: Any) -> Flow[None]:
+        """Leave them: the server removes nothing from such a bucket but with its own `mlflow gc`."""
+        _log.info("the files of the logged model %s stay in the bucket until `mlflow gc` removes them", self._model_id)
+        return
+        yield
+
+
+class RunFiles(Place):
+    """The files of a run in such a bucket, which are only read.
+
+    :param run_id: of the run.
+    :param root: a directory among its artifacts.
+    """
+
+    def __init__(self, calls: Calls, run_id: str, root: str) -> None:
+        self._calls = calls
+        self._run_id = run_id
+        self._root = root.strip("/")
+
+    def read(self, path: str) -> Flow[Address]:
+        body = {"run_id": self._run_id, "path": f"{self._root}/{path}"}
+        doing = f"asking where {show(path)} is"
+        found = yield from self._calls.need("POST", "artifacts/presigned-download-url", SignedPut, doing, json=body)
+        return self._calls.presigned(found.presigned_url, found.headers)
+
+    def write(self, path: str) -> Flow[Address]:
+        raise NotSupported("the server signs nothing for a run's files; let it serve artifacts (--serve-artifacts)")
+
+    def listing(self, directory: str) -> Flow[list[FileInfo]]:
+        path = f"{self._root}/{directory}".rstrip("/")
+        found = yield from self._calls.need(
+            "GET",
+            "artifacts/list",
+            FileList,
+            f"listing {show(path)}",
+            params={"run_id": self._run_id, "path": path},
+            answer_bytes=LISTING_BYTES,
+        )
+        cut = len(self._root) + 1
+        return [entry.model_copy(update={"path": entry.path[cut:]}) for entry in found.files]
+
+    def remove(self, **more: Any) -> Flow[None]:
+        return
+        yield

@@ -50,6 +50,7 @@ class Holder:
     :param source: what a version names.
     :param keys: what a version has to name besides.
     :param digest: of the model that it is for.
+    :param model_id: of the logged model, if it is one.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Holder:
     source: str
     keys: dict[str, str]
     digest: str
+    model_id: str | None = None
 
 
 class Holders(ABC):
@@ -244,7 +246,9 @@ class Runs(Holders):
 
 def _logged(info: LoggedModelInfo) -> Holder:
     keys = {"model_id": info.model_id}
-    return Holder(info.model_id, info.artifact_uri, f"models:/{info.model_id}", keys, _value(info.tags, DIGEST))
+    return Holder(
+        info.model_id, info.artifact_uri, f"models:/{info.model_id}", keys, _value(info.tags, DIGEST), info.model_id
+    )
 
 
 def _run(run: Run) -> Holder:

@@ -172,6 +172,13 @@ class SignedUrl(BaseModel):
     headers: Annotated[dict[str, str], null_as({})] = Field(default={}, repr=False)
 
 
+class SignedPut(BaseModel):
+    """Where a storage takes a file, or gives one."""
+
+    presigned_url: str = Field(repr=False)
+    headers: Annotated[dict[str, str], null_as({})] = Field(default={}, repr=False)
+
+
 class SignedPart(BaseModel):
     """Where a storage takes a part of a file."""
 

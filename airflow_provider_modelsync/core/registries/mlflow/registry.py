@@ -307,9 +307,9 @@ class MLflow(Registry, Aliases):
         holder = yield from holders.find(experiment, name, source.digest)
         if holder is None:
             holder = yield from holders.begin(experiment, name, source.digest)
-            place = self._artifacts.at(holder.root)
+            place = self._artifacts.at(holder.root, holder.model_id)
         else:
-            place = self._artifacts.at(holder.root)
+            place = self._artifacts.at(holder.root, holder.model_id)
             there = yield from self._artifacts.files(place)
         missing = tuple(file for file in source.files if there.get(file.path) != file.size)
         way = yield from self._way_up(request, place, missing)
@@ -429,7 +429,8 @@ class MLflow(Registry, Aliases):
             blob = yield from ask(file)
             if blob is None or (blob.whole is not None and not blobs):
                 # None goes in parts, since the largest does not.
-                return PutFiles(request.source, missing, _Target(self._artifacts, place), _accept, method="PUT")
+                accept = _accept_stored if place.is_signed else _accept
+                return PutFiles(request.source, missing, _Target(self._artifacts, place), accept, method="PUT")
             blobs[file.path] = blob
         return PutBlobs(request.source, missing, blobs, ask, finish)
 
@@ -486,7 +487,7 @@ class MLflow(Registry, Aliases):
         if (yield from holders.is_named(holder, **more)):
             _log.warning("a version was made of %s while that was given up; its files stay", holder.source)
             return
-        yield from self._artifacts.at(holder.root).remove(**more)
+        yield from self._artifacts.at(holder.root, holder.model_id).remove(**more)
 
     # How records are read
 
@@ -572,6 +573,10 @@ def _accept(file: FileEntry, answer: MovedResponse) -> None:
     doing = f"uploading {show(file.path)}"
     refuse_moved(answer, doing)
     answer.raise_for_status(doing)
+
+
+def _accept_stored(file: FileEntry, answer: MovedResponse) -> None:
+    answer.raise_for_store(f"uploading {show(file.path)}")
 
 
 def _exact(ref: ModelRef) -> str:

@@ -152,7 +152,7 @@ def test_a_deleted_experiment_is_named(server: MLflowStandIn, worker: Worker, so
 def test_the_server_that_passes_no_artifacts_on_is_not_asked_again(
     server: MLflowStandIn, ml: Bench, source: Path
 ) -> None:
-    text = b"Endpoint: /x disabled due to the mlflow server running with `--no-serve-artifacts`."
+    text = b'{"detail": "Artifact serving is disabled. Run `mlflow server` with `--serve-artifacts` to enable."}'
     server.fault("*", ARTIFACT, Respond(503, text), times=None)
     with pytest.raises(NotSupported, match="--no-serve-artifacts"):
         ml.push(source, NAME, control=Control(workers=1))
