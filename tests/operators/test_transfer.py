@@ -139,14 +139,14 @@ class TestPush:
         with pytest.raises(AirflowFailException, match="does not exist"):
             push(tmp_path / "absent").execute(context)
 
-    def test_to_a_store_that_cannot_be_reached_is_retryable(
+    def test_to_a_store_below_a_missing_directory_is_permanent(
         self, connect: Any, tmp_path: Path, source: Path, context: Any
     ) -> None:
         connect("modelsync_default", conn_type="modelstore", host=(tmp_path / "unmounted" / "store").as_uri())
 
-        with pytest.raises(AirflowException, match="No such file or directory") as raised:
+        with pytest.raises(AirflowFailException, match="does not exist"):
             push(source).execute(context)
-        assert not isinstance(raised.value, AirflowFailException)
+        assert not (tmp_path / "unmounted").exists()
 
 
 class TestPushThatWaits:
