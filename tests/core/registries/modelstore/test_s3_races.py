@@ -317,7 +317,7 @@ def test_a_conflict_of_conditional_writes_is_tried_again(store: BucketStore, one
 
 def test_a_storage_without_conditional_writes_is_named_as_such(store: BucketStore, one: Path) -> None:
     store.s3.fault("PutObject", CLAIM, Respond(501, "NotImplemented"), times=None)
-    with pytest.raises(NotSupported, match="NotImplemented.*needs conditional writes"):
+    with pytest.raises(NotSupported, match=r"NotImplemented.*needs conditional writes"):
         store.push(one, "fraud:v1")
     assert store.keys() == []
 
