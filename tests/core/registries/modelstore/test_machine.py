@@ -241,7 +241,8 @@ def bucket(small_parts: None, no_waiting: None, monkeypatch: pytest.MonkeyPatch)
         run = lambda: call(self, method, url, *arguments, **options)  # noqa: E731
         return paused(f"{method} {url}", run, writes=method not in ("GET", "HEAD"))
 
-    def paused_put(self: Mover, url: str, *arguments: Any, **options: Any) -> Any:
+    def paused_put(self: Mover, url: str, *arguments: Any, cancel: object = None, **options: Any) -> Any:
+        # Without the token of its task, which is dead when the call arrives late.
         refuse()
         return paused(f"PUT {url}", lambda: put(self, url, *arguments, **options), writes=True)
 
