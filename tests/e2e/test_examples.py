@@ -14,6 +14,7 @@ import yaml
 
 from airflow_provider_modelsync.hooks.bentocloud import BentoCloudHook
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
+from airflow_provider_modelsync.hooks.wallaroo import WallarooHook
 from scripts.local_airflow import LocalAirflow
 from tests.e2e.conftest import EXAMPLES
 from tests.e2e.runs import Run
@@ -92,6 +93,42 @@ def test_wallaroo_train_push_deploy(airflow: LocalAirflow, wallaroo: WallarooSta
     assert run.left("deploy")["ready"]
     assert run.left("undeploy")["gone"]
     assert_one_version(run, lambda: wallaroo.versions_of("digits"))
+
+
+def champion_runs(airflow: LocalAirflow) -> Callable[..., tuple[Run, str, str]]:
+    """Return what runs a DAG, and tells which version is champion then, and which one is served."""
+
+    def run(dag_id: str, **conf: Any) -> tuple[Run, str, str]:
+        done = Run.start(airflow, dag_id, **conf).succeed()
+        champion = ModelStoreHook("modelsync_default").get("champion-digits@champion")
+        served = WallarooHook("wallaroo_default").deployment("champion-digits").model
+        return done, champion.ref, str(served)
+
+    return run
+
+
+def test_champion_challenger(airflow: LocalAirflow, wallaroo: WallarooStandIn) -> None:
+    run = champion_runs(airflow)
+    _, first, first_served = run("champion_challenger", rounds=5)
+    better, second, second_served = run("champion_challenger", rounds=2000)
+    assert first != second
+    assert first_served != second_served
+    told = better.left("promote")
+    assert (told["promoted"], told["from"], told["to"]) == (True, first, second)
+    assert better.left("predict")["count"] == 50
+    assert better.left("deploy")["ready"]
+    worse, *now = run("champion_challenger", rounds=6)
+    assert (worse.left("promote")["promoted"], now) == (False, [second, second_served])
+    assert (worse.states["promote"], worse.states["deploy"]) == ("skipped", "skipped")
+
+
+def test_rollback_champion(airflow: LocalAirflow, wallaroo: WallarooStandIn) -> None:
+    run = champion_runs(airflow)
+    _, first, first_served = run("champion_challenger", rounds=4)
+    run("champion_challenger", rounds=3000)
+    back, *now = run("rollback_champion")
+    assert back.left("back")["to"] == first
+    assert now == [first, first_served]
 
 
 def test_supervisely_batch_predict(airflow: LocalAirflow, detector: SuperviselyApp, images: Path) -> None:
