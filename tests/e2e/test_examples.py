@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from airflow_provider_modelsync.core.verbs.promote import line_of
 from airflow_provider_modelsync.hooks.bentocloud import BentoCloudHook
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.hooks.wallaroo import WallarooHook
@@ -124,11 +125,14 @@ def test_champion_challenger(airflow: LocalAirflow, wallaroo: WallarooStandIn) -
 
 def test_rollback_champion(airflow: LocalAirflow, wallaroo: WallarooStandIn) -> None:
     run = champion_runs(airflow)
-    _, first, first_served = run("champion_challenger", rounds=4)
-    run("champion_challenger", rounds=3000)
+    for rounds in (4, 3000):  # of which the second is better, whoever was champion before
+        _, champion, served = run("champion_challenger", rounds=rounds)
+    alias = ModelStoreHook("modelsync_default").run(lambda store: store.alias("champion-digits", "champion"))
+    before = f"champion-digits:{line_of(alias)[-2]}"
     back, *now = run("rollback_champion")
-    assert back.left("back")["to"] == first
-    assert now == [first, first_served]
+    assert (back.left("back")["from"], back.left("back")["to"]) == (champion, before)
+    assert now[0] == before
+    assert now[1] != served
 
 
 def test_supervisely_batch_predict(airflow: LocalAirflow, detector: SuperviselyApp, images: Path) -> None:
