@@ -25,6 +25,7 @@ REFERENCE = {
     "Errors": "core/errors",
 }
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
+_FENCE = re.compile(r"^( *```\w+) .*$", re.MULTILINE)  # what else stands there is for the tests
 _CLASS = re.compile(r"^(?:class|def) ([A-Za-z]\w*)", re.MULTILINE)
 
 
@@ -40,7 +41,8 @@ def main(target: Path) -> None:
 
 def _on_site(document: Path, target: Path) -> str:
     """Return a document's text with links that hold on the site."""
-    return _LINK.sub(lambda link: link[1] + _moved(link[2], document, target) + link[3], document.read_text())
+    text = _FENCE.sub(r"\1", document.read_text())
+    return _LINK.sub(lambda link: link[1] + _moved(link[2], document, target) + link[3], text)
 
 
 def _name(document: Path) -> str:
