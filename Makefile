@@ -17,7 +17,14 @@ FAST := tests/core tests/conformance tests/operators
 # Without byte code on disk each process of the tests would compile them again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast test-mounts test-machines bindfs test-s3 s3-table test-oci test-celery test-e2e test-ui ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-oci bench-huggingface bench-polling docs check format lock wheel clean
+# What depends on Airflow's version: what faces it, the main example in a test's process, and people, restarts and kills
+# in a whole Airflow.
+FACING := $(addprefix tests/,cli hooks operators sensors triggers integration/test_dag_test.py test_assets.py test_compat.py \
+	test_deploy_on_new_version.py test_lineage.py test_links.py test_provider_info.py test_state.py)
+WHOLE := $(addprefix tests/e2e/,test_interruptions.py test_watch.py test_state_url.py \
+	test_examples.py::test_train_push_wait_pull)
+
+.PHONY: demo test test-fast test-mounts test-machines bindfs test-s3 s3-table test-oci test-celery test-e2e test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-oci bench-huggingface bench-polling docs check format lock lock-airflow wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -78,6 +85,15 @@ ceph databases chromium bindfs registry:
 test-e2e: $(READY) .venv-vendors/bentocloud/.ready
 	$(BIN)/python -m pytest -m e2e tests/e2e $(PYTEST_ARGS)
 
+# On another Airflow: 3.0, 3.1, 3.2, 3.3 and the newest beta, each with what there was on its day.
+test-airflow-%: .venv-airflow/%/.ready
+	.venv-airflow/$*/bin/python -m pytest -m "$(PLAIN)" -n auto --dist loadgroup $(FACING) $(PYTEST_ARGS)
+	.venv-airflow/$*/bin/python -m pytest -m e2e $(WHOLE) $(PYTEST_ARGS)
+
+# The core with the oldest release of each dependency that the package takes.
+test-lowest: .venv-airflow/lowest/.ready
+	.venv-airflow/lowest/bin/python -m pytest -m "$(PLAIN) and not slow" -n auto --dist loadgroup tests/core tests/conformance $(PYTEST_ARGS)
+
 # The connection forms, in a browser. One process: the tests share an Airflow.
 test-ui: $(READY) chromium
 	$(BIN)/python -m pytest -m ui tests/ui $(PYTEST_ARGS)
@@ -131,11 +147,18 @@ lock: $(READY)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-header --group dev --extra amazon --extra examples --extra pieces pyproject.toml --output-file requirements/dev.txt
 
+# The environments of other Airflows: what there was on the day that each was released.
+lock-airflow: $(AIRFLOWS:%=lock-airflow-%)
+lock-airflow-%: requirements/airflow-%.in $(READY)
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		$(shell sed -n 's/^# uv: //p' requirements/airflow-$*.in) --group tests \
+		$< pyproject.toml --output-file requirements/airflow-$*.txt
+
 wheel: $(READY)
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist .
 
 clean:
-	rm -rf $(VENV) .venv-vendors .venv-s3 .venv-mlflow .venv-oci .venv-docs build site .demo dist
+	rm -rf $(VENV) .venv-vendors .venv-s3 .venv-airflow .venv-mlflow .venv-oci .venv-docs build site .demo dist
 
 # One environment for everything, exactly as locked. uv is only the faster installer.
 $(READY): requirements/bootstrap.txt requirements/dev.txt pyproject.toml

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.fernet import Fernet
 
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from scripts.local_airflow import LocalAirflow, local_airflow
@@ -107,6 +108,12 @@ def connections(
             "extra": {"session_token": f"{CANARY}-token"},
         },
         "bentocloud_default": {"conn_type": "bentocloud", "host": bentocloud.url, "password": bentocloud.token},
+        "bentocloud_parts": {
+            "conn_type": "bentocloud",
+            "host": bentocloud.url,
+            "password": bentocloud.token,
+            "extra": {"part_size_mib": 5, "max_workers": 1},
+        },
         "wallaroo_default": {
             "conn_type": "wallaroo",
             "host": wallaroo.url,
@@ -153,7 +160,6 @@ def images(base: Path) -> Path:
 @pytest.fixture(scope="session")
 def airflow(base: Path, migrated_database: Path, connections: Connections, images: Path) -> Iterator[LocalAirflow]:
     """A running Airflow; see also :func:`triggerer`."""
-    assert BENTOML.exists(), f"{BENTOML} is missing: run `make test-e2e`"
     home, dags, scratch = base / "home", base / "dags", base / "tmp"
     for directory in (home, scratch):
         directory.mkdir()
@@ -168,6 +174,9 @@ def airflow(base: Path, migrated_database: Path, connections: Connections, image
         "MODELSYNC_BENTOML": str(BENTOML.parent / "bentoml"),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # bentoml builds with uv
         "TMPDIR": str(scratch),
+        # What tasks and watchers of an Airflow without a state store remember.
+        "AIRFLOW__MODELSYNC__STATE_URL": str(base / "state"),
+        "AIRFLOW__CORE__FERNET_KEY": Fernet.generate_key().decode(),
     }
     with local_airflow(
         home, dags, connections, database=migrated_database, settings=settings, components=("scheduler",)

@@ -17,7 +17,7 @@ from airflow_provider_modelsync.hooks.bentocloud import BentoCloudHook
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.hooks.wallaroo import WallarooHook
 from scripts.local_airflow import LocalAirflow
-from tests.e2e.conftest import EXAMPLES
+from tests.e2e.conftest import BENTOML, EXAMPLES
 from tests.e2e.runs import Run
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.oci import OCIStandIn
@@ -79,6 +79,7 @@ def test_bentocloud_train_push(airflow: LocalAirflow, bentocloud: BentoCloudStan
 
 
 def test_bentocloud_train_push_deploy(airflow: LocalAirflow, bentocloud: BentoCloudStandIn) -> None:
+    assert BENTOML.exists(), f"{BENTOML} is missing: run `make test-e2e`"
     run = Run.start(airflow, "bentocloud_train_push_deploy").succeed()
 
     bento = bentocloud.bentos[run.left("push_bento")["ref"]]

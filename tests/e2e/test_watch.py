@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_modelsync.compat import TELLS_OF_KILLS
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from scripts.local_airflow import LocalAirflow
 from tests.e2e.runs import Triggerer
@@ -20,7 +21,9 @@ WATCHING = ("watched", "watched_too")
 
 
 def remembered(airflow: LocalAirflow) -> list[str]:
-    """What the asset's state store holds."""
+    """What the asset's state store holds, or what stands in for it."""
+    if not TELLS_OF_KILLS:
+        return [path.read_text() for path in (airflow.home.parent / "state" / "v1" / "watched").glob("*.json")]
     with sqlite3.connect(f"file:{airflow.home}/airflow.db?mode=ro", uri=True) as database:
         found = database.execute(
             "select value from asset_state_store join asset on asset.id = asset_id where uri like '%/watched/digits'"

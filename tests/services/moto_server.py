@@ -41,10 +41,13 @@ def own_clock() -> Iterator[Callable[[], None]]:
 
 @cache
 def _server() -> S3Service:
-    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
-    from werkzeug.serving import make_server
+    from moto.moto_server import werkzeug_app
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import WSGIRequestHandler, make_server
 
-    class Quiet(MotoRequestHandler):
+    handler: Any = getattr(werkzeug_app, "MotoRequestHandler", WSGIRequestHandler)  # since moto 5.2
+
+    class Quiet(handler):
         """Logs nothing."""
 
         def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
