@@ -271,8 +271,11 @@ def _place() -> _Place | None:
 
 def _configured() -> _Place | None:
     url = conf.get("modelsync", "state_url", fallback="") or ""
-    if "://" in url:
-        return _Storage(url)
+    try:
+        if "://" in url:
+            return _Storage(url)
+    except (ValueError, ImportError) as error:  # no installed provider brings the scheme
+        _say_once(f"[modelsync] state_url is not used: {error}")
     return _Directory(url) if os.path.isabs(url) else None
 
 

@@ -182,7 +182,7 @@ def test_memories_of_a_month_ago_are_removed(place: str, storage: MemoryFileSyst
 def test_without_a_place_nothing_is_remembered_and_that_is_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for nowhere in ("", "relative/path"):
+    for nowhere in ("", "relative/path", "nonsense://bucket/state"):
         monkeypatch.setenv("AIRFLOW__MODELSYNC__STATE_URL", nowhere)
         with caplog.at_level("INFO"):
             assert (state.of_task(TASK), state.of_watchers()) == (None, None)
