@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from airflow.sdk import Asset
-from airflow.sdk.lineage import get_hook_lineage_collector
 
 from airflow_provider_modelsync.assets import model_asset
+from tests.support.versions import lineage
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_what_is_no_model_is_refused(uri: str, reason: str) -> None:
 
 
 def test_airflow_makes_them_by_their_scheme() -> None:
-    made = get_hook_lineage_collector().create_asset(
+    made = lineage.get_hook_lineage_collector().create_asset(
         scheme="modelsync", asset_kwargs={"conn_id": "registry", "name": "fraud"}, asset_extra={"version": "v1"}
     )
 

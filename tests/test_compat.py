@@ -10,6 +10,9 @@ from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import TaskStatesResult
 
 from airflow_provider_modelsync.compat import REMOVED, aget_connection, state_of
+from airflow_provider_modelsync.core.models import TransferStats
+from airflow_provider_modelsync.core.transfer.progress import Tally
+from airflow_provider_modelsync.hooks.metrics import measured
 from tests.conftest import Connect
 
 
@@ -43,3 +46,10 @@ async def test_the_event_loop_finds_connections(connect: Connect) -> None:
     connect("registry", conn_type="modelstore", host="file:///srv/models")
 
     assert (await aget_connection("registry")).host == "file:///srv/models"
+
+
+def test_stats_take_what_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    with measured("push", Tally(), {"registry": "modelstore"}) as note:
+        note(TransferStats(sent_bytes=3))
+
+    assert "could not be reported" not in caplog.text

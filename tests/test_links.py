@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG, BaseOperator
-from airflow.serialization.serialized_objects import DagSerialization
 
 from airflow_provider_modelsync.compat import TaskDeferred
 from airflow_provider_modelsync.links import DeploymentLink, RegistryConsoleLink, remember_link
@@ -20,6 +19,7 @@ from airflow_provider_modelsync.provider_info import get_provider_info
 from airflow_provider_modelsync.sensors.model import ModelVersionSensor
 from tests.conftest import Connect
 from tests.standins.bentocloud import BentoCloudStandIn
+from tests.support.versions import DagSerialization
 
 CONNECTION = "bentocloud_default"
 CONSOLE, DEPLOYMENT = RegistryConsoleLink.kept_as, DeploymentLink.kept_as

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG, BaseOperator, ObjectStoragePath, XComArg
 from airflow.sdk.definitions.mappedoperator import MappedOperator
-from airflow.serialization.serialized_objects import DagSerialization
 
 from airflow_provider_modelsync.compat import AirflowFailException
 from airflow_provider_modelsync.core import arguments
@@ -25,6 +24,7 @@ from airflow_provider_modelsync.operators.base import ModelSyncOperator
 from airflow_provider_modelsync.operators.transfer import PullModelOperator, PushModelOperator, SyncModelsOperator
 from airflow_provider_modelsync.provider_info import get_provider_info
 from airflow_provider_modelsync.sensors.model import ModelVersionSensor
+from tests.support.versions import DagSerialization
 
 VERSION = {"registry": "modelstore", "name": "fraud", "version": "v1", "ref": "fraud:v1"}
 EVENT = {"registry": "modelstore", "name": "fraud", "version": "v1", "digest": None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from importlib import import_module
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,14 @@ for place in ("airflow.serialization.serde", "airflow.sdk.serde"):
     with suppress(ImportError):
         serde = import_module(place)
 serialize, deserialize = serde.serialize, serde.deserialize
+
+serialized: Any = import_module("airflow.serialization.serialized_objects")
+# Turns DAGs into JSON and back; called so since 3.2.
+DagSerialization = getattr(serialized, "DagSerialization", None) or serialized.SerializedDAG
+
+for place in ("airflow.lineage.hook", "airflow.sdk.lineage"):
+    with suppress(ImportError):
+        lineage = import_module(place)
 
 since_3_3 = pytest.mark.skipif(not TELLS_OF_KILLS, reason="this Airflow is older than what is tested")
 

@@ -7,14 +7,13 @@ import itertools
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from importlib import import_module
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 import pytest
 from airflow.sdk import Asset, AssetWatcher
-from airflow.sdk.execution_time.context import AssetStateStoreAccessors
-from airflow.triggers.shared_stream import AckTimeout, SharedStreamManager
 
 from airflow_provider_modelsync.assets import model_asset
 from airflow_provider_modelsync.triggers import model as triggers
@@ -23,6 +22,11 @@ from tests.conftest import Connect
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.http_server import Respond
 from tests.support.versions import deserialize, serialize
+
+_NEEDED = "before Airflow 3.3 watchers share nothing: tests/e2e/test_watch.py has them alone"
+_streams = pytest.importorskip("airflow.triggers.shared_stream", reason=_NEEDED)
+AckTimeout, SharedStreamManager = _streams.AckTimeout, _streams.SharedStreamManager
+AssetStateStoreAccessors = import_module("airflow.sdk.execution_time.context").AssetStateStoreAccessors
 
 CONNECTION = "bentocloud_default"
 

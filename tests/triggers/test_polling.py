@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from airflow.sdk import Connection
 from airflow.triggers.base import BaseTrigger
-from airflow.triggers.shared_stream import SharedStreamManager
 
 from airflow_provider_modelsync.compat import AirflowNotFoundException
 from airflow_provider_modelsync.triggers import base, polling
@@ -25,6 +24,7 @@ from airflow_provider_modelsync.triggers.model import ModelVersionEventTrigger, 
 from tests.conftest import Connect
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.http_server import Delay, Request, Respond
+from tests.support.versions import since_3_3
 
 CONNECTION = "bentocloud_default"
 INTERVAL = 0.4
@@ -98,10 +98,13 @@ class Clock:
         monkeypatch.setattr(server, "arrived", note)
 
 
+@since_3_3
 async def test_two_watching_dags_and_500_sensors_ask_once_per_interval_and_model(
     server: BentoCloudStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(server, monkeypatch)
+    from airflow.triggers.shared_stream import SharedStreamManager
+
     manager = SharedStreamManager()  # as the triggerer has one
 
     async def watch(number: int) -> None:
