@@ -8,7 +8,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ from tests.conftest import Connect
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.http_server import Delay, Request, Respond
 from tests.support.versions import since_3_3
+
+with suppress(ImportError):  # before Airflow 3.3 nothing is shared
+    from airflow.triggers.shared_stream import SharedStreamManager
 
 CONNECTION = "bentocloud_default"
 INTERVAL = 0.4
@@ -103,8 +106,6 @@ async def test_two_watching_dags_and_500_sensors_ask_once_per_interval_and_model
     server: BentoCloudStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(server, monkeypatch)
-    from airflow.triggers.shared_stream import SharedStreamManager
-
     manager = SharedStreamManager()  # as the triggerer has one
 
     async def watch(number: int) -> None:
