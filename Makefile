@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 # One environment for each version of Airflow with a requirements/airflow-VERSION.in, of what there was on its day.
 AIRFLOWS := $(patsubst requirements/airflow-%.in,%,$(wildcard requirements/airflow-*.in))
 # Tests that need nothing but Python.
-PLAIN := not mounts and not mlflow and not vendor and not oci and not s3 and not celery and not ui and not e2e
+PLAIN := not mounts and not mlflow and not vendor and not oci and not s3 and not celery and not ui and not e2e and not slow_calls
 # What a change breaks most often: the core, the operators, and what the store in a directory promises as all do.
 FAST := tests/core tests/conformance tests/operators
 # Without byte code on disk each process of the tests would compile them again.
@@ -24,7 +24,7 @@ FACING := $(addprefix tests/,cli hooks operators sensors triggers integration/te
 WHOLE := $(addprefix tests/e2e/,test_interruptions.py test_watch.py test_state_url.py \
 	test_examples.py::test_train_push_wait_pull)
 
-.PHONY: demo test test-fast test-mounts test-machines bindfs test-s3 s3-table test-oci test-celery test-e2e test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-oci bench-huggingface bench-polling docs check format lock lock-airflow wheel clean
+.PHONY: demo test test-fast test-mounts test-machines bindfs test-s3 s3-table test-oci test-celery test-e2e test-slow-calls test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-oci bench-huggingface bench-polling docs check format lock lock-airflow wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -93,6 +93,10 @@ test-airflow-%: .venv-airflow/%/.ready
 # The core with the oldest release of each dependency that the package takes.
 test-lowest: .venv-airflow/lowest/.ready
 	.venv-airflow/lowest/bin/python -m pytest -m "$(PLAIN) and not slow" -n auto --dist loadgroup tests/core tests/conformance $(PYTEST_ARGS)
+
+# What ends waits for slow registries, for a quiet machine: sixty tasks and their next tries in one Airflow.
+test-slow-calls: $(READY) .venv-vendors/bentocloud/.ready
+	$(BIN)/python -m pytest -m slow_calls tests/e2e $(PYTEST_ARGS)
 
 # The connection forms, in a browser. One process: the tests share an Airflow.
 test-ui: $(READY) chromium

@@ -55,6 +55,7 @@ def environment(home: Path, dags: Path, connections: Mapping[str, Mapping[str, A
         "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
         "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
+        "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",  # a busy machine
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
         "AIRFLOW__SCHEDULER__JOB_HEARTBEAT_SEC": "1",
         "AIRFLOW__SCHEDULER__ENABLE_HEALTH_CHECK": "False",
@@ -115,11 +116,18 @@ class LocalAirflow:
 
     def post(self, path: str, body: Any) -> Any:
         """Return the JSON of a POST below ``/api/v2``."""
-        return self._client.post(f"/api/v2{path}", json=body).raise_for_status().json()
+        return self._change("POST", path, body)
 
     def patch(self, path: str, body: Any) -> Any:
         """Return the JSON of a PATCH below ``/api/v2``."""
-        return self._client.patch(f"/api/v2{path}", json=body).raise_for_status().json()
+        return self._change("PATCH", path, body)
+
+    def _change(self, method: str, path: str, body: Any) -> Any:
+        for _ in _until(60, f"{method} {path}"):
+            answer = self._client.request(method, f"/api/v2{path}", json=body)
+            if answer.status_code != 500:  # as it says while others keep the database locked: nothing is changed then
+                return answer.raise_for_status().json()
+        raise AssertionError
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
         """Start a run of a DAG and return its id."""
@@ -139,9 +147,10 @@ class LocalAirflow:
             if self.tasks(dag_id, run_id)[task_id]["state"] == state:
                 break
 
-    def clear(self, dag_id: str, run_id: str, task_id: str) -> None:
-        """Have a finished task run again, and no other."""
-        body = {"dry_run": False, "only_failed": False, "dag_run_id": run_id, "task_ids": [task_id]}
+    def clear(self, dag_id: str, run_id: str, task_id: str, *, map_index: int = -1) -> None:
+        """Have a task run again, and no other."""
+        tasks = [task_id if map_index < 0 else [task_id, map_index]]
+        body = {"dry_run": False, "only_failed": False, "dag_run_id": run_id, "task_ids": tasks}
         self.post(f"/dags/{dag_id}/clearTaskInstances", body)
 
     def tasks(self, dag_id: str, run_id: str) -> dict[str, dict[str, Any]]:

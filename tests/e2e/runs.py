@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scripts.local_airflow import LocalAirflow
+from scripts.local_airflow import TERMINAL, LocalAirflow
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,19 @@ class Run:
         assert self.airflow.tasks(self.dag_id, self.run_id)[task]["try_number"] > before
         return self
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it has come to its end."""
+        return self.airflow.get(f"/dags/{self.dag_id}/dagRuns/{self.run_id}")["state"] in TERMINAL
+
     def mark_failed(self, task: str) -> None:
         """End a task, as a person does."""
-        self.airflow.patch(self._path(task), {"new_state": "failed"})
+        self.mark(task, "failed")
+
+    def mark(self, task: str, state: str, *, map_index: int = -1) -> None:
+        """Say how a task has ended, as a person does."""
+        path = self._path(task) if map_index < 0 else f"{self._path(task)}/{map_index}"
+        self.airflow.patch(path, {"new_state": state})
 
     def question(self, task: str) -> dict[str, Any]:
         """Return what a task asks a person."""
