@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import signal
 import subprocess
 import time
 from contextlib import ExitStack
@@ -34,7 +35,7 @@ KINDS: dict[str, tuple[int, tuple[str, ...], dict[str, str]]] = {
     "bucket": (3, (_APP,), {**_SERVING, **_IN_BUCKET}),
     "direct": (3, (_APP,), {"_MLFLOW_SERVER_ARTIFACT_ROOT": f"s3://{BUCKET}/direct"}),
     "workspaces": (3, (_APP,), {**_SERVING, "MLFLOW_ENABLE_WORKSPACES": "true"}),
-    "login": (3, ("--factory", "mlflow.server.auth:create_app"), _SERVING),
+    "login": (3, ("--app-name", "basic-auth"), {}),  # only its own command makes the first user
     "local-2": (2, ("mlflow.server:app",), _SERVING),
     "bucket-2": (2, ("mlflow.server:app",), {**_SERVING, **_IN_BUCKET}),
 }
@@ -131,19 +132,26 @@ class _Running:
             **facts,
         }
         command = [str(python_of(generation)), "-m"]
-        if generation == 3:
+        if self._kind == "login":
+            places = ["--backend-store-uri", environment["_MLFLOW_SERVER_FILE_STORE"], "--serve-artifacts"]
+            places += ["--artifacts-destination", environment["_MLFLOW_SERVER_ARTIFACT_DESTINATION"]]
+            where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+            command += ["mlflow", "server", *where, *places, *application]
+        elif generation == 3:
             command += ["uvicorn", "--host", "127.0.0.1", "--port", str(port), "--log-level", "warning", *application]
         else:
             command += ["gunicorn", "--workers", "1", "--bind", f"127.0.0.1:{port}", *application]
         self._log = directory / "log"
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(command, cwd=directory, env=environment, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                command, cwd=directory, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
         server = Tracking(f"http://127.0.0.1:{port}", generation, directory, s3)
         self._wait_for(server)
         return server
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
+        os.killpg(self._process.pid, signal.SIGTERM)
         self._process.wait()
 
     def _bucket(self) -> S3Service:
