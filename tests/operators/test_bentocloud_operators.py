@@ -36,6 +36,8 @@ KEYS = {
     "size_bytes",
     "labels",
     "metadata",
+    "alias",
+    "aliases",
     "created_at",
     "uri",
     "reference",
@@ -154,7 +156,7 @@ def test_of_a_name_that_the_server_would_not_take_fails_for_good(
 
 @pytest.mark.usefixtures("modelstore")
 def test_needs_a_connection_to_bentocloud(bento: Path, context: Any) -> None:
-    with pytest.raises(AirflowFailException, match=r"not to a connection of type 'modelstore'.*modelsync_default"):
+    with pytest.raises(AirflowFailException, match=r"not a connection of type 'modelstore'.*modelsync_default"):
         push(bento, registry_conn_id="modelsync_default").execute(context)
 
 
