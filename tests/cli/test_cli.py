@@ -214,7 +214,7 @@ def test_threads_parts_references_and_all_versions_are_for_the_command_line_too(
     assert not (tmp_path / "pulled").exists()
     listed = json.loads(modelsync("ls", "sort:created_at-asc", "--all-versions", *cloud, "--json").stdout)
     assert [one["ref"] for one in listed] == [reference, "digits:v1"]
-    assert "'threads'" in refused("push", source, "digits:v2", *cloud, "--threads", "65", code=1)
+    assert "field:       threads" in refused("push", source, "digits:v2", *cloud, "--threads", "65", code=1)
 
 
 def test_a_verbose_refusal_tells_where_it_comes_from_and_no_secret(server: BentoCloudStandIn, connect: Connect) -> None:

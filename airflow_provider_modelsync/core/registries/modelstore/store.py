@@ -612,9 +612,12 @@ class Store(ABC):
                     state = self.look(name, version, mine=mine)
                     is_fresh = is_fresh and state.view.open == generation
                     if is_fresh and self.read(name, claims.verdict_of(version, generation)):
-                        raise RegistryUnavailable(
-                            f"{manifest.ref} was published or deleted just now, and the storage does not list that yet"
-                        )
+                        state, is_fresh = self.look(name, version), False
+                        if state.view.open == generation:  # the number is history all the same, and the claim dead
+                            self.remove(name, {record})
+                            raise RegistryUnavailable(
+                                f"{manifest.ref} was published or deleted, and the storage does not list that yet"
+                            )
                 case claims.Join(generation) if not self.is_free(
                     manifest.model_copy(update={"generation": generation})
                 ):

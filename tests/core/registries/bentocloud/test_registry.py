@@ -804,7 +804,8 @@ class TestModelOfTheVendorsClient:
 
         version = cloud.pull(target).version
 
-        assert (version.digest, version.labels, version.metadata) == (None, {"stage": "dev"}, {"n": 3})
+        assert (version.labels, version.metadata) == ({"stage": "dev"}, {"n": 3})
+        assert version.digest == digest_directory(target)
         assert yaml.safe_load((target / "model.yaml").read_bytes())["name"] == "digits"
         (target / "model.yaml").unlink()
         assert snapshot(target) == snapshot(source)
@@ -1350,7 +1351,7 @@ class TestRecord:
 
         version = cloud.pull(target).version
 
-        assert version.digest is None
+        assert version.digest == digest_directory(target)
         assert (target / "model.yaml").exists()
 
     @pytest.mark.parametrize(
