@@ -342,12 +342,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     (group,) = get_modelsync_cli_commands()
     parser = argparse.ArgumentParser(prog=group.name, description=f"{group.help}. {group.description}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in group.subcommands:
-        assert isinstance(command, ActionCommand)
-        described = commands.add_parser(command.name, help=command.help, description=command.help)
-        for argument in command.args:
-            argument.add_to_parser(described)
-        described.set_defaults(func=command.func, called=group.name)
+    _offer(parser, group, group.name)
     parsed = parser.parse_args(arguments)
     parsed.func(parsed)
+
+
+def _offer(parser: argparse.ArgumentParser, group: GroupCommand, called: str) -> None:
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in group.subcommands:
+        name = f"{called} {command.name}"
+        described = commands.add_parser(command.name, help=command.help, description=command.help)
+        if isinstance(command, GroupCommand):
+            _offer(described, command, name)
+            continue
+        for argument in command.args:
+            argument.add_to_parser(described)
+        described.set_defaults(func=command.func, called=name)

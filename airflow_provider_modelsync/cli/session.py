@@ -137,8 +137,7 @@ def command(do: Callable[[argparse.Namespace, Session], Answer]) -> Callable[[ar
                 status = _SIGNALLED + signal.SIGPIPE
             except Exception as error:
                 status = _status_of(error, session)
-                called = getattr(args, "called", "airflow modelsync")
-                doing = f"{called} {getattr(args, 'subcommand', None) or do.__name__}"
+                doing = getattr(args, "called", None) or f"airflow modelsync {args.subcommand}"
                 _complain(error, session, doing=doing, verbose=args.verbose)
         sys.exit(status)
 

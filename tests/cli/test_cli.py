@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 import pytest
 import yaml
@@ -67,6 +68,7 @@ def test_a_command_of_its_own_does_the_same(modelstore: Path, source: Path) -> N
     run = modelsync_alone("push", source, "digits:v1", "--json")
     assert (run.status, json.loads(run.stdout)["ref"]) == (0, "digits:v1")
     assert modelsync_alone("ls").stdout == modelsync("ls").stdout != ""
+    assert modelsync_alone("alias", "ls", "digits").status == 0
 
     for missing in (modelsync_alone("show", "absent"), airflow("modelsync", "show", "absent")):
         assert missing.status == 1
@@ -355,13 +357,22 @@ def test_an_empty_list_says_where_it_has_looked(modelstore: Path) -> None:
 def test_every_command_is_implemented() -> None:
     (path,) = get_provider_info()["cli"]
     (group,) = resolve_name(path)()
-    names = {sub.name: sub.func.__name__ for sub in group.subcommands}
+    commands = dict(_commands_of(group))
 
-    assert set(names) == {
-        *("ls", "versions", "show", "push", "pull", "sync", "label", "delete", "wait", "deploy", "undeploy", "predict")
+    assert set(commands) == {
+        *("ls", "versions", "show", "push", "pull", "sync", "label", "delete", "wait", "deploy", "undeploy", "predict"),
+        *("promote", "rollback", "prune", "alias ls", "alias set", "alias rm"),
     }
-    for name in names.values():
-        assert callable(resolve_name(f"airflow_provider_modelsync.cli.commands:{name}"))
+    for function in commands.values():
+        assert callable(resolve_name(f"airflow_provider_modelsync.cli.commands:{function}"))
+
+
+def _commands_of(group: Any, before: str = "") -> Iterator[tuple[str, str]]:
+    for sub in group.subcommands:
+        if hasattr(sub, "subcommands"):
+            yield from _commands_of(sub, f"{before}{sub.name} ")
+        else:
+            yield before + sub.name, sub.func.__name__
 
 
 def test_versions_are_listed_labelled_waited_for_and_deleted(modelstore: Path, source: Path) -> None:
