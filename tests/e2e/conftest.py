@@ -19,6 +19,8 @@ from scripts.local_airflow import LocalAirflow, local_airflow
 from tests.e2e.runs import Triggerer
 from tests.services.moto_server import running_moto
 from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.huggingface import WRITE, HuggingFaceStandIn
+from tests.standins.mlflow import MLflowStandIn
 from tests.standins.oci import HARBOR, OCIStandIn
 from tests.standins.pieces import Download, PiecesStandIn
 from tests.standins.s3 import S3StandIn
@@ -78,6 +80,19 @@ def oci() -> Iterator[OCIStandIn]:
 
 
 @pytest.fixture(scope="session")
+def mlflow(base: Path) -> Iterator[MLflowStandIn]:
+    with MLflowStandIn(base / "mlflow", user=("jane", f"{CANARY}-mlflow")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def hub(base: Path) -> Iterator[HuggingFaceStandIn]:
+    with HuggingFaceStandIn(base / "hub") as server:
+        server.publish("acme/fraud", {"config.json": b"{}", "model.safetensors": b"w" * 5000, "notes.txt": b"n"})
+        yield server
+
+
+@pytest.fixture(scope="session")
 def pieces() -> Iterator[PiecesStandIn]:
     with PiecesStandIn([PHI]) as server:
         server.download = Download(tick=0.1)
@@ -97,6 +112,8 @@ def connections(
     wallaroo: WallarooStandIn,
     supervisely: SuperviselyStandIn,
     oci: OCIStandIn,
+    mlflow: MLflowStandIn,
+    hub: HuggingFaceStandIn,
     pieces: PiecesStandIn,
     s3: S3StandIn,
 ) -> Iterator[Connections]:
@@ -134,6 +151,13 @@ def connections(
             "login": oci.user,
             "password": oci.password,
         },
+        "mlflow_default": {
+            "conn_type": "mlflow",
+            "host": mlflow.url,
+            "login": "jane",
+            "password": f"{CANARY}-mlflow",
+        },
+        "huggingface_default": {"conn_type": "huggingface_hub", "host": hub.url, "password": WRITE},
         "pieces_default": {"conn_type": "pieces", "host": pieces.url},
         "modelstore_default": {
             "conn_type": "modelstore",

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.core.verbs.promote import line_of
 from airflow_provider_modelsync.hooks.bentocloud import BentoCloudHook
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
@@ -20,6 +21,8 @@ from scripts.local_airflow import LocalAirflow
 from tests.e2e.conftest import BENTOML, EXAMPLES
 from tests.e2e.runs import Run
 from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.huggingface import HuggingFaceStandIn
+from tests.standins.mlflow import MLflowStandIn
 from tests.standins.oci import OCIStandIn
 from tests.standins.pieces import PiecesStandIn
 from tests.standins.supervisely_app import SuperviselyApp
@@ -179,6 +182,23 @@ def test_train_push_oci(airflow: LocalAirflow, oci: OCIStandIn) -> None:
     assert digest in oci.repositories["team/examples/digits-image"].manifests
     assert run.left("push")["digest"] == run.left("push_image")["digest"]
     assert run.left("push")["labels"] == {"stage": "staging"}
+
+
+def test_mlflow_train_promote_pull(airflow: LocalAirflow, mlflow: MLflowStandIn) -> None:
+    run = Run.start(airflow, "mlflow_train_promote_pull").succeed()
+
+    assert (run.left("promote")["promoted"], run.left("promote")["to"]) == (True, run.left("push")["ref"])
+    assert (run.left("pull")["alias"], run.left("pull")["ref"]) == ("champion", run.left("push")["ref"])
+    assert digest_directory(run.left("pull")["path"]) == run.left("push")["digest"]
+
+
+def test_mirror_hub_model(airflow: LocalAirflow, hub: HuggingFaceStandIn) -> None:
+    first, second = (Run.start(airflow, "mirror_hub_model").succeed().left("mirror")["counts"] for _ in range(2))
+
+    assert (first["failed"], second) == (0, {"copied": 0, "skipped": 1, "failed": 0})
+    copy = ModelStoreHook("modelstore_default").get("acme--fraud")
+    assert copy.version == hub.repositories["acme/fraud"].head.id
+    assert copy.size_bytes == 5002  # without the notes
 
 
 def test_fleet_sync(airflow: LocalAirflow, bentocloud: BentoCloudStandIn, source: Path) -> None:
