@@ -16,6 +16,7 @@ import pytest
 from airflow.sdk import Asset, AssetWatcher
 
 from airflow_provider_modelsync.assets import model_asset
+from airflow_provider_modelsync.hooks.registry import get_registry_hook
 from airflow_provider_modelsync.triggers import model as triggers
 from airflow_provider_modelsync.triggers.model import ModelVersionEventTrigger
 from tests.conftest import Connect
@@ -80,8 +81,8 @@ class Triggerer:
         self._tasks: list[asyncio.Task[None]] = []
         self._ids = itertools.count()
 
-    def start(self, store: Any = None, **arguments: Any) -> asyncio.Task[None]:
-        trigger = ModelVersionEventTrigger(CONNECTION, "fraud", 0.05, **arguments)
+    def start(self, store: Any = None, model: str = "fraud") -> asyncio.Task[None]:
+        trigger = ModelVersionEventTrigger(CONNECTION, model, 0.05)
         trigger.asset_state_store = store
         task = asyncio.create_task(self._run(next(self._ids), trigger))
         self._tasks.append(task)
@@ -98,6 +99,12 @@ class Triggerer:
                     asyncio.get_running_loop().call_later(0.02, self.manager.confirm_persisted, [seq])
         finally:
             await self.manager.unsubscribe(number, key)
+
+    async def has_fired(self, count: int) -> None:
+        """Wait until so many events are there."""
+        async with asyncio.timeout(20):
+            while len(self.fired) < count:  # noqa: ASYNC110  # nothing tells of it
+                await asyncio.sleep(0.01)
 
     @property
     def versions(self) -> list[str]:
@@ -407,6 +414,84 @@ async def test_a_model_that_does_not_exist_yet_is_watched(server: BentoCloudStan
     assert airflow.versions == ["v1"]
 
 
+async def move(version: str) -> None:
+    """Have the alias ``champion`` point to a version."""
+    await asyncio.to_thread(get_registry_hook(CONNECTION).set_alias, f"fraud:{version}", "champion")
+
+
+async def test_an_alias_fires_when_it_points_to_another_version(server: BentoCloudStandIn) -> None:
+    server.seed("fraud", "v2")
+    await move("v1")
+    async with triggerer() as airflow:
+        watcher = airflow.start(Store(), "fraud@champion")
+        await looks(server, 6)
+        server.seed("fraud", "v3")
+        await looks(server, 6)
+        assert airflow.fired == []
+        for count, version in enumerate(("v2", "v1"), 1):  # to a newer one, and back to an older one
+            await move(version)
+            await airflow.has_fired(count)
+            await move(version)
+            await looks(server, 6)
+        assert not watcher.done()
+
+    assert airflow.versions == ["v2", "v1"]
+    assert set(airflow.fired[0]) == {"registry", "name", "version", "digest", "created_at", "alias"}
+    assert [(event["name"], event["alias"]) for event in airflow.fired] == [("fraud", "champion")] * 2
+
+
+async def test_an_alias_that_comes_later_fires_and_one_that_comes_back_does_not(server: BentoCloudStandIn) -> None:
+    async with triggerer() as airflow:
+        airflow.start(Store(), "fraud@champion")
+        await looks(server, 6)
+        await move("v1")
+        await airflow.has_fired(1)
+        await asyncio.to_thread(get_registry_hook(CONNECTION).delete_alias, "fraud", "champion")
+        await looks(server, 6)
+        await move("v1")
+        await looks(server, 6)
+
+    assert airflow.versions == ["v1"]
+
+
+async def test_a_restarted_triggerer_sees_where_an_alias_was_moved_meanwhile(server: BentoCloudStandIn) -> None:
+    store = Store()
+    server.seed("fraud", "v2")
+    await move("v1")
+    async with triggerer() as airflow:
+        airflow.start(store, "fraud@champion")
+        await looks(server, 6)
+    await move("v2")
+    async with triggerer() as again:
+        again.start(store, "fraud@champion")
+        await again.has_fired(1)
+        await looks(server, 6)
+    async with triggerer() as once_more:
+        once_more.start(store, "fraud@champion")
+        await looks(server, 6)
+
+    assert (airflow.versions, again.versions, once_more.versions) == ([], ["v2"], [])
+
+
+async def test_watchers_of_one_alias_share_their_looks(server: BentoCloudStandIn) -> None:
+    server.seed("fraud", "v2")
+    await move("v1")
+    async with triggerer() as airflow:
+        stores = Store(), Store()
+        for store in stores:
+            airflow.start(store, "fraud@champion")
+        airflow.start(Store(), "fraud")
+        await looks(server, 6)
+        await move("v2")
+        await airflow.has_fired(2)
+        counts = sorted(len(group._subscribers) for group in airflow.manager._groups.values())
+        await looks(server, 6)
+
+    assert counts == [1, 2]
+    assert airflow.versions == ["v2", "v2"]
+    assert [list(map(json.loads, store.values.values())) for store in stores] == [["v2"], ["v2"]]
+
+
 def test_a_stored_trigger_is_rebuilt_equal() -> None:
     before = ModelVersionEventTrigger(CONNECTION, "fraud", 30)
     path, arguments = before.serialize()
@@ -421,10 +506,17 @@ def test_a_stored_trigger_is_rebuilt_equal() -> None:
 def test_what_differs_is_not_shared() -> None:
     keys = {
         ModelVersionEventTrigger(*arguments).shared_stream_key()
-        for arguments in ((CONNECTION, "fraud"), ("other", "fraud"), (CONNECTION, "churn"), (CONNECTION, "fraud", 30.0))
+        for arguments in (
+            (CONNECTION, "fraud"),
+            (CONNECTION, "fraud@champion"),
+            (CONNECTION, "fraud@staging"),
+            ("other", "fraud"),
+            (CONNECTION, "churn"),
+            (CONNECTION, "fraud", 30.0),
+        )
     }
 
-    assert len(keys) == 4
+    assert len(keys) == 6
 
 
 def test_airflow_takes_it_for_a_watcher() -> None:
