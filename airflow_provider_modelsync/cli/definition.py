@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand, lazy_load_command
@@ -77,6 +77,18 @@ _FILES = (
     _repeated("--include", "PATTERN", "Only files that a pattern of .gitignore's kind matches; may be repeated", str),
     _repeated("--exclude", "PATTERN", "No files that such a pattern matches; may be repeated", str),
 )
+
+
+def _in_group(group: str, do: str) -> Callable[[argparse.Namespace], None]:
+    """Return a command that knows its group's name, too: Airflow's parser tells it only its own."""
+    load = lazy_load_command(f"{_COMMANDS}.{do}")
+
+    def run(args: argparse.Namespace) -> None:
+        if "called" not in args:
+            args.subcommand = f"{group} {args.subcommand}"
+        load(args)
+
+    return run
 
 
 _HOW_MANY = Arg(("-t", "--threads"), help="That move bytes; the connection's max_workers if left out")
@@ -191,13 +203,13 @@ def get_modelsync_cli_commands() -> list[GroupCommand]:
                         ActionCommand(
                             name="ls",
                             help="List the aliases of a model",
-                            func=lazy_load_command(f"{_COMMANDS}.list_aliases"),
+                            func=_in_group("alias", "list_aliases"),
                             args=(_NAME, _CONNECTION, *_COMMON),
                         ),
                         ActionCommand(
                             name="set",
                             help="Have an alias point to a version",
-                            func=lazy_load_command(f"{_COMMANDS}.set_alias"),
+                            func=_in_group("alias", "set_alias"),
                             args=(
                                 _MODEL,
                                 _ALIAS,
@@ -209,7 +221,7 @@ def get_modelsync_cli_commands() -> list[GroupCommand]:
                         ActionCommand(
                             name="rm",
                             help="Remove an alias; no version is touched",
-                            func=lazy_load_command(f"{_COMMANDS}.remove_alias"),
+                            func=_in_group("alias", "remove_alias"),
                             args=(_NAME, _ALIAS, _CONNECTION, *_COMMON),
                         ),
                     ),

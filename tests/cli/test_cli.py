@@ -448,6 +448,7 @@ def test_an_alias_is_moved_promoted_rolled_back_and_removed(modelstore: Path, so
     run = airflow("modelsync", "alias", "set", "digits:v2", "champion", "--expected", "v2")
     assert (run.status, run.stdout) == (1, "")
     assert "points to the version v1, and it was expected to point to v2" in run.stderr
+    assert f"\n{run.stderr}".count(f"\n{CALLED} alias set failed: ") == 1
     for told in ("is removed", "was not there"):
         assert modelsync("alias", "rm", "digits", "champion").stdout == f"digits@champion {told}\n"
 
