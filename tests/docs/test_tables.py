@@ -30,6 +30,7 @@ OFFERS = {
     "Choose the version": {Capability.CHOOSE_VERSION},
     "Replace (`force`)": {Capability.FORCE},
     "Labels, metadata": {Capability.LABELS, Capability.METADATA},
+    "Aliases": {Capability.ALIASES},
     "Delete": {Capability.DELETE},
     "Deploy": {Capability.DEPLOY},
     "Predict": {Capability.PREDICT},
