@@ -102,7 +102,7 @@ def staging(place: Path, key: str, *, keep: Keep | None = None) -> Iterator[Stag
     :param keep: asked after an error whether the directory is left to the next try; then what an earlier try has left
         is not emptied.
     """
-    stem = _stem(place)
+    stem = stem_of(place)
     with _open_directory(place.parent) as above, _private(above, f".{stem}.{key}") as private:
         os.mkdir(_CONTENT, dir_fd=private.descriptor)
         _look_around(above, private, stem=stem, key=key, adopts=keep is not None)
@@ -136,7 +136,7 @@ def sweep(directory: Path) -> None:
 
 def clear_up(place: Path) -> None:
     """Remove what gone writers of a place have left beside it: at once when nobody can use it, or a day later."""
-    stem = _stem(place)
+    stem = stem_of(place)
     with suppress(OSError), _open_directory(place.parent) as above:  # where nothing may be written, nothing was left
         if any(_found(above, stem)):
             with _private(above, f".{stem}.{secrets.token_hex(6)}") as private:
@@ -294,7 +294,8 @@ def _private(above: int, prefix: str) -> Iterator[_Private]:
             _retire(private.descriptor)
 
 
-def _stem(place: Path) -> str:
+def stem_of(place: Path) -> str:
+    """Return what the hidden names begin with, after their dot, that stagings of a place have beside it."""
     return os.fsdecode(os.fsencode(place.name)[:_NAME_BYTES])
 
 

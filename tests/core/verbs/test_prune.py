@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_provider_modelsync.core.durable import staging
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelNotFound, NotSupported, RegistryUnavailable
 from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver
 from airflow_provider_modelsync.core.models import Alias, Deployment, Held, ModelRef, ModelVersion, Query, VersionStatus
@@ -288,6 +289,18 @@ class TestStore:
         assert "v9.claim" not in store.records("fraud")
         assert [one.version for one in store.list_versions("fraud")] == ["v2", "v1", "v0"]
         store.push(write_tree(tmp_path / "nine", {"a": b"9"}), "fraud:v9")
+
+    @pytest.mark.parametrize("version", ["v9", "v" * 128])
+    def test_a_claim_is_as_old_as_what_was_written_last(self, store: Store, version: str) -> None:
+        claim = store.meta("fraud", f"{version}.claim")
+        claim.write_text('{"digest": "sha256:%s"}' % ("0" * 64))
+        age(claim)
+        with staging(store.meta("fraud", version), "0" * 12) as staged:
+            (staged.path / "part").write_bytes(b"just now")
+            assert self.prune(store, leftovers_older_than=3600.0).of("tidied") == []
+            assert (claim.exists(), (staged.path / "part").exists()) == (True, True)
+        assert len(self.prune(store, leftovers_older_than=3600.0).of("tidied")) == 1
+        assert not claim.exists()
 
     def test_files_of_replaced_versions_go(self, store: Store) -> None:
         left = write_tree(store.root / "fraud" / "v1~2", {"a": b"late"})

@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -263,21 +263,31 @@ class Bucket:
 
         :param keys: those below it that may have some: MinIO lists the uploads of one exact key only.
         """
-        found = self._uploads(prefix)
+        found = self.begun_uploads(prefix)
         seen = {key for key, _, _ in found}
         if not seen:
 
             def look(key: str, cancel: CancelToken) -> None:
-                found.extend(upload for upload in self._uploads(key) if upload[0] == key)
+                found.extend(upload for upload in self.begun_uploads(key) if upload[0] == key)
 
             for_each(look, set(keys), workers=_LOOKERS, cancel=CancelToken())
         return [(key, upload_id) for key, upload_id, _ in sorted(found, key=lambda upload: upload[2])]
 
-    def uploads_before(self, prefix: str, time: datetime) -> list[tuple[str, str]]:
-        """Return key and id of the unfinished uploads in parts below a prefix that were begun before a time."""
-        return [(key, upload_id) for key, upload_id, begun in self._uploads(prefix) if begun < time]
+    def last_written(self, key: str, upload_id: str, begun: datetime) -> datetime:
+        """Return when something was last sent to an unfinished upload in parts, where the storage tells.
 
-    def _uploads(self, prefix: str) -> list[tuple[str, str, datetime]]:
+        :param begun: when it was begun.
+        """
+        times = [begun]
+        if self.abilities.part_lists is not False:
+            doing = f"listing the parts of {key}"
+            with suppress(NotOffered):
+                for page in self._pages(doing, "list_parts", none_for=_MISSING, Key=key, UploadId=upload_id):
+                    times += [part["LastModified"] for part in (page or {}).get("Parts", ()) if "LastModified" in part]
+        return max(times)
+
+    def begun_uploads(self, prefix: str) -> list[tuple[str, str, datetime]]:
+        """Return key, id and beginning of the unfinished uploads in parts below a prefix, as far as they are listed."""
         if self.abilities.upload_lists is False:
             return []
         pages = self._pages(f"listing the uploads of {prefix}", "list_multipart_uploads", Prefix=prefix)

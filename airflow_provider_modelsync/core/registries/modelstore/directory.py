@@ -10,7 +10,7 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -244,7 +244,17 @@ class DirectoryStore(Store):
                     with durable.staging(self._meta(manifest.name, stem), _key(manifest)):
                         pass
 
-    def tidy_place(self, name: str, older_than: datetime, *, dry_run: bool) -> list[str]:
+    def touched(self, name: str, version: str, generation: int) -> Iterator[datetime]:
+        place = self._files(name, version, generation)
+        hidden = f".{durable.stem_of(place)}."
+        tops = [place, *(self._meta(name, one.name) for one in _list(self._meta(name)) if one.name.startswith(hidden))]
+        for top in tops:
+            yield from _times(top)
+            for directory, _, files in os.walk(top):  # what another user stages is hidden but for its top
+                for path in (directory, *(os.path.join(directory, file) for file in files)):
+                    yield from _times(path)
+
+    def tidy_place(self, name: str, older_than: datetime, seen: Set[str], *, dry_run: bool) -> list[str]:
         if not dry_run:  # by its own rule: what can be proved to be nobody's, or was not touched for a day
             durable.sweep(self._meta(name))
         return []
@@ -310,6 +320,14 @@ def _facts(entry: os.DirEntry[str]) -> os.stat_result:
 
 def _time(facts: os.stat_result) -> datetime:
     return datetime.fromtimestamp(facts.st_mtime, UTC)
+
+
+def _times(path: str | Path) -> list[datetime]:
+    """Return when something was written; nothing when it is not there any more."""
+    try:
+        return [_time(os.lstat(path))]
+    except FileNotFoundError:
+        return []
 
 
 def _list(directory: Path) -> list[os.DirEntry[str]]:

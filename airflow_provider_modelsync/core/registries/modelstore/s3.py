@@ -7,7 +7,7 @@ none: that is all that :mod:`.store` asks for.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from datetime import datetime
 from typing import cast
 
@@ -162,15 +162,25 @@ class S3Store(Store):
                 self._bucket.abort(key, upload_id)
                 self.completed(upload_id)
 
-    def touched(self, name: str, version: str, generation: int) -> list[datetime]:
+    def touched(self, name: str, version: str, generation: int) -> Iterator[datetime]:
         prefix = f"{self._base}{name}/{claims.directory_of(version, generation)}/"
-        return [found.modified for found in self._bucket.objects(prefix)]
+        for found in self._bucket.objects(prefix):
+            yield found.modified
+        for key, upload_id, begun in self._bucket.begun_uploads(prefix):
+            yield self._bucket.last_written(key, upload_id, begun)
 
-    def tidy_place(self, name: str, older_than: datetime, *, dry_run: bool) -> list[str]:
-        begun = self._bucket.uploads_before(f"{self._base}{name}/", older_than)
-        for key, upload_id in begun if not dry_run else ():
+    def tidy_place(self, name: str, older_than: datetime, seen: Set[str], *, dry_run: bool) -> list[str]:
+        place = f"{self._base}{name}/"
+        old = [
+            (key, upload_id)
+            for key, upload_id, begun in self._bucket.begun_uploads(place)
+            if key.removeprefix(place).partition("/")[0] not in seen
+            and begun < older_than
+            and self._bucket.last_written(key, upload_id, begun) < older_than
+        ]
+        for key, upload_id in old if not dry_run else ():
             self._bucket.abort(key, upload_id)
-        return [f"an unfinished upload of {key}" for key, _ in begun]
+        return [f"an unfinished upload of {key}" for key, _ in old]
 
     def generations(self, name: str, version: str) -> set[int]:
         place = f"{self._base}{name}/"

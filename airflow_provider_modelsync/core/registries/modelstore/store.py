@@ -17,7 +17,7 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -321,6 +321,17 @@ class Store(ABC):
     @abstractmethod
     def generations(self, name: str, version: str) -> set[int]:
         """Return the generations of a version of which there may be files."""
+
+    def touched(self, name: str, version: str, generation: int) -> Iterable[datetime]:
+        """Return when the files of a generation, and those under way to it, were written, as far as that is told."""
+        return ()
+
+    def tidy_place(self, name: str, older_than: datetime, seen: Set[str], *, dry_run: bool) -> list[str]:
+        """Remove what only this kind of place has of a model; return what that is.
+
+        :param seen: directories of files that are not to be looked at.
+        """
+        return []
 
     @abstractmethod
     def way_down(self, manifest: Manifest) -> DownloadWay:
@@ -781,35 +792,48 @@ class Store(ABC):
     def tidy_all(self, name: str, older_than: datetime, *, dry_run: bool) -> list[str]:
         """Remove what pushes of a model have left, as far as it was written before a time; return what that is."""
         found: list[str] = []
+        seen: set[str] = set()  # directories that somebody may still need, or that are done with here
         entries = self.entries(name)
         for version, records in sorted(claims.by_version(entries).items()):
-            claim = entries.get(claims.claim_of(version, records.open)) if records.open else None
-            was_open = False
-            if claim and max([claim.modified, *self.touched(name, version, records.open)]) < older_than:
-                was_open = True
-                found.append(f"the unfinished push of {name}:{version}")
-                if not dry_run:
-                    self._close(name, version, records.open, self.look(name, version).view.current)
             state = self.look(name, version)
-            dead = set() if state.damage else self._dead_files(name, version, state)
-            if dead and not was_open:
-                found.append(f"files of {len(dead)} given up or replaced pushes of {name}:{version}")
-            if (dead or was_open) and not dry_run:
-                self._tidy(name, version, state, thorough=True)
+            if state.damage:  # so it does not tell what counts
+                seen |= {claims.directory_of(version, number) for number in self.generations(name, version)}
+                continue
+            claim = entries.get(claims.claim_of(version, records.open)) if records.open else None
+            is_given_up = claim is not None and self._is_old(name, version, records.open, older_than, claim)
+            if is_given_up and not dry_run:
+                is_given_up = self._close(name, version, records.open, state.view.current)
+                state = self.look(name, version)
+            dead = self._dead_files(name, version, state) - {records.open}
+            young = {number for number in dead if not self._is_old(name, version, number, older_than)}
+            dead_notes = {
+                record
+                for record in claims.dead_records(version, state.records, state.view)
+                if record in entries and entries[record].modified < older_than
+            } - {claims.claim_of(version, records.open)}
+            if is_given_up:
+                found.append(f"the unfinished push of {name}:{version}")
+            if dead - young:
+                found.append(f"files of {len(dead - young)} given up or replaced pushes of {name}:{version}")
+            elif dead_notes and not is_given_up:
+                found.append(f"{len(dead_notes)} outdated records of {name}:{version}")
+            if (is_given_up or dead - young or dead_notes) and not dry_run:
+                self._tidy(name, version, state, thorough=True, spared=young)
+            unpublished = {records.open, state.records.open, *dead} - {0}
+            seen |= {claims.directory_of(version, number) for number in unpublished}
         if dead_records := aliases.dead_records(entries, older_than):
             found.append(f"{len(dead_records)} outdated records of aliases of {name}")
         if not dry_run:
             self.remove(name, dead_records)
             self._forget(name)
-        return [*found, *self.tidy_place(name, older_than, dry_run=dry_run)]
+        return [*found, *self.tidy_place(name, older_than, seen, dry_run=dry_run)]
 
-    def touched(self, name: str, version: str, generation: int) -> list[datetime]:
-        """Return when files of a generation that is not published yet were written, where that can be told."""
-        return []
-
-    def tidy_place(self, name: str, older_than: datetime, *, dry_run: bool) -> list[str]:
-        """Remove what only this kind of place has of a model; return what that is."""
-        return []
+    def _is_old(
+        self, name: str, version: str, generation: int, older_than: datetime, claim: Entry | None = None
+    ) -> bool:
+        """Whether nothing was written to a generation since a time: its claim may be much older than its last try."""
+        written = [claim.modified] if claim else []
+        return all(time < older_than for time in (*written, *self.touched(name, version, generation)))
 
     def _dead_files(self, name: str, version: str, state: State) -> set[int]:
         """Return the generations of which there are files that will never count again."""
@@ -821,21 +845,26 @@ class Store(ABC):
         content = Closed(current=current).model_dump_json().encode()
         return self.create(name, claims.verdict_of(version, generation), content)
 
-    def _tidy(self, name: str, version: str, state: State, *, thorough: bool = False) -> None:
+    def _tidy(
+        self, name: str, version: str, state: State, *, thorough: bool = False, spared: Set[int] = frozenset()
+    ) -> None:
         """Remove what is dead. It stays so: it does not matter how late that happens, or how often.
 
         :param thorough: also look for files of which no record tells.
+        :param spared: generations whose files stay for now.
         """
+        if state.damage:  # so it does not tell what counts
+            return
         view, records = state.view, state.records
-        if records.top and view.current != records.top and not state.damage:
+        if records.top and view.current != records.top:
             # It takes the place of the verdict, so that no name of a manifest stays that is none.
             self.create(name, claims.closed_of(version, records.top, view.current), b"")
             self.remove(name, [claims.verdict_of(version, records.top)])
         dead = claims.dead_records(version, records, view)
-        if not state.damage and (thorough or (dead and view.decided > 1)):
-            place = state.manifest.generation if state.manifest else 0
-            there = self.generations(name, version) | records.verdicts | records.claims
-            self.clear(name, version, {number for number in there if view.is_dead(number) and number != place})
+        if thorough or (dead and view.decided > 1):
+            kept = {state.manifest.generation if state.manifest else 0, *spared}
+            there = (self.generations(name, version) | records.verdicts | records.claims) - kept
+            self.clear(name, version, filter(view.is_dead, there))
         self.remove(name, dead)  # last: as long as they are there, somebody will look for files
 
     # -- aliases
