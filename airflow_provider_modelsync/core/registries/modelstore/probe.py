@@ -90,7 +90,7 @@ class _Probe:
             doing = f"writing {self._bucket.shown_base}".rstrip()
             etag = self._bucket.put(self._key, _BYTES, doing=doing)  # alone: whoever may not do that may do nothing
             # At the same time what does not depend on one another: a storage far away takes long for each call.
-            _together(lambda: self._record(etag, doing), lambda: self._absent(doing), self._files)
+            _together(lambda: self._record(etag, doing), self._list, self._files)
         except BaseException:
             with suppress(ModelSyncError):  # the first error tells more
                 self._remove()
@@ -114,25 +114,28 @@ class _Probe:
         self._missing.append(Missing(ability, _COSTS[ability]))
 
     def _record(self, etag: str | None, doing: str) -> None:
-        """Write as records are written: each under a condition that holds, and under one that does not."""
+        """Write as records are written: each under a condition that holds, and under one that does not.
+
+        In one order, so that one answer of a storage is always told first.
+        """
         put = self._bucket.put
         if put(self._key, _OTHER, doing=doing) is not None:
             raise self._mixing("it ignores If-None-Match")
         if put(self._key, _OTHER, etag=_NO_TAG, doing=doing) is not None:
             raise self._mixing("it ignores If-Match")
+        if put(f"{self._key}-absent", _OTHER, etag=_NO_TAG, doing=doing) is not None:
+            raise self._mixing("it writes on If-Match where nothing is, as MinIO did before September 2025; update it")
         if etag is None or put(self._key, _BYTES, etag=etag, doing=doing) is None:
             raise self._mixing("it refuses If-Match with the right tag")
         found = self._bucket.get(self._key)
         if found is None or found.content != _BYTES:
             raise RegistryUnavailable(f"{self._bucket.place} does not return what was just written to it")
 
-    def _absent(self, doing: str) -> None:
-        """Write on the tag of what is not there, and list what is."""
+    def _list(self) -> None:
+        """List what is there."""
         if not any(entry.key == self._key for entry in self._bucket.objects(self._key)):
             raise NotSupported(f"{self._bucket.place} does not list what was just written to it")
         self._bucket.directories(self._bucket.base)
-        if self._bucket.put(f"{self._key}-absent", _OTHER, etag=_NO_TAG, doing=doing) is not None:
-            raise self._mixing("it writes on If-Match where nothing is, as MinIO did before September 2025; update it")
 
     def _files(self) -> None:
         self._bytes()
