@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -83,6 +84,7 @@ def _in_group(group: str, do: str) -> Callable[[argparse.Namespace], None]:
     """Return a command that knows its group's name, too: Airflow's parser tells it only its own."""
     load = lazy_load_command(f"{_COMMANDS}.{do}")
 
+    @functools.wraps(load)
     def run(args: argparse.Namespace) -> None:
         if "called" not in args:
             args.subcommand = f"{group} {args.subcommand}"
