@@ -177,6 +177,8 @@ class MLflowStandIn(StandIn):
             "POST runs/update": self._update_run,
             "POST runs/delete": self._delete_run,
             "POST runs/search": self._search_runs,
+            "POST runs/set-tag": self._tag_run,
+            "POST runs/delete-tag": self._untag_run,
         }
         if isinstance(self.user, tuple):
             user = {"id": 2, "is_admin": False, "username": self.user[0]}
@@ -242,13 +244,33 @@ class MLflowStandIn(StandIn):
         return self.runs[asked["run_id"]]
 
     def _update_run(self, asked: Json) -> Json:
-        info = self._run(asked)["info"]
+        info = self._active_run(asked)["info"]
         info["status"] = asked["status"]
         return {"run_info": info}
 
     def _delete_run(self, asked: Json) -> Json:
         self._run(asked)["info"]["lifecycle_stage"] = "deleted"
         return {}
+
+    def _tag_run(self, asked: Json) -> Json:
+        run = self._active_run(asked)
+        kept = [tag for tag in run["data"]["tags"] if tag["key"] != asked["key"]]
+        run["data"]["tags"] = [*kept, {"key": asked["key"], "value": asked["value"]}]
+        return {}
+
+    def _untag_run(self, asked: Json) -> Json:
+        run = self._active_run(asked)
+        kept = [tag for tag in run["data"]["tags"] if tag["key"] != asked["key"]]
+        if len(kept) == len(run["data"]["tags"]):
+            raise Refusal(_missing(f"No tag with name: {asked['key']} in run with id {asked['run_id']}"))
+        run["data"]["tags"] = kept
+        return {}
+
+    def _active_run(self, asked: Json) -> Json:
+        run = self._run(asked)
+        if run["info"]["lifecycle_stage"] != "active":
+            raise Refusal(_bad(f"The run {asked['run_id']} must be in the 'active' state."))
+        return run
 
     def _search_runs(self, asked: Json) -> Json:
         def facts(run: Json) -> Json:

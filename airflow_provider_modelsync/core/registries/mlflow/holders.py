@@ -6,23 +6,29 @@ one: each file appears whole or not at all, and holds the same in both.
 
 Whoever gives a holder up first lets the server forget it, then looks whether a version names it, and only then removes
 the bytes. A server takes no version of a logged model that it has forgotten, so a version that came about before is
-seen, and none can come about after. A run is not asked for when a version is made: a push that made one of it looks
-once more whether the run is still there.
+seen, and none can come about after.
+
+A run is not asked for when a version is made, so each push that uses one says so by a tag before it looks whether the
+run is still there. The tag goes once the push has a version. Whoever has given the run up leaves its bytes where a tag
+says that another push may still make a version of them: `mlflow gc` removes them with the run. A run that is deleted
+takes no tags.
 """
 
 from __future__ import annotations
 
 import re
+import secrets
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from airflow_provider_modelsync.core.flow.steps import Flow
-from airflow_provider_modelsync.core.registries.mlflow.api import Calls, is_unknown_route
+from airflow_provider_modelsync.core.registries.mlflow.api import Calls, error_of, is_missing, is_unknown_route
 from airflow_provider_modelsync.core.registries.mlflow.records import (
     DIGEST,
     NAME,
+    OURS,
     DownloadUri,
     LoggedModelAnswer,
     LoggedModelInfo,
@@ -39,6 +45,9 @@ from airflow_provider_modelsync.core.registries.mlflow.records import (
 _TITLE = "modelsync"  # a logged model's name may hold less than a model's
 _MODEL_DIRECTORY = "model"
 _COPY = re.compile(r"models:/(?!m-)")
+_NOT_ACTIVE = re.compile(r"must be in the 'active' state")
+_USED_BY = f"{OURS}push."
+_LONGEST_PUSH = 7 * 24 * 3600 * 1000  # milliseconds; what began earlier is taken for dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +60,7 @@ class Holder:
     :param keys: what a version has to name besides.
     :param digest: of the model that it is for.
     :param model_id: of the logged model, if it is one.
+    :param push: the push that uses it, where pushes have to be told apart.
     """
 
     id: str
@@ -59,6 +69,7 @@ class Holder:
     keys: dict[str, str]
     digest: str
     model_id: str | None = None
+    push: str | None = None
 
 
 class Holders(ABC):
@@ -74,6 +85,21 @@ class Holders(ABC):
     @abstractmethod
     def begin(self, experiment_id: str, name: str, digest: str) -> Flow[Holder]:
         """Make one."""
+
+    def join(self, holder: Holder) -> Flow[Holder | None]:
+        """Use what an earlier try has begun; ``None`` when that was given up meanwhile."""
+        return holder
+        yield  # a flow that needs no step
+
+    def leave(self, holder: Holder, **more: Any) -> Flow[None]:
+        """Say that a push makes no version of it any more."""
+        return
+        yield
+
+    def is_used(self, holder: Holder, **more: Any) -> Flow[bool]:
+        """Whether a push may still make a version of one that the server has forgotten."""
+        return False
+        yield
 
     @abstractmethod
     def is_there(self, holder: Holder) -> Flow[bool]:
@@ -204,16 +230,34 @@ class Runs(Holders):
         return _run(newest) if newest else None
 
     def begin(self, experiment_id: str, name: str, digest: str) -> Flow[Holder]:
+        push = secrets.token_hex(8)
         body = {
             "experiment_id": experiment_id,
             "run_name": _TITLE,
             "start_time": _now(),
-            "tags": tags_of({DIGEST: digest, NAME: name}),
+            "tags": tags_of({DIGEST: digest, NAME: name, f"{_USED_BY}{push}": str(_now())}),
         }
         made = yield from self._calls.need(
             "POST", "runs/create", RunAnswer, "creating a run", json=body, may_repeat=False
         )
-        return _run(made.run)
+        return replace(_run(made.run), push=push)
+
+    def join(self, holder: Holder) -> Flow[Holder | None]:
+        joined = replace(holder, push=secrets.token_hex(8))
+        body = {"key": f"{_USED_BY}{joined.push}", "value": str(_now())}
+        yield from self._change(holder, "set-tag", "saying that a run is used", body)
+        return joined if (yield from self.is_there(joined)) else None
+
+    def leave(self, holder: Holder, **more: Any) -> Flow[None]:
+        if holder.push is not None:
+            body = {"key": f"{_USED_BY}{holder.push}"}
+            yield from self._change(holder, "delete-tag", "saying that a run is used no more", body, **more)
+
+    def is_used(self, holder: Holder, **more: Any) -> Flow[bool]:
+        run = yield from self._read(holder.id, **more)
+        since = _now() - _LONGEST_PUSH
+        tags = run.data.tags if run else []
+        return any(tag.key.startswith(_USED_BY) and not _is_before(tag.value, since) for tag in tags)
 
     def is_there(self, holder: Holder) -> Flow[bool]:
         run = yield from self._get(holder.id)
@@ -232,16 +276,27 @@ class Runs(Holders):
         yield from self._mark(holder, "FAILED", **more)
 
     def forget(self, holder: Holder, **more: Any) -> Flow[None]:
-        body = {"run_id": holder.id}
-        yield from self._calls.find("POST", "runs/delete", object, "deleting the run", json=body, **more)
+        yield from self._change(holder, "delete", "deleting the run", {}, **more)
 
     def _mark(self, holder: Holder, status: str, **more: Any) -> Flow[None]:
-        body = {"run_id": holder.id, "status": status, "end_time": _now()}
-        yield from self._calls.find("POST", "runs/update", object, "changing the state of the run", json=body, **more)
+        body = {"status": status, "end_time": _now()}
+        yield from self._change(holder, "update", "changing the state of the run", body, **more)
+
+    def _change(self, holder: Holder, verb: str, doing: str, body: dict[str, Any], **more: Any) -> Flow[None]:
+        """Make a call that changes a run, unless it is deleted."""
+        asked = {"run_id": holder.id, **body}
+        response = yield from self._calls.answer("POST", f"runs/{verb}", json=asked, may_repeat=True, **more)
+        if not is_missing(response) and not _NOT_ACTIVE.search(error_of(response).message):
+            self._calls.refuse(response, doing)
 
     def _get(self, run_id: str) -> Flow[Run | None]:
-        found = yield from self._calls.find("GET", "runs/get", RunAnswer, "reading the run", params={"run_id": run_id})
-        return found.run if found and found.run.info.lifecycle_stage != "deleted" else None
+        run = yield from self._read(run_id)
+        return run if run and run.info.lifecycle_stage != "deleted" else None
+
+    def _read(self, run_id: str, **more: Any) -> Flow[Run | None]:
+        ask = {"run_id": run_id}
+        found = yield from self._calls.find("GET", "runs/get", RunAnswer, "reading the run", params=ask, **more)
+        return found.run if found else None
 
 
 def _logged(info: LoggedModelInfo) -> Holder:
@@ -260,6 +315,10 @@ def _run(run: Run) -> Holder:
 
 def _value(tags: list[Tag], key: str) -> str:
     return next((tag.value for tag in tags if tag.key == key), "")
+
+
+def _is_before(milliseconds: str, moment: int) -> bool:
+    return milliseconds.isdigit() and int(milliseconds) < moment
 
 
 def _now() -> int:

@@ -305,6 +305,8 @@ class MLflow(Registry, Aliases):
         holders = yield from self._holders(experiment)
         there: dict[str, int] = {}
         holder = yield from holders.find(experiment, name, source.digest)
+        if holder is not None:
+            holder = yield from holders.join(holder)
         if holder is None:
             holder = yield from holders.begin(experiment, name, source.digest)
             place = self._artifacts.at(holder.root, holder.model_id)
@@ -331,6 +333,7 @@ class MLflow(Registry, Aliases):
             yield from self._delete_version(record)
             raise BeginAgain(f"what was sent of {name} was given up by another push")
         first = next(iter((yield from self._same(name, plan.request.source.digest))), record)
+        yield from holders.leave(holder)
         if first.number >= record.number:
             return record.shown()
         # Another push of the same bytes was faster.
@@ -480,10 +483,15 @@ class MLflow(Registry, Aliases):
     def _discard(self, holder: Holder, **more: float) -> Flow[None]:
         """Remove what holds bytes, and these, unless a version names them."""
         holders = yield from self._holders()
+        yield from holders.leave(holder, **more)
         if (yield from holders.is_named(holder, **more)):
             return
         yield from holders.fail(holder, **more)
         yield from holders.forget(holder, **more)
+        # In this order: a push leaves once it has a version.
+        if (yield from holders.is_used(holder, **more)):
+            _log.info("another push may use the files of %s: they stay until `mlflow gc` removes them", holder.source)
+            return
         if (yield from holders.is_named(holder, **more)):
             _log.warning("a version was made of %s while that was given up; its files stay", holder.source)
             return

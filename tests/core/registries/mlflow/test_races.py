@@ -104,6 +104,11 @@ def test_a_push_that_is_killed_at_any_request_leaves_no_version_without_its_byte
             return
 
 
+def _delete(bench: Bench, model: str) -> bool:
+    done: bool = bench.run(lambda registry: registry.delete(registry.parse(model)))
+    return done
+
+
 def _worker_of(server: MLflowStandIn, scratch: Path) -> Worker:
     scratch.mkdir()
 
@@ -124,7 +129,7 @@ def test_a_delete_that_is_killed_at_any_request_leaves_no_version_without_its_by
             pushed = worker().push(source, NAME)
             bench = worker()
             came_that_far = server.kills(
-                lambda bench=bench, ref=pushed.ref: bench.run(lambda registry: registry.delete(registry.parse(ref))),
+                lambda bench=bench, ref=pushed.ref: _delete(bench, ref),
                 at=at,
                 does_it=True,
             )
@@ -210,7 +215,7 @@ def test_whoever_gives_up_what_another_push_has_joined_takes_no_version_s_bytes(
     assert isinstance(two, MLflow)
     with driver_for(one, None) as first, driver_for(two, None) as second:
         plan, joined = sent(one, first, source), sent(two, second, source)
-        assert plan.holder == joined.holder
+        assert plan.holder.source == joined.holder.source
         giving_up = Stepped(one.abort_push(plan, RegistryUnavailable("given up")), first)
         finishing = Stepped(two.finish_push(joined), second)
         while not (giving_up.is_over and finishing.is_over):
@@ -221,6 +226,57 @@ def test_whoever_gives_up_what_another_push_has_joined_takes_no_version_s_bytes(
     assert isinstance(finishing.error, BeginAgain | RegistryUnavailable | None)
     assert len(whole(worker, source)) == (0 if finishing.error else 1)
     assert worker().push(source, NAME).digest == digest_directory(source)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_whoever_gives_up_takes_no_bytes_of_a_push_that_is_killed_meanwhile(
+    server: MLflowStandIn, worker: Worker, source: Path, seed: int
+) -> None:
+    """At any of its requests, with the one who gives up anywhere between two of its own."""
+    for life in some_of(range(1, 16)):
+        order = random.Random(f"{seed} {life}")
+        one, two = worker().registry, worker().registry
+        assert isinstance(one, MLflow)
+        assert isinstance(two, MLflow)
+        with driver_for(one, None) as first, driver_for(two, None) as second:
+            plan, joined = sent(one, first, source), sent(two, second, source)
+            assert plan.holder.source == joined.holder.source
+            giving_up = Stepped(one.abort_push(plan, RegistryUnavailable("given up")), first)
+            killed = Stepped(two.finish_push(joined), second)
+            steps = [giving_up] * 16 + [killed] * life
+            order.shuffle(steps)
+            for one_of_them in steps:
+                if not one_of_them.is_over:
+                    one_of_them.go_on()
+            assert giving_up.is_over
+
+        assert len(whole(worker, source)) <= 1
+        assert worker().push(source, NAME).digest == digest_directory(source)
+        assert len(whole(worker, source)) == 1
+        for version in worker().ready_versions(NAME):
+            _delete(worker(), f"{NAME}:{version}")
+
+
+def test_a_run_s_files_stay_while_a_push_may_make_a_version_of_them(source: Path, tmp_path: Path) -> None:
+    with MLflowStandIn(tmp_path / "older", generation=2) as server:
+        make = _worker_of(server, tmp_path / "workers")
+        one, two = make().registry, make().registry
+        assert isinstance(one, MLflow)
+        assert isinstance(two, MLflow)
+        with driver_for(one, None) as first, driver_for(two, None) as second:
+            plan, joined = sent(one, first, source), sent(two, second, source)
+            first.run(one.abort_push(plan, RegistryUnavailable("given up")))
+            assert server.files()  # `mlflow gc` removes them with the deleted run
+            assert holders(server) == []
+            with pytest.raises(BeginAgain):
+                second.run(two.finish_push(joined))
+        assert server.versions(NAME) == []
+
+        left = set(server.files())
+        pushed = make().push(source, NAME)
+        assert _delete(make(), pushed.ref)
+        assert set(server.files()) == left
 
 
 def test_a_push_that_fails_for_good_leaves_nothing_behind(server: MLflowStandIn, ml: Bench, source: Path) -> None:
