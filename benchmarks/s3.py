@@ -50,8 +50,8 @@ def write(root: Path, sizes: dict[str, int], seed: str) -> Path:
 def ours(verb: str, service: S3Service, bucket: str, place: Path, model: str) -> Callable[[], Any]:
     """Push a directory as a version, or pull one."""
     from airflow_provider_modelsync.core.models import Query
-    from airflow_provider_modelsync.core.registries.modelstore.bucket import BucketSettings
     from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
+    from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings
     from airflow_provider_modelsync.core.transfer.control import Control
     from airflow_provider_modelsync.core.verbs.drive import driver_for
     from airflow_provider_modelsync.core.verbs.pull import pull

@@ -32,7 +32,9 @@ class ModelStoreHook(RegistryHook):
         return ModelStore
 
     def make_registry(self, settings: RegistrySettings, others: Sequence[Connection]) -> ModelStore:
-        return self.registry_type()(settings, *(_AwsSession(connection) for connection in others))
+        named = [open_session for field, open_session in _SESSIONS.items() if getattr(settings, field, None)]
+        sessions = [open_session(connection) for open_session, connection in zip(named, others, strict=True)]
+        return self.registry_type()(settings, *sessions)
 
 
 class _AwsSession:
@@ -51,3 +53,33 @@ class _AwsSession:
                 argument="aws_conn_id",
             ) from None
         return BaseSessionFactory(conn=AwsConnectionWrapper(conn=self._connection)).create_session()
+
+
+class _GoogleCredentials:
+    """Opens the credentials that a connection of Airflow's Google provider stands for, impersonation included."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __call__(self) -> Any:
+        try:
+            from airflow.providers.google.common.hooks.base_google import GoogleBaseHook
+        except ImportError:
+            raise InvalidInput(
+                "Airflow's Google provider is needed for it: install airflow-provider-modelsync[google]",
+                argument="gcp_conn_id",
+            ) from None
+        connection = self._connection
+
+        class Known(GoogleBaseHook):  # type: ignore[misc]
+            """Asks nobody for the connection: it is known, and on the triggerer's event loop nobody may be asked."""
+
+            @classmethod
+            def get_connection(cls, conn_id: str) -> Connection:
+                return connection
+
+        return Known(gcp_conn_id=connection.conn_id).get_credentials()
+
+
+# Field of the connection → what opens the session that another connection stands for.
+_SESSIONS = {"aws_conn_id": _AwsSession, "gcp_conn_id": _GoogleCredentials}

@@ -19,8 +19,8 @@ from airflow_provider_modelsync.core.registries.base import Registry
 from airflow_provider_modelsync.core.registries.bentocloud.registry import BentoCloud, BentoCloudSettings
 from airflow_provider_modelsync.core.registries.huggingface.registry import HuggingFaceHub, HuggingFaceHubSettings
 from airflow_provider_modelsync.core.registries.mlflow.registry import MLflow, MLflowSettings
-from airflow_provider_modelsync.core.registries.modelstore.bucket import BucketSettings
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
+from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings
 from airflow_provider_modelsync.core.registries.oci.registry import OCIRegistry, OCISettings
 from airflow_provider_modelsync.core.registries.pieces.api import PiecesSettings
 from airflow_provider_modelsync.core.registries.pieces.registry import Pieces

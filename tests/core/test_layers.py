@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("core.registries",),
     ("core.registries.capabilities",),
     ("core.registries.base",),
+    ("core.storages",),
     ("core.transfer",),
     ("core.archive", "core.http"),
     ("core.flow", "core.durable"),

@@ -12,8 +12,8 @@ from airflow_provider_modelsync.core import places
 from airflow_provider_modelsync.core.archive.extract import extract_archive
 from airflow_provider_modelsync.core.errors import InvalidInput
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
-from airflow_provider_modelsync.core.registries.modelstore.client import BucketSettings
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
+from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.verbs.sync import Selection, Side, sync
 from tests.core.processes import in_namespace

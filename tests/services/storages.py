@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from airflow_provider_modelsync.core.errors import ModelSyncError, NotSupported
-from airflow_provider_modelsync.core.registries.modelstore.bucket import Abilities, Bucket
-from airflow_provider_modelsync.core.registries.modelstore.client import BucketSettings
 from airflow_provider_modelsync.core.registries.modelstore.probe import probe
+from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings
+from airflow_provider_modelsync.core.storages.s3 import S3Abilities, S3Bucket
 from tests.services.ceph_rgw import rgw
 from tests.services.moto_server import running_moto
 from tests.services.s3 import S3Service
@@ -54,8 +54,8 @@ def row(name: str, seen_on: str, service: S3Service, bucket: str, **fields: str)
         "login": service.access_key,
         "password": service.secret_key,
     }
-    store = Bucket(bucket, BucketSettings.read(f"table {name}", usual | fields), base="models/")
-    store.abilities = found = Abilities()
+    store = S3Bucket(bucket, BucketSettings.read(f"table {name}", usual | fields), base="models/")
+    store.abilities = found = S3Abilities()
     try:
         missing = {one.ability for one in probe(store, store.mover)}
     except NotSupported as error:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -201,23 +203,39 @@ class Stored:
     crc32: str | None = None
 
 
-class Sums(Protocol):
-    """What tells a storage whether it got the bytes that were sent, base64: it takes one of them."""
-
-    @property
-    def crc32(self) -> str: ...
-
-    @property
-    def md5_base64(self) -> str: ...
-
-
 def md5_of(content: bytes | memoryview) -> str:
     """Return the MD5 of bytes as ``Content-MD5`` has it."""
     return base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
 
 
+class Sums:
+    """Bytes in memory, and what tells a storage whether it got them: each is computed when it is first asked for.
+
+    :param view: the bytes.
+    """
+
+    def __init__(self, view: memoryview | bytes) -> None:
+        self.view = memoryview(view)
+        self.size = len(view)
+
+    @cached_property
+    def crc32(self) -> str:
+        """Their CRC-32, base64."""
+        return base64.b64encode(zlib.crc32(self.view).to_bytes(4)).decode()
+
+    @cached_property
+    def md5(self) -> str:
+        """Their MD5, in hex."""
+        return hashlib.md5(self.view, usedforsecurity=False).hexdigest()
+
+    @cached_property
+    def md5_base64(self) -> str:
+        """Their MD5, base64."""
+        return base64.b64encode(bytes.fromhex(self.md5)).decode()
+
+
 class ObjectWriter(Protocol):
-    """How a storage takes a model's files as objects, in the terms of S3.
+    """How a storage takes a model's files as objects, each in one request or in parts.
 
     :ivar part_size: bytes in every part but the last; no larger file goes up in one request.
     """
@@ -233,11 +251,23 @@ class ObjectWriter(Protocol):
     def part(self, file: FileEntry, upload_id: str, number: int, sums: Sums) -> Flow[Address]:
         """Return where a part, counted from 1, goes to."""
 
-    def checked_crc32(self, checked: bool) -> None:
-        """Hear whether the storage checks the CRC-32 of what it gets; where not, others send another sum."""
+    def receipt(
+        self, file: FileEntry, upload_id: str | None, sums: Sums, address: Address, answer: MovedResponse, doing: str
+    ) -> Stored:
+        """Return what the storage has stored of what was sent; raise when that is something else, or nothing.
 
-    def refused_crc32(self) -> None:
-        """Hear that the storage takes no bytes with a CRC-32."""
+        :param upload_id: of a part; ``None`` for a file in one request.
+        """
+
+    def is_part(self, sums: Sums, stored: Stored) -> bool:
+        """Whether a part that an earlier try has left holds these bytes."""
+
+    def find(self, file: FileEntry, count: int, parts: Iterable[Sums]) -> Flow[str | None]:
+        """Return the tag of the object that an earlier try has left of a file; ``None`` when none holds it.
+
+        :param count: in how many parts it would go up.
+        :param parts: those parts, which are read when they are asked for.
+        """
 
     def sent(self, file: FileEntry, upload_id: str, number: int, stored: Stored) -> None:
         """Hear that a part is stored."""
@@ -267,7 +297,6 @@ class PutObjects:
 
     :param source: the model.
     :param writer: where to.
-    :param there: path → the object that an earlier try has left.
     :param open: path → the upload that an earlier try has begun.
     :param copies: paths of the files that the storage may copy from another version.
     :param etags: filled in: path → the tag of what was stored.
@@ -277,7 +306,6 @@ class PutObjects:
 
     source: Source
     writer: ObjectWriter
-    there: Mapping[str, Stored]
     open: Mapping[str, OpenObject]
     copies: frozenset[str]
     etags: dict[str, str] = field(default_factory=dict)

@@ -29,8 +29,8 @@ from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.models import ModelRef, Query, SyncedVersion, SyncReport, flat, nested
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
 from airflow_provider_modelsync.core.registries.bentocloud.registry import BentoCloud, BentoCloudSettings
-from airflow_provider_modelsync.core.registries.modelstore.bucket import BucketSettings
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
+from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer import objects, stored
 from airflow_provider_modelsync.core.transfer.control import Control

@@ -6,24 +6,22 @@ What a model store cannot do without is an error. All else is missing with a rea
 from __future__ import annotations
 
 import io
-import zlib
-from base64 import b64encode
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 
 from airflow_provider_modelsync.core.errors import ModelSyncError, NotSupported, RegistryUnavailable
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.parallel import for_each
-from airflow_provider_modelsync.core.http.storage import SumRefused
-from airflow_provider_modelsync.core.registries.modelstore.bucket import Bucket, Listed
+from airflow_provider_modelsync.core.storages.base import Bucket, Listed
 from airflow_provider_modelsync.core.transfer.mover import Mover, with_retries
-from airflow_provider_modelsync.core.transfer.plan import Address, md5_of
+from airflow_provider_modelsync.core.transfer.plan import Address, Stored, Sums
 
 _BYTES = b"modelsync"
 _OTHER = b"other bytes"
-_NO_TAG = "0" * 32  # that no object has
+_SHA256 = "0" * 64  # of what is no file
 # What a storage can do without, and what comes of it.
 _COSTS = {
     "checks of sums": "damage on the way shows at the next pull only",
@@ -51,21 +49,6 @@ class Missing:
         return f"{self.ability} ({self.cost})"
 
 
-@dataclass(frozen=True, slots=True)
-class _Content:
-    """A few bytes and their sums."""
-
-    data: bytes
-
-    @property
-    def crc32(self) -> str:
-        return b64encode(zlib.crc32(self.data).to_bytes(4)).decode()
-
-    @property
-    def md5_base64(self) -> str:
-        return md5_of(self.data)
-
-
 def probe(bucket: Bucket, mover: Mover) -> list[Missing]:
     """Do what a push does below a bucket's root, and remove it all.
 
@@ -86,6 +69,7 @@ class _Probe:
         self._missing: list[Missing] = []
 
     def run(self) -> list[Missing]:
+        self._bucket.require_usable()
         try:
             doing = f"writing {self._bucket.shown_base}".rstrip()
             etag = self._bucket.put(self._key, _BYTES, doing=doing)  # alone: whoever may not do that may do nothing
@@ -121,9 +105,9 @@ class _Probe:
         put = self._bucket.put
         if put(self._key, _OTHER, doing=doing) is not None:
             raise self._mixing("it ignores If-None-Match")
-        if put(self._key, _OTHER, etag=_NO_TAG, doing=doing) is not None:
+        if put(self._key, _OTHER, etag=self._bucket.wrong_etag, doing=doing) is not None:
             raise self._mixing("it ignores If-Match")
-        if put(f"{self._key}-absent", _OTHER, etag=_NO_TAG, doing=doing) is not None:
+        if put(f"{self._key}-absent", _OTHER, etag=self._bucket.wrong_etag, doing=doing) is not None:
             raise self._mixing("it writes on If-Match where nothing is, as MinIO did before September 2025; update it")
         if etag is None or put(self._key, _BYTES, etag=etag, doing=doing) is None:
             raise self._mixing("it refuses If-Match with the right tag")
@@ -150,17 +134,20 @@ class _Probe:
 
     def _bytes(self) -> None:
         """Send and fetch as files are: by presigned URLs, with a sum, and by ranges."""
-        sent, key = _Content(_BYTES), f"{self._key}-file"
-        self._send(lambda: self._bucket.address_put(key, sent), sent)
-        if self._accepts_damage(key):
-            self._bucket.abilities.crc32 = False
-            if self._accepts_damage(key):
+        sent, key = Sums(_BYTES), f"{self._key}-file"
+        stored = self._send(key, None, lambda: self._bucket.address_put(key, sent, _SHA256), sent)
+        while self._accepts_damage(key):
+            if not self._bucket.use_other_sum():
                 self._lacks("checks of sums")
-        address = self._bucket.address_get(key)
+                break
+        address = self._bucket.address_get(Listed(key, stored.size, datetime.now(UTC), stored.etag))
         headers = {**address.headers, "Range": "bytes=1-3"}
         with self._mover.get(address.url, headers) as answer:
             if not 200 <= answer.status < 300:
-                answer.answer().raise_for_store("fetching a range")
+                refusal = answer.answer()
+                if address.explain is not None:
+                    address.explain(refusal, "fetching a range")
+                refusal.raise_for_store("fetching a range")
             got = answer.whole("GET", 1 << 20).body
         if (answer.status, got) != (206, _BYTES[1:4]):
             if got != _BYTES:
@@ -169,35 +156,28 @@ class _Probe:
 
     def _accepts_damage(self, key: str) -> bool:
         """Whether the storage takes bytes that are not those of their sum."""
-        address = self._bucket.address_put(f"{key}-damaged", _Content(_OTHER))
+        address = self._bucket.address_put(f"{key}-damaged", Sums(_OTHER), _SHA256)
         answer = self._mover.put(address.url, lambda: io.BytesIO(_BYTES), len(_BYTES), address.headers)
         if answer.status < 300:
             self._bucket.delete(f"{key}-damaged")
         return answer.status < 300
 
-    def _send(self, ask: Callable[[], Address], content: _Content) -> None:
+    def _send(self, key: str, upload_id: str | None, ask: Callable[[], Address], sums: Sums) -> Stored:
         """Send bytes as a push does; what the storage says of the sum is remembered."""
 
-        def once() -> None:
+        def once() -> Stored:
             address = ask()
-            body = content.data
-            answer = self._mover.put(address.url, lambda: io.BytesIO(body), len(body), address.headers)
-            try:
-                answer.raise_for_store(f"sending to {self._bucket.place}")
-            except SumRefused:
-                self._bucket.abilities.crc32 = False
-                raise
-            if "x-amz-checksum-crc32" in address.headers:
-                self._bucket.abilities.crc32 = "x-amz-checksum-crc32" in answer.headers
+            answer = self._mover.put(address.url, lambda: io.BytesIO(sums.view), sums.size, address.headers)
+            return self._bucket.receipt(key, upload_id, sums, address, answer, f"sending to {self._bucket.place}")
 
-        with_retries(once, cancel=CancelToken())
+        return with_retries(once, cancel=CancelToken())
 
     def _parts(self) -> bool:
         """Begin an upload in parts, find it again, and give it up."""
-        content, key = _Content(_BYTES), f"{self._key}-parts"
-        upload_id = self._bucket.begin(key, {})
+        content, key = Sums(_BYTES), f"{self._key}-parts"
+        upload_id = self._bucket.begin(key, _SHA256)
         try:
-            self._send(lambda: self._bucket.address_part(key, upload_id, 1, content), content)
+            self._send(key, upload_id, lambda: self._bucket.address_part(key, upload_id, 1, content), content)
             is_listed = (key, upload_id) in self._bucket.uploads(self._key, [key])
             parts = self._bucket.parts(key, upload_id)
         finally:
@@ -210,10 +190,10 @@ class _Probe:
         abilities = self._bucket.abilities
         abilities.conditional_copies = None
         origin = next(iter(self._bucket.objects(f"{self._key}-file")))
-        stale = Listed(origin.key, origin.size, origin.modified, _NO_TAG)
-        abilities.copies = self._bucket.copy(origin, f"{self._key}-copy", {}) is not None
+        stale = replace(origin, etag=self._bucket.wrong_etag)
+        abilities.copies = self._bucket.copy(origin, f"{self._key}-copy", _SHA256) is not None
         if abilities.copies:
-            abilities.conditional_copies = self._bucket.copy(stale, f"{self._key}-copy", {}) is None
+            abilities.conditional_copies = self._bucket.copy(stale, f"{self._key}-copy", _SHA256) is None
             if not abilities.conditional_copies:
                 self._lacks("conditional copies")
         return abilities.copies
@@ -221,7 +201,7 @@ class _Probe:
     def _conditional_delete(self) -> bool:
         """Delete on a tag that the object does not have."""
         self._bucket.abilities.conditional_deletes = None
-        self._bucket.delete(f"{self._key}-file", etag=_NO_TAG)
+        self._bucket.delete(f"{self._key}-file", etag=self._bucket.wrong_etag)
         works = self._bucket.head(f"{self._key}-file") is not None
         self._bucket.abilities.conditional_deletes = works
         return works

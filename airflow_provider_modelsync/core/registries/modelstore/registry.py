@@ -16,15 +16,18 @@ from airflow_provider_modelsync.core.models import LATEST, Alias, ModelRef, Mode
 from airflow_provider_modelsync.core.redact import secrets_of, show_url
 from airflow_provider_modelsync.core.registries.base import KEEPS_MODELS, Capability, Registry
 from airflow_provider_modelsync.core.registries.capabilities import Aliases, Tidies
-from airflow_provider_modelsync.core.registries.modelstore.bucket import Bucket
-from airflow_provider_modelsync.core.registries.modelstore.client import BucketSettings, OpenSession
+from airflow_provider_modelsync.core.registries.modelstore.buckets import BucketStore
 from airflow_provider_modelsync.core.registries.modelstore.directory import DirectoryStore
-from airflow_provider_modelsync.core.registries.modelstore.s3 import S3Store
+from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings, scheme_of
 from airflow_provider_modelsync.core.registries.modelstore.store import CONN_TYPE, NAME, Manifest, Store, StorePlan
 from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.storages.base import Bucket, OpenSession
+from airflow_provider_modelsync.core.storages.gcs import GcsBucket
+from airflow_provider_modelsync.core.storages.s3 import S3Bucket
 from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, PushRequest, UploadPlan
 
 _BUCKET = re.compile(r"[A-Za-z0-9._:-]+")
+_BUCKETS: Mapping[str, Callable[..., Bucket]] = {"s3": S3Bucket, "gs": GcsBucket}
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -33,8 +36,10 @@ T = TypeVar("T")
 class ModelStore(Registry, Aliases, Tidies):
     """Models in a directory or in a bucket.
 
-    :param settings: the connection; ``host`` is the root: ``file:///path`` or ``s3://bucket/prefix``.
-    :param session: opens the boto3 session to use instead of one with the connection's own keys.
+    :param settings: the connection; ``host`` is the root: ``file:///path``, ``s3://bucket/prefix`` or
+        ``gs://bucket/prefix``.
+    :param session: opens what to use instead of the connection's own keys: a boto3 session, or credentials of
+        google-auth.
     :raises InvalidInput: when the root is missing or no such URL.
     """
 
@@ -70,7 +75,11 @@ class ModelStore(Registry, Aliases, Tidies):
         if self.directory is not None:
             return "file", *self.directory.resolve().parts
         endpoint = cast(BucketSettings, self.settings).endpoint_url or ""
-        return "s3", endpoint.lower().rstrip("/"), *filter(None, (self.prefix or "").split("/"))
+        return (
+            scheme_of(self.settings.host),
+            endpoint.lower().rstrip("/"),
+            *filter(None, (self.prefix or "").split("/")),
+        )
 
     @property
     def identity(self) -> str:
@@ -159,9 +168,10 @@ def _store_at(settings: RegistrySettings, session: OpenSession | None) -> Store:
     # Not parsed as a URL: what is special there, as '#', '?' and '%', is part of a path or a prefix like all else.
     scheme, _, place = (settings.host or "").partition("://")
     authority, _, path = place.partition("/")
-    if scheme.lower() == "file" and authority in ("", "localhost") and path:
+    scheme = scheme.lower()
+    if scheme == "file" and authority in ("", "localhost") and path:
         return DirectoryStore(Path(f"/{path}"))
-    if scheme.lower() == "s3" and _BUCKET.fullmatch(authority) and isinstance(settings, BucketSettings):
+    if scheme in _BUCKETS and _BUCKET.fullmatch(authority) and isinstance(settings, BucketSettings):
         if {".", ".."} & set(path.split("/")):
             raise InvalidInput(
                 f"the prefix {names.show(path)} holds a '.' or '..' segment, which addresses cannot",
@@ -169,9 +179,11 @@ def _store_at(settings: RegistrySettings, session: OpenSession | None) -> Store:
                 connection=settings.conn_id,
             )
         base = f"{path.strip('/')}/".lstrip("/")
-        return S3Store(Bucket(authority, settings, session, base=base), base, settings.part_size_mib)
+        bucket = _BUCKETS[scheme](authority, settings, session, base=base)
+        return BucketStore(bucket, base, settings.part_size_mib)
     raise InvalidInput(
-        f"the root {show_url(settings.host or '')!r} is neither a file:///path nor an s3://bucket/prefix URL",
+        f"the root {show_url(settings.host or '')!r} is neither a file:///path nor an s3://bucket/prefix or "
+        "gs://bucket/prefix URL",
         argument="host",
         connection=settings.conn_id,
     )

@@ -557,7 +557,7 @@ class Store(ABC):
             stored = replace(stored, content=manifest.model_dump_json(include=set(Summary.model_fields)).encode())
         if entry.tag:
             _records.add(key, stored)
-        return stored
+        return replace(stored, modified=entry.modified)  # a storage may tell another time when it is read
 
     def parse(self, model: type[_Model], name: str, record: str, content: bytes) -> _Model:
         """Read a record; raise :class:`Damaged` when that cannot be done."""

@@ -24,8 +24,8 @@ from airflow_provider_modelsync.core.archive.digest import FileEntry, digest_of
 from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver
 from airflow_provider_modelsync.core.models import ModelVersion, PulledModel, Query
 from airflow_provider_modelsync.core.registries.modelstore import claims
-from airflow_provider_modelsync.core.registries.modelstore.bucket import BucketSettings
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
+from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.verbs.pull import pull
 from airflow_provider_modelsync.core.verbs.push import push

@@ -13,9 +13,9 @@ import pytest
 
 from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.core.errors import DigestMismatch, ModelNotFound, ModelSyncError, RegistryUnavailable
-from airflow_provider_modelsync.core.registries.modelstore import bucket as bucket_module
-from airflow_provider_modelsync.core.registries.modelstore import bucket as modelstore_bucket
-from airflow_provider_modelsync.core.registries.modelstore import s3 as modelstore_s3
+from airflow_provider_modelsync.core.registries.modelstore import buckets as modelstore_s3
+from airflow_provider_modelsync.core.storages import s3 as bucket_module
+from airflow_provider_modelsync.core.storages import s3 as modelstore_bucket
 from airflow_provider_modelsync.core.transfer import large_files
 from airflow_provider_modelsync.core.transfer.control import Control
 from tests.core.registries.modelstore.buckets import FILES, KIB, PART, BucketStore, body_bytes, bucket_store

@@ -11,8 +11,8 @@ import pytest
 from airflow_provider_modelsync.core.errors import ModelSyncError, RegistryUnavailable
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
 from airflow_provider_modelsync.core.models import Query
-from airflow_provider_modelsync.core.registries.modelstore.client import BucketSettings
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
+from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings
 from tests.standins.fault_server import Drip, FaultServer, Send, Talk
 
 

@@ -27,7 +27,7 @@ from airflow_provider_modelsync.core.errors import (
 )
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.models import Query
-from airflow_provider_modelsync.core.registries.modelstore import bucket as modelstore_bucket
+from airflow_provider_modelsync.core.storages import s3 as modelstore_bucket
 from airflow_provider_modelsync.core.transfer import mover
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.watchdog import Pace

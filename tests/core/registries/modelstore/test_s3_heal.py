@@ -10,7 +10,7 @@ import pytest
 
 from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.core.errors import DigestMismatch, UnsafeArchive
-from airflow_provider_modelsync.core.registries.modelstore.client import Deadline
+from airflow_provider_modelsync.core.storages.base import Deadline
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.watchdog import Pace
 from tests.core.registries.modelstore.buckets import PART, BucketStore, bucket_store

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from airflow_provider_modelsync.core.models import Query
-from airflow_provider_modelsync.core.registries.modelstore.bucket import BucketSettings
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
+from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.verbs.drive import driver_for
 from airflow_provider_modelsync.core.verbs.pull import pull as pull_model

@@ -21,7 +21,7 @@ from airflow_provider_modelsync.core.errors import (
     RegistryUnavailable,
     Unauthorized,
 )
-from airflow_provider_modelsync.core.registries.modelstore import bucket as modelstore_bucket
+from airflow_provider_modelsync.core.storages import s3 as modelstore_bucket
 from airflow_provider_modelsync.core.transfer import checkpoint
 from airflow_provider_modelsync.core.transfer.control import Control
 from tests.core.registries.modelstore.buckets import FILES, PART, RECORDS, BucketStore, is_killed_at

@@ -26,10 +26,11 @@ from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.parallel import for_each
 from airflow_provider_modelsync.core.flow.steps import Flow, call, call_remote
 from airflow_provider_modelsync.core.registries.modelstore import claims
-from airflow_provider_modelsync.core.registries.modelstore.bucket import Bucket, Listed
 from airflow_provider_modelsync.core.registries.modelstore.probe import probe
 from airflow_provider_modelsync.core.registries.modelstore.store import Entry, Manifest, Record, Store, StorePlan
+from airflow_provider_modelsync.core.storages.base import Bucket, Listed
 from airflow_provider_modelsync.core.transfer.checkpoint import OpenUpload, UploadMemory
+from airflow_provider_modelsync.core.transfer.mover import MovedResponse
 from airflow_provider_modelsync.core.transfer.plan import (
     Address,
     GetFiles,
@@ -44,14 +45,13 @@ from airflow_provider_modelsync.core.transfer.plan import (
 
 log = logging.getLogger("modelsync")
 
-_SHA256 = "modelsync-sha256"  # metadata of objects that come in parts
 _ORIGINS = 8  # versions that are looked through for files to copy
 _WORTH_COPYING = 1 << 20  # bytes of a file; smaller ones are sent sooner than looked for
 _DELETERS = 8  # threads
 _ROOM_FOR_GENERATION = "~999999"
 
 
-class S3Store(Store):
+class BucketStore(Store):
     """Models in a bucket.
 
     :param bucket: the bucket.
@@ -69,11 +69,11 @@ class S3Store(Store):
 
     def test(self) -> str:
         missing = probe(self._bucket, self._bucket.mover)
-        works = f"The model store at s3://{self._bucket.name}/{self._base} can be read and written."
+        works = f"The model store at {self._bucket.url(self._base)} can be read and written."
         return f"{works} The storage does without: {'; '.join(map(str, missing))}." if missing else works
 
     def uri(self, name: str, directory: str) -> str:
-        return f"s3://{self._bucket.name}/{self._base}{name}/{directory}"
+        return self._bucket.url(f"{self._base}{name}/{directory}")
 
     def names(self) -> list[str]:
         return self._bucket.directories(self._base)
@@ -97,7 +97,7 @@ class S3Store(Store):
         self._delete_all(self._meta(name, record) for record in records)
 
     def show(self, name: str, record: str) -> str:
-        return f"s3://{self._bucket.name}/{self._meta(name, record)}"
+        return self._bucket.url(self._meta(name, record))
 
     def identity(self, name: str, record: str) -> tuple[str, ...]:
         return (*self._bucket.identity, self._meta(name, record))
@@ -135,7 +135,6 @@ class S3Store(Store):
         return PutObjects(
             source=request.source,
             writer=_Writer(self, self._bucket, manifest, memory, copies, there),
-            there={path: Stored(found.size, found.etag) for path, found in there.items()},
             open=begun,
             copies=frozenset(copies),
         )
@@ -207,9 +206,9 @@ class S3Store(Store):
                 )
 
         def address(file: FileEntry) -> Flow[Address]:
-            return call(self._bucket.address_get, there[file.path].key)
+            return call(self._bucket.address_get, there[file.path])
 
-        etags = {file.path: f'"{there[file.path].etag}"' for file in manifest.files}
+        etags = {file.path: tag for file in manifest.files if (tag := self._bucket.wanted(there[file.path]))}
         return GetFiles(manifest.files, manifest.directories, address, etags)
 
     def begun(self, key: str, upload_id: str) -> None:
@@ -238,7 +237,7 @@ class S3Store(Store):
     def _is_stored(self, manifest: Manifest, path: str, etag: str) -> bool:
         """Ask for an object itself: the listing of a busy Ceph gateway may be behind."""
         found = self._bucket.head(self.key_of(manifest, path))
-        return found is not None and found[0].etag == etag
+        return found is not None and found.etag == etag
 
     def _origins(self, manifest: Manifest, there: Mapping[str, Listed], same: Manifest | None) -> dict[str, Listed]:
         """Find objects of published versions that hold files of this one, as they were published; return them by path.
@@ -351,7 +350,7 @@ class _Writer:
 
     def __init__(
         self,
-        store: S3Store,
+        store: BucketStore,
         bucket: Bucket,
         manifest: Manifest,
         memory: _Memory,
@@ -370,7 +369,8 @@ class _Writer:
     def whole(self, file: FileEntry, sums: Sums) -> Flow[Address]:
         # What another push of the same bytes has stored meanwhile stays.
         there = self._there.get(file.path)
-        return call_remote(self._bucket.address_put, self._key(file), sums, etag=there.etag if there else None)
+        etag = there.etag if there else None
+        return call_remote(self._bucket.address_put, self._key(file), sums, file.sha256, etag=etag)
 
     def begin(self, file: FileEntry) -> Flow[str]:
         return call_remote(self._begin, file)
@@ -378,11 +378,20 @@ class _Writer:
     def part(self, file: FileEntry, upload_id: str, number: int, sums: Sums) -> Flow[Address]:
         return call(self._bucket.address_part, self._key(file), upload_id, number, sums)
 
-    def checked_crc32(self, checked: bool) -> None:
-        self._bucket.abilities.crc32 = checked
+    def receipt(
+        self, file: FileEntry, upload_id: str | None, sums: Sums, address: Address, answer: MovedResponse, doing: str
+    ) -> Stored:
+        return self._bucket.receipt(self._key(file), upload_id, sums, address, answer, doing)
 
-    def refused_crc32(self) -> None:
-        self._bucket.refused_crc32()
+    def is_part(self, sums: Sums, stored: Stored) -> bool:
+        return self._bucket.is_part(sums, stored)
+
+    def find(self, file: FileEntry, count: int, parts: Iterable[Sums]) -> Flow[str | None]:
+        found = self._there.get(file.path)
+        if found is None:
+            return None
+        is_it = yield from call(self._bucket.is_file, found, file.size, file.sha256, count, parts)
+        return found.etag if is_it else None
 
     def sent(self, file: FileEntry, upload_id: str, number: int, stored: Stored) -> None:
         self._memory.sent(upload_id, number, stored)
@@ -394,11 +403,7 @@ class _Writer:
         if not self._copies:
             return None
         try:
-            return (
-                yield from call_remote(
-                    self._bucket.copy, self._origins[file.path], self._key(file), {_SHA256: file.sha256}
-                )
-            )
+            return (yield from call_remote(self._bucket.copy, self._origins[file.path], self._key(file), file.sha256))
         except Cancelled:
             raise
         except ModelSyncError as error:
@@ -411,13 +416,18 @@ class _Writer:
         return self._store.key_of(self._manifest, file.path)
 
     def _begin(self, file: FileEntry) -> str:
-        upload_id = self._bucket.begin(self._key(file), {_SHA256: file.sha256})
+        upload_id = self._bucket.begin(self._key(file), file.sha256)
         self._store.begun(self._key(file), upload_id)
         self._memory.begun(file, self._key(file), upload_id)
         return upload_id
 
     def _complete(self, file: FileEntry, upload_id: str, parts: Mapping[int, Stored]) -> str:
-        etag = None if self._stored(file) else self._bucket.complete(self._key(file), upload_id, parts)
+        etag = None
+        if not self._stored(file):
+            there = self._there.get(file.path)
+            etag = self._bucket.complete(
+                self._key(file), upload_id, parts, file.sha256, etag=there.etag if there else None
+            )
         if etag is not None:
             self._store.completed(upload_id)
             self._memory.completed(upload_id)
@@ -430,6 +440,6 @@ class _Writer:
     def _stored(self, file: FileEntry) -> str | None:
         """Return the tag of an object that was put together of these bytes."""
         found = self._bucket.head(self._key(file))
-        if found is None or (found[0].size, found[1].get(_SHA256)) != (file.size, file.sha256):
+        if found is None or (found.size, found.sha256) != (file.size, file.sha256):
             return None
-        return found[0].etag
+        return found.etag

@@ -1,4 +1,4 @@
-"""One bucket of a storage that speaks S3, as far as the model store needs it. boto3 is loaded at the first use.
+"""A bucket of a storage that speaks S3. boto3 is loaded at the first use.
 
 Facts come from the AWS documentation of the S3 API, and from what the storages of docs/modelstore.md answer. What one
 cannot do is found out where it refuses, remembered for the process, and done in another way from then on.
@@ -6,8 +6,8 @@ cannot do is found out where it refuses, remembered for the process, and done in
 
 from __future__ import annotations
 
+import hashlib
 import re
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +18,13 @@ from functools import cache, partial
 from typing import Any, TypeVar
 
 from airflow_provider_modelsync.core.archive import names
-from airflow_provider_modelsync.core.errors import InvalidInput, NotSupported, RegistryUnavailable, Unauthorized
+from airflow_provider_modelsync.core.errors import (
+    BeginAgain,
+    InvalidInput,
+    NotSupported,
+    RegistryUnavailable,
+    Unauthorized,
+)
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.forks import Lock
 from airflow_provider_modelsync.core.flow.parallel import for_each
@@ -26,25 +32,21 @@ from airflow_provider_modelsync.core.http.faults import classify
 from airflow_provider_modelsync.core.http.network import READ_SECONDS
 from airflow_provider_modelsync.core.http.storage import NotOffered, Refusal, SumRefused
 from airflow_provider_modelsync.core.redact import excerpt, guard_logs, secrets_of, show_url
-from airflow_provider_modelsync.core.registries.modelstore.client import (
-    BucketSettings as BucketSettings,
-)
-from airflow_provider_modelsync.core.registries.modelstore.client import (
-    Deadline,
-    connect,
-)
-from airflow_provider_modelsync.core.registries.modelstore.client import (
-    OpenSession as OpenSession,
-)
-from airflow_provider_modelsync.core.transfer.mover import Mover, with_retries
+from airflow_provider_modelsync.core.storages.base import Abilities, Bucket, Deadline, Listed, OpenSession, StoredObject
+from airflow_provider_modelsync.core.storages.boto import S3Settings, connect
+from airflow_provider_modelsync.core.transfer.mover import MovedResponse, with_retries
 from airflow_provider_modelsync.core.transfer.plan import Address, Stored, Sums, md5_of
 
 SIGNED_SECONDS = 3600  # that a presigned URL is good for; each try of a request asks for its own
-LONGEST_KEY = 1024  # bytes that S3 allows
 _LARGEST_COPY = 5 << 30  # bytes that S3 copies in one request
 _COPY_PART = 1 << 30
 _LOOKERS = 8  # threads that list the uploads of single keys
 
+_SHA256 = "modelsync-sha256"  # metadata of objects that come in parts
+_CRC32 = "x-amz-checksum-crc32"
+_MD5_HEADER = "Content-MD5"
+_CONDITION_FAILED = 412
+_MD5 = re.compile(r"[0-9a-f]{32}")
 _MISSING = frozenset({"NoSuchKey", "NoSuchUpload", "NotFound", "404"})
 _CHANGED = frozenset({"PreconditionFailed"})
 _BAD_REQUEST = frozenset({"InvalidArgument", "InvalidRequest"})
@@ -58,62 +60,22 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class Abilities:
-    """What a storage was found to be able to do; ``None``: nobody has asked yet.
+class S3Abilities(Abilities):
+    """What differs in storages that speak S3, besides.
 
     :param quoted_tags: whether ``If-Match`` wants its tag in quotes; storages that compare it literally differ.
     :param crc32: whether it checks the CRC-32 that comes with bytes.
-    :param copies: whether it copies objects.
-    :param conditional_copies: whether it copies no object whose tag has changed.
-    :param upload_lists: whether it tells which uploads are unfinished.
-    :param part_lists: whether it tells the parts of an upload.
-    :param conditional_deletes: whether it leaves an object whose tag has changed.
     """
 
     quoted_tags: bool | None = None
     crc32: bool | None = None
-    copies: bool | None = None
-    conditional_copies: bool | None = None
-    upload_lists: bool | None = None
-    part_lists: bool | None = None
-    conditional_deletes: bool | None = None
 
 
-_abilities: dict[tuple[str, ...], Abilities] = {}  # of the storages that this process has met
+_abilities: dict[tuple[str, ...], S3Abilities] = {}  # of the storages that this process has met
 
 
-@dataclass(frozen=True, slots=True)
-class StoredObject:
-    """A small object.
-
-    :param content: its bytes.
-    :param modified: when it was written, UTC.
-    :param etag: its tag.
-    """
-
-    content: bytes
-    modified: datetime
-    etag: str
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """An object in a listing.
-
-    :param key: its name.
-    :param size: bytes.
-    :param modified: when it was written, UTC.
-    :param etag: its tag.
-    """
-
-    key: str
-    size: int
-    modified: datetime
-    etag: str
-
-
-class Bucket:
-    """A bucket. All calls block; safe to use from many threads.
+class S3Bucket(Bucket):
+    """A bucket of a storage that speaks S3.
 
     :param name: the bucket's name.
     :param settings: the connection.
@@ -122,50 +84,28 @@ class Bucket:
     :param base: what all keys begin with.
     """
 
-    def __init__(
-        self, name: str, settings: BucketSettings, session: OpenSession | None = None, *, base: str = ""
-    ) -> None:
-        self.name = name
-        self.base = base
+    wrong_etag = "0" * 32
+
+    def __init__(self, name: str, settings: S3Settings, session: OpenSession | None = None, *, base: str = "") -> None:
+        self._secrets = secrets_of(settings)
+        place = f"the bucket {name}"
+        if settings.endpoint_url:
+            place += f" at {show_url(settings.endpoint_url, self._secrets)}"
+        identity = settings.endpoint_url or "", name, settings.conn_id, settings.login or ""
+        super().__init__(name, settings, base=base, place=place, identity=identity)
         self._settings = settings
         self._open_session = session or self._session
-        self._secrets = secrets_of(settings)
-        self.place = f"the bucket {name}"  # for messages
-        if settings.endpoint_url:
-            self.place += f" at {show_url(settings.endpoint_url, self._secrets)}"
         self._lock = Lock()
         self._client: Any = None
         self._calls = threading.local()
         self._with_crc32: set[str] = set()  # the uploads that were begun for parts with one: they all need it, then
         guard_logs(self._secrets)
-        # Deletions come in more threads than bytes.
-        self.mover = Mover(settings.model_copy(update={"max_workers": settings.max_workers + _LOOKERS}))
-        # What must be the same for two objects of one name to be the same object.
-        self.identity = (settings.endpoint_url or "", name, settings.conn_id, settings.login or "")
-        self.abilities = _abilities.setdefault(self.identity, Abilities())
+        self.abilities: S3Abilities = _abilities.setdefault(identity, S3Abilities())
 
-    @property
-    def shown_base(self) -> str:
-        """Return where everything lies, for messages; empty for the whole bucket."""
-        return f"below {self.base}" if self.base else ""
-
-    def probe_key(self) -> str:
-        """Return the name of an object that is only there to find something out."""
-        return f"{self.base}{names.RESERVED_DIRECTORY}-probe-{secrets.token_hex(6)}"
-
-    def require_keys(self, keys: Iterable[str]) -> None:
-        """Raise :class:`InvalidInput` when a name is longer than a storage takes: before anything is claimed."""
-        for key in keys:
-            if len(key.encode()) > LONGEST_KEY:
-                raise InvalidInput(
-                    f"the key {names.show(key)} would have {len(key.encode())} bytes, and a storage takes "
-                    f"{LONGEST_KEY}: shorten the root's prefix, or the path in the model",
-                    argument="source",
-                )
+    def url(self, key: str) -> str:
+        return f"s3://{self.name}/{key}"
 
     def get(self, key: str) -> StoredObject | None:
-        """Return a small object, or ``None`` when it is not there."""
-
         def read() -> StoredObject:
             answer = self.client.get_object(Bucket=self.name, Key=key)
             with answer["Body"] as body:
@@ -176,22 +116,15 @@ class Bucket:
 
         return self._ask(f"reading {key}", read, none_for=_MISSING)
 
-    def head(self, key: str) -> tuple[Stored, Mapping[str, str]] | None:
-        """Return what an object is and its metadata, or ``None`` when it is not there."""
-
-        def look() -> tuple[Stored, Mapping[str, str]]:
+    def head(self, key: str) -> Listed | None:
+        def look() -> Listed:
             answer = self.client.head_object(Bucket=self.name, Key=key)
-            return Stored(answer["ContentLength"], _tag(answer)), answer.get("Metadata", {})
+            sha256 = answer.get("Metadata", {}).get(_SHA256)
+            return Listed(key, answer["ContentLength"], answer["LastModified"], _tag(answer), sha256)
 
         return self._ask(f"looking at {key}", look, none_for=_MISSING)
 
     def put(self, key: str, content: bytes, *, etag: str | None = None, doing: str | None = None) -> str | None:
-        """Write a small object on a condition; return its tag, or ``None`` when the condition does not hold.
-
-        :param etag: the tag that it must have now; ``None`` when it must not be there.
-        :param doing: what errors call it, where the key would tell nobody anything.
-        :raises NotSupported: by storages that know no conditional writes.
-        """
         doing = doing or f"writing {key}"
         # Of what was hashed, and known everywhere; under Object Lock a sum is demanded.
         write = partial(
@@ -205,11 +138,6 @@ class Bucket:
             raise NotSupported(f"{error.message}. The model store needs conditional writes") from None
 
     def delete(self, key: str, *, etag: str | None = None, doing: str | None = None) -> None:
-        """Remove an object; one that is not there is fine.
-
-        :param etag: leave it when it has another tag by now; storages that do not know this remove it all the same.
-        :param doing: as for :meth:`put`.
-        """
         doing = doing or f"deleting {key}"
         remove = partial(self._call, "delete_object", Key=key)
         if etag is not None and self.abilities.conditional_deletes is not False:
@@ -239,7 +167,7 @@ class Bucket:
             if result is not None:
                 self.abilities.quoted_tags = quoted
                 return result
-            if known is not None or (found := self.head(key)) is None or found[0].etag != etag:
+            if known is not None or (found := self.head(key)) is None or found.etag != etag:
                 return None
         raise NotSupported(
             f"{doing} in {self.place}: the storage refuses If-Match with the very tag that it gave, in quotes and "
@@ -247,22 +175,17 @@ class Bucket:
         )
 
     def objects(self, prefix: str) -> Iterator[Listed]:
-        """Yield all objects below a prefix, by name."""
         for page in self._pages(f"listing {prefix}", "list_objects_v2", Prefix=prefix):
             for entry in page.get("Contents", ()):
                 yield Listed(entry["Key"], entry["Size"], entry["LastModified"], _tag(entry))
 
     def directories(self, prefix: str) -> list[str]:
-        """Return the names directly below a prefix that have something below themselves."""
         pages = self._pages(f"listing {prefix or 'the root'}", "list_objects_v2", Prefix=prefix, Delimiter="/")
         found = (entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", ()))
         return [name.removeprefix(prefix).rstrip("/") for name in found]
 
     def uploads(self, prefix: str, keys: Iterable[str] = ()) -> list[tuple[str, str]]:
-        """Return key and id of all unfinished uploads in parts below a prefix, the oldest first.
-
-        :param keys: those below it that may have some: MinIO lists the uploads of one exact key only.
-        """
+        # MinIO lists the uploads of one exact key only.
         found = self.begun_uploads(prefix)
         seen = {key for key, _, _ in found}
         if not seen:
@@ -274,10 +197,6 @@ class Bucket:
         return [(key, upload_id) for key, upload_id, _ in sorted(found, key=lambda upload: upload[2])]
 
     def last_written(self, key: str, upload_id: str, begun: datetime) -> datetime:
-        """Return when something was last sent to an unfinished upload in parts, where the storage tells.
-
-        :param begun: when it was begun.
-        """
         times = [begun]
         if self.abilities.part_lists is not False:
             doing = f"listing the parts of {key}"
@@ -287,7 +206,6 @@ class Bucket:
         return max(times)
 
     def begun_uploads(self, prefix: str) -> list[tuple[str, str, datetime]]:
-        """Return key, id and beginning of the unfinished uploads in parts below a prefix, as far as they are listed."""
         if self.abilities.upload_lists is False:
             return []
         pages = self._pages(f"listing the uploads of {prefix}", "list_multipart_uploads", Prefix=prefix)
@@ -299,7 +217,6 @@ class Bucket:
         return [(entry["Key"], entry["UploadId"], entry["Initiated"]) for entry in entries]
 
     def parts(self, key: str, upload_id: str) -> dict[int, Stored] | None:
-        """Return the parts of an upload by number, or ``None`` when it is over."""
         found: dict[int, Stored] = {}
         if self.abilities.part_lists is False:
             return found
@@ -316,12 +233,10 @@ class Bucket:
             self.abilities.part_lists = True
         return found
 
-    def begin(self, key: str, metadata: Mapping[str, str]) -> str:
-        """Begin an upload in parts, each with a CRC-32 that the storage may check; return its id."""
-
+    def begin(self, key: str, sha256: str) -> str:
         def create() -> str:
             sums = {} if self.abilities.crc32 is False else {"ChecksumAlgorithm": "CRC32"}
-            made = self._call("create_multipart_upload", Key=key, Metadata=dict(metadata), **sums)
+            made = self._call("create_multipart_upload", Key=key, Metadata={_SHA256: sha256}, **sums)
             upload_id = str(made["UploadId"])
             if sums:
                 self._with_crc32.add(upload_id)
@@ -329,8 +244,9 @@ class Bucket:
 
         return self._do(f"beginning the upload of {key}", create)
 
-    def complete(self, key: str, upload_id: str, parts: Mapping[int, Stored]) -> str | None:
-        """Make an object of an upload's parts; return its tag, or ``None`` when it does not have these any more."""
+    def complete(
+        self, key: str, upload_id: str, parts: Mapping[int, Stored], sha256: str, *, etag: str | None = None
+    ) -> str | None:
         listed = [
             {"PartNumber": number, "ETag": f'"{part.etag}"', **({"ChecksumCRC32": part.crc32} if part.crc32 else {})}
             for number, part in sorted(parts.items())
@@ -347,22 +263,17 @@ class Bucket:
         # Putting many parts together takes time.
         etag = self._ask(f"completing {key}", finish, none_for=none_for, answer_seconds=self._settings.timeout_seconds)
         if etag == "" and (found := self.head(key)):  # Ceph 16 leaves the tag out of its answer
-            return found[0].etag
+            return found.etag
         return etag
 
     def abort(self, key: str, upload_id: str) -> None:
-        """Give an upload up; one that is over is fine."""
         self._ask(
             f"aborting the upload of {key}",
             lambda: self.client.abort_multipart_upload(Bucket=self.name, Key=key, UploadId=upload_id),
             none_for=_MISSING,
         )
 
-    def copy(self, origin: Listed, key: str, metadata: Mapping[str, str]) -> str | None:
-        """Have the storage copy an object as it was listed; return the copy's tag.
-
-        :return: ``None`` when the object has changed, or when the storage does not copy.
-        """
+    def copy(self, origin: Listed, key: str, sha256: str) -> str | None:
         if self.abilities.copies is False:
             return None
         source = {
@@ -372,7 +283,7 @@ class Bucket:
         doing = f"copying {origin.key}"
         try:
             if origin.size > _LARGEST_COPY:
-                return self._copy_parts(doing, origin, key, source, metadata)
+                return self._copy_parts(doing, origin, key, source, sha256)
             answer = self._ask(
                 doing,
                 partial(self._call, "copy_object", Key=key, **source),
@@ -391,12 +302,10 @@ class Bucket:
 
     def _still_is(self, origin: Listed) -> bool:
         found = self.head(origin.key)
-        return found is not None and found[0].etag == origin.etag
+        return found is not None and found.etag == origin.etag
 
-    def _copy_parts(
-        self, doing: str, origin: Listed, key: str, source: Mapping[str, Any], metadata: Mapping[str, str]
-    ) -> str | None:
-        upload_id = self.begin(key, metadata)
+    def _copy_parts(self, doing: str, origin: Listed, key: str, source: Mapping[str, Any], sha256: str) -> str | None:
+        upload_id = self.begin(key, sha256)
         etag = None
         try:
             parts: dict[int, Stored] = {}
@@ -413,27 +322,29 @@ class Bucket:
                     return None
                 result = answer["CopyPartResult"]
                 parts[number] = Stored(end - start, _tag(result), result.get("ChecksumCRC32"))
-            etag = self.complete(key, upload_id, parts)
+            etag = self.complete(key, upload_id, parts, sha256)
             return etag
         finally:
             if etag is None:
                 self.abort(key, upload_id)
 
-    def address_get(self, key: str) -> Address:
-        """Return where an object comes from."""
-        return self.sign("get_object", key)
+    def address_get(self, found: Listed) -> Address:
+        return self.sign("get_object", found.key)
 
-    def address_put(self, key: str, sums: Sums, *, etag: str | None = None) -> Address:
-        """Return where an object goes to in one request, on the condition that there is none.
+    def wanted(self, found: Listed) -> str | None:
+        return f'"{found.etag}"'
 
-        :param sums: of its bytes.
-        :param etag: the tag that it must have now instead.
+    def address_put(
+        self, key: str, sums: Sums, sha256: str, *, etag: str | None = None, overwrites: bool = False
+    ) -> Address:
+        """Return where an object goes to in one request. Further parameters as of :class:`Bucket`.
+
+        :param overwrites: whatever is there now.
         """
-        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": self._spelled(etag)}
+        condition = {} if overwrites else {"IfNoneMatch": "*"} if etag is None else {"IfMatch": self._spelled(etag)}
         return self.sign("put_object", key, **condition, **self._sum_in(sums))
 
     def address_part(self, key: str, upload_id: str, number: int, sums: Sums) -> Address:
-        """Return where a part, counted from 1, goes to."""
         with_crc32 = upload_id in self._with_crc32
         return self.sign(
             "upload_part", key, UploadId=upload_id, PartNumber=number, **self._sum_in(sums, with_crc32=with_crc32)
@@ -444,7 +355,47 @@ class Bucket:
             return {"ContentMD5": sums.md5_base64}
         return {"ChecksumAlgorithm": "CRC32", "ChecksumCRC32": sums.crc32}
 
-    def refused_crc32(self) -> None:
+    def receipt(
+        self, key: str, upload_id: str | None, sums: Sums, address: Address, answer: MovedResponse, doing: str
+    ) -> Stored:
+        if answer.status == _CONDITION_FAILED:
+            return Stored(sums.size, sums.md5)  # the tag of the same bytes
+        try:
+            answer.raise_for_store(doing, not_found=BeginAgain)
+        except SumRefused:
+            self._refused_crc32()
+            raise
+        etag, crc32 = _tag(answer.headers), answer.headers.get(_CRC32)
+        if not etag:
+            raise RegistryUnavailable(f"{doing}: the storage gave no ETag")
+        # A storage that checks the sum need not make its tag of the bytes, as when it encrypts them.
+        is_checked = _MD5_HEADER in address.headers
+        if not is_checked and crc32 != sums.crc32 and _MD5.fullmatch(etag) and etag != sums.md5:
+            raise RegistryUnavailable(f"{doing}: the storage has stored other bytes than were sent")
+        if _CRC32 in address.headers:
+            self.abilities.crc32 = crc32 is not None
+        return Stored(sums.size, etag, crc32)
+
+    def is_part(self, sums: Sums, stored: Stored) -> bool:
+        return sums.size == stored.size and (stored.etag == sums.md5 or stored.crc32 == sums.crc32)
+
+    def is_file(self, found: Listed, size: int, sha256: str, count: int, parts: Iterable[Sums]) -> bool:
+        # The tag is the MD5 of its bytes, or of the MD5s of the parts that it came in.
+        suffix = found.etag[32:]
+        if found.size != size or suffix not in ("", f"-{count}"):
+            return False
+        total = hashlib.md5(usedforsecurity=False)
+        for part in parts:
+            total.update(bytes.fromhex(part.md5) if suffix else part.view)
+        return found.etag == f"{total.hexdigest()}{suffix}"
+
+    def use_other_sum(self) -> bool:
+        if self.abilities.crc32 is False:
+            return False
+        self.abilities.crc32 = False
+        return True
+
+    def _refused_crc32(self) -> None:
         """Send no CRC-32 any more."""
         self.abilities.crc32 = False
         self._with_crc32.clear()
@@ -616,7 +567,7 @@ class Bucket:
         refusal = Refusal(status, "" if code == str(status) else code, said.get("Message") or "", headers)
         refused = refusal.error(doing, secrets=self._secrets)
         if isinstance(refused, SumRefused):
-            self.refused_crc32()  # the next try goes without
+            self._refused_crc32()  # the next try goes without
         return refused
 
     def _fault(self, error: Exception, doing: str) -> Exception:

@@ -8,37 +8,31 @@ from __future__ import annotations
 import io
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
-from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavailable
-from airflow_provider_modelsync.core.http.network import READ_SECONDS
+from airflow_provider_modelsync.core.errors import InvalidInput
 from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.storages.base import LARGEST_ANSWER, LARGEST_RECORD, Deadline
 from airflow_provider_modelsync.core.transfer.mover import Mover
-from airflow_provider_modelsync.core.transfer.watchdog import Pace
 
-OpenSession = Callable[[], Any]
-
-LARGEST_RECORD = 64 << 20  # bytes of a manifest
-_LARGEST_ANSWER = 16 << 20  # bytes of any other: a page of a thousand long names is far smaller
 _AWS = re.compile(r"s3([.-][a-z0-9-]+)?\.amazonaws\.com(\.cn)?")  # an endpoint that its region alone tells
 _FIRST_REGION = "us-east-1"
 # Objects in them cannot be read, so they can be no model store.
 _ARCHIVES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 
 
-def _endpoint_of_environment() -> str | None:
+def endpoint_of_environment() -> str | None:
+    """Return the endpoint that AWS's own variables name, if any."""
     if os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
         return None
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
 
-class BucketSettings(RegistrySettings):
+class S3Settings(RegistrySettings):
     """A connection to a bucket; ``login`` and ``password`` are the access key.
 
     :param endpoint_url: of storages other than AWS; by default what AWS's own variables name.
@@ -55,7 +49,7 @@ class BucketSettings(RegistrySettings):
 
     ca_variables: ClassVar[tuple[str, ...]] = ("AWS_CA_BUNDLE", "SSL_CERT_FILE")
 
-    endpoint_url: str | None = Field(default_factory=_endpoint_of_environment)
+    endpoint_url: str | None = Field(default_factory=endpoint_of_environment)
     region_name: str | None = None
     session_token: SecretStr | None = None
     aws_conn_id: str | None = None
@@ -95,37 +89,7 @@ class BucketSettings(RegistrySettings):
         return name
 
 
-@dataclass(frozen=True, slots=True)
-class Deadline:
-    """When a call has to be done with all its tries.
-
-    :param doing: what the call does, for messages.
-    :param at: seconds, monotonic.
-    :param answer_seconds: how long the storage may think about one request.
-    """
-
-    doing: str
-    at: float
-    answer_seconds: float = READ_SECONDS
-
-    @property
-    def rest(self) -> float:
-        """Return the seconds that are left; negative when it is over."""
-        return self.at - time.monotonic()
-
-    def pace(self) -> Pace:
-        """Return what the next request may take.
-
-        :raises RegistryUnavailable: when no time is left.
-        """
-        rest = self.rest
-        if rest <= 0:
-            raise RegistryUnavailable(f"{self.doing}: the server did not answer within the time limit")
-        wait = min(self.answer_seconds, rest)
-        return Pace(min_bytes=1, window_seconds=wait, answer_seconds=wait, total_seconds=rest)
-
-
-def connect(bucket: str, settings: BucketSettings, session: Any, mover: Mover, deadline: Callable[[], Deadline]) -> Any:
+def connect(bucket: str, settings: S3Settings, session: Any, mover: Mover, deadline: Callable[[], Deadline]) -> Any:
     """Return a boto3 client that reaches a bucket where it is.
 
     :param deadline: tells that of the call that the asking thread is in.
@@ -215,7 +179,7 @@ class _Carrier:
             body.encode() if isinstance(body, str) else body,
             deadline.doing,
             pace=deadline.pace(),
-            largest=LARGEST_RECORD if event_name.endswith(".GetObject") else _LARGEST_ANSWER,
+            largest=LARGEST_RECORD if event_name.endswith(".GetObject") else LARGEST_ANSWER,
         )
         return AWSResponse(request.url, answer.status, answer.headers, _Body(answer.body))
 
