@@ -67,20 +67,23 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
         "hook-name": "Model Store",
         "ui-field-behaviour": {
             "hidden-fields": ["schema"],
-            "relabeling": {"host": "Root", "login": "Access key id", "password": "Secret access key"},
+            "relabeling": {"host": "Root", "login": "Access key id", "password": "Secret key, or key file (JSON)"},
             "placeholders": {
-                "host": "e.g. s3://bucket/prefix or file:///srv/models",
-                "login": "empty: AWS's own chain",
+                "host": "e.g. s3://bucket/prefix, gs://bucket/prefix or file:///srv/models",
+                "login": "of an s3:// root; empty: AWS's own chain",
                 # Airflow 3.3.2 tests no connection whose port is empty.
                 "port": "unused; 0 makes Test work in Airflow 3.3.2",
             },
         },
         "conn-fields": {
-            "endpoint_url": _field("Endpoint URL", "string", "Of an S3 storage other than AWS."),
+            "endpoint_url": _field("Endpoint URL", "string", "Of a storage that is not where its vendor's own is."),
             "region_name": _field("Region", "string", "Where the bucket is; found out when empty."),
             "session_token": _field("Session token", "string", "Part of temporary keys.", format="password"),
             "aws_conn_id": _field(
                 "AWS connection", "string", "Id of an aws connection whose credentials are used instead of the keys."
+            ),
+            "gcp_conn_id": _field(
+                "Google Cloud connection", "string", "Id of a google_cloud_platform connection, for a gs:// root."
             ),
             "addressing_style": _field(
                 "Addressing style",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modelsync.core.errors import InvalidInput
@@ -82,4 +82,7 @@ class _GoogleCredentials:
 
 
 # Field of the connection → what opens the session that another connection stands for.
-_SESSIONS = {"aws_conn_id": _AwsSession, "gcp_conn_id": _GoogleCredentials}
+_SESSIONS: dict[str, Callable[[Connection], Callable[[], Any]]] = {
+    "aws_conn_id": _AwsSession,
+    "gcp_conn_id": _GoogleCredentials,
+}

@@ -68,7 +68,7 @@ FORMS: dict[str, dict[str, dict[str, Field]]] = {
             **_DESCRIPTION,
             "host": Field("Root", "s3://models/prod"),
             "login": Field("Access key id", "AKIAEXAMPLE"),
-            "password": _secret("Secret access key"),
+            "password": _secret("Secret key, or key file (JSON)"),
             **_PORT,
         },
         EXTRA: {
@@ -76,6 +76,7 @@ FORMS: dict[str, dict[str, dict[str, Field]]] = {
             "region_name": Field("Region", "eu-central-1"),
             "session_token": _secret("Session token"),
             "aws_conn_id": Field("AWS connection", "aws_default"),
+            "gcp_conn_id": Field("Google Cloud connection", "google_cloud_default"),
             "addressing_style": Field("Addressing style", "path", choices=("auto", "path", "virtual")),
             "server_side_encryption": Field("Encryption", "aws:kms", choices=("AES256", "aws:kms", "aws:kms:dsse")),
             "sse_kms_key_id": Field("KMS key", "alias/models"),

@@ -338,7 +338,7 @@ class GcsBucket(RestBucket):
                 return Stored(sums.size, found.etag)
             raise BeginAgain(f"{doing}: another writer has stored something else there, or removed it")
         if not 200 <= answer.status < 300:
-            raise self._error(self._refusal(answer), doing, not_found=BeginAgain)
+            raise self._error(answer, doing, not_found=BeginAgain)
         said = answer.headers.get(_HASH, "")
         if "crc32c=" in said and address.headers[_HASH] not in said:
             raise RegistryUnavailable(f"{doing}: the storage has stored other bytes than were sent")

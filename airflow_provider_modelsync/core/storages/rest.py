@@ -29,8 +29,7 @@ class RestBucket(Bucket):
     ) -> None:
         super().__init__(name, settings, base=base, place=place, identity=identity)
         self._settings = settings
-        self._secrets = secrets_of(settings)
-        guard_logs(self._secrets)
+        guard_logs(secrets_of(settings))
 
     @abstractmethod
     def _signed(self, method: str, url: str, headers: Mapping[str, str]) -> tuple[str, dict[str, str]]:
@@ -76,13 +75,16 @@ class RestBucket(Bucket):
             refusal = self._refusal(answer)
             if refusal.status in none_for or refusal.code in none_for:
                 return None
-            raise self._error(refusal, doing)
+            raise self._error(answer, doing)
 
         return with_retries(once, cancel=CancelToken(), seconds=max(deadline.rest, 0.0))
 
-    def _error(self, refusal: Refusal, doing: str, *, not_found: type[ModelSyncError] = InvalidInput) -> ModelSyncError:
+    def _error(
+        self, answer: MovedResponse, doing: str, *, not_found: type[ModelSyncError] = InvalidInput
+    ) -> ModelSyncError:
         """Return what a refusal means; credentials that were refused may have expired only."""
-        error = refusal.error(doing, not_found=not_found, secrets=self._secrets)
+        refusal = self._refusal(answer)
+        error = refusal.error(doing, not_found=not_found, secrets=answer.secrets)
         if not self._may_be_stale(refusal):
             return error
         self._renew()
@@ -99,7 +101,7 @@ class RestBucket(Bucket):
 
     def _explain(self, answer: MovedResponse, doing: str) -> None:
         if not 200 <= answer.status < 300:
-            raise self._error(self._refusal(answer), doing, not_found=ModelNotFound)
+            raise self._error(answer, doing, not_found=ModelNotFound)
 
     def _paged(
         self, doing: str, ask: Callable[[Mapping[str, str], float], Page], more: Callable[[Page], Mapping[str, str]]
