@@ -24,7 +24,7 @@ FACING := $(addprefix tests/,cli hooks operators sensors triggers integration/te
 WHOLE := $(addprefix tests/e2e/,test_interruptions.py test_watch.py test_state_url.py \
 	test_examples.py::test_train_push_wait_pull)
 
-.PHONY: demo test test-fast test-mounts test-machines bindfs test-s3 s3-table test-oci test-celery test-e2e test-slow-calls test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-oci bench-huggingface bench-polling docs check format lock lock-airflow wheel clean
+.PHONY: demo test test-fast test-mounts test-machines mutants reliability bindfs test-s3 s3-table test-oci test-celery test-e2e test-slow-calls test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-oci bench-huggingface bench-polling docs check format lock lock-airflow wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -48,6 +48,14 @@ test-mounts: $(READY) bindfs
 test-machines: $(READY)
 	MODELSYNC_STEPS=$${MODELSYNC_STEPS:-10000} $(BIN)/python -m pytest -n 0 tests/core/test_machines.py \
 		tests/core/registries/modelstore/test_machine.py $(PYTEST_ARGS)
+
+# The documents' table of faults, from the tests' marks.
+reliability: $(READY)
+	$(BIN)/python -m tests.docs.reliability
+
+# Small faults put into the code, which tests have to notice: hours for all. MUTANTS="staging redaction" takes some areas.
+mutants: $(READY) .venv-mutants/.ready
+	$(BIN)/python -m tests.mutants.run $(MUTANTS)
 
 # The documents' table of storages, by asking each.
 s3-table: $(READY) ceph .venv-s3/.ready
@@ -162,7 +170,7 @@ wheel: $(READY)
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist .
 
 clean:
-	rm -rf $(VENV) .venv-vendors .venv-s3 .venv-airflow .venv-mlflow .venv-oci .venv-docs build site .demo dist
+	rm -rf $(VENV) .venv-vendors .venv-s3 .venv-airflow .venv-mlflow .venv-oci .venv-docs .venv-mutants build site .demo dist
 
 # One environment for everything, exactly as locked. uv is only the faster installer.
 $(READY): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
@@ -201,6 +209,12 @@ $(READY): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
 
 # What makes a site of the documents.
 .venv-docs/.ready: requirements/docs.txt | $(READY)
+	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes $<
+	touch $@
+
+# What makes mutants.
+.venv-mutants/.ready: requirements/mutants.txt | $(READY)
 	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
 	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes $<
 	touch $@

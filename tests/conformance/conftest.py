@@ -11,10 +11,15 @@ import pytest
 from airflow_provider_modelsync.core.registries.base import Capability
 from tests.conformance.bench import Bench
 from tests.conformance.registries import PROVIDERS, RegistryUnderTest
+from tests.docs.faults import COLUMNS
+
+ONE_OF_EACH = {column.providers[0] for column in COLUMNS.values()}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(*capabilities): only for registries that have them")
+    config.addinivalue_line("markers", "once_each: for one provider of each registry and storage")
+    config.addinivalue_line("markers", "networked: only for registries behind a network")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -33,6 +38,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             pytest.param(name, marks=known.marks)
             for name, known in PROVIDERS.items()
             if needed <= known.registry_type.capabilities
+            and (name in ONE_OF_EACH or not any(metafunc.definition.iter_markers("once_each")))
+            and (name != "modelstore" or not any(metafunc.definition.iter_markers("networked")))
         ]
         metafunc.parametrize("provider", names, indirect=True)
 

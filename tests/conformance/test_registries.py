@@ -88,6 +88,7 @@ def test_pushing_the_same_bytes_again_is_skipped_and_makes_no_second_version(ben
 
 
 @needs(PUSH, CHOOSE_VERSION)
+@pytest.mark.row("S10")
 def test_other_bytes_under_the_same_version_conflict_and_change_nothing(bench: Bench) -> None:
     first = bench.publish("one", bench.model())
     other = bench.source("two")
@@ -109,6 +110,7 @@ def test_force_replaces_a_version(bench: Bench) -> None:
 
 
 @needs(PUSH)
+@pytest.mark.row("D4")
 def test_an_unusable_source_is_refused_before_anything_is_sent(bench: Bench) -> None:
     source = bench.source("one")
     (source / "link").symlink_to("/etc/passwd")
@@ -156,6 +158,7 @@ def test_only_chosen_files_are_pushed(bench: Bench) -> None:
 
 
 @needs(PUSH)
+@pytest.mark.row("D3")
 def test_bytes_that_change_unseen_once_they_were_hashed_are_never_published(bench: Bench) -> None:
     source = bench.source("one")
     largest = max((path for path in source.iterdir() if path.is_file()), key=lambda path: path.stat().st_size)
@@ -202,6 +205,7 @@ def test_other_files_of_the_model_replace_those_of_the_last_pull_unless_somebody
 
 
 @needs(PUSH, PULL)
+@pytest.mark.row("H4")
 def test_the_umask_and_the_parent_decide_about_modes(bench: Bench) -> None:
     version = bench.publish("one", bench.model())
     target = bench.target()
@@ -638,6 +642,7 @@ def test_a_deleted_version_is_gone_and_others_stay(bench: Bench) -> None:
 
 
 @needs(DELETE)
+@pytest.mark.row("S13")
 def test_deleting_what_is_gone_is_no_error(bench: Bench) -> None:
     published = bench.publish("one", bench.model())
     bench.run(lambda registry: registry.delete(registry.parse(published.ref)))
@@ -747,6 +752,7 @@ def test_good_names_are_taken(bench: Bench) -> None:
         assert bench.publish(name, bench.model(0, name)).name == name
 
 
+@pytest.mark.row("H11")
 def test_bad_names_are_refused_before_anything_is_written_or_sent(bench: Bench, run: Run) -> None:
     before = bench.under_test.trace()
     assert bench.under_test.bad_names
@@ -760,6 +766,7 @@ def test_bad_names_are_refused_before_anything_is_written_or_sent(bench: Bench, 
 
 
 @needs(PUSH)
+@pytest.mark.row("H11")
 def test_a_push_under_a_bad_name_is_refused_before_anything_is_written_or_sent(bench: Bench) -> None:
     source, before = bench.source("one"), bench.under_test.trace()
     for bad in bench.under_test.bad_names:
@@ -769,6 +776,7 @@ def test_a_push_under_a_bad_name_is_refused_before_anything_is_written_or_sent(b
 
 
 @needs(PUSH, CHOOSE_VERSION)
+@pytest.mark.row("H11")
 def test_a_push_under_a_bad_version_is_refused_before_anything_is_written_or_sent(bench: Bench) -> None:
     source, before = bench.source("one"), bench.under_test.trace()
     assert bench.under_test.bad_versions
@@ -778,6 +786,7 @@ def test_a_push_under_a_bad_version_is_refused_before_anything_is_written_or_sen
     assert bench.under_test.trace() == before
 
 
+@pytest.mark.row("H11")
 def test_latest_is_never_a_version(bench: Bench) -> None:
     with pytest.raises(InvalidInput):
         bench.registry.check(ModelRef(name=bench.name, version="latest"))
@@ -838,6 +847,7 @@ def test_a_cancelled_pull_leaves_no_target_and_the_next_one_succeeds(bench: Benc
 
 
 @needs(PUSH)
+@pytest.mark.row("D6")
 def test_two_workers_pushing_the_same_bytes_both_succeed_with_them(bench: Bench, other_bench: Bench) -> None:
     source, model = bench.source("one"), bench.model()
     results = at_once(lambda: bench.push(source, model), lambda: other_bench.push(source, model))
@@ -848,6 +858,7 @@ def test_two_workers_pushing_the_same_bytes_both_succeed_with_them(bench: Bench,
 
 
 @needs(PUSH, CHOOSE_VERSION)
+@pytest.mark.row("D6")
 def test_two_workers_pushing_other_bytes_under_one_version_end_in_one_of_them(bench: Bench, other_bench: Bench) -> None:
     sources, model = [bench.source("one"), bench.source("two")], bench.model()
     results = at_once(lambda: bench.push(sources[0], model), lambda: other_bench.push(sources[1], model))

@@ -59,10 +59,11 @@ def running(work: Work) -> Iterator[int]:
 
 
 def killed_at(step: int, work: Work) -> bool:
-    """Run a function in a process that kills itself just before its n-th change of the file system.
+    """Run a function in a process that kills itself just before its n-th request, or change of the file system.
 
     Changes are whatever makes, renames, links or removes a name, opens a file for writing, writes to it (once before,
     once in the middle) or makes it durable. Making durable itself is left out: a killed process loses no written byte.
+    At a request there are two steps: before it is sent, and when its answer is there that nobody has read.
 
     :return: whether it came that far; ``False`` means that the work was done before.
     """
@@ -130,6 +131,10 @@ _NAME_CHANGES = {"os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "o
 
 
 def _kill_before(step: int) -> None:
+    import http.client
+
+    import httpx
+
     from airflow_provider_modelsync.core import durable
 
     left = step
@@ -156,6 +161,19 @@ def _kill_before(step: int) -> None:
         change()
         return 0
 
+    def surrounded(fn: Callable[..., Any]) -> Callable[..., Any]:
+        def request(*arguments: Any, **options: Any) -> Any:
+            change()
+            answer = fn(*arguments, **options)
+            change()
+            return answer
+
+        return request
+
+    httpx.Client.send = surrounded(httpx.Client.send)  # type: ignore[method-assign]
+    connection = http.client.HTTPConnection  # of urllib3, and so of botocore
+    for name in ("putrequest", "getresponse"):
+        setattr(connection, name, surrounded(getattr(connection, name)))
     os.write = write
     os.fsync = sync  # type: ignore[assignment]
     durable._syncfs = sync

@@ -197,6 +197,7 @@ def _kills(scenario: Scenario, root: Path) -> Iterator[World]:
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.row("P1", "P2", "P3", of="directory")
 def test_the_next_try_after_a_kill_at_any_step_ends_right_and_cleans_up(name: str, tmp_path: Path) -> None:
     scenario = SCENARIOS[name]
     for world in _kills(scenario, tmp_path):
@@ -232,6 +233,7 @@ def test_a_push_after_a_killed_and_repeated_delete_inherits_nothing(tmp_path: Pa
         assert world.version() == world.state("new")
 
 
+@pytest.mark.row("P2", of="target")
 def test_a_pull_killed_between_its_two_renames_has_both_copies_whole(tmp_path: Path) -> None:
     gaps = 0
     for world in _kills(SCENARIOS["a pull over an old target by force"], tmp_path):

@@ -328,6 +328,7 @@ def test_what_was_taken_up_cannot_be_published_by_its_writer_any_more(
     assert [path.name for path in place.iterdir()] == ["a"]
 
 
+@pytest.mark.row("D5", of="target")
 def test_many_processes_at_once_never_share_a_directory(place: Path) -> None:
     def work() -> bool:
         for _ in range(10):
@@ -440,6 +441,7 @@ def test_a_tree_that_is_not_there_is_removed_without_an_error(tmp_path: Path) ->
     durable.remove_tree(tmp_path / "absent")
 
 
+@pytest.mark.row("D7", of="target")
 def test_a_tree_that_cannot_be_removed_is_logged_and_hides_no_error(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

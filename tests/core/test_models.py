@@ -86,6 +86,7 @@ def test_an_xcom_holds_plain_json_without_the_raw_record() -> None:
     assert (xcom["ref"], xcom["path"], xcom["created_at"]) == ("fraud:v1", "/models/fraud", "2026-07-01T12:00:00Z")
 
 
+@pytest.mark.row("P14", of="tasks")
 def test_an_xcom_that_is_too_large_leaves_out_metadata_and_keeps_labels() -> None:
     xcom = _version(metadata={"note": "x" * XCOM_LIMIT}, labels={"stage": "prod"}).to_xcom()
     assert (xcom["metadata"], xcom["labels"], xcom["truncated"]) == ({}, {"stage": "prod"}, True)

@@ -46,6 +46,7 @@ def hook_for(conn_type: str, url: str, connect: Connect, **extra: Any) -> Regist
 
 
 @every_registry
+@pytest.mark.row("T6", of="calls")
 def test_a_call_without_an_answer_ends_soon(
     conn_type: str, silent: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -152,6 +152,7 @@ async def test_errors_on_the_event_loop_name_model_and_connection(modelstore: Pa
     assert (missing.value.model, missing.value.connection) == ("absent", "modelsync_default")
 
 
+@pytest.mark.row("P12", of="tasks")
 async def test_what_a_registry_takes_to_load_is_loaded_off_the_event_loop(
     modelstore: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

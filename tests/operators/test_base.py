@@ -190,6 +190,7 @@ def test_an_operator_maps_over_its_arguments(operator_class: type[RegistryOperat
     assert {name: getattr(operator, name) for name in rest} == rest
 
 
+@pytest.mark.row("P5", of="tasks")
 def test_a_task_killed_before_it_begins_does_nothing(modelstore: Path, source: Path, context: Any) -> None:
     operator = PushModelOperator(task_id="push", model="digits:v1", source=str(source))
     operator.on_kill()
@@ -202,6 +203,7 @@ def test_a_task_killed_before_it_begins_does_nothing(modelstore: Path, source: P
 
 
 @all_operators
+@pytest.mark.row("P5", of="tasks")
 def test_a_finished_task_may_be_killed(operator_class: type[RegistryOperator]) -> None:
     operator = operator_class(task_id="task", **ARGUMENTS[operator_class])
 
@@ -231,10 +233,10 @@ def test_a_wait_for_readiness_ends_when_the_task_is_killed(script: Script, sourc
     assert time.monotonic() - killed_at[0] < KILL_LIMIT
 
 
-def _kill_in_the_middle(operator: str, watched: Path, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Run an operator in a process that is killed at the first byte it writes; return what became of it."""
+def _kill_in_the_middle(operator: str, watched: Path, arguments: dict[str, Any], how: str = "kill") -> dict[str, Any]:
+    """Run an operator in a process that is ended at the first byte it writes; return what became of it."""
     process = subprocess.run(
-        (sys.executable, "-m", "tests.support.killed_task", operator, str(watched), json.dumps(arguments)),
+        (sys.executable, "-m", "tests.support.killed_task", operator, str(watched), json.dumps(arguments), how),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -261,6 +263,7 @@ def big_source(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.row("P4", of="directory")
 def test_a_killed_push_ends_in_time_and_leaves_nothing_in_the_store(modelstore: Path, big_source: Path) -> None:
     told = _kill_in_the_middle("PushModelOperator", modelstore, {"model": "digits:v1", "source": str(big_source)})
 
@@ -270,6 +273,7 @@ def test_a_killed_push_ends_in_time_and_leaves_nothing_in_the_store(modelstore: 
 
 
 @pytest.mark.slow
+@pytest.mark.row("P4", of="directory")
 def test_a_killed_pull_ends_in_time_and_leaves_the_old_target(
     modelstore: Path, big_source: Path, source: Path, tmp_path: Path
 ) -> None:
@@ -285,3 +289,32 @@ def test_a_killed_pull_ends_in_time_and_leaves_the_old_target(
     assert told["outcome"].startswith("AirflowException: the work was told to stop")
     assert digest_directory(target) == digest_directory(source)
     assert {path.name for path in parent.iterdir()} == {"target", ".target.modelsync"}  # and whose it is
+
+
+@pytest.mark.slow
+@pytest.mark.row("P6", of="tasks")
+def test_a_push_that_runs_out_of_time_leaves_nothing_in_the_store(modelstore: Path, big_source: Path) -> None:
+    arguments = {"model": "digits:v1", "source": str(big_source)}
+    told = _kill_in_the_middle("PushModelOperator", modelstore, arguments, "timeout")
+
+    assert told["outcome"].startswith("AirflowTaskTimeout")
+    assert ModelStoreHook("modelsync_default").list_versions("digits") == []
+    assert ModelStoreHook("modelsync_default").push(big_source, "digits:v1").ready
+    assert len([path for path in _files_below(modelstore) if path.endswith(".bin")]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.row("P6", of="tasks")
+def test_a_pull_that_runs_out_of_time_leaves_the_old_target(
+    modelstore: Path, big_source: Path, source: Path, tmp_path: Path
+) -> None:
+    hook = ModelStoreHook("modelsync_default")
+    hook.push(big_source, "digits:v1")
+    parent = tmp_path / "pulled"
+    target = Path(hook.pull(hook.push(source, "digits:old").ref, parent / "target").path or "")
+    arguments = {"model": "digits:v1", "target": str(target), "force": True}
+    told = _kill_in_the_middle("PullModelOperator", parent, arguments, "timeout")
+
+    assert told["outcome"].startswith("AirflowTaskTimeout")
+    assert digest_directory(target) == digest_directory(source)
+    assert {path.name for path in parent.iterdir()} == {"target", ".target.modelsync"}

@@ -221,6 +221,7 @@ class TestDeferredDeploy:
         assert arguments["revision"] == newest(server) != old
         assert arguments["started"]["replaced"] == old
 
+    @pytest.mark.row("P7", of="tasks")
     def test_is_completed_by_a_new_instance(self, server: BentoCloudStandIn, context: Any) -> None:
         server.script_deployment("demo", [*ENDLESS * 2, "running"])
         sleeping = deferred(deploy(), context)
@@ -252,12 +253,14 @@ class TestDeferredDeploy:
                 deploy().execute_complete(context, event, **sleeping.kwargs or {})
         assert len(changes(server)) == (2 if joins else 1)
 
+    @pytest.mark.row("P10", of="tasks")
     def test_waits_no_longer_than_the_execution_timeout(self, server: BentoCloudStandIn, context: Any) -> None:
         server.script_deployment("demo", ENDLESS)
         sleeping = deferred(deploy(timeout=3600, execution_timeout=timedelta(seconds=60)), context)
 
         assert sleeping.trigger.serialize()[1]["deadline"] <= time.time() + 60
 
+    @pytest.mark.row("P8", of="tasks")
     def test_believes_the_server_rather_than_the_event(self, server: BentoCloudStandIn, context: Any) -> None:
         server.seed_deployment("demo", "svc:1", status="deploying")
         event = {"status": "success", "ref": "demo", "revision": newest(server), "message": "it is"}
@@ -270,6 +273,7 @@ class TestDeferredDeploy:
             deploy().execute_complete(context, event)
 
     @pytest.mark.parametrize("event", [None, {}, {"status": "success"}, {"status": "odd", "message": "?"}], ids=str)
+    @pytest.mark.row("P11", of="tasks")
     def test_refuses_an_event_that_is_no_outcome(self, server: BentoCloudStandIn, context: Any, event: Any) -> None:
         with pytest.raises(AirflowException, match="no outcome") as raised:
             deploy().execute_complete(context, event)
@@ -369,6 +373,7 @@ class TestTriedAgain:
 
 
 class TestKilledOnTheWorker:
+    @pytest.mark.row("P4", of="bentocloud")
     def test_a_deploy_terminates_what_it_created(self, server: BentoCloudStandIn, context: Any) -> None:
         server.script_deployment("demo", ENDLESS)
         operator = deploy(poll_interval=60)
@@ -449,6 +454,7 @@ class TestKilledOnTheWorker:
         assert changes(server) == [("POST", ""), ("POST", "/demo/terminate")]
 
     @pytest.mark.parametrize("timeout", [0, timedelta(0)])
+    @pytest.mark.row("P6", "P10", of="tasks")
     def test_a_deploy_that_runs_out_of_time_takes_back_what_it_started(
         self, server: BentoCloudStandIn, context: Any, timeout: float | timedelta
     ) -> None:
@@ -459,6 +465,7 @@ class TestKilledOnTheWorker:
         assert not isinstance(raised.value, AirflowFailException)
         assert changes(server) == [("POST", ""), ("POST", "/demo/terminate")]
 
+    @pytest.mark.row("P4", of="bentocloud")
     def test_a_server_that_hangs_does_not_keep_a_killed_task(
         self, server: BentoCloudStandIn, context: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:

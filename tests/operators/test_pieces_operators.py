@@ -185,6 +185,7 @@ class TestDeferredPull:
 
 class TestKilledPull:
     @pytest.mark.parametrize("deferrable", [False, True])
+    @pytest.mark.row("P4", of="pieces")
     def test_its_own_download_is_cancelled_in_time(self, server: PiecesStandIn, context: Any, deferrable: bool) -> None:
         server.download = ENDLESS
         server.begin(OTHER["id"])

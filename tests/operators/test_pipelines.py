@@ -213,6 +213,7 @@ def test_a_lost_answer_is_found_by_the_next_try(instance: Instance, context: Any
 
 
 @pytest.mark.parametrize("update", [False, True], ids=["a new pipeline", "an update"])
+@pytest.mark.row("P4", of="wallaroo")
 def test_a_killed_task_takes_back_what_it_started(instance: Instance, context: Any, update: bool) -> None:
     if update:
         deploy(instance, model=ref(instance.old)).execute(context)
@@ -247,6 +248,7 @@ def test_what_never_was_ends_at_once(instance: Instance, context: Any) -> None:
     assert instance.changes() == []
 
 
+@pytest.mark.row("P9", of="remote")
 def test_a_deferred_task_that_is_killed_takes_back_what_it_started(instance: Instance, context: Any) -> None:
     instance.server.script_deployment("demo", ["Starting"])
     with pytest.raises(TaskDeferred) as sleeping:

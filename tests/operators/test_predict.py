@@ -55,6 +55,7 @@ def left(output: Path) -> list[str]:
     return sorted(os.listdir(output.parent)) if output.parent.exists() else []
 
 
+@pytest.mark.row("P14", of="tasks")
 def test_predictions_go_to_the_output_and_a_reference_to_xcom(instance: Instance, output: Path, context: Any) -> None:
     told = predict(str(output)).execute(context)
 

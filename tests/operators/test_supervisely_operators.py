@@ -193,6 +193,7 @@ def test_a_load_that_fails_ends_the_task_for_good(server: SuperviselyStandIn, co
     assert server.tasks[20001].status == "terminating"
 
 
+@pytest.mark.row("P4", of="supervisely")
 def test_a_killed_deployment_is_taken_back_within_4_s(
     server: SuperviselyStandIn, app: SuperviselyApp, context: dict[str, Any]
 ) -> None:
@@ -213,6 +214,7 @@ def test_a_killed_deployment_is_taken_back_within_4_s(
     assert server.tasks[20001].status == "terminating"
 
 
+@pytest.mark.row("P4", of="supervisely")
 def test_a_killed_prediction_stops_the_request_within_4_s(
     server: SuperviselyStandIn, app: SuperviselyApp, context: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -63,6 +63,7 @@ class TestPush:
         assert pushed["digest"] == digest_directory(source)
         assert pushed["uri"] == (modelstore / "digits" / "v1").as_uri()
 
+    @pytest.mark.row("P14", of="tasks")
     def test_returns_at_most_4_kib_however_large_the_metadata(
         self, modelstore: Path, source: Path, context: Any
     ) -> None:
@@ -156,6 +157,7 @@ class TestPushThatWaits:
         assert scripted_push(source).execute(context)["status"] == "ready"
         assert script.rest == ["ready"]
 
+    @pytest.mark.row("S3", of="tasks")
     def test_goes_on_over_passing_faults(self, script: Script, source: Path, context: Any) -> None:
         script.write(["converting", "unavailable", "ready"])
 
@@ -174,6 +176,7 @@ class TestPushThatWaits:
 
         assert scripted_push(source, wait_for_ready=False).execute(context)["status"] == "converting"
 
+    @pytest.mark.row("S2", of="tasks")
     def test_fails_for_good_when_the_version_does(self, script: Script, source: Path, context: Any) -> None:
         script.write(["converting", "failed"])
 
@@ -187,6 +190,7 @@ class TestPushThatWaits:
             scripted_push(source).execute(context)
 
     @pytest.mark.parametrize("timeout", [0, timedelta(0)])
+    @pytest.mark.row("S1", of="tasks")
     def test_gives_up_in_time_and_may_be_retried(
         self, script: Script, source: Path, context: Any, timeout: float | timedelta
     ) -> None:
@@ -224,6 +228,7 @@ class TestDeferredPush:
         assert isinstance(deferral.timeout, timedelta)
         assert deadline < time.time() + deferral.timeout.total_seconds()
 
+    @pytest.mark.row("P7", "P8", of="tasks")
     def test_is_completed_by_a_new_instance(self, deferral: TaskDeferred, source: Path, context: Any) -> None:
         event = {"status": "success", "ref": "digits:v1", "message": "it is there"}
         again = scripted_push(source, deferrable=True)
@@ -235,6 +240,7 @@ class TestDeferredPush:
             assert (completed["ref"], completed["status"], completed["skipped"]) == ("digits:v1", "ready", False)
 
     @pytest.mark.parametrize("event", NONSENSE, ids=str)
+    @pytest.mark.row("P11", of="tasks")
     def test_refuses_an_event_that_is_no_outcome(self, script: Script, source: Path, context: Any, event: Any) -> None:
         with pytest.raises(AirflowException, match="no outcome") as raised:
             scripted_push(source).execute_complete(context, event, transfer={})

@@ -1,9 +1,9 @@
 """A task that is killed in the middle of its transfer, as Airflow's task runner does it.
 
-Run as ``python -m tests.support.killed_task <operator class> <watched directory> <JSON arguments>``. The runner's
-handler for SIGTERM only calls ``on_kill()`` and returns. The signal comes from this process itself, at the moment when
-the first ``.bin`` file below the watched directory is opened for writing, so that nothing depends on timing. What
-became of the task is printed.
+Run as ``python -m tests.support.killed_task <operator class> <watched directory> <JSON arguments> [timeout]``. The
+runner's handler for SIGTERM only calls ``on_kill()`` and returns; that of ``execution_timeout`` raises. The signal
+comes from this process itself, at the moment when the first ``.bin`` file below the watched directory is opened for
+writing, so that nothing depends on timing. What became of the task is printed.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import sys
 import time
 from typing import Any
 
+from airflow_provider_modelsync.compat import AirflowTaskTimeout
 from airflow_provider_modelsync.operators import transfer
 from tests.support.state_store import StateStore
 
 
-def main(operator_name: str, watched: str, arguments: str) -> None:
+def main(operator_name: str, watched: str, arguments: str, how: str = "kill") -> None:
     """Run the operator and die."""
     operator = getattr(transfer, operator_name)(task_id="killed", **json.loads(arguments))
     killed_at: list[float] = []
@@ -29,12 +30,15 @@ def main(operator_name: str, watched: str, arguments: str) -> None:
             killed_at.append(time.monotonic())
             os.kill(os.getpid(), signal.SIGTERM)
 
-    signal.signal(signal.SIGTERM, lambda *_: operator.on_kill())
+    def out_of_time(*_: object) -> None:
+        raise AirflowTaskTimeout("Timeout")
+
+    signal.signal(signal.SIGTERM, out_of_time if how == "timeout" else lambda *_: operator.on_kill())
     sys.addaudithook(on_open)
     try:
         operator.execute({"task_state_store": StateStore(), "outlet_events": {}})
         outcome = "finished"
-    except Exception as error:
+    except BaseException as error:
         outcome = f"{type(error).__name__}: {error}"
     took = time.monotonic() - killed_at[0] if killed_at else None
     print(json.dumps({"took": took, "outcome": outcome}), flush=True)

@@ -161,6 +161,7 @@ def test_no_interval_is_shorter_than_the_scheduler_bears(monkeypatch: pytest.Mon
 
 
 class TestAtTheDeadline:
+    @pytest.mark.row("P10", of=("remote", "tasks"))
     async def test_what_was_created_is_terminated(self, server: BentoCloudStandIn, created: dict[str, Any]) -> None:
         (event,) = await events_of(trigger(deadline=0.0, started=created))
 
@@ -186,6 +187,7 @@ class TestAtTheDeadline:
 
 
 class TestOnKill:
+    @pytest.mark.row("P9", of="remote")
     async def test_what_was_created_is_terminated(self, server: BentoCloudStandIn, created: dict[str, Any]) -> None:
         killed_at = time.monotonic()
         for _ in range(2):
@@ -194,6 +196,7 @@ class TestOnKill:
         assert time.monotonic() - killed_at < KILL_LIMIT
         assert changes(server) == [("POST", "/demo/terminate")]
 
+    @pytest.mark.row("P9", of="remote")
     async def test_what_was_replaced_is_put_back_as_it_was(
         self, server: BentoCloudStandIn, updated: dict[str, Any]
     ) -> None:
@@ -380,6 +383,7 @@ class TestWhereAirflowDoesNotTellOfKills:
         assert changes(server) == []
 
 
+@pytest.mark.row("P9", "P7", of=("remote", "tasks"))
 async def test_a_triggerer_that_stops_changes_nothing(server: BentoCloudStandIn, created: dict[str, Any]) -> None:
     before = trigger(started=created)
     abandoned = asyncio.create_task(events_of(before))

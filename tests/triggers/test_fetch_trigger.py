@@ -116,6 +116,7 @@ def test_no_interval_is_shorter_than_the_scheduler_bears(monkeypatch: pytest.Mon
 
 
 class TestOnKill:
+    @pytest.mark.row("P9", of="pieces")
     async def test_ones_own_download_is_cancelled_once(self, server: PiecesStandIn) -> None:
         server.begin(OTHER["id"])
         for _ in range(2):

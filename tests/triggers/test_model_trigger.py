@@ -94,6 +94,7 @@ async def test_a_deadline_in_the_past_gets_one_last_look(pushed: None, script: S
     assert (missed["status"], found["status"]) == ("timeout", "success")
 
 
+@pytest.mark.row("P10", "S1", of="tasks")
 async def test_gives_up_at_the_deadline(pushed: None, script: Script) -> None:
     script.write(["converting"])
 
@@ -105,6 +106,7 @@ async def test_gives_up_at_the_deadline(pushed: None, script: Script) -> None:
         outcome_of(event)
 
 
+@pytest.mark.row("S3", of="tasks")
 async def test_passing_faults_do_not_end_the_wait(pushed: None, script: Script) -> None:
     script.write(["unavailable", "unavailable", "converting", "unavailable", "ready"])
 
@@ -130,6 +132,7 @@ async def test_a_timeout_tells_the_fault_that_was_last(pushed: None, script: Scr
         ("broken", "ZeroDivisionError", False),
     ],
 )
+@pytest.mark.row("P11", of="tasks")
 async def test_other_faults_end_the_wait(pushed: None, script: Script, word: str, named: str, permanent: bool) -> None:
     script.write([word, "ready"])
 
@@ -215,6 +218,7 @@ def test_the_stored_trigger_holds_no_secret(connect: Connect, tmp_path: Path) ->
     assert CANARY not in json.dumps(trigger(registry_conn_id="secretive").serialize())
 
 
+@pytest.mark.row("P7", of="tasks")
 async def test_a_rebuilt_trigger_takes_the_wait_up(pushed: None, script: Script) -> None:
     script.write(["converting"])
     before = trigger(deadline=time.time() + 30)
@@ -246,6 +250,7 @@ async def test_a_slow_registry_does_not_block_the_loop(
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
+@pytest.mark.row("P12", of="tasks")
 async def test_the_connection_is_looked_up_without_blocking(pushed: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for owner, name in ((Connection, "get"), (BaseHook, "get_connection")):
         refuse_to_block(monkeypatch, owner, name)
@@ -258,6 +263,7 @@ async def test_the_connection_is_looked_up_without_blocking(pushed: None, monkey
 @pytest.mark.parametrize(
     "event", [None, {}, {"status": "success"}, {"status": "failed"}, {"status": "odd", "message": "?"}], ids=str
 )
+@pytest.mark.row("P11", of="tasks")
 def test_an_event_that_is_no_outcome_may_be_retried(event: dict[str, Any] | None) -> None:
     with pytest.raises(RegistryUnavailable, match="no outcome"):
         outcome_of(event)

@@ -45,3 +45,28 @@ class CancelToken:
             if rest <= 0:
                 return
             time.sleep(min(_TICK, rest))
+
+
+class Grace(CancelToken):
+    """A token for cleaning up after a cancellation: it follows another one's some seconds later.
+
+    :param other: the token of the work that is cleaned up after; it may be cancelled before or meanwhile.
+    :param seconds: how much later.
+    """
+
+    def __init__(self, other: CancelToken, seconds: float) -> None:
+        super().__init__()
+        self._other = other
+        self._seconds = seconds
+        self._end: float | None = None
+
+    def begin(self) -> None:
+        """Have the seconds run from now, unless they do already."""
+        if self._end is None:
+            self._end = time.monotonic() + self._seconds
+
+    @property
+    def cancelled(self) -> bool:
+        if self._other.cancelled:
+            self.begin()
+        return self._cancelled or (self._end is not None and time.monotonic() > self._end)

@@ -20,11 +20,12 @@ from typing import Any, Generic, ParamSpec, TypeVar
 import httpx
 
 from airflow_provider_modelsync.core.flow import exchange
-from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.cancel import CancelToken, Grace
 from airflow_provider_modelsync.core.flow.loop import LoopThread
 from airflow_provider_modelsync.core.flow.parallel import for_each, interruptible
 from airflow_provider_modelsync.core.flow.threads import Threads
 
+_LAST_SECONDS = 2.5  # for cleaning up after a kill, which ends all within 4
 _LIGHT = 64 << 10  # bytes received by a flow before it is moved off the event loop
 _ENTRY = 512  # bytes that an entry of a list counts for
 
@@ -155,9 +156,15 @@ class SyncDriver:
         """End what steps have left running on the event loop."""
         self._loop.close()
 
-    def shielded(self) -> SyncDriver:
-        """Return a driver that no cancellation reaches, for cleaning up after one."""
-        return SyncDriver(self._client, policy=self._policy)
+    def shielded(self, *, in_haste: bool = False) -> SyncDriver:
+        """Return a driver for cleaning up, which a cancellation ends only some seconds later.
+
+        :param in_haste: whether those seconds begin to run now.
+        """
+        token = Grace(self._cancel, _LAST_SECONDS)
+        if in_haste:
+            token.begin()
+        return SyncDriver(self._client, policy=self._policy, cancel=token)
 
     def run(self, flow: Flow[T]) -> T:
         """Run a flow to its end.

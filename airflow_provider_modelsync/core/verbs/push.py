@@ -309,6 +309,6 @@ def _read_source(
 
 def _abort(registry: Registry, driver: SyncDriver, plan: UploadPlan, error: BaseException) -> None:
     try:
-        driver.shielded().run(registry.abort_push(plan, error))
+        driver.shielded(in_haste=not isinstance(error, Exception)).run(registry.abort_push(plan, error))
     except Exception:
         log.exception("cleaning up after the failed push of %s failed, too", plan.ref)

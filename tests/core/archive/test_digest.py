@@ -171,6 +171,7 @@ SPECIAL: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.row("D4", of="source")
 def test_a_special_file_is_refused_with_its_path(model: Path, kind: str) -> None:
     make, reason = SPECIAL[kind]
     make(model / "tokenizer" / "special")
@@ -189,6 +190,7 @@ def test_a_special_file_as_the_whole_source_is_refused(model: Path, kind: str) -
 
 
 @pytest.mark.parametrize("path", [".modelsync/v1.json", "a/.modelsync/x", ".MODELSYNC/x", "back\\slash", "line\nbreak"])
+@pytest.mark.row("H12", of="source")
 def test_a_bad_name_is_refused_with_its_path(model: Path, path: str) -> None:
     write_tree(model, {path: b""})
     bad = path.partition("/x")[0].partition("/v1")[0]
@@ -203,12 +205,14 @@ def test_an_empty_reserved_directory_is_refused(model: Path) -> None:
         read_tree(model)
 
 
+@pytest.mark.row("H12", of="source")
 def test_a_name_that_is_not_utf8_is_refused(model: Path) -> None:
     Path(os.fsdecode(os.fsencode(model) + b"/latin-\xe9")).touch()
     with pytest.raises(InvalidInput, match=r"latin-\\udce9"):
         read_tree(model)
 
 
+@pytest.mark.row("D8", of="source")
 def test_a_directory_that_holds_no_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model" / "void").mkdir(parents=True)
     with pytest.raises(InvalidInput, match="holds no file"):
@@ -230,6 +234,7 @@ def _read_as_nobody(model: Path) -> str:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
 @pytest.mark.parametrize("path", ["weights.bin", "tokenizer"])
+@pytest.mark.row("D4", of="source")
 def test_an_unreadable_source_is_refused_with_its_path(path: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:  # pytest's own directories are for its user only
         Path(scratch).chmod(0o755)
@@ -346,6 +351,7 @@ OUTSIDE: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("target", OUTSIDE)
+@pytest.mark.row("D4", of="source")
 def test_a_link_that_leads_to_anything_else_is_refused_with_its_path(model: Path, target: str) -> None:
     leads_to, reason = OUTSIDE[target]
     write_tree(model.parent, {"secret": b"not yours", "model2/x": b"not yours"})
@@ -483,6 +489,7 @@ def mapped(path: Path) -> Iterator[mmap.mmap]:
 
 
 @pytest.mark.parametrize("changed", [0, digest.SPAN - 1, digest.SPAN, 3 * digest.SPAN + 99])
+@pytest.mark.row("D3", of="source")
 def test_bytes_written_through_a_map_since_they_were_hashed_are_never_given_out(tmp_path: Path, changed: int) -> None:
     size = 3 * digest.SPAN + 100
     path = tmp_path / "w.bin"

@@ -98,12 +98,14 @@ def test_there_are_many_cases() -> None:
 
 
 @pytest.mark.parametrize("case", named(HOSTILE))
+@pytest.mark.row("H1", "H2", "H3", "H5", "H6", "H7", "H8", "H9", of="archives")
 def test_a_hostile_archive_is_refused_and_leaves_nothing_behind(case: Case, tmp_path: Path) -> None:
     assert case.verdict is not None
     assert hostile.try_case(case, tmp_path) == case.verdict.__name__
 
 
 @pytest.mark.parametrize("case", named(HARMLESS))
+@pytest.mark.row("H10", of="archives")
 def test_a_harmless_archive_is_unpacked(case: Case, tmp_path: Path) -> None:
     assert hostile.try_case(case, tmp_path) == "unpacked"
     content = listing(tmp_path / "beside" / "target")
@@ -111,6 +113,7 @@ def test_a_harmless_archive_is_unpacked(case: Case, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.row("H5", of="archives")
 def test_all_cases_are_decided_within_limits_on_memory_file_size_and_time(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, hostile.__file__, str(tmp_path)], capture_output=True, text=True, check=True)
     outcomes = json.loads(done.stdout)
@@ -140,6 +143,7 @@ def test_the_verdict_does_not_depend_on_how_the_bytes_arrive(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("whole", [tar(GOOD, folder("d/"), file("d/a", b"a" * 700)), squeezed(tar(GOOD, file("b")))])
+@pytest.mark.row("H8", of="archives")
 def test_an_archive_cut_anywhere_is_corrupt(whole: bytes, tmp_path: Path) -> None:
     for length in {*range(0, len(whole), 37), *range(0, len(whole), 512), *range(len(whole) - 20, len(whole))}:
         with pytest.raises(CorruptArchive):
@@ -167,6 +171,7 @@ def test_zeros_without_end_after_the_end_are_not_waited_for(squeeze: Callable[[b
 
 @pytest.mark.parametrize("sizes", [[3 << 30], [1024, 2 << 20], [600 << 10] * 3])
 @pytest.mark.parametrize("is_aside", [False, True])
+@pytest.mark.row("H5", of="archives")
 def test_much_more_than_was_told_is_refused_before_it_is_written(sizes: list[int], *, is_aside: bool) -> None:
     class Told(Skipping):
         def read(self, size: int, /) -> bytes:
@@ -193,12 +198,14 @@ def test_much_more_than_was_told_is_refused_before_it_is_written(sizes: list[int
         (b"\x1b[31mred", "something unknown"),
     ],
 )
+@pytest.mark.row("H9", of="archives")
 def test_what_is_no_archive_is_named_by_its_look(data: bytes, words: str, tmp_path: Path) -> None:
     with pytest.raises(CorruptArchive) as caught:
         extract_archive(io.BytesIO(data), tmp_path / "target")
     assert str(caught.value).endswith(words)  # nothing of it is quoted
 
 
+@pytest.mark.row("H7", of="archives")
 def test_a_refused_name_is_escaped_in_the_message(tmp_path: Path) -> None:
     with pytest.raises(UnsafeArchive) as caught:
         extract_archive(io.BytesIO(tar(file("a\x1b[2J\u202e"))), tmp_path / "target")
@@ -227,6 +234,7 @@ def test_the_result_is_what_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o002, 0o022, 0o077])
+@pytest.mark.row("H4", of="archives")
 def test_modes_follow_the_executable_bit_and_the_umask_only(umask: int, tmp_path: Path) -> None:
     data = tar(file("a", mode=0o7777), file("b", mode=0o066), file("d/c", mode=0o100), folder("d", mode=0o7000))
     before = os.umask(umask)
@@ -244,6 +252,7 @@ def test_modes_follow_the_executable_bit_and_the_umask_only(umask: int, tmp_path
     }
 
 
+@pytest.mark.row("H4", of="archives")
 def test_times_and_owner_are_our_own(tmp_path: Path) -> None:
     extract_archive(io.BytesIO(tar(file("a", owner=b"0001750\0"))), tmp_path / "target")
     facts = (tmp_path / "target" / "a").stat()
@@ -421,6 +430,7 @@ def test_a_failing_reader_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.row("D1", of="target")
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(descriptor: int, data: memoryview) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -443,6 +453,7 @@ def test_a_kill_while_reading_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.row("D7", of="target")
 def test_the_first_error_is_told_when_the_cleanup_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -99,6 +99,7 @@ def test_the_undamaged_archive_is_unpacked(attempt: Callable[[bytes], bool]) -> 
 
 @fuzz
 @given(length=st.integers(0, len(WHOLE) - 1))
+@pytest.mark.row("H8", of="archives")
 def test_a_cut_archive_is_never_unpacked(attempt: Callable[[bytes], bool], length: int) -> None:
     assert not attempt(WHOLE[:length])
 
@@ -133,6 +134,7 @@ def test_a_header_with_one_wrong_byte_is_never_unpacked(
 
 @fuzz
 @given(changes=st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), min_size=1, max_size=30))
+@pytest.mark.row("H5", "H8", of="archives")
 def test_any_bytes_may_be_wrong(attempt: Callable[[bytes], bool], changes: list[tuple[int, int]]) -> None:
     data = bytearray(WHOLE)
     for offset, value in changes:

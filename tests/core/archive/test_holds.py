@@ -48,6 +48,7 @@ def fat(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("names", [["w:0.npy"], ["A.npy", "a.npy"], ["A/x", "a/y"]], ids=str)
+@pytest.mark.row("H7", of="target")
 def test_what_a_disk_cannot_hold_is_refused_by_name(fat: Path, names: list[str]) -> None:
     with pytest.raises(InvalidInput, match="cannot hold") as caught:
         require_held(fat, ["fine", *names])

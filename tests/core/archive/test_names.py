@@ -46,6 +46,7 @@ UNUSUAL_BUT_FINE = [
 
 
 @pytest.mark.parametrize("path", UNUSUAL_BUT_FINE)
+@pytest.mark.row("H10", of=("target", "source"))
 def test_unusual_paths_are_accepted(path: str) -> None:
     assert fault_of(path) is None
 
@@ -81,10 +82,12 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("path", "reason"), REFUSED)
+@pytest.mark.row("H1", "H7", "H12", of=("target", "source"))
 def test_paths_that_lead_elsewhere_or_deceive_are_refused(path: str, reason: str) -> None:
     assert reason in (fault_of(path) or "")
 
 
+@pytest.mark.row("H5", of="target")
 def test_the_limits_are_the_callers() -> None:
     assert fault_of("a/b", max_depth=1)
     assert fault_of("abc", max_bytes=2)
@@ -100,6 +103,7 @@ def test_the_limits_are_the_callers() -> None:
         (["x/A"], ["x/A/b"]),
     ],
 )
+@pytest.mark.row("H6", of=("target", "source"))
 def test_paths_that_cannot_live_side_by_side_clash(files: list[str], directories: list[str]) -> None:
     clash = clash_among(files, directories)
     assert clash is not None

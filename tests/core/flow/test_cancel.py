@@ -8,7 +8,7 @@ import time
 import pytest
 
 from airflow_provider_modelsync.core.errors import Cancelled
-from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.cancel import CancelToken, Grace
 
 
 def test_a_new_token_is_not_cancelled() -> None:
@@ -68,3 +68,23 @@ def test_a_signal_handler_may_cancel_the_thread_that_it_interrupts() -> None:
             token.sleep(60)
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_cleaning_up_goes_on_for_a_while_after_the_cancellation() -> None:
+    work = CancelToken()
+    cleaning = Grace(work, 0.2)
+    assert not cleaning.cancelled
+    time.sleep(0.3)
+    assert not cleaning.cancelled  # nobody has cancelled anything
+    work.cancel()
+    assert not cleaning.cancelled
+    time.sleep(0.3)
+    assert cleaning.cancelled
+
+
+def test_a_while_that_has_begun_ends_whether_or_not_there_was_a_cancellation() -> None:
+    cleaning = Grace(CancelToken(), 0.2)
+    cleaning.begin()
+    assert not cleaning.cancelled
+    time.sleep(0.3)
+    assert cleaning.cancelled

@@ -293,6 +293,7 @@ def test_finally_runs_for_errors_that_are_no_exceptions(run: Run) -> None:
     ("received", "elsewhere"),
     [(["x"] * 10, False), (["x"] * 3000, True), (dict.fromkeys(range(3000)), True), ("x" * (1 << 20), False)],
 )
+@pytest.mark.row("T13", of="calls")
 def test_a_flow_that_has_received_much_goes_on_off_the_loop(received: Any, *, elsewhere: bool) -> None:
     def flow() -> Flow[tuple[int, int]]:
         yield from call(lambda: received)

@@ -93,6 +93,7 @@ def settings(host: str = "https://registry.example", **fields: Any) -> RegistryS
 @pytest.mark.parametrize("host", METADATA)
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("base", ["https://registry.example", "http://registry.example", "http://127.0.0.1:9000"])
+@pytest.mark.row("T20", "A6", of=("calls", "sends", "fetches"))
 def test_no_server_leads_to_a_metadata_service(base: str, scheme: str, host: str) -> None:
     listed = settings(base, presigned_hosts=host)
     for to in (settings(base), listed):
@@ -176,6 +177,7 @@ def test_a_foreign_name_that_stands_for_this_machine_is_not_connected_to(
 
 
 @pytest.mark.parametrize("host", ["https://registry.example", "http://files.example"])
+@pytest.mark.row("T20", of=("calls", "sends", "fetches"))
 def test_a_name_that_stands_for_a_metadata_service_is_never_connected_to(kind: str, names: Names, host: str) -> None:
     names.known["files.example"] = ["169.254.169.254"]
     with pytest.raises(InvalidInput, match="stands for an address that names a metadata service"):

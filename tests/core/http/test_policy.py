@@ -162,6 +162,7 @@ def caller(request: pytest.FixtureRequest) -> Caller:
 
 
 @pytest.mark.parametrize("fault", [[Reset()], CUT, [Close()], [Send(b"HTTP/1.1 200 OK\r\nContent-Le"), Reset()]])
+@pytest.mark.row("T9", "T3", of="calls")
 def test_a_broken_exchange_is_repeated(caller: Caller, fault: list[Step]) -> None:
     with FaultServer(fault, fault, OK) as server:
         assert caller.call(server).json() == {"name": "fraud"}
@@ -169,6 +170,7 @@ def test_a_broken_exchange_is_repeated(caller: Caller, fault: list[Step]) -> Non
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
+@pytest.mark.row("T3", of="calls")
 def test_a_passing_status_is_repeated(caller: Caller, status: int) -> None:
     with FaultServer([answer(status)], [answer(status)], OK) as server:
         assert caller.call(server).status_code == 200
@@ -213,6 +215,7 @@ def test_jitter_is_full() -> None:
 
 @pytest.mark.parametrize("method", ["POST", "PATCH"])
 @pytest.mark.parametrize("fault", [[answer(500)], [answer(503)], [answer(504)], [Reset()], CUT])
+@pytest.mark.row("T3", of="calls")
 def test_what_may_have_been_carried_out_is_not_repeated(caller: Caller, method: str, fault: list[Step]) -> None:
     with FaultServer(fault, OK) as server:
         try:
@@ -248,6 +251,7 @@ def test_a_refused_connection_is_tried_again_even_for_a_post(caller: Caller) -> 
     assert len(caller.clock.waits) == 4
 
 
+@pytest.mark.row("T15", of="calls")
 def test_a_host_without_address_is_named_alone(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: Any, **__: Any) -> None:
         raise socket.gaierror(-2, "Name or service not known")
@@ -263,12 +267,14 @@ def test_a_host_without_address_is_named_alone(caller: Caller, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.row("T4", of="calls")
 def test_a_server_that_asks_to_wait_is_given_the_time(caller: Caller, status: int) -> None:
     with FaultServer([answer(status, headers={"Retry-After": "3"})], OK) as server:
         assert caller.call(server).status_code == 200
     assert caller.clock.waits == [3.0]
 
 
+@pytest.mark.row("T5", of="calls")
 def test_a_date_to_wait_for_is_read_against_the_servers_clock(caller: Caller) -> None:
     headers = {"Date": "Mon, 01 Jan 2001 00:00:00 GMT", "Retry-After": "Mon, 01 Jan 2001 00:00:07 GMT"}
     with FaultServer([answer(503, headers=headers)], OK) as server:
@@ -280,6 +286,7 @@ def test_a_date_to_wait_for_is_read_against_the_servers_clock(caller: Caller) ->
     "value",
     ["-5", "soon", "", "1.5e3", "²", "Mon, 01 Jan 2001 00:00:00 GMT", "Mon, 99 Foo 2001 00:00:00 GMT", "0"],
 )
+@pytest.mark.row("T5", of="calls")
 def test_a_senseless_time_to_wait_counts_as_none(caller: Caller, value: str) -> None:
     headers = {"Date": "Mon, 01 Jan 2001 00:00:05 GMT", "Retry-After": value}
     script = [Send(answer(503, headers=headers).data.replace("²".encode(), b"\xb2"))]
@@ -289,6 +296,7 @@ def test_a_senseless_time_to_wait_counts_as_none(caller: Caller, value: str) -> 
 
 
 @pytest.mark.parametrize("value", ["315360000", "9" * 400, "Tue, 01 Jan 2099 00:00:00 GMT"])
+@pytest.mark.row("T5", of="calls")
 def test_a_wait_beyond_the_deadline_ends_the_call_at_once(caller: Caller, value: str) -> None:
     with FaultServer([answer(503, headers={"Retry-After": value})], OK) as server:
         with pytest.raises(RegistryUnavailable, match=r"wants us to wait \d+ s"):
@@ -313,6 +321,7 @@ def test_a_date_without_the_servers_clock_is_read_against_ours() -> None:
     ],
     ids=["silence", "dripped headers", "dripped body"],
 )
+@pytest.mark.row("T6", "T7", of="calls")
 def test_neither_silence_nor_a_drip_outlasts_the_deadline(caller: Caller, fault: list[Step]) -> None:
     with FaultServer(fault) as server, pytest.raises(RegistryUnavailable, match="within the time limit"):
         caller.call(server, "POST", seconds=0.4)
@@ -320,6 +329,7 @@ def test_neither_silence_nor_a_drip_outlasts_the_deadline(caller: Caller, fault:
 
 
 @pytest.mark.parametrize("begun", [b"HTTP/1.1 200 OK\r\nX-", b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"])
+@pytest.mark.row("T7", of="calls")
 def test_a_drip_keeps_no_thread_and_no_connection_once_nobody_waits(begun: bytes) -> None:
     def left() -> int:
         return sum(thread.name == "modelsync-exchange" for thread in threading.enumerate())
@@ -357,6 +367,7 @@ def test_cancelling_ends_a_call_that_is_stuck() -> None:
 # --- sizes
 
 
+@pytest.mark.row("T13", of="calls")
 def test_only_the_beginning_of_an_error_page_is_read(caller: Caller) -> None:
     page = b"<html>\x1b[31m" + b"x" * (10 << 20)
     with FaultServer([answer(404, page)]) as server:
@@ -379,6 +390,7 @@ def bomb() -> bytes:
 
 
 @pytest.mark.parametrize("status", [200, 500])
+@pytest.mark.row("T13", of="calls")
 def test_a_compressed_page_is_not_unpacked_beyond_its_limit(caller: Caller, status: int, bomb: bytes) -> None:
     script = [answer(status, bomb, {"Content-Encoding": "gzip"})]
     tracemalloc.start()
@@ -398,6 +410,7 @@ def test_a_compressed_page_is_not_unpacked_beyond_its_limit(caller: Caller, stat
 @pytest.mark.parametrize(
     ("allowed", "length", "fits"), [(1000, 1000, True), (1000, 1001, False), (8 << 20, 5 << 20, True)]
 )
+@pytest.mark.row("T13", of="calls")
 def test_a_call_may_say_how_large_its_answer_can_be(caller: Caller, allowed: int, length: int, *, fits: bool) -> None:
     with FaultServer([answer(200, b"1" * length)]) as server:
         if fits:
@@ -410,6 +423,7 @@ def test_a_call_may_say_how_large_its_answer_can_be(caller: Caller, allowed: int
 @pytest.mark.parametrize(
     "unit", [b"{},", b'{"name":"a"},', b"[],", b"0,", b'"",', b"[" * 300_000 + b"]" * 300_000 + b","]
 )
+@pytest.mark.row("T13", of="calls")
 def test_an_answer_of_tiny_values_is_refused_before_it_is_read(unit: bytes) -> None:
     body = b"[" + unit * ((4 << 20) // len(unit) - 1) + b"0]"
     response = json_response(body)
@@ -440,6 +454,7 @@ class Page(BaseModel):
     entries: list[Entry] = Field(alias="items")
 
 
+@pytest.mark.row("T13", of="calls")
 def test_a_long_list_is_read_in_slices_during_which_other_threads_run() -> None:
     """In one call of pydantic no thread but its own would run: the event loop would stand still."""
     entry = {"name": "a" * 50, "facts": {str(n): "x" * 30 for n in range(10)}, "made": "2026-01-01T00:00:00Z"}
@@ -498,6 +513,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("ca"))
 
 
+@pytest.mark.row("T17", of="calls")
 def test_a_servers_own_ca_is_trusted_when_named(caller: Caller, authority: Authority) -> None:
     with FaultServer(OK, tls=authority.server_context()) as server:
         to = settings(server.url, ca_bundle=str(authority.bundle))
@@ -505,6 +521,7 @@ def test_a_servers_own_ca_is_trusted_when_named(caller: Caller, authority: Autho
 
 
 @pytest.mark.parametrize(("host", "days"), [("127.0.0.1", 2), ("other.example", 2), ("127.0.0.1", -1)])
+@pytest.mark.row("T16", of="calls")
 def test_a_certificate_that_is_not_accepted_ends_the_call(
     caller: Caller, authority: Authority, host: str, days: int, tmp_path: Path
 ) -> None:
@@ -523,6 +540,7 @@ def test_verification_is_left_out_only_when_told(caller: Caller, authority: Auth
         assert caller.call(server, to=settings(server.url, verify_tls=False)).status_code == 200
 
 
+@pytest.mark.row("T16", of="calls")
 def test_a_plain_port_asked_for_tls_ends_the_call(caller: Caller) -> None:
     def talk_plain() -> None:
         sock, _ = listener.accept()
@@ -539,6 +557,7 @@ def test_a_plain_port_asked_for_tls_ends_the_call(caller: Caller) -> None:
     assert caller.clock.waits == []
 
 
+@pytest.mark.row("T17", of="calls")
 def test_a_client_certificate_is_shown(caller: Caller, authority: Authority) -> None:
     certificate, key = authority.certificate("client")
     with FaultServer(OK, tls=authority.server_context(ask_client=True)) as server:
@@ -589,6 +608,7 @@ def test_a_ca_file_from_the_environment_is_trusted(
 
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
+@pytest.mark.row("T18", of="calls")
 def test_a_missing_ca_file_in_the_environment_is_named(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "/nowhere/ca")
     with pytest.raises(InvalidInput, match=f"variable {variable}"):
@@ -606,6 +626,7 @@ def test_the_connections_own_ca_wins_over_the_environment(
 # --- proxies
 
 
+@pytest.mark.row("T17", of="calls")
 def test_the_connections_proxy_carries_the_call(caller: Caller, authority: Authority) -> None:
     with FaultServer(OK, tls=authority.server_context()) as server, FaultServer([Tunnel()]) as proxy:
         own = proxy.url.replace("//", "//user:pa%24s@")
@@ -617,6 +638,7 @@ def test_the_connections_proxy_carries_the_call(caller: Caller, authority: Autho
     assert "proxy-authorization" not in server.requests[0].header_names
 
 
+@pytest.mark.row("T18", of="calls")
 def test_a_proxy_from_the_environment_carries_the_call(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     with FaultServer(OK) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
@@ -656,6 +678,7 @@ def test_a_proxy_that_wants_a_password_ends_the_call(caller: Caller) -> None:
         ("", "https://example.com", False),
     ],
 )
+@pytest.mark.row("T18", of="calls")
 def test_no_proxy_lists_names_addresses_and_ranges(
     no_proxy: str, url: str, excepted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -693,6 +716,7 @@ def test_a_proxy_for_each_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
         ("NO_PROXY", "fe80::/300"),
     ],
 )
+@pytest.mark.row("T18", of="calls")
 def test_an_unusable_proxy_variable_is_named(
     caller: Caller, variable: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -706,6 +730,7 @@ def test_an_unusable_proxy_variable_is_named(
     assert TOKEN not in str(caught.value)
 
 
+@pytest.mark.row("T18", of="calls")
 def test_netrc_is_not_read(caller: Caller, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login me password secret\n")
@@ -724,6 +749,7 @@ def redirect(status: int, location: str) -> list[Step]:
     return [answer(status, headers={"Location": location})]
 
 
+@pytest.mark.row("T19", of="calls")
 def test_no_credential_crosses_to_another_origin(caller: Caller) -> None:
     with FaultServer(OK) as other, FaultServer(redirect(307, f"{other.url}/there")) as server:
         caller.call(server)
@@ -740,6 +766,7 @@ def test_a_redirect_within_the_origin_keeps_the_credentials(caller: Caller) -> N
 
 
 @pytest.mark.parametrize("status", [307, 308])
+@pytest.mark.row("T21", of="calls")
 def test_a_redirect_that_keeps_the_method_sends_the_body_again(caller: Caller, status: int) -> None:
     with FaultServer(redirect(status, "/there"), OK) as server:
         caller.call(server, "POST", json={"name": "fraud"})
@@ -761,6 +788,7 @@ def test_a_moved_post_is_not_guessed_at(caller: Caller, status: int) -> None:
     assert len(server.requests) == 1
 
 
+@pytest.mark.row("T20", of="calls")
 def test_a_redirect_loop_ends(caller: Caller) -> None:
     with FaultServer(redirect(302, "/again")) as server, pytest.raises(InvalidInput, match="more than 5 redirects"):
         caller.call(server)
@@ -777,12 +805,14 @@ def test_a_redirect_loop_ends(caller: Caller) -> None:
         "gopher:x",
     ],
 )
+@pytest.mark.row("T20", of="calls")
 def test_a_redirect_leads_to_http_only(caller: Caller, location: str) -> None:
     with FaultServer(redirect(302, location)) as server, pytest.raises(InvalidInput):
         caller.call(server)
     assert len(server.requests) == 1
 
 
+@pytest.mark.row("T19", of="calls")
 def test_a_redirect_never_leaves_encryption(caller: Caller, authority: Authority) -> None:
     with FaultServer(OK) as plain:
         with FaultServer(redirect(302, f"{plain.url}/x"), tls=authority.server_context()) as server:
@@ -795,6 +825,7 @@ def test_a_redirect_never_leaves_encryption(caller: Caller, authority: Authority
 @pytest.mark.parametrize(
     "target", ["https://169.254.169.254/latest/meta-data", "https://127.0.0.1:1/", "https://[::1]/"]
 )
+@pytest.mark.row("T20", of="calls")
 def test_a_public_server_cannot_send_us_to_internal_addresses(target: str) -> None:
     policy = RequestPolicy(settings("https://registry.example"))
     flow = policy(httpx.Request("GET", "https://registry.example/models"))
@@ -959,6 +990,7 @@ class Renewal:
         return {"Authorization": f"Bearer {response.status_code}"}
 
 
+@pytest.mark.row("A1", "A2", of="calls")
 def test_a_refused_token_is_renewed_once_and_the_call_repeated(caller: Caller) -> None:
     with FaultServer([answer(401)], [answer(200)], OK) as server:
         renewal = Renewal(server)
@@ -979,6 +1011,7 @@ def test_a_token_that_stays_refused_is_renewed_only_once(caller: Caller) -> None
     assert server.targets == ["/models", "/token", "/models"]
 
 
+@pytest.mark.row("A1", of="calls")
 def test_without_renewal_a_refused_token_is_final(caller: Caller) -> None:
     with FaultServer([answer(401)]) as server:
         assert caller.call(server).status_code == 401
@@ -1007,6 +1040,7 @@ def test_without_renewal_a_refused_token_is_final(caller: Caller) -> None:
         (599, RegistryUnavailable),
     ],
 )
+@pytest.mark.row("A3", of="calls")
 def test_a_status_becomes_an_error_with_the_servers_words(status: int, kind: type[ModelSyncError]) -> None:
     request = httpx.Request("GET", "https://x", headers={"x-api-key": TOKEN})
     body = json.dumps({"error": f"no such thing: {TOKEN}", "more": "noise"})
@@ -1062,12 +1096,14 @@ def test_json_is_read_into_a_model() -> None:
         ("null", "the whole: "),
     ],
 )
+@pytest.mark.row("S7", of="calls")
 def test_json_of_another_shape_names_what_is_wrong(body: str, path: str) -> None:
     with pytest.raises(RegistryUnavailable, match=f"not as expected: .*{path}"):
         read_json(json_response(body), Model, "reading fraud")
 
 
 @pytest.mark.parametrize("body", ["", "<html>canary</html>", '{"name": ', b"\xff\xfe", "[" * 100_000, '{"a": NaN'])
+@pytest.mark.row("S7", of="calls")
 def test_what_is_no_json_is_a_passing_fault(body: str | bytes) -> None:
     with pytest.raises(RegistryUnavailable, match=r"GET https://x.example/models: the answer is not JSON"):
         read_json(json_response(body), Model)

@@ -99,6 +99,7 @@ def test_expired_is_said_only_of_what_has(code: str, words: str, is_over: bool |
     assert ("has expired" in error.message.partition(")")[2]) == says_expired
 
 
+@pytest.mark.row("A4", of=("sends", "fetches"))
 def test_what_a_second_url_is_refused_for_is_no_matter_of_urls() -> None:
     tries = []
 
@@ -126,6 +127,7 @@ class Patient(CancelToken):
     ],
 )
 @pytest.mark.parametrize("seconds", [3599, 3601])
+@pytest.mark.row("A7", of=("sends", "fetches"))
 def test_the_storage_s_clock_tells_whether_a_url_is_over(query: str, seconds: int) -> None:
     end = NOW - timedelta(hours=1) + timedelta(seconds=seconds)
     shown = query.format(seconds=seconds, epoch=int(end.timestamp()), iso=end.strftime("%Y-%m-%dT%H:%M:%SZ"))

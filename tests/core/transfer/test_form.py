@@ -172,6 +172,7 @@ def whole(request: Received) -> bool:
     return request.body_length == int(request.header("Content-Length") or 0)
 
 
+@pytest.mark.row("S5", of="wallaroo")
 def test_after_a_lost_answer_nothing_is_sent_again_when_the_server_has_it() -> None:
     with serve([Reset()], OK) as server:
         registry = Registry(server.url)
@@ -186,6 +187,7 @@ def test_after_a_lost_answer_nothing_is_sent_again_when_the_server_has_it() -> N
     [[ReadSome(1000), Reset()], [Reset()], [answer(500)], [answer(502, b"<html>")], [answer(503)], [answer(504)]],
     ids=["reset while sending", "reset after sending", "500", "502", "503", "504"],
 )
+@pytest.mark.row("T1", of="wallaroo")
 def test_after_a_fault_the_form_is_sent_again_from_its_start_once_the_server_does_not_have_it(
     fault: list[Step],
 ) -> None:
@@ -210,6 +212,7 @@ def test_a_refusal_is_not_tried_again(status: int, error: type[Exception]) -> No
     assert len(server.requests) == 1
 
 
+@pytest.mark.row("T14", of="wallaroo")
 def test_an_early_refusal_is_read_although_the_form_is_still_going_up() -> None:
     with serve([ReadSome(1000), answer(413, b'{"msg": "too large"}')]) as server:
         with pytest.raises(NotSupported, match="too large"):

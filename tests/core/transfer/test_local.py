@@ -56,6 +56,7 @@ def test_what_was_written_is_returned_in_the_order_asked_for(source: Path, targe
     assert _copy(source, target) == read_tree(source).files
 
 
+@pytest.mark.row("H4", of="target")
 def test_only_the_executable_bit_of_a_mode_is_kept(source: Path, target: Path) -> None:
     (source / "large").chmod(0o4666)
     (source / "a/b/small").chmod(0o6711)
@@ -77,6 +78,7 @@ def test_hashes_are_of_the_bytes_that_were_written(source: Path, target: Path) -
     assert (written["large"].size, written["large"].sha256) == (1, hashlib.sha256(b"x").hexdigest())
 
 
+@pytest.mark.row("H5", of="target")
 def test_no_more_is_asked_for_than_a_file_is_known_to_hold(source: Path, target: Path) -> None:
     """Whatever is behind it may grow for ever."""
     tree = read_tree(source)

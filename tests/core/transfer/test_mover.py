@@ -138,6 +138,7 @@ def test_a_part_arrives_as_it_is(mover: Mover) -> None:
     assert sum(moved) == len(PART)
 
 
+@pytest.mark.row("A5", of=("sends", "fetches"))
 def test_nothing_is_sent_that_a_signature_does_not_cover(mover: Mover) -> None:
     with FaultServer(OK) as server:
         mover.put(server.url, part, len(PART))
@@ -182,6 +183,7 @@ def test_a_body_needs_only_read(mover: Mover) -> None:
     assert body.closed
 
 
+@pytest.mark.row("T9", of="sends")
 def test_exactly_the_announced_length_is_sent(mover: Mover) -> None:
     with FaultServer(OK) as server:
         mover.put(server.url, part, 10)
@@ -190,6 +192,7 @@ def test_exactly_the_announced_length_is_sent(mover: Mover) -> None:
     assert server.connections == 1
 
 
+@pytest.mark.row("D3", of="sends")
 def test_a_body_that_ends_early_is_a_changed_source(mover: Mover) -> None:
     with (
         FaultServer([ReadRest(), *OK]) as server,
@@ -234,6 +237,7 @@ def test_memory_does_not_grow_with_the_body(mover: Mover) -> None:
 @pytest.mark.parametrize(
     "after", [[Close()], [Reset()], [Stall()], [ReadRest()]], ids=["close", "reset", "stall", "read"]
 )
+@pytest.mark.row("T14", of="sends")
 def test_an_early_answer_is_reported(mover: Mover, status: int, after: list[Step]) -> None:
     script = [ReadSome(1000), answer(status, b"<Code>EntityTooLarge</Code>"), *after]
     moved: list[int] = []
@@ -246,6 +250,7 @@ def test_an_early_answer_is_reported(mover: Mover, status: int, after: list[Step
     assert server.requests[1].body_length == len(PART)
 
 
+@pytest.mark.row("T14", of="sends")
 def test_an_early_answer_is_reported_under_tls(authority: Authority) -> None:
     script = [ReadSome(1000), answer(413, b"too large"), Close()]
     with FaultServer(script, tls=authority.server_context()) as server:
@@ -259,6 +264,7 @@ def test_an_early_answer_is_reported_under_tls(authority: Authority) -> None:
     [[ReadSome(100_000), Reset()], [Reset()], [Close()], [Send(b"HTTP/1.1 200 OK\r\nContent-"), Reset()]],
     ids=["while sending", "after sending", "closed", "in the answer"],
 )
+@pytest.mark.row("T1", of="sends")
 def test_a_broken_upload_is_repeated_alone(mover: Mover, fault: list[Step]) -> None:
     token, moved = Waits(), []
     with FaultServer(fault, fault, OK) as server:
@@ -270,6 +276,7 @@ def test_a_broken_upload_is_repeated_alone(mover: Mover, fault: list[Step]) -> N
 
 
 @pytest.mark.parametrize("status", [307, 308])
+@pytest.mark.row("T19", "T21", of="sends")
 def test_a_redirected_upload_sends_the_body_again(mover: Mover, status: int) -> None:
     made: list[io.BytesIO] = []
 
@@ -305,6 +312,7 @@ def test_a_redirect_that_drops_the_body_is_not_followed(mover: Mover, status: in
 # --- receiving
 
 
+@pytest.mark.row("T12", of="fetches")
 def test_stored_bytes_come_as_they_are(mover: Mover) -> None:
     script = [answer(200, PART, {"Content-Encoding": "gzip", "ETag": '"e"'})]
     with FaultServer(script) as server:
@@ -353,6 +361,7 @@ def test_a_chunked_body_is_put_together(mover: Mover) -> None:
     assert server.connections == 1
 
 
+@pytest.mark.row("T10", of="fetches")
 def test_a_body_without_length_ends_with_the_connection(mover: Mover) -> None:
     # Nothing tells a cut body of this kind from a whole one: whoever asked has to compare sizes and digests.
     with FaultServer([Send(b"HTTP/1.1 200 OK\r\n\r\nabc"), Close()]) as server, mover.get(server.url) as download:
@@ -372,6 +381,7 @@ def test_a_body_without_length_ends_with_the_connection(mover: Mover) -> None:
     ],
     ids=["short", "reset", "cut chunk", "no last chunk", "bad chunk", "not HTTP"],
 )
+@pytest.mark.row("T2", "T9", of="fetches")
 def test_a_cut_body_is_a_passing_fault(mover: Mover, fault: list[Step]) -> None:
     with FaultServer(fault) as server, pytest.raises(RegistryUnavailable):
         fetch(mover, server.url)
@@ -399,11 +409,13 @@ def test_a_download_can_be_the_body_of_an_upload(mover: Mover) -> None:
     assert target.requests[0].body == PART[: len(target.requests[0].body)]
 
 
+@pytest.mark.row("T13", of=("sends", "fetches"))
 def test_only_the_beginning_of_an_error_page_is_read(mover: Mover) -> None:
     with FaultServer([answer(500, bytes(10 << 20))]) as server, mover.get(server.url) as download:
         assert len(download.answer().body) == 64 << 10
 
 
+@pytest.mark.row("T19", of="fetches")
 def test_a_redirected_download_takes_no_credential_along(mover: Mover) -> None:
     with FaultServer([answer(200, b"bytes")]) as other:
         with FaultServer([answer(302, headers={"Location": f"{other.url}/there"})]) as server:
@@ -420,6 +432,7 @@ def test_a_redirect_within_a_server_keeps_the_connection_and_its_page_does_not_c
 
 
 @pytest.mark.parametrize("location", ["/again", "file:///etc/passwd", "http://u:p@127.0.0.1/"])
+@pytest.mark.row("T20", of=("sends", "fetches"))
 def test_a_redirect_that_leads_nowhere_ends(mover: Mover, location: str) -> None:
     with FaultServer([answer(307, headers={"Location": location})]) as server:
         with pytest.raises(InvalidInput):
@@ -461,6 +474,7 @@ def exchange(mover: Mover, url: str, stuck: str, **options: Any) -> None:
 
 
 @pytest.mark.parametrize("stuck", STUCK)
+@pytest.mark.row("T6", "T8", of=("sends", "fetches"))
 def test_a_standstill_is_noticed(mover: Mover, stuck: str) -> None:
     with (
         FaultServer(STUCK[stuck]) as server,
@@ -576,6 +590,7 @@ UNHURRIED = Pace(min_bytes=1, window_seconds=30, answer_seconds=30, rate_seconds
 
 
 @pytest.mark.parametrize(("min_rate_kib_s", "stalls"), [(1000, True), (0.001, False), (0, False)])
+@pytest.mark.row("T7", of="fetches")
 def test_a_transfer_slower_than_the_connection_allows_is_stalled(min_rate_kib_s: float, *, stalls: bool) -> None:
     with (
         FaultServer(TRICKLE) as server,
@@ -588,6 +603,7 @@ def test_a_transfer_slower_than_the_connection_allows_is_stalled(min_rate_kib_s:
             assert len(fetch(mover, server.url)) == 20_000
 
 
+@pytest.mark.row("T7", of="sends")
 def test_a_trickle_of_an_upload_is_stalled_too() -> None:
     reading: list[Step] = []
     for _ in range(100):
@@ -656,6 +672,7 @@ def test_no_descriptor_is_left_behind() -> None:
 # --- TLS and proxies
 
 
+@pytest.mark.row("T17", of=("sends", "fetches"))
 def test_a_servers_own_ca_and_a_client_certificate_are_used(authority: Authority) -> None:
     certificate, key = authority.certificate("client")
     files = {"ca_bundle": str(authority.bundle), "client_cert": str(certificate), "client_key": str(key)}
@@ -673,6 +690,7 @@ def test_verification_is_left_out_only_when_told(authority: Authority) -> None:
 
 
 @pytest.mark.parametrize(("host", "days"), [("127.0.0.1", 2), ("other.example", 2), ("127.0.0.1", -1)])
+@pytest.mark.row("T16", of=("sends", "fetches"))
 def test_a_certificate_that_is_not_accepted_ends_the_transfer(
     authority: Authority, host: str, days: int, tmp_path: Path
 ) -> None:
@@ -684,6 +702,7 @@ def test_a_certificate_that_is_not_accepted_ends_the_transfer(
     assert server.requests == []
 
 
+@pytest.mark.row("T16", of=("sends", "fetches"))
 def test_a_plain_port_asked_for_tls_is_named(mover: Mover) -> None:
     def talk_plain() -> None:
         sock, _ = listener.accept()
@@ -698,6 +717,7 @@ def test_a_plain_port_asked_for_tls_is_named(mover: Mover) -> None:
 
 
 @pytest.mark.parametrize("from_environment", [False, True])
+@pytest.mark.row("T17", "T18", of=("sends", "fetches"))
 def test_a_proxy_carries_the_bytes(
     authority: Authority, from_environment: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -716,6 +736,7 @@ def test_a_proxy_carries_the_bytes(
     assert "proxy-authorization" not in server.requests[0].header_names
 
 
+@pytest.mark.row("T15", of=("sends", "fetches"))
 def test_a_host_without_address_is_named_alone(mover: Mover, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: Any, **__: Any) -> None:
         raise socket.gaierror(-2, "Name or service not known")
@@ -743,6 +764,7 @@ def tries(*outcomes: Exception | str) -> Callable[[], str]:
 FULL = Backoff(random=lambda: 1.0)
 
 
+@pytest.mark.row("T3", of=("sends", "fetches"))
 def test_what_passes_is_tried_five_times() -> None:
     token = Waits()
     faults = [RegistryUnavailable("a"), TransferStalled("b"), RegistryUnavailable("c"), RegistryUnavailable("d")]
@@ -761,6 +783,7 @@ def test_what_does_not_pass_is_not_tried_again(fault: Exception) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.row("T4", of=("sends", "fetches"))
 def test_a_server_that_asks_to_wait_is_given_the_time(mover: Mover, status: int) -> None:
     token = Waits()
     with FaultServer([answer(status, headers={"Retry-After": "7"})], OK) as server:
@@ -769,6 +792,7 @@ def test_a_server_that_asks_to_wait_is_given_the_time(mover: Mover, status: int)
 
 
 @pytest.mark.parametrize(("wait", "seconds"), [("3600", None), ("20", 10.0)])
+@pytest.mark.row("T5", of=("sends", "fetches"))
 def test_a_wait_that_is_too_long_ends_the_tries(mover: Mover, wait: str, seconds: float | None) -> None:
     token = Waits()
     with FaultServer([answer(503, headers={"Retry-After": wait})], OK) as server:
@@ -806,6 +830,7 @@ def test_what_must_not_be_done_twice_is_repeated_only_when_it_was_not_done(mover
         (400, b"<Error><Code>ExpiredToken</Code></Error>"),
     ],
 )
+@pytest.mark.row("A4", of=("sends", "fetches"))
 def test_an_expired_url_is_replaced_and_the_part_sent_again(mover: Mover, status: int, body: bytes) -> None:
     with FaultServer([answer(status, body)], OK) as server:
         urls = [f"{server.url}/new", f"{server.url}/old"]
@@ -813,6 +838,7 @@ def test_an_expired_url_is_replaced_and_the_part_sent_again(mover: Mover, status
     assert server.targets == ["/old", "/new"]
 
 
+@pytest.mark.row("A4", of=("sends", "fetches"))
 def test_urls_that_stay_refused_end_the_tries(mover: Mover) -> None:
     with FaultServer([answer(403, b"<Error><Code>AccessDenied</Code></Error>")]) as server:
         with pytest.raises(UrlExpired, match=r"^AccessDenied \(status 403"):
@@ -869,6 +895,7 @@ def test_a_header_with_a_line_break_is_refused_unquoted(mover: Mover) -> None:
     assert TOKEN not in str(caught.value)
 
 
+@pytest.mark.row("A8", of=("sends", "fetches"))
 def test_no_signature_gets_into_logs_or_errors(mover: Mover, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with FaultServer(OK, [Reset()]) as server:

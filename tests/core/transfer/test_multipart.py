@@ -273,6 +273,7 @@ PASSING: dict[str, Action] = {
 
 @pytest.mark.parametrize("part", [1, PARTS])
 @pytest.mark.parametrize("action", PASSING.values(), ids=PASSING.keys())
+@pytest.mark.row("T1", of="bentocloud")
 def test_a_part_that_fails_once_is_sent_again_alone(
     server: BentoCloudStandIn, cloud: Cloud, source: Path, tmp_path: Path, action: Action, part: int
 ) -> None:
@@ -283,6 +284,7 @@ def test_a_part_that_fails_once_is_sent_again_alone(
     require_pushed(server, cloud, source, tmp_path / "target")
 
 
+@pytest.mark.row("A4", of="bentocloud")
 def test_an_expired_url_is_presigned_and_sent_again_alone(
     server: BentoCloudStandIn, cloud: Cloud, source: Path, tmp_path: Path
 ) -> None:
@@ -315,6 +317,7 @@ def require_nothing_completed(server: BentoCloudStandIn) -> None:
     assert not server.store.objects
 
 
+@pytest.mark.row("S6", of="bentocloud")
 def test_a_part_that_always_fails_leaves_an_upload_to_the_next_try(
     failing: BentoCloudStandIn, cloud: Cloud, source: Path, tmp_path: Path
 ) -> None:
@@ -346,6 +349,7 @@ def test_a_part_that_always_fails_leaves_an_upload_to_the_next_try(
         pytest.param(lambda: one_worker(Memory(), is_last_try=True), id="last try"),
     ],
 )
+@pytest.mark.row("S6", of="bentocloud")
 def test_a_part_that_always_fails_is_reported_when_nobody_comes_back(
     failing: BentoCloudStandIn, cloud: Cloud, source: Path, tmp_path: Path, control: Callable[[], Control]
 ) -> None:
@@ -448,6 +452,7 @@ def exchange(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [rewrite, truncate, exchange, Path.unlink], ids=lambda change: change.__name__)
+@pytest.mark.row("D3", of="bentocloud")
 def test_a_source_that_changes_between_two_parts_is_not_published(
     server: BentoCloudStandIn, cloud: Cloud, source: Path, change: Callable[[Path], None]
 ) -> None:
@@ -489,6 +494,7 @@ def test_a_source_that_changed_is_pushed_anew_by_the_next_try(
 # --- putting the parts together --------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("S5", of="bentocloud")
 def test_a_lost_answer_is_made_up_for_by_a_look_at_the_object(
     server: BentoCloudStandIn, cloud: Cloud, source: Path, tmp_path: Path
 ) -> None:
@@ -502,6 +508,7 @@ def test_a_lost_answer_is_made_up_for_by_a_look_at_the_object(
     require_pushed(server, cloud, source, tmp_path / "target")
 
 
+@pytest.mark.row("S4", "S5", of="bentocloud")
 def test_a_gateway_error_after_the_parts_were_put_together_is_no_failure(
     server: BentoCloudStandIn, cloud: Cloud, source: Path, tmp_path: Path
 ) -> None:

@@ -59,6 +59,7 @@ def test_parts_grow_when_there_would_be_too_many(wanted: int | None) -> None:
 
 
 @pytest.mark.parametrize("wanted", [5, 16])
+@pytest.mark.row("D8", of="source")
 def test_parts_grow_at_the_very_byte(wanted: int) -> None:
     most = MOST_PARTS * wanted * MIB
     assert choose_part_size(most, wanted) == wanted * MIB
@@ -83,6 +84,7 @@ def test_any_archive_is_cut_as_storages_want_it(size: int, wanted: int | None) -
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 @pytest.mark.parametrize(("more", "extra", "last"), [(0, 0, SMALLEST), (-1, 0, SMALLEST - 1), (1, 1, 1)])
+@pytest.mark.row("D8", of="source")
 def test_an_archive_of_exactly_some_parts_and_of_a_byte_more_or_less(
     count: int, more: int, extra: int, last: int
 ) -> None:

@@ -453,6 +453,7 @@ def test_answers_that_stay_wrong_leave_the_target_as_it_was(
 
 
 @pytest.mark.parametrize("what", ["too few bytes", "no bytes"])
+@pytest.mark.row("T10", of="bentocloud")
 def test_a_first_answer_with_too_few_bytes_is_asked_for_again(
     pushed: BentoCloudStandIn, cloud: Cloud, source: Path, target: Path, what: str
 ) -> None:
@@ -477,6 +478,7 @@ def replace_object(server: BentoCloudStandIn) -> bytes:
 
 
 @pytest.mark.parametrize("number", [WALK, PIECE_1, PIECE_4])
+@pytest.mark.row("T2", of="bentocloud")
 def test_an_object_that_is_replaced_on_the_way_is_not_mixed(
     seeded: BentoCloudStandIn, cloud: Cloud, target: Path, number: int
 ) -> None:
@@ -529,6 +531,7 @@ FAULTS: dict[str, Action] = {
 
 @pytest.mark.parametrize("number", [FIRST, WALK, PIECE_2])
 @pytest.mark.parametrize("action", FAULTS.values(), ids=FAULTS.keys())
+@pytest.mark.row("T2", of="bentocloud")
 def test_a_range_that_fails_once_is_asked_for_again_alone(
     pushed: BentoCloudStandIn, cloud: Cloud, source: Path, target: Path, action: Action, number: int
 ) -> None:
@@ -571,6 +574,7 @@ def test_a_range_that_stands_still_is_asked_for_again_alone(
     assert len(gets(pushed)) == PIECE_4 + 1
 
 
+@pytest.mark.row("A4", of="bentocloud")
 def test_an_expired_url_is_presigned_once_for_all_threads(
     pushed: BentoCloudStandIn, cloud: Cloud, source: Path, target: Path
 ) -> None:
@@ -644,6 +648,7 @@ def test_an_error_in_one_range_ends_all_others(pushed: BentoCloudStandIn, cloud:
 
 
 @pytest.mark.parametrize("number", [FIRST, PIECE_1, PIECE_4])
+@pytest.mark.row("T11", of="bentocloud")
 def test_a_bit_flipped_once_is_cured(
     pushed: BentoCloudStandIn, cloud: Cloud, source: Path, target: Path, number: int
 ) -> None:
@@ -653,6 +658,7 @@ def test_a_bit_flipped_once_is_cured(
     assert len(gets(pushed)) == 2 * PIECE_4
 
 
+@pytest.mark.row("T11", of="bentocloud")
 def test_a_bit_that_stays_flipped_is_found(pushed: BentoCloudStandIn, cloud: Cloud, target: Path) -> None:
     with pushed.stored("digits", "v1").path.open("r+b") as file:
         file.seek(3 * PIECE)
@@ -667,6 +673,7 @@ def test_a_bit_that_stays_flipped_is_found(pushed: BentoCloudStandIn, cloud: Clo
     assert len(gets(pushed)) == 2 * PIECE_4
 
 
+@pytest.mark.row("D1", of="bentocloud")
 def test_a_full_disk_is_told_and_nothing_is_left(
     pushed: BentoCloudStandIn, cloud: Cloud, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

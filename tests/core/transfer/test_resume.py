@@ -192,6 +192,7 @@ def parts_sent(server: BentoCloudStandIn) -> list[int | None]:
 
 
 @pytest.mark.parametrize("moment", ["arrived", "served"])
+@pytest.mark.row("P1", of="bentocloud")
 def test_a_push_killed_at_any_request_is_finished_by_another_worker(
     sink: KillingServer, source: Path, copied: Path, tmp_path: Path, moment: Moment
 ) -> None:
@@ -243,6 +244,7 @@ def test_a_push_killed_at_any_request_is_finished_by_another_worker(
     ("call", "moment"),
     [("complete_multipart_upload", "arrived"), ("complete_multipart_upload", "served"), ("finish_upload", "arrived")],
 )
+@pytest.mark.row("P3", of="bentocloud")
 def test_a_push_killed_while_the_parts_are_put_together_sends_none_again(
     sink: KillingServer,
     source: Path,
@@ -476,6 +478,7 @@ def require_pulled(target: Path, model: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", ["arrived", "served"])
+@pytest.mark.row("P2", of="bentocloud")
 def test_a_pull_killed_at_any_request_fetches_only_the_missing_pieces(
     origin: KillingServer, model: Path, tmp_path: Path, moment: Moment
 ) -> None:
@@ -537,6 +540,7 @@ class Slow:
 
 
 @pytest.mark.parametrize(("origin", "old"), [("digest", b"old"), ("no digest", None)], indirect=["origin"])
+@pytest.mark.row("P2", of="bentocloud")
 def test_a_pull_killed_at_any_change_of_the_disk_leaves_no_half_target(
     origin: KillingServer, model: Path, tmp_path: Path, old: bytes | None
 ) -> None:

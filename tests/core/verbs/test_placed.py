@@ -208,6 +208,7 @@ def test_a_target_that_cannot_be_removed_is_refused_before_anything_is_moved(
     assert (snapshot(target), hidden(target.parent)) == (before, [])
 
 
+@pytest.mark.row("P2", of="target")
 def test_a_pull_killed_at_any_step_is_followed_by_the_next_days_without_force(store: Store, target: Path) -> None:
     for step in some_of(range(200)):
         shutil.rmtree(target.parent, ignore_errors=True)

@@ -316,6 +316,7 @@ CHANGES: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.row("D3", of="directory")
 def test_a_source_that_changes_while_it_is_pushed_is_not_published(
     store: Store, model: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -399,6 +400,7 @@ def test_a_query_chooses_what_is_pulled(store: Store, model: Path, other: Path, 
     assert store.pull("fraud", target, query="label:stage=prod").version.ref == "fraud:v1"
 
 
+@pytest.mark.row("S9", of="target")
 def test_latest_is_resolved_once(
     store: Store, model: Path, other: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -556,6 +558,7 @@ def test_a_flipped_bit_in_the_store_is_found_and_named(store: Store, model: Path
     assert list(target.parent.iterdir()) == []
 
 
+@pytest.mark.row("T11", of="directory")
 def test_a_flipped_bit_in_the_store_leaves_an_old_target_as_it_is(store: Store, model: Path, target: Path) -> None:
     store.push(model, "fraud:v1")
     _flip(store.root / "fraud" / "v1" / "weights.bin")
@@ -566,6 +569,7 @@ def test_a_flipped_bit_in_the_store_leaves_an_old_target_as_it_is(store: Store, 
     assert snapshot(target.parent) == before
 
 
+@pytest.mark.row("T11", of="directory")
 def test_a_bit_flipped_once_on_the_way_is_cured_by_reading_again(
     store: Store, model: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -637,6 +641,7 @@ LOCKS = pytest.mark.parametrize("locks", [True, False], ids=["with locks", "wher
 
 @pytest.mark.slow
 @LOCKS
+@pytest.mark.row("D5", of="target")
 def test_two_processes_pulling_one_model_into_one_target_both_succeed(
     store: Store, model: Path, target: Path, locks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -653,6 +658,7 @@ def test_two_processes_pulling_one_model_into_one_target_both_succeed(
 
 @pytest.mark.slow
 @LOCKS
+@pytest.mark.row("D5", of="target")
 def test_two_processes_pulling_other_models_into_one_target_leave_one_of_them(
     store: Store, model: Path, other: Path, target: Path, locks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -734,6 +740,7 @@ def test_a_cancelled_forced_pull_leaves_the_old_target(store: Store, model: Path
     assert snapshot(target) == snapshot(model)
 
 
+@pytest.mark.row("P4", of="directory")
 def test_a_signal_that_cancels_ends_a_push_within_four_seconds_and_leaves_nothing(store: Store, tmp_path: Path) -> None:
     with write_tree(tmp_path / "large", {}).joinpath("weights.bin").open("wb") as file:
         file.truncate(64 << 30)  # a hole, which takes minutes to hash
@@ -766,6 +773,7 @@ subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "small", str(disk)], ch
 
 
 @pytest.mark.slow
+@pytest.mark.row("D1", of="target")
 def test_a_disk_too_small_for_a_pull_is_told_before_a_byte_is_moved(store: Store, model: Path, target: Path) -> None:
     store.push(model, "fraud:v1")
     target.mkdir()
@@ -825,6 +833,7 @@ print(hidden(parent))
 
 
 @pytest.mark.parametrize("direction", ["push", "pull"])
+@pytest.mark.row("D1", of="target")
 def test_a_disk_that_fills_up_on_the_way_is_told_and_nothing_is_left(
     store: Store, model: Path, target: Path, direction: str
 ) -> None:
@@ -886,6 +895,7 @@ except ModelSyncError as error:
         ("store.run(store.registry.test())", "'host'"),
     ],
 )
+@pytest.mark.row("D2", of="target")
 def test_a_read_only_disk_is_refused_for_good(
     store: Store, model: Path, target: Path, expression: str, argument: str
 ) -> None:
@@ -910,6 +920,7 @@ ONLY_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root can become so
 
 
 @ONLY_ROOT
+@pytest.mark.row("D2", of="target")
 def test_a_target_without_permission_is_refused_before_a_byte_is_moved(public: Path) -> None:
     store = Store(public / "store")
     store.push(write_tree(public / "model", FILES), "fraud:v1")
@@ -955,6 +966,7 @@ PATHS = st.lists(SEGMENTS, min_size=1, max_size=3).map("/".join)
     files=st.dictionaries(PATHS, st.tuples(st.binary(max_size=64), st.booleans()), min_size=1, max_size=6),
     directories=st.lists(PATHS, max_size=3),
 )
+@pytest.mark.row("H10", "H12", of=("source", "target"))
 def test_any_tree_comes_back_as_it_was_or_is_refused_with_the_name_at_fault(
     files: dict[str, tuple[bytes, bool]], directories: list[str]
 ) -> None:

@@ -49,6 +49,7 @@ def test_a_new_version_is_told_once() -> None:
 
 
 @pytest.mark.parametrize("status", ["pending", "uploading", "converting", "failed", "unknown"])
+@pytest.mark.row("S3", of="tasks")
 def test_a_version_is_told_when_it_becomes_ready(status: str) -> None:
     seen = Seen([])
 

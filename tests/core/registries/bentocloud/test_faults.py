@@ -195,6 +195,7 @@ class TestPush:
         cloud.pull(target)
         assert snapshot(target) == snapshot(source)
 
+    @pytest.mark.row("D7", of="source")
     def test_keeps_its_first_error_when_the_report_fails_too(
         self, server: BentoCloudStandIn, cloud: Cloud, source: Path, up: str, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -239,6 +240,7 @@ class TestPush:
         assert server.count("PUT", OBJECT) == TRIES
         assert reports(server) == ["failed"]
 
+    @pytest.mark.row("A7")
     def test_names_the_clock_when_the_storage_does(self, server: BentoCloudStandIn, source: Path) -> None:
         xml = b"<Error><Code>RequestTimeTooSkewed</Code><Message>too large</Message></Error>"
         server.fault("PUT", OBJECT, Respond(403, xml), times=None)
@@ -246,6 +248,7 @@ class TestPush:
         with pytest.raises(Unauthorized, match="clock"):
             Cloud(server).push(source)
 
+    @pytest.mark.row("A2")
     def test_with_a_token_that_expires_on_the_way_is_final(self, server: BentoCloudStandIn, source: Path) -> None:
         server.transmission_strategy = "proxy"
         server.fault("PUT", UPLOAD, Respond(401, {"message": "the api token is expired"}), times=None)
@@ -321,6 +324,7 @@ class TestPull:
         assert server.count("GET", down) >= TRIES - 1
         assert_nothing_left(target)
 
+    @pytest.mark.row("T11")
     def test_is_cured_when_a_bit_was_flipped_once(
         self, server: BentoCloudStandIn, cloud: Cloud, pushed: Path, target: Path, down: str
     ) -> None:
@@ -331,6 +335,7 @@ class TestPull:
         assert server.count("GET", down) == 2
         assert snapshot(target) == snapshot(pushed)
 
+    @pytest.mark.row("T11")
     def test_of_bytes_that_are_wrong_twice_is_a_mismatch_and_leaves_nothing(
         self, server: BentoCloudStandIn, cloud: Cloud, pushed: Path, target: Path, down: str
     ) -> None:
@@ -432,6 +437,7 @@ class TestPull:
             cloud.pull(target)
         assert_nothing_left(target)
 
+    @pytest.mark.row("D1", of="target")
     def test_without_room_is_refused_before_any_byte_moves(
         self, server: BentoCloudStandIn, cloud: Cloud, pushed: Path, target: Path, down: str
     ) -> None:
@@ -467,6 +473,7 @@ class TestCancel:
         assert [type(error) for error in outcome] == [Cancelled]
         return time.monotonic() - start
 
+    @pytest.mark.row("P4")
     def test_ends_a_stuck_upload_in_time_and_reports_it(
         self, server: BentoCloudStandIn, cloud: Cloud, tmp_path: Path, up: str
     ) -> None:
@@ -482,6 +489,7 @@ class TestCancel:
         assert (reports(server), cloud.record.upload_status) == (["failed"], "failed")
         assert "Cancelled" in cloud.record.upload_finished_reason
 
+    @pytest.mark.row("P4")
     def test_ends_a_stuck_download_in_time_and_leaves_nothing(
         self, server: BentoCloudStandIn, cloud: Cloud, source: Path, target: Path, down: str
     ) -> None:
@@ -494,6 +502,7 @@ class TestCancel:
         assert_nothing_left(target)
 
     @pytest.mark.parametrize("step", ["/models$", "/start_upload$", FINISH])
+    @pytest.mark.row("P4")
     def test_ends_a_stuck_call_in_time(self, server: BentoCloudStandIn, source: Path, step: str) -> None:
         cloud = Cloud(server)
         server.fault("*", step, Delay(60))

@@ -189,6 +189,7 @@ class TestPush:
 
         assert (server.count("PUT"), server.count("DELETE")) == (1, 0)
 
+    @pytest.mark.row("S10")
     def test_of_other_bytes_is_a_conflict_that_names_both_digests(
         self, server: BentoCloudStandIn, cloud: Cloud, source: Path, other: Path
     ) -> None:
@@ -306,6 +307,7 @@ class TestPush:
         assert server.stored("digits", "v1").etag == first.etag
 
     @pytest.mark.parametrize("path", [CREATE_REPOSITORY, CREATE_VERSION])
+    @pytest.mark.row("S5")
     def test_whose_answer_is_lost_while_registering_makes_one_version(
         self, server: BentoCloudStandIn, cloud: Cloud, source: Path, path: str
     ) -> None:
@@ -426,6 +428,7 @@ class TestPush:
         assert cloud.record.upload_status == "uploading"
 
     @pytest.mark.parametrize("strategy", STRATEGIES)
+    @pytest.mark.row("P13")
     def test_that_fails_leaves_a_version_alone_that_another_one_has_finished(
         self, server: BentoCloudStandIn, cloud: Cloud, source: Path, strategy: str | None
     ) -> None:
@@ -628,6 +631,7 @@ class TestModelYaml:
         )
 
     @pytest.mark.parametrize("is_proxy", [False, True])
+    @pytest.mark.row("H5")
     def test_that_is_far_larger_than_its_record_says_is_not_written(
         self, server: BentoCloudStandIn, target: Path, monkeypatch: pytest.MonkeyPatch, *, is_proxy: bool
     ) -> None:
@@ -762,6 +766,7 @@ class TestPull:
         with pytest.raises(ModelNotFound, match="uploading"):
             cloud.pull(target)
 
+    @pytest.mark.row("S9")
     def test_gets_the_version_that_was_latest_when_it_began(
         self, server: BentoCloudStandIn, cloud: Cloud, source: Path, other: Path, target: Path
     ) -> None:
@@ -1086,6 +1091,7 @@ class TestCatalogue:
             with pytest.raises(RegistryUnavailable, match="items: List should have at most 1000 items"):
                 cloud.list_versions("digits")
 
+    @pytest.mark.row("S11", of="calls")
     def test_stops_at_a_page_that_comes_again(self, server: BentoCloudStandIn, cloud: Cloud) -> None:
         server.seed("digits", "v1")
         first: list[dict[str, Any]] = []
@@ -1099,6 +1105,7 @@ class TestCatalogue:
             cloud.list_versions("digits")
         assert len(server.find("GET", CREATE_VERSION)) == 2
 
+    @pytest.mark.row("S11", of="calls")
     def test_stops_at_a_list_that_does_not_end(
         self, server: BentoCloudStandIn, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -1291,6 +1298,7 @@ class TestRecord:
             cloud.get("digits:v1")
 
     @pytest.mark.parametrize("body", [b"", b"{", b"<html>", b"null", b"[]", b'"text"', b"\xff"])
+    @pytest.mark.row("S7", of="calls")
     def test_that_is_no_record_is_an_error_of_the_tree(
         self, server: BentoCloudStandIn, cloud: Cloud, body: bytes
     ) -> None:
@@ -1326,6 +1334,7 @@ class TestRecord:
         assert cloud.get("digits:v1").raw["new_field"] == {"deep": [1]}
 
     @pytest.mark.parametrize("word", ["", "archived", "SUCCESS", None])
+    @pytest.mark.row("S8")
     def test_in_an_unknown_state_is_not_ready(
         self, server: BentoCloudStandIn, cloud: Cloud, source: Path, word: str | None
     ) -> None:

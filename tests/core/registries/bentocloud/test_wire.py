@@ -279,6 +279,7 @@ def test_what_the_record_keeps_for_us_holds_no_numbers(server: BentoCloudStandIn
 
 
 @pytest.mark.parametrize("strategy", [None, "presigned_url"])
+@pytest.mark.row("A5")
 def test_presigned_requests_carry_nothing_of_ours(
     server: BentoCloudStandIn, source: Path, target: Path, strategy: str | None
 ) -> None:
@@ -297,6 +298,7 @@ def test_presigned_requests_carry_nothing_of_ours(
 
 @pytest.mark.parametrize("path", [DOWNLOAD, UPLOAD, r"/models/v1$", "/start_upload$"])
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.row("T19")
 def test_no_credential_follows_a_redirect_to_another_host(
     server: BentoCloudStandIn, source: Path, target: Path, tmp_path: Path, path: str, status: int
 ) -> None:
@@ -367,6 +369,7 @@ FAULTS: dict[str, tuple[str, str, Callable[[BentoCloudStandIn], Action]]] = {
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.row("A8")
 def test_no_secret_shows_in_logs_or_errors(
     server: BentoCloudStandIn,
     source: Path,
@@ -519,6 +522,7 @@ def pointing_to(url: str) -> Rewrite:
 
 @pytest.mark.parametrize("url", UNFIT.values(), ids=UNFIT)
 @pytest.mark.parametrize("strategy", [None, "presigned_url"])
+@pytest.mark.row("A6", of="sends")
 def test_a_push_refuses_a_presigned_url_that_is_not_public_https(
     server: BentoCloudStandIn, source: Path, url: str, strategy: str | None
 ) -> None:
@@ -535,6 +539,7 @@ def test_a_push_refuses_a_presigned_url_that_is_not_public_https(
 
 
 @pytest.mark.parametrize("url", UNFIT.values(), ids=UNFIT)
+@pytest.mark.row("A6", of="fetches")
 def test_a_pull_refuses_a_presigned_url_that_is_not_public_https(
     server: BentoCloudStandIn, source: Path, target: Path, url: str
 ) -> None:

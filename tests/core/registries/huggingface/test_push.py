@@ -151,6 +151,7 @@ def test_an_explicit_version_is_a_tag(server: HuggingFaceStandIn, worker: Worker
     assert server.repositories[NAME].tags["v1.1"].id == pushed.version
 
 
+@pytest.mark.row("S10")
 def test_other_files_under_a_tag_conflict_and_change_nothing(
     server: HuggingFaceStandIn, worker: Worker, tmp_path: Path, source: Path
 ) -> None:
@@ -230,6 +231,7 @@ def test_a_refused_object_is_told(server: HuggingFaceStandIn, worker: Worker, so
 
 
 @pytest.mark.parametrize("chunk_size", [2000, 1 << 20])
+@pytest.mark.row("A4")
 def test_addresses_that_have_expired_are_asked_for_again(
     server: HuggingFaceStandIn, worker: Worker, source: Path, chunk_size: int
 ) -> None:
@@ -240,6 +242,7 @@ def test_addresses_that_have_expired_are_asked_for_again(
     assert server.count("POST", "/objects/batch") == 2
 
 
+@pytest.mark.row("S6")
 def test_addresses_that_are_refused_for_ever_end_the_push(
     server: HuggingFaceStandIn, worker: Worker, source: Path
 ) -> None:
@@ -250,6 +253,7 @@ def test_addresses_that_are_refused_for_ever_end_the_push(
     assert len(commits(server)) == 1
 
 
+@pytest.mark.row("T1")
 def test_a_part_that_breaks_is_sent_again_alone(server: HuggingFaceStandIn, worker: Worker, source: Path) -> None:
     server.fault("PUT", "/part/.*/2", Reset(100))
     server.fault("PUT", "/part/.*/1", Respond(503))
@@ -269,6 +273,7 @@ def test_a_lost_answer_of_what_may_be_repeated_is_asked_again(
 
 
 @pytest.mark.parametrize("action", [LoseAnswer(), Respond(504)])
+@pytest.mark.row("S5")
 def test_a_lost_answer_to_a_commit_is_settled_by_the_head(
     server: HuggingFaceStandIn, worker: Worker, source: Path, action: Any
 ) -> None:
@@ -278,6 +283,7 @@ def test_a_lost_answer_to_a_commit_is_settled_by_the_head(
     assert len(commits(server)) == 2, "whether it was made before the answer was lost or not: once"
 
 
+@pytest.mark.row("P3")
 def test_a_commit_that_never_comes_is_left_to_the_next_try(
     server: HuggingFaceStandIn, worker: Worker, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,6 +316,7 @@ def test_a_head_that_somebody_else_has_moved_is_built_upon(
     assert server.tree(NAME) == MODEL
 
 
+@pytest.mark.row("D6")
 def test_the_same_files_from_another_worker_at_once_are_one_commit(
     server: HuggingFaceStandIn, worker: Worker, source: Path
 ) -> None:

@@ -158,6 +158,7 @@ def test_pages_that_name_their_upstream_are_asked_of_the_mirror(server: HuggingF
     assert server.count("GET", "/tree/") > 2
 
 
+@pytest.mark.row("S11", of="calls")
 def test_pages_in_a_circle_end(server: HuggingFaceStandIn, worker: Worker) -> None:
     server.publish(NAME, MODEL)
     link = {"Link": f'<{server.url}/api/models/{NAME}/commits/main?cursor=1>; rel="next"'}
@@ -182,6 +183,7 @@ def test_the_connection_test_says_who(server: HuggingFaceStandIn, token: str | N
 # What is refused
 
 
+@pytest.mark.row("A1", "A3", of="calls")
 def test_each_refusal_has_its_error(server: HuggingFaceStandIn, tmp_path: Path) -> None:
     server.publish(NAME, MODEL)
     server.create("alice/secret", private=True)
@@ -201,6 +203,20 @@ def test_each_refusal_has_its_error(server: HuggingFaceStandIn, tmp_path: Path) 
             Worker(server, token=token).pull(model, tmp_path / f"target-{number}")
         assert not (tmp_path / f"target-{number}").exists()
     assert server.count("GET", "/lfs/") == 0
+
+
+@pytest.mark.row("A8")
+def test_no_token_is_in_errors_logs_or_reprs(
+    server: HuggingFaceStandIn, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    server.publish(NAME, MODEL)
+    server.fault("GET", "/api/models/", Respond(403, b"no entry with hf_very_secret"), times=None)
+    worker = Worker(server, token="hf_very_secret")
+    with pytest.raises(ModelSyncError) as caught:
+        worker.pull(NAME, tmp_path / "target")
+    shown = [str(caught.value), repr(caught.value), caplog.text, repr(worker.registry.settings)]
+    assert not [text for text in shown if "hf_very_secret" in text]
 
 
 def test_a_gated_model_is_pulled_by_who_was_let_in(server: HuggingFaceStandIn, tmp_path: Path) -> None:
@@ -247,6 +263,7 @@ def test_a_file_that_is_not_served_whole_is_refused_before_a_byte(
 
 
 @pytest.mark.parametrize("path", ["../up", "/abs", "a/../b", "a\nb", ".modelsync/x", "sub"])
+@pytest.mark.row("H1")
 def test_names_that_no_model_may_hold_are_refused(
     server: HuggingFaceStandIn, worker: Worker, tmp_path: Path, path: str
 ) -> None:
@@ -289,6 +306,7 @@ def test_a_pull_costs_one_page_of_the_tree_and_two_requests_a_file(
     assert len(server.requests) - 2 <= 2 * len(model)
 
 
+@pytest.mark.row("S9")
 def test_after_the_first_question_only_the_commit_is_asked_for(
     server: HuggingFaceStandIn, worker: Worker, tmp_path: Path
 ) -> None:
@@ -297,6 +315,7 @@ def test_after_the_first_question_only_the_commit_is_asked_for(
     assert server.count("*", "/main(/|$)") == 1
 
 
+@pytest.mark.row("A5", "T12")
 def test_bytes_are_asked_for_as_they_are_and_no_credential_leaves_the_hub(
     server: HuggingFaceStandIn, worker: Worker, tmp_path: Path
 ) -> None:
@@ -375,6 +394,7 @@ def test_a_pattern_means_what_it_means_to_the_hubs_own_client(pattern: str, path
 
 @pytest.mark.parametrize("path", ["config-3.json", "model-1-of-3.safetensors", "large.bin"])
 @pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.row("T11")
 def test_a_wrong_bit_is_read_once_more_and_never_accepted(
     server: HuggingFaceStandIn, worker: Worker, tmp_path: Path, path: str, times: int
 ) -> None:
@@ -398,6 +418,7 @@ def test_a_wrong_bit_is_read_once_more_and_never_accepted(
         assert hidden(tmp_path) == []
 
 
+@pytest.mark.row("A4")
 def test_a_signed_address_that_has_expired_is_renewed(
     server: HuggingFaceStandIn, worker: Worker, tmp_path: Path
 ) -> None:
@@ -408,6 +429,7 @@ def test_a_signed_address_that_has_expired_is_renewed(
     assert server.count("HEAD", "/resolve/") == len(SHARDS) + 1
 
 
+@pytest.mark.row("T2")
 def test_a_cut_answer_is_asked_for_again(server: HuggingFaceStandIn, worker: Worker, tmp_path: Path) -> None:
     server.publish(NAME, MODEL)
     server.fault("GET", "/lfs/", Truncate(100))
@@ -416,6 +438,7 @@ def test_a_cut_answer_is_asked_for_again(server: HuggingFaceStandIn, worker: Wor
     assert held(tmp_path / "target") == MODEL
 
 
+@pytest.mark.row("P2")
 def test_the_next_try_of_an_interrupted_pull_fetches_what_is_missing(
     server: HuggingFaceStandIn, worker: Worker, tmp_path: Path
 ) -> None:

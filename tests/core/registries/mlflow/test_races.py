@@ -85,6 +85,7 @@ def whole(worker: Worker, source: Path) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("generation", [3, 2])
 @pytest.mark.parametrize("does_it", [True, False], ids=["after", "before"])
+@pytest.mark.row("P1", "P3")
 def test_a_push_that_is_killed_at_any_request_leaves_no_version_without_its_bytes_and_the_next_goes_on(
     tmp_path: Path, source: Path, generation: int, does_it: bool, request: pytest.FixtureRequest
 ) -> None:
@@ -206,6 +207,7 @@ def sent(registry: MLflow, driver: SyncDriver, source: Path) -> Any:
 
 
 @pytest.mark.parametrize("seed", range(12))
+@pytest.mark.row("P13")
 def test_whoever_gives_up_what_another_push_has_joined_takes_no_version_s_bytes(
     server: MLflowStandIn, worker: Worker, source: Path, seed: int
 ) -> None:
@@ -302,6 +304,7 @@ def test_the_next_try_sends_what_is_missing(server: MLflowStandIn, worker: Worke
     assert len(holders(server)) == 1
 
 
+@pytest.mark.row("S5")
 def test_an_answer_that_is_lost_makes_no_second_version(server: MLflowStandIn, ml: Bench, source: Path) -> None:
     server.fault("POST", "model-versions/create$", LoseAnswer())
     assert ml.push(source, NAME).version == "1"

@@ -191,6 +191,7 @@ def test_a_version_of_others_is_compared_by_the_sizes_that_are_listed(
         pytest.param(Respond(200, b"<html>" + b"x" * 10_000), id="a page"),
     ],
 )
+@pytest.mark.row("T11")
 def test_an_answer_that_is_not_the_file_is_noticed_and_asked_for_again(
     server: MLflowStandIn, ml: Bench, source: Path, fault: Any, is_ours: bool
 ) -> None:
@@ -205,6 +206,7 @@ def test_an_answer_that_is_not_the_file_is_noticed_and_asked_for_again(
     assert server.count("GET", "weights.bin$") == 2
 
 
+@pytest.mark.row("T10")
 def test_an_answer_that_stays_empty_leaves_no_target(server: MLflowStandIn, ml: Bench, source: Path) -> None:
     ml.push(source, NAME)
     server.fault("GET", "weights.bin$", Respond(200, b""), times=None)
@@ -214,6 +216,7 @@ def test_an_answer_that_stays_empty_leaves_no_target(server: MLflowStandIn, ml: 
     assert not target.exists()
 
 
+@pytest.mark.row("T11")
 def test_bytes_that_others_have_changed_are_noticed(server: MLflowStandIn, ml: Bench, source: Path) -> None:
     ml.push(source, NAME)
     next(server.root.rglob("weights.bin")).write_bytes(b"WEIGHTS" * 1000)
@@ -243,6 +246,7 @@ def test_a_version_whose_files_are_all_gone_is_not_found(server: MLflowStandIn, 
 
 
 @pytest.mark.parametrize("path", ["../x", "/etc/x", "a/../../x", "a\\b"])
+@pytest.mark.row("H1")
 def test_a_listing_that_leads_out_is_refused(server: MLflowStandIn, ml: Bench, source: Path, path: str) -> None:
     foreign(server, ml, source)
     files = [{"path": path, "is_dir": False, "file_size": 1}]
@@ -290,6 +294,7 @@ def test_versions_are_compared_as_numbers(server: MLflowStandIn, ml: Bench, sour
         ml.get(f"{NAME}:01")
 
 
+@pytest.mark.row("S8")
 def test_states_and_tags_of_others_are_shown(server: MLflowStandIn, ml: Bench, source: Path) -> None:
     ml.push(source, NAME)
     version = server.models[NAME]["versions"]["1"]
@@ -334,6 +339,7 @@ def test_a_copy_keeps_the_files_of_the_version_that_it_was_made_of(
 # Login, workspaces, refusals
 
 
+@pytest.mark.row("A8")
 def test_a_login_or_a_token_is_sent_and_never_shown(tmp_path: Path, worker: Worker, source: Path) -> None:
     for number, (user, fields) in enumerate(
         [
@@ -383,6 +389,7 @@ def test_a_server_without_workspaces_says_so_at_once(server: MLflowStandIn, work
         (Respond(200, {"registered_models": [{"name": 3}]}), RegistryUnavailable, "registered_models"),
     ],
 )
+@pytest.mark.row("A1", "A3", of="calls")
 def test_what_refusals_mean(
     server: MLflowStandIn, ml: Bench, answer: Respond, error: type[Exception], words: str
 ) -> None:
@@ -396,6 +403,7 @@ def test_databricks_is_not_spoken(worker: Worker) -> None:
         worker(host="https://dbc-1234.cloud.databricks.com")
 
 
+@pytest.mark.row("S11", of="calls")
 def test_pages_that_never_end_are_ended(server: MLflowStandIn, ml: Bench, source: Path) -> None:
     ml.push(source, NAME)
     server.fault(
@@ -411,6 +419,7 @@ def test_pages_that_never_end_are_ended(server: MLflowStandIn, ml: Bench, source
 # Before a bucket
 
 
+@pytest.mark.row("A5")
 def test_large_files_go_in_parts_past_the_server_and_come_by_ranges(
     bucket: MLflowStandIn, before_bucket: Bench, tmp_path: Path
 ) -> None:
@@ -432,6 +441,7 @@ def test_large_files_go_in_parts_past_the_server_and_come_by_ranges(
     assert bucket.count("GET", f"{ARTIFACT}.*w.bin") == 0
 
 
+@pytest.mark.row("A4")
 def test_a_part_whose_url_has_expired_begins_its_file_again(
     bucket: MLflowStandIn, before_bucket: Bench, tmp_path: Path
 ) -> None:
@@ -445,6 +455,7 @@ def test_a_part_whose_url_has_expired_begins_its_file_again(
     assert snapshot(target) == snapshot(source)
 
 
+@pytest.mark.row("S5")
 def test_a_completion_whose_answer_is_lost_is_looked_for(
     bucket: MLflowStandIn, before_bucket: Bench, tmp_path: Path
 ) -> None:
@@ -456,6 +467,7 @@ def test_a_completion_whose_answer_is_lost_is_looked_for(
     assert bucket.count("POST", "/mpu/create/") == 1
 
 
+@pytest.mark.row("S6")
 def test_a_push_that_is_given_up_leaves_no_parts(bucket: MLflowStandIn, before_bucket: Bench, tmp_path: Path) -> None:
     source = write_tree(tmp_path / "large", {"w.bin": b"w" * (20 << 20)})
     bucket.fault("PUT", "w.bin$", Respond(400, b"<Error><Code>InvalidRequest</Code></Error>"), times=None)

@@ -143,6 +143,7 @@ def no_hindrance(world: World) -> None:
     assert len(world.records) == 1
 
 
+@pytest.mark.row("D6", "P13")
 def test_two_pushes_of_the_same_bytes_both_succeed_in_every_order() -> None:
     def check(end: Reached) -> None:
         assert end.history == [None, A.digest]
@@ -152,6 +153,7 @@ def test_two_pushes_of_the_same_bytes_both_succeed_in_every_order() -> None:
     assert explore([pushed(A), pushed(A)], check) > 100
 
 
+@pytest.mark.row("D6")
 def test_of_two_pushes_of_other_bytes_one_wins_and_the_other_hears_of_it_in_every_order() -> None:
     def check(end: Reached) -> None:
         won = [task for task in end.tasks if isinstance(task.result, ModelVersion)]
@@ -162,6 +164,7 @@ def test_of_two_pushes_of_other_bytes_one_wins_and_the_other_hears_of_it_in_ever
     explore([pushed(A), pushed(B)], check)
 
 
+@pytest.mark.row("P13")
 def test_giving_up_never_takes_back_what_another_has_published_in_any_order() -> None:
     def check(end: Reached) -> None:
         other = end.tasks[1].result
@@ -211,6 +214,7 @@ def test_a_delete_beside_a_push_leaves_all_or_nothing_in_every_order(force: bool
 
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("other", [A, B], ids=["same", "other"])
+@pytest.mark.row("P1")
 def test_a_push_that_is_killed_anywhere_hurts_nobody_however_late_its_last_call_arrives(
     force: bool, other: object
 ) -> None:

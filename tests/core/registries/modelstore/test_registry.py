@@ -164,6 +164,7 @@ def test_a_bad_name_or_version_breaks_the_grammar(store: Store, bad: str) -> Non
 
 
 @pytest.mark.parametrize("bad", BAD)
+@pytest.mark.row("H11")
 def test_bad_names_and_versions_are_refused_before_anything_is_written(store: Store, old: Path, bad: str) -> None:
     for model in (f"{bad}:v1", f"fraud:{bad}"):
         with pytest.raises(InvalidInput):
@@ -369,6 +370,7 @@ def test_a_push_whose_claim_was_taken_over_leaves_the_version_to_whoever_took_it
     assert store.records("fraud") == ["v1.~2.json"]
 
 
+@pytest.mark.row("P13")
 def test_a_failed_push_gives_its_claim_and_its_staging_up(store: Store, old: Path, new: Path) -> None:
     plan = _plan(store, old)
     store.run(store.registry.abort_push(plan, RuntimeError()))
@@ -419,6 +421,7 @@ LOCKS = pytest.mark.parametrize("locks", [True, False], ids=["with locks", "wher
 
 @pytest.mark.slow
 @LOCKS
+@pytest.mark.row("D6")
 def test_two_processes_pushing_the_same_bytes_end_in_one_version(
     store: Store, old: Path, locks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -434,6 +437,7 @@ def test_two_processes_pushing_the_same_bytes_end_in_one_version(
 
 @pytest.mark.slow
 @LOCKS
+@pytest.mark.row("D6")
 def test_two_processes_pushing_other_bytes_end_in_one_version_and_one_conflict(
     store: Store, old: Path, new: Path, locks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -683,6 +687,7 @@ def test_a_version_that_cannot_be_removed_is_neither_deleted_nor_replaced_nor_ha
     assert store.get("fraud:v1").digest == digest_directory(old)
 
 
+@pytest.mark.row("D7")
 def test_what_cannot_be_tidied_up_does_not_make_a_push_fail(
     store: Store, old: Path, new: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -814,6 +819,7 @@ def _write_manifest(store: Store, source: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "null", "[]", "{}", '{"schema_version": 2}', "\0" * 100])
+@pytest.mark.row("S7")
 def test_a_damaged_manifest_is_told_with_its_path(store: Store, old: Path, content: str) -> None:
     store.push(old, "fraud:v1")
     store.meta("fraud", "v1.json").write_text(content)
@@ -984,6 +990,7 @@ def _file(path: str, size: int = 0) -> dict[str, Any]:
         ([_file("x", size=-5)], []),
     ],
 )
+@pytest.mark.row("H1", "H7")
 def test_a_manifest_that_names_what_must_not_be_written_is_refused_before_anything_is(
     store: Store, old: Path, tmp_path: Path, files: list[dict[str, Any]], directories: list[str]
 ) -> None:
@@ -1008,6 +1015,7 @@ def test_a_manifest_that_does_not_match_its_own_digest_is_refused(store: Store, 
         store.pull("fraud:v1", tmp_path / "target")
 
 
+@pytest.mark.row("S9")
 def test_a_version_replaced_between_the_look_and_the_pull_is_tried_again(store: Store, old: Path, new: Path) -> None:
     seen = store.push(old, "fraud:v1")
     store.push(new, "fraud:v1", force=True)

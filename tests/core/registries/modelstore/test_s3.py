@@ -100,6 +100,7 @@ def test_a_version_comes_back_as_it_was(store: BucketStore, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("size", [0, 1, PART - 1, PART, PART + 1, 3 * PART])
+@pytest.mark.row("A5")
 def test_a_file_of_any_size_goes_up_and_comes_down(store: BucketStore, tmp_path: Path, size: int) -> None:
     source = write_tree(tmp_path / "source", {"a": random.Random(size).randbytes(size), "b": b"b"})
     store.push(source, "fraud:v1")
@@ -297,6 +298,7 @@ def test_what_is_too_large_for_one_copy_is_copied_in_parts(
 
 
 @pytest.mark.parametrize("change", ["replaced", "missing", "cut"])
+@pytest.mark.row("T11", "T10")
 def test_an_object_that_is_not_as_the_manifest_says_leaves_no_target(
     store: BucketStore, tmp_path: Path, change: str
 ) -> None:

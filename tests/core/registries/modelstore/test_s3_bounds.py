@@ -53,11 +53,13 @@ class Pages:
         talk.sock.sendall(self._make(self.count))
 
 
+@pytest.mark.row("S11", "T9", of="storage")
 def test_a_listing_that_is_cut_and_does_not_go_on_is_an_error(no_waiting: None) -> None:
     with FaultServer([Send(page(1, None))]) as server, pytest.raises(RegistryUnavailable, match="does not go on"):
         list_versions(server.url)
 
 
+@pytest.mark.row("S11", of="storage")
 def test_a_listing_that_goes_round_is_an_error(no_waiting: None) -> None:
     pages = Pages(lambda count: page(count, "AB"[count % 2]))
     with FaultServer([pages]) as server, pytest.raises(RegistryUnavailable, match="repeats"):
@@ -65,18 +67,21 @@ def test_a_listing_that_goes_round_is_an_error(no_waiting: None) -> None:
     assert pages.count <= 4
 
 
+@pytest.mark.row("S11", of="storage")
 def test_a_page_that_comes_again_under_another_token_is_an_error(no_waiting: None) -> None:
     pages = Pages(lambda count: page(1, f"t{count}"))
     with FaultServer([pages]) as server, pytest.raises(RegistryUnavailable, match="repeats"):
         list_versions(server.url)
 
 
+@pytest.mark.row("S11", of="storage")
 def test_a_listing_without_an_end_ends_with_the_call_s_time(no_waiting: None) -> None:
     with FaultServer([Pages(lambda count: page(count, f"t{count}"))]) as server:
         with pytest.raises(RegistryUnavailable, match="time limit"):
             list_versions(server.url, seconds=1)
 
 
+@pytest.mark.row("T7", of="storage")
 def test_an_answer_that_drips_ends_with_the_call_s_time(no_waiting: None) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/xml\r\nContent-Length: 2000\r\n\r\n"
     with FaultServer([Send(head), Drip(b"<" * 2000, 0.05)]) as server:
@@ -108,6 +113,7 @@ class Flood:
 
 
 @pytest.mark.parametrize("status", [b"403 Forbidden", b"500 Oops", b"200 OK"])
+@pytest.mark.row("T13", of="storage")
 def test_a_page_without_end_is_not_read_to_its_end(no_waiting: None, status: bytes) -> None:
     flood = Flood(status, 512 << 20)
     with FaultServer([flood]) as server:

@@ -84,6 +84,7 @@ FAULTS: dict[str, Action] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.row("T1", "T3", "T9", "S4", "S5", of=("storage", "parts", "sends", "source"))
 def test_a_push_survives_a_fault_at_any_step(store: BucketStore, tmp_path: Path, source: Path, fault: str) -> None:
     prepare(store, tmp_path)
     # S3 hides errors in a 200 of these two only.
@@ -100,6 +101,7 @@ def test_a_push_survives_a_fault_at_any_step(store: BucketStore, tmp_path: Path,
         assert store.s3.count(what, key) > 1 or (fault, what) == ("reset", "DeleteObject"), what
 
 
+@pytest.mark.row("T4", "T5", of="storage")
 def test_the_wait_that_a_storage_asks_for_is_kept(
     store: BucketStore, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +113,7 @@ def test_the_wait_that_a_storage_asks_for_is_kept(
     assert waits == [3.0, 3.0, 3.0]
 
 
+@pytest.mark.row("T3", of="storage")
 def test_a_storage_that_stays_busy_is_given_up_with_its_own_words(store: BucketStore, source: Path) -> None:
     store.s3.fault("CompleteMultipartUpload", "", Respond(503, "SlowDown"), times=None)
     with pytest.raises(RegistryUnavailable, match=r"^SlowDown.*503.*completing models/fraud/v1/weights\.bin"):
@@ -119,6 +122,7 @@ def test_a_storage_that_stays_busy_is_given_up_with_its_own_words(store: BucketS
 
 
 @pytest.mark.parametrize("is_last_try", [False, True])
+@pytest.mark.row("S6")
 def test_a_part_that_fails_keeps_the_upload_for_the_next_try_unless_there_is_none(
     store: BucketStore, source: Path, is_last_try: bool
 ) -> None:
@@ -133,6 +137,7 @@ def test_a_part_that_fails_keeps_the_upload_for_the_next_try_unless_there_is_non
         assert store.keys("fraud/.modelsync") == ["fraud/.modelsync/v1.claim"]
 
 
+@pytest.mark.row("T8")
 def test_a_part_that_stalls_is_sent_again(store: BucketStore, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mover, "Pace", lambda: Pace(window_seconds=0.4, answer_seconds=0.4))
     store.s3.fault("UploadPart", "weights", Stall(after=1000), part=1)
@@ -158,6 +163,7 @@ def test_an_upload_that_the_storage_has_dropped_is_begun_again(store: BucketStor
     assert store.tidy("fraud:v1") == digest_directory(source)
 
 
+@pytest.mark.row("A4")
 def test_a_url_that_has_expired_is_replaced(store: BucketStore, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modelstore_bucket, "SIGNED_SECONDS", 60)
 
@@ -171,6 +177,7 @@ def test_a_url_that_has_expired_is_replaced(store: BucketStore, source: Path, mo
 
 
 @pytest.mark.parametrize("minutes", [-20, 20])
+@pytest.mark.row("A7")
 def test_a_wrong_clock_is_named(store: BucketStore, source: Path, minutes: int) -> None:
     store.s3.clock = timedelta(minutes=minutes)
     with pytest.raises(Unauthorized, match="Set the clock of this machine"):
@@ -193,6 +200,7 @@ def test_a_storage_that_stores_other_bytes_is_noticed_by_its_tag(store: BucketSt
 
 
 @pytest.mark.parametrize("path", ["weights.bin", "vocab.txt"])
+@pytest.mark.row("T11")
 def test_a_bit_that_flips_on_the_way_down_is_cured_by_another_look(
     store: BucketStore, source: Path, tmp_path: Path, path: str
 ) -> None:
@@ -203,6 +211,7 @@ def test_a_bit_that_flips_on_the_way_down_is_cured_by_another_look(
     assert store.s3.count("GetObject", path) == 2
 
 
+@pytest.mark.row("T11")
 def test_wrong_bytes_in_the_bucket_are_a_mismatch_and_leave_no_target(
     store: BucketStore, source: Path, tmp_path: Path
 ) -> None:
@@ -214,6 +223,7 @@ def test_wrong_bytes_in_the_bucket_are_a_mismatch_and_leave_no_target(
     assert hidden(tmp_path) == []
 
 
+@pytest.mark.row("D3")
 def test_a_source_that_changes_meanwhile_is_not_published(store: BucketStore, source: Path) -> None:
     store.s3.fault("UploadPart", "", Before(lambda _: (source / "weights.bin").write_bytes(b"other")), part=1)
     with pytest.raises(SourceChanged, match=r"weights\.bin"):
@@ -278,6 +288,7 @@ def test_keys_that_are_refused_from_some_moment_on_do_not_make_an_old_version_th
 @pytest.mark.parametrize(
     "fields", [{"password": CANARY}, {"login": "AKIASTRANGER", "password": CANARY}], ids=["secret", "key"]
 )
+@pytest.mark.row("A1", "A3", of="storage")
 def test_wrong_keys_are_one_clear_refusal(store: BucketStore, source: Path, fields: dict[str, str]) -> None:
     stranger = store.again(**fields)
     with pytest.raises(Unauthorized, match="credentials are refused") as caught:
@@ -287,6 +298,7 @@ def test_wrong_keys_are_one_clear_refusal(store: BucketStore, source: Path, fiel
 
 
 @pytest.mark.parametrize("code", ["ExpiredToken", "InvalidToken"])
+@pytest.mark.row("A2", of="storage")
 def test_temporary_keys_that_have_expired_are_refused_keys(store: BucketStore, code: str) -> None:
     store.s3.fault("*", "", Respond(400, code))
     with pytest.raises(Unauthorized, match="not valid any more"):
@@ -303,6 +315,7 @@ def test_a_missing_bucket_is_named(store: BucketStore, source: Path) -> None:
 
 
 @pytest.mark.parametrize("answer", [Respond(301, "PermanentRedirect"), Respond(400, "AuthorizationHeaderMalformed")])
+@pytest.mark.row("T19", "T20", of="storage")
 def test_another_region_is_named(store: BucketStore, answer: Respond) -> None:
     store.s3.fault("GET", "", answer, times=None)
     with pytest.raises(InvalidInput) as caught:
@@ -310,6 +323,7 @@ def test_another_region_is_named(store: BucketStore, answer: Respond) -> None:
     assert caught.value.argument == "region_name"
 
 
+@pytest.mark.row("T6", of="storage")
 def test_a_storage_that_does_not_answer_is_given_up_in_time(store: BucketStore) -> None:
     store.s3.fault("*", "", Stall(), times=None)
     store.s3.fault("*", "", Before(lambda _: store.s3.stopping.wait(60)), times=None)
@@ -318,11 +332,13 @@ def test_a_storage_that_does_not_answer_is_given_up_in_time(store: BucketStore) 
     assert store.s3.count() == 1
 
 
+@pytest.mark.row("T15", of="storage")
 def test_an_endpoint_where_nobody_listens_is_tried_as_often_as_anything(store: BucketStore) -> None:
     with pytest.raises(RegistryUnavailable, match="Connection refused"):
         store.again(endpoint_url="http://127.0.0.1:1").get("fraud:v1")
 
 
+@pytest.mark.row("S7", of="storage")
 def test_an_answer_of_something_else_than_a_storage_is_told(store: BucketStore) -> None:
     store.s3.fault("ListObjectsV2", "", Respond(200, "<html>"), times=None)
     with pytest.raises(RegistryUnavailable, match="listing models/fraud/"):
@@ -330,6 +346,7 @@ def test_an_answer_of_something_else_than_a_storage_is_told(store: BucketStore) 
 
 
 @pytest.mark.parametrize(("what", "key"), [("ListObjectsV2", ""), ("UploadPart", "weights")])
+@pytest.mark.row("P4")
 def test_a_cancelled_push_ends_in_four_seconds_whatever_it_waits_for(
     store: BucketStore, source: Path, what: str, key: str
 ) -> None:
@@ -353,6 +370,7 @@ def test_a_cancelled_push_ends_in_four_seconds_whatever_it_waits_for(
     assert isinstance(outcome[0], Cancelled)
 
 
+@pytest.mark.row("P13")
 def test_a_manifest_that_arrives_when_its_push_was_given_up_publishes_nothing(
     store: BucketStore, source: Path, tmp_path: Path
 ) -> None:
@@ -381,6 +399,7 @@ def test_a_manifest_that_arrives_when_its_push_was_given_up_publishes_nothing(
 # Secrets
 
 
+@pytest.mark.row("A8")
 def test_no_secret_gets_into_a_log_an_error_or_a_repr(
     store: BucketStore, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

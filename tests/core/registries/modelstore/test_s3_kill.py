@@ -68,6 +68,7 @@ def sent(s3: S3StandIn) -> dict[str, int]:
     return {key: size for key, size in s3.uploaded.items() if "/.modelsync/" not in key}
 
 
+@pytest.mark.row("P1", "P3")
 def test_a_push_killed_after_any_write_is_finished_by_one_that_sends_only_what_is_missing(
     store: BucketStore, tmp_path: Path
 ) -> None:
@@ -183,6 +184,7 @@ def test_the_old_version_is_there_until_the_new_one_is_whatever_write_a_forced_p
     assert is_new
 
 
+@pytest.mark.row("P2")
 def test_a_killed_pull_is_finished_by_one_that_fetches_only_the_missing_pieces(
     store: BucketStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

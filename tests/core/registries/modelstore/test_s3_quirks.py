@@ -403,6 +403,7 @@ def test_an_endpoint_that_aws_s_own_variable_names_is_the_connection_s(
 
 
 @pytest.mark.parametrize("where", ["ca_bundle", "SSL_CERT_FILE", "AWS_CA_BUNDLE"])
+@pytest.mark.row("T17", of="storage")
 def test_calls_and_bytes_trust_the_same_certificates(
     moto: S3Service, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -418,6 +419,7 @@ def test_calls_and_bytes_trust_the_same_certificates(
         assert store.push(source, "fraud:v1").digest == digest_directory(source)
 
 
+@pytest.mark.row("T16", of="storage")
 def test_a_certificate_that_nobody_vouches_for_is_not_trusted(moto: S3Service, tmp_path: Path) -> None:
     with S3StandIn(moto, tls=Authority(tmp_path).server_context()) as s3:
         with pytest.raises((InvalidInput, RegistryUnavailable), match="certificate"):

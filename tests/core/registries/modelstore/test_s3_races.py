@@ -146,6 +146,7 @@ def test_a_push_of_other_bytes_is_refused_by_a_claim_before_it_sends_anything(
     assert store.tidy("fraud:v1") == digest_directory(one)
 
 
+@pytest.mark.row("D6")
 def test_a_push_of_the_same_bytes_joins_at_every_step(store: BucketStore, other: BucketStore, one: Path) -> None:
     first, second = (partial(worker.push, one, control=ONE) for worker in (store, other))
     for model, request, mine, others in at_every_step(store, first, second):
@@ -198,6 +199,7 @@ def test_a_reader_of_a_version_that_is_replaced_sees_the_old_or_the_new_at_every
     assert set(sights) == set(order)
 
 
+@pytest.mark.row("D6")
 def test_two_processes_pushing_the_same_bytes_at_once_end_in_one_version(store: BucketStore, one: Path) -> None:
     digests = at_once(*[lambda: store.again().push(one, "fraud:v1").digest] * 2)
     assert digests == [digest_directory(one)] * 2
@@ -205,6 +207,7 @@ def test_two_processes_pushing_the_same_bytes_at_once_end_in_one_version(store: 
     assert [version.version for version in store.list_versions("fraud")] == ["v1"]
 
 
+@pytest.mark.row("D6")
 def test_two_processes_pushing_other_bytes_at_once_end_in_one_version_and_one_conflict(
     store: BucketStore, one: Path, two: Path
 ) -> None:
@@ -239,6 +242,7 @@ def test_what_a_push_that_was_taken_over_sends_late_changes_nothing(
     assert snapshot(tmp_path / "target") == snapshot(two)
 
 
+@pytest.mark.row("P13")
 def test_cleaning_up_never_takes_back_what_another_push_of_the_same_bytes_has_published(
     store: BucketStore, other: BucketStore, one: Path
 ) -> None:

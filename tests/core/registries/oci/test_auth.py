@@ -115,6 +115,7 @@ def test_anybody_may_pull_where_the_registry_lets_them(server: OCIStandIn, sourc
         anybody.push(source, "digits:v2")
 
 
+@pytest.mark.row("A1", of="calls")
 def test_a_wrong_password_is_refused_told_and_not_repeated(
     server: OCIStandIn, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -153,6 +154,7 @@ def test_tokens_that_do_not_say_how_long_they_live_or_live_shortly_are_used(sour
 @pytest.mark.parametrize(
     ("method", "path"), [("PUT", "/blobs/uploads/"), ("POST", "/blobs/uploads/"), ("PUT", "/manifests/")]
 )
+@pytest.mark.row("A2", of=("calls", "sends"))
 def test_a_token_that_ends_in_the_midst_of_a_push_is_replaced(
     server: OCIStandIn, source: Path, tmp_path: Path, method: str, path: str, nth: int
 ) -> None:
@@ -164,6 +166,7 @@ def test_a_token_that_ends_in_the_midst_of_a_push_is_replaced(
 
 
 @pytest.mark.parametrize("nth", [1, 2, 5])
+@pytest.mark.row("A2", of=("calls", "fetches"))
 def test_a_token_that_ends_in_the_midst_of_a_pull_is_replaced(
     server: OCIStandIn, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
 ) -> None:
@@ -176,6 +179,7 @@ def test_a_token_that_ends_in_the_midst_of_a_pull_is_replaced(
     assert snapshot(tmp_path / "target") == snapshot(source)
 
 
+@pytest.mark.row("A1", of="calls")
 def test_a_token_that_is_refused_again_and_again_ends_a_transfer(
     server: OCIStandIn, source: Path, tmp_path: Path
 ) -> None:
@@ -255,6 +259,7 @@ def test_a_rate_limit_that_looks_like_a_refusal_passes(source: Path, tmp_path: P
             Team.of(server).get()
 
 
+@pytest.mark.row("A8")
 def test_no_secret_is_shown(server: OCIStandIn, source: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     team = Team.of(server)

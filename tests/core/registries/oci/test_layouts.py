@@ -239,6 +239,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("paths", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.row("H1")
 def test_paths_that_lead_elsewhere_are_refused(
     server: OCIStandIn, team: Team, tmp_path: Path, paths: list[str]
 ) -> None:
@@ -277,6 +278,7 @@ def test_a_digest_that_is_not_that_of_the_layers_is_not_believed(
 
 
 @pytest.mark.parametrize("size", [3, 5])
+@pytest.mark.row("T11", "H5", of=("fetches", "target"))
 def test_a_false_size_is_found_out(server: OCIStandIn, team: Team, tmp_path: Path, no_waiting: None, size: int) -> None:
     of_another_tool(server, [layer(b"1234", "a", size=size)], [b"1234"])
     with pytest.raises(Exception, match="instead of"):
@@ -303,6 +305,7 @@ def test_the_newest_is_told_by_the_configuration_where_nothing_else_does(server:
 
 
 @pytest.mark.parametrize("broken", [b"[]", b'{"layers": 5}', b'{"layers": [{"digest": "md5:1", "size": 1}]}'])
+@pytest.mark.row("S7")
 def test_a_broken_manifest_does_not_keep_others_from_being_listed(
     server: OCIStandIn, team: Team, source: Path, tmp_path: Path, broken: bytes
 ) -> None:

@@ -75,6 +75,7 @@ def test_every_hosted_registry_takes_and_gives_a_model(tmp_path: Path, source: P
     assert snapshot(tmp_path / "target") == snapshot(source)
 
 
+@pytest.mark.row("A5", "T19")
 def test_the_storage_behind_a_registry_does_not_see_the_token(tmp_path: Path, source: Path) -> None:
     with OCIStandIn(HARBOR, redirects=True) as server:
         team = Team.of(server)
@@ -140,6 +141,7 @@ def test_what_only_a_cache_still_knows_is_sent(server: OCIStandIn, team: Team, s
     team.push(source)
 
 
+@pytest.mark.row("P3")
 def test_blobs_that_are_collected_during_a_push_are_sent_again(server: OCIStandIn, team: Team, source: Path) -> None:
     server.fault(
         "PUT", "/manifests/v1", Respond(400, {"errors": [{"code": "MANIFEST_BLOB_UNKNOWN", "message": "blob unknown"}]})
@@ -151,6 +153,7 @@ def test_blobs_that_are_collected_during_a_push_are_sent_again(server: OCIStandI
 
 @pytest.mark.parametrize("nth", [1, 2, 3])
 @pytest.mark.parametrize("fault", [Reset(10), LoseAnswer(), Respond(503, b"busy")], ids=["reset", "lost", "busy"])
+@pytest.mark.row("T1")
 def test_an_upload_that_breaks_off_is_begun_anew(
     server: OCIStandIn, team: Team, source: Path, tmp_path: Path, fault: Any, nth: int
 ) -> None:
@@ -169,12 +172,14 @@ def test_a_place_that_is_lost_is_asked_for_anew(server: OCIStandIn, team: Team, 
     assert team.push(source).digest == digest_directory(source)
 
 
+@pytest.mark.row("S5")
 def test_bytes_that_were_taken_and_not_stored_are_no_success(server: OCIStandIn, team: Team, source: Path) -> None:
     server.fault("PUT", UPLOAD, Respond(202), times=None)
     with pytest.raises(RegistryUnavailable, match="has not stored it"):
         team.push(source)
 
 
+@pytest.mark.row("P3")
 def test_a_push_that_was_cut_goes_on_with_the_files_that_are_missing(
     server: OCIStandIn, team: Team, tmp_path: Path
 ) -> None:
@@ -197,6 +202,7 @@ def test_uploads_of_a_push_that_fails_for_good_are_ended(server: OCIStandIn, tea
     assert server.uploads == {}
 
 
+@pytest.mark.row("P4")
 def test_a_cancelled_push_leaves_no_version(server: OCIStandIn, team: Team, source: Path) -> None:
     for checks in range(0, 60, 7):
         try:
@@ -228,6 +234,7 @@ def test_a_tag_that_may_not_move_is_a_conflict_even_by_force(
         assert team.push(source, "digits:v2").version == "v2"
 
 
+@pytest.mark.row("D6")
 def test_who_is_overtaken_by_another_push_hears_of_it(
     server: OCIStandIn, team: Team, source: Path, tmp_path: Path
 ) -> None:
@@ -373,6 +380,7 @@ def test_a_repository_that_has_to_exist_is_asked_for(source: Path) -> None:
 
 
 @pytest.mark.parametrize("relative", [True, False])
+@pytest.mark.row("S11", of="calls")
 def test_lists_are_read_to_their_end(source: Path, relative: bool) -> None:
     with OCIStandIn(DISTRIBUTION, page=2, relative=relative) as server:
         team = Team.of(server)
@@ -384,6 +392,7 @@ def test_lists_are_read_to_their_end(source: Path, relative: bool) -> None:
         assert team.versions("none") == []
 
 
+@pytest.mark.row("S11", of="calls")
 def test_a_list_that_leads_in_a_circle_or_elsewhere_ends(server: OCIStandIn, team: Team, source: Path) -> None:
     team.push(source)
     for link, error, message in [
@@ -474,6 +483,7 @@ def test_places_that_a_registry_names(host: str, location: str, place: str) -> N
 
 
 @pytest.mark.parametrize("location", ["http://storage.test/x", "https://169.254.169.254/x", "https://127.0.0.1/x"])
+@pytest.mark.row("A6", of="sends")
 def test_places_where_nothing_is_sent(location: str) -> None:
     with pytest.raises(InvalidInput):
         Team("https://r.test").registry._api.resolve(location, "https://r.test/v2/a/blobs/uploads/")

@@ -196,6 +196,7 @@ class TestMessages:
         ("ends", "settings"),
         [("mute", {"_SILENT_SECONDS": 0.05}), ("stall", {"_PING_SECONDS": 0.05, "_PONG_SECONDS": 0.05})],
     )
+    @pytest.mark.row("S12", of="socket")
     def test_a_socket_that_falls_silent_or_answers_no_ping_is_replaced(
         self, server: PiecesStandIn, host: Host, monkeypatch: pytest.MonkeyPatch, ends: Any, settings: Any
     ) -> None:
@@ -226,6 +227,7 @@ class TestMessages:
         assert "canary-4f1c0de5" not in caplog.text
 
     @pytest.mark.usefixtures("no_waiting")
+    @pytest.mark.row("T17", of="socket")
     def test_the_handshake_goes_through_the_connections_proxy(self, server: PiecesStandIn) -> None:
         with socket.create_server(("127.0.0.1", 0)) as proxy:
             said: list[bytes] = []
@@ -344,6 +346,7 @@ class TestKill:
             Host(server).pull(control=control, patience=SLOWLY)
         killer.join()
 
+    @pytest.mark.row("P4")
     def test_its_own_download_is_cancelled(self, server: PiecesStandIn) -> None:
         server.download = Download(outcome=None)
         server.begin(model("Other")["id"])
@@ -368,6 +371,7 @@ class TestKill:
 
         assert Host(server).calls() == [DOWNLOAD, CANCEL]
 
+    @pytest.mark.row("P4")
     def test_it_works_in_spite_of_a_socket_that_hangs(self, server: PiecesStandIn) -> None:
         server.download = Download(outcome=None)
         server.progress = [Progress(ends_after=1, ends="stall")]
@@ -471,6 +475,7 @@ class TestOutcome:
         assert [outcome.hear(self.message(status)) for status in said] == [False, True, False, False, True, False, True]
 
     @pytest.mark.parametrize("junk", [*JUNK, "[" * 50_000, '{"percentage": NaN}', '{"percentage": 1e999}'])
+    @pytest.mark.row("S12", of="socket")
     def test_junk_is_no_news(self, junk: str | bytes) -> None:
         assert not self.outcome().hear(Heard(junk))
 

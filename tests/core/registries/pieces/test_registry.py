@@ -132,6 +132,7 @@ class TestNames:
         assert version.uri == f"{host.server.url}/model/{Q8['id']}"
 
     @pytest.mark.parametrize("field", ["id", "name", "version"])
+    @pytest.mark.row("S7", of="calls")
     def test_a_broken_record_is_named(self, server: PiecesStandIn, host: Host, field: str) -> None:
         server.fault("GET", "/models$", Rewrite(lambda body: {**body, "iterable": [{**Q4, field: None}]}))
 
@@ -159,6 +160,7 @@ class TestStates:
             ({"downloaded": True, "loaded": True}, {"ready", "available", "downloaded", "loaded"}),
         ],
     )
+    @pytest.mark.row("S8")
     def test_states_are_read_from_the_record(
         self, server: PiecesStandIn, host: Host, flags: dict[str, bool], reached: set[str]
     ) -> None:
@@ -483,6 +485,7 @@ class TestWire:
         assert (asked.method, asked.path, asked.body) == (recorded["method"], recorded["path"], body)
         assert asked.headers["content-type"] == recorded["headers"]["content-type"]
 
+    @pytest.mark.row("A8")
     def test_the_application_is_named_only_when_it_is_known(self, server: PiecesStandIn, host: Host) -> None:
         host.get(CLOUD["id"])
         Host(server, {"application_id": "aaaa"}).get(CLOUD["id"])

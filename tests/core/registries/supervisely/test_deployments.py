@@ -317,6 +317,7 @@ def test_a_deployment_is_found_by_name_and_id(cv: Connection, server: Supervisel
     ("status", "failed", "gone"),
     [("queued", False, False), ("terminating", True, False), ("stopped", True, True), ("error", True, True)],
 )
+@pytest.mark.row("S8")
 def test_a_tasks_status_is_read(
     cv: Connection, server: SuperviselyStandIn, app: SuperviselyApp, status: str, failed: bool, gone: bool
 ) -> None:

@@ -447,6 +447,7 @@ def test_leaving_the_iterator_stops_the_request(app: SuperviselyApp, tmp_path: P
     assert app.count("POST", STOP) == app.count("POST", CLEAR) == 1
 
 
+@pytest.mark.row("P4")
 def test_a_cancelled_prediction_stops_the_request_within_4_s(app: SuperviselyApp, tmp_path: Path) -> None:
     app.gate.clear()
     token = CancelToken()

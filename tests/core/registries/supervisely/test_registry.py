@@ -216,6 +216,7 @@ def test_a_version_that_is_being_replaced_is_none(cv: Connection, server: Superv
         cv.get("533_Signs")
 
 
+@pytest.mark.row("T1")
 def test_an_upload_is_repeated_after_a_503_with_its_whole_body(
     cv: Connection, server: SuperviselyStandIn, source: Path
 ) -> None:
@@ -224,6 +225,7 @@ def test_an_upload_is_repeated_after_a_503_with_its_whole_body(
     assert server.content(f"{ROOT}/weights.bin") == (source / "weights.bin").read_bytes()
 
 
+@pytest.mark.row("T11")
 def test_bytes_that_change_on_the_way_are_sent_again(cv: Connection, server: SuperviselyStandIn, source: Path) -> None:
     server.fault("POST", UPLOAD, wrong_hash(f"{ROOT}/weights.bin"), nth=2)
     cv.push(source, MODEL, control=Control(workers=1))
@@ -239,6 +241,7 @@ def test_bytes_that_always_change_on_the_way_are_never_published(
     assert INFO not in server.paths()
 
 
+@pytest.mark.row("S5")
 def test_a_description_whose_answer_is_lost_is_written_again(
     cv: Connection, server: SuperviselyStandIn, source: Path
 ) -> None:
@@ -255,6 +258,7 @@ def test_a_push_that_fails_for_good_leaves_nothing_behind(
     assert server.paths("/") == []
 
 
+@pytest.mark.row("P3")
 def test_a_push_that_is_cut_off_goes_on_with_what_is_missing(
     cv: Connection, server: SuperviselyStandIn, source: Path
 ) -> None:
@@ -361,6 +365,7 @@ def big(directory: Path) -> Path:
 
 @pytest.mark.parametrize("etags", [True, False])
 @pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.row("T2")
 def test_a_large_file_is_cut_and_comes_whole_to_the_exact_byte(
     tmp_path: Path, target: Path, ranges: bool, etags: bool
 ) -> None:
@@ -372,6 +377,7 @@ def test_a_large_file_is_cut_and_comes_whole_to_the_exact_byte(
     assert snapshot(target) == snapshot(source)
 
 
+@pytest.mark.row("P2")
 def test_a_pull_that_is_killed_goes_on_where_it_ended(server: SuperviselyStandIn, tmp_path: Path, target: Path) -> None:
     source, cv = big(tmp_path / "source"), platform(server)
     cv.push(source, MODEL)
@@ -389,6 +395,7 @@ def test_a_pull_that_is_killed_goes_on_where_it_ended(server: SuperviselyStandIn
     assert snapshot(target) == snapshot(source)
 
 
+@pytest.mark.row("T11")
 def test_a_flipped_bit_is_noticed_and_cured(
     cv: Connection, server: SuperviselyStandIn, source: Path, target: Path
 ) -> None:
@@ -398,6 +405,7 @@ def test_a_flipped_bit_is_noticed_and_cured(
     assert snapshot(target) == snapshot(source)
 
 
+@pytest.mark.row("T11")
 def test_bytes_that_are_always_wrong_leave_nothing(
     cv: Connection, server: SuperviselyStandIn, source: Path, target: Path
 ) -> None:
@@ -408,6 +416,7 @@ def test_bytes_that_are_always_wrong_leave_nothing(
     assert not target.exists()
 
 
+@pytest.mark.row("H1")
 def test_paths_that_lead_out_of_the_target_are_refused(
     cv: Connection, server: SuperviselyStandIn, target: Path
 ) -> None:
@@ -497,6 +506,7 @@ def test_a_listing_without_hashes_leaves_the_digest_unknown(
         cv.push(source, MODEL)
 
 
+@pytest.mark.row("S7")
 def test_a_broken_listing_is_named(cv: Connection, server: SuperviselyStandIn) -> None:
     server.fault("POST", LIST, Rewrite(lambda files: [{"name": "x"}]))
     with pytest.raises(RegistryUnavailable, match="path"):

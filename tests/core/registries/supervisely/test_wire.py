@@ -228,6 +228,7 @@ def _failures(own: Connection, image: Path, source: Path) -> Iterator[BaseExcept
     ],
 )
 @pytest.mark.parametrize("mode", ["task", "token"])
+@pytest.mark.row("A8")
 def test_no_secret_is_in_errors_logs_or_reprs(
     server: SuperviselyStandIn, image: Path, source: Path, caplog: pytest.LogCaptureFixture, action: Any, mode: str
 ) -> None:

@@ -224,6 +224,7 @@ def test_a_login_that_is_cancelled_leaves_the_way_free_for_others(server: Wallar
 # ---- renewing ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("A2", of="calls")
 def test_a_401_is_answered_by_one_renewal_and_one_replay(server: WallarooStandIn, ask: Ask) -> None:
     instance = Instance(server)
     ask(instance)
@@ -232,6 +233,7 @@ def test_a_401_is_answered_by_one_renewal_and_one_replay(server: WallarooStandIn
     assert [form["grant_type"] for form in forms(server)] == ["password", "refresh_token"]
 
 
+@pytest.mark.row("A1", of="calls")
 def test_a_second_401_is_the_end(server: WallarooStandIn, ask: Ask) -> None:
     server.fault("POST", "/workspaces/list$", Respond(401, b"Unauthorized"), times=None)
     with pytest.raises(Unauthorized, match="listing the workspaces"):
@@ -309,6 +311,7 @@ def test_an_upload_that_meets_a_401_is_sent_once_more(server: WallarooStandIn, o
 # ---- what goes wrong --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("A1", of="calls")
 def test_a_wrong_password_is_tried_once_by_the_whole_process(server: WallarooStandIn, ask: Ask) -> None:
     for _ in range(3):
         with pytest.raises(Unauthorized, match="Invalid user credentials"):
@@ -351,6 +354,7 @@ def test_a_password_is_not_followed_to_another_host(server: WallarooStandIn, sta
     assert server.password not in str(caught.value)
 
 
+@pytest.mark.row("A8")
 def test_no_secret_is_in_any_error_repr_or_log(
     server: WallarooStandIn, caplog: pytest.LogCaptureFixture, onnx: Path
 ) -> None:

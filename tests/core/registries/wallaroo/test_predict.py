@@ -280,6 +280,7 @@ class TestFaults:
         instance.predict(RECORDS[:1], output)
         assert len(json.loads(output.read_bytes())) == 1
 
+    @pytest.mark.row("P4")
     def test_a_killed_one_leaves_nothing_within_four_seconds(self, instance: Instance, output: Path) -> None:
         control = Control()
         head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"

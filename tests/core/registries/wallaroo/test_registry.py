@@ -159,6 +159,7 @@ def test_a_server_without_space_ends_the_push_at_once(server: WallarooStandIn, i
     assert server.count("POST", UPLOAD) == 1
 
 
+@pytest.mark.row("D3")
 def test_a_file_that_changes_meanwhile_makes_no_version(server: WallarooStandIn, onnx: Path) -> None:
     instance = Instance(server)
 
@@ -277,6 +278,7 @@ def test_a_cancelled_zip_sends_nothing(server: WallarooStandIn, instance: Instan
 
 
 @pytest.mark.parametrize("lost", [LoseAnswer(), Rewrite(lambda _: {}), Rewrite(lambda _: {"insert_models": None})])
+@pytest.mark.row("S5")
 def test_a_lost_upload_answer_creates_no_second_version(
     server: WallarooStandIn, instance: Instance, onnx: Path, lost: Any
 ) -> None:
@@ -343,6 +345,7 @@ class Killed(CancelToken):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.row("P1", "P3")
 def test_a_killed_push_makes_no_second_version_whenever_it_is_killed(
     server: WallarooStandIn, instance: Instance, onnx: Path
 ) -> None:
@@ -369,6 +372,7 @@ def test_a_killed_push_makes_no_second_version_whenever_it_is_killed(
     assert len(instance.stored) == 1
 
 
+@pytest.mark.row("P13")
 def test_a_failed_push_leaves_everything(server: WallarooStandIn, instance: Instance, onnx: Path) -> None:
     server.fault("POST", UPLOAD, Respond(500), times=None)
     with pytest.raises(RegistryUnavailable):
@@ -461,6 +465,7 @@ def test_a_version_whose_file_is_not_known_has_no_digest(
 
 
 @pytest.mark.parametrize("broken", [Respond(200, b"<html>"), Respond(200, b"[]"), Rewrite(lambda _: {"models": 5})])
+@pytest.mark.row("S7", of="calls")
 def test_an_answer_that_is_not_as_expected_is_an_error_that_says_so(
     server: WallarooStandIn, instance: Instance, broken: Any
 ) -> None:
@@ -545,6 +550,7 @@ def test_logs_that_cannot_be_read_do_not_hide_the_reason(
         wait(instance, instance.push(onnx).ref)
 
 
+@pytest.mark.row("S8")
 def test_an_unknown_state_is_logged_once_and_waited_on(
     server: WallarooStandIn, instance: Instance, onnx: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -713,6 +719,7 @@ def test_a_change_is_not_made_twice(server: WallarooStandIn, instance: Instance,
     assert server.count("POST", "/insert_model_config$") == 1
 
 
+@pytest.mark.row("A3", of="calls")
 def test_a_forbidden_call_names_what_was_done(server: WallarooStandIn, instance: Instance) -> None:
     server.fault("POST", "/workspaces/list$", Respond(403, {"msg": "no permission"}))
     with pytest.raises(Unauthorized, match="listing the workspaces"):
