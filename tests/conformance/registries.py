@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
@@ -34,6 +35,7 @@ from tests.services.ceph_rgw import rgw
 from tests.services.moto_server import own_clock, running_moto
 from tests.services.s3 import S3Service
 from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.gcs import GcsStandIn
 from tests.standins.huggingface import WRITE, HuggingFaceStandIn
 from tests.standins.mlflow import MLflowStandIn
 from tests.standins.oci import OCIStandIn
@@ -155,6 +157,25 @@ def _moto(scratch: Path) -> Iterator[RegistryUnderTest]:
 def _rgw(scratch: Path) -> Iterator[RegistryUnderTest]:
     service = rgw()
     yield _bucket(service, service.new_bucket(), lambda: time.sleep(1 - time.time() % 1))
+
+
+@contextmanager
+def _gcs(scratch: Path) -> Iterator[RegistryUnderTest]:
+    with GcsStandIn(page=3) as gcs:
+        fields = {
+            "host": f"gs://{gcs.bucket}/models",
+            "endpoint_url": gcs.url,
+            "password": json.dumps(gcs.key_file()),
+        }
+        yield RegistryUnderTest(
+            connect=lambda: ModelStore(BucketSettings.read("modelsync_default", fields)),
+            names=("fraud", "fraud-2.x", "C_a.r-d"),
+            versions=("v1", "2026.07.01", "x" * 128),
+            bad_names=("", ".hidden", "a/b", "..", "a b", "a\n", "größe", "a%2fb", "x" * 129),
+            bad_versions=(".hidden", "a/b", "..", "a b", "a\n", "größe", "x" * 129),
+            trace=lambda: sorted(gcs.objects),
+            settle=gcs.pass_a_second,
+        )
 
 
 def _bentocloud(strategy: str | None) -> Callable[[Path], AbstractContextManager[RegistryUnderTest]]:
@@ -337,6 +358,7 @@ PROVIDERS = {
     "modelstore": Provider(ModelStore, _modelstore),
     "modelstore-moto": Provider(ModelStore, _moto),
     "modelstore-rgw": Provider(ModelStore, _rgw, (pytest.mark.s3,)),
+    "modelstore-gcs": Provider(ModelStore, _gcs),
     "bentocloud-proxy": Provider(BentoCloud, _bentocloud("proxy")),
     "bentocloud-presigned": Provider(BentoCloud, _bentocloud(None)),
     "bentocloud-parts": Provider(BentoCloud, _bentocloud("presigned_url")),

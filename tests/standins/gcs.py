@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import cache
 from typing import Any
@@ -101,9 +101,14 @@ class GcsStandIn(StandIn):
         self.page = page
         self.smallest_part = smallest_part
         self._copied: dict[str, int] = {}
+        self._ahead = timedelta()
         self._guard = threading.RLock()
         self._numbers = itertools.count(1)
         self._last = 0
+
+    def pass_a_second(self) -> None:
+        """Let a second pass for the objects that are written from now on."""
+        self._ahead += timedelta(seconds=1)
 
     def new_bucket(self) -> str:
         """Make a bucket."""
@@ -361,7 +366,7 @@ class GcsStandIn(StandIn):
         has_md5: bool = True,
     ) -> Object:
         self._last = max(self._last + 1, time.time_ns() // 1000)
-        objects[key] = Object(content, self._last, datetime.now(UTC), metadata, has_md5)
+        objects[key] = Object(content, self._last, datetime.now(UTC) + self._ahead, metadata, has_md5)
         return objects[key]
 
 
