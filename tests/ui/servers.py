@@ -11,7 +11,9 @@ from urllib.parse import urlsplit
 from scripts.local_airflow import free_port
 from tests.services.moto_server import running_moto
 from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.huggingface import WRITE, HuggingFaceStandIn
 from tests.standins.mlflow import MLflowStandIn
+from tests.standins.oci import HARBOR, OCIStandIn
 from tests.standins.pieces import PiecesStandIn
 from tests.standins.s3 import S3StandIn
 from tests.standins.supervisely import SuperviselyStandIn
@@ -145,6 +147,38 @@ def _mlflow(directory: Path) -> Iterator[Cases]:
 
 
 @contextmanager
+def _huggingface(directory: Path) -> Iterator[Cases]:
+    with HuggingFaceStandIn(directory) as hub:
+
+        def server(token: str, port: int | None) -> Entered:
+            standard: dict[str, Value] = {"host": "http://127.0.0.1", "password": token, "port": port or 0}
+            return {STANDARD: standard, NETWORK: {"timeout_seconds": 3}}
+
+        port = urlsplit(hub.url).port
+        yield {
+            GOOD: Case(server(WRITE, port), f"Connected to {hub.url} as "),
+            WRONG: Case(server("canary-wrong-7d1e90", port), "401"),
+            UNREACHABLE: Case(server("canary-gone-7d1e90", free_port()), "Connection refused"),
+        }
+
+
+@contextmanager
+def _oci(directory: Path) -> Iterator[Cases]:
+    with OCIStandIn(HARBOR) as registry:
+
+        def server(password: str, port: int | None) -> Entered:
+            standard: dict[str, Value] = {"host": "http://127.0.0.1", "login": registry.user, "password": password}
+            return {STANDARD: {**standard, "port": port or 0}, NETWORK: {"timeout_seconds": 3}}
+
+        port = urlsplit(registry.url).port
+        yield {
+            GOOD: Case(server(registry.password, port), f"at {registry.url} "),
+            WRONG: Case(server("canary-wrong-7d1e90", port), "401"),
+            UNREACHABLE: Case(server("canary-gone-7d1e90", free_port()), "Connection refused"),
+        }
+
+
+@contextmanager
 def _pieces(directory: Path) -> Iterator[Cases]:
     # There are no credentials: what can be wrong is the address, at which something else answers.
     with PiecesStandIn() as pieces, BentoCloudStandIn(directory) as other:
@@ -166,5 +200,7 @@ SERVERS: dict[str, Callable[[Path], AbstractContextManager[Cases]]] = {
     "wallaroo": _wallaroo,
     "supervisely": _supervisely,
     "mlflow": _mlflow,
+    "huggingface_hub": _huggingface,
+    "oci_registry": _oci,
     "pieces": _pieces,
 }
