@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 _PACKAGE = "airflow_provider_modelsync"
@@ -10,6 +11,10 @@ _PACKAGE = "airflow_provider_modelsync"
 def _field(label: str, kind: str, description: str, **schema: Any) -> dict[str, Any]:
     # A type without "null" would be marked as required.
     return {"label": label, "description": description, "schema": {"type": [kind, "null"], **schema}}
+
+
+def _in_section(section: str, fields: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: {**field, "schema": {**field["schema"], "section": section}} for name, field in fields.items()}
 
 
 _EVERY_TRANSFER = {
@@ -60,6 +65,33 @@ _HTTP = {
 # Of no use where no model moves to or from the worker.
 _FOR_BYTES = {*_EVERY_TRANSFER, "part_size_mib", "presigned_hosts"}
 
+# How a bucket is reached that speaks S3, and what its objects get.
+_S3 = {
+    "endpoint_url": _field("Endpoint URL", "string", "Of a storage that is not where its vendor's own is."),
+    "region_name": _field("Region", "string", "Where the bucket is; found out when empty."),
+    "session_token": _field("Session token", "string", "Part of temporary keys.", format="password"),
+    "aws_conn_id": _field(
+        "AWS connection", "string", "Id of an aws connection whose credentials are used instead of the keys."
+    ),
+    "addressing_style": _field(
+        "Addressing style",
+        "string",
+        "Where the bucket stands: in the URL's path, or in its host's name (virtual).",
+        enum=["auto", "path", "virtual"],
+    ),
+    "server_side_encryption": _field(
+        "Encryption",
+        "string",
+        "What the bucket demands, if anything.",
+        enum=["AES256", "aws:kms", "aws:kms:dsse"],
+    ),
+    "sse_kms_key_id": _field("KMS key", "string", "Id of the key to encrypt with."),
+    "request_payer": _field(
+        "Request payer", "string", "For a bucket whose owner does not pay for requests.", enum=["requester"]
+    ),
+    "storage_class": _field("Storage class", "string", "Of all objects; none that has to be restored first."),
+}
+
 _CONNECTION_TYPES: list[dict[str, Any]] = [
     {
         "connection-type": "modelstore",
@@ -76,32 +108,10 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
             },
         },
         "conn-fields": {
-            "endpoint_url": _field("Endpoint URL", "string", "Of a storage that is not where its vendor's own is."),
-            "region_name": _field("Region", "string", "Where the bucket is; found out when empty."),
-            "session_token": _field("Session token", "string", "Part of temporary keys.", format="password"),
-            "aws_conn_id": _field(
-                "AWS connection", "string", "Id of an aws connection whose credentials are used instead of the keys."
-            ),
+            **_S3,
             "gcp_conn_id": _field(
                 "Google Cloud connection", "string", "Id of a google_cloud_platform connection, for a gs:// root."
             ),
-            "addressing_style": _field(
-                "Addressing style",
-                "string",
-                "Where the bucket stands: in the URL's path, or in its host's name (virtual).",
-                enum=["auto", "path", "virtual"],
-            ),
-            "server_side_encryption": _field(
-                "Encryption",
-                "string",
-                "What the bucket demands, if anything.",
-                enum=["AES256", "aws:kms", "aws:kms:dsse"],
-            ),
-            "sse_kms_key_id": _field("KMS key", "string", "Id of the key to encrypt with."),
-            "request_payer": _field(
-                "Request payer", "string", "For a bucket whose owner does not pay for requests.", enum=["requester"]
-            ),
-            "storage_class": _field("Storage class", "string", "Of all objects; none that has to be restored first."),
             **_HTTP,
         },
     },
@@ -207,6 +217,18 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
             ),
             "experiment": _field("Experiment", "string", "Holds what is pushed; modelsync when empty."),
             "workspace": _field("Workspace", "string", "Of a server that has them; its default one when empty."),
+            **_in_section(
+                "Bucket",
+                {
+                    "aws_access_key_id": _field(
+                        "Access key id", "string", "For artifacts in a bucket that is reached past the server."
+                    ),
+                    "aws_secret_access_key": _field(
+                        "Secret access key", "string", "Empty: AWS's own chain.", format="password"
+                    ),
+                    **_S3,
+                },
+            ),
             **_HTTP,
         },
     },

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from airflow_provider_modelsync.hooks.aws import AwsSession
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 
 if TYPE_CHECKING:
+    from airflow.sdk import Connection
+
     from airflow_provider_modelsync.core.registries.mlflow.registry import MLflow
+    from airflow_provider_modelsync.core.settings import RegistrySettings
 
 
 class MLflowHook(RegistryHook):
@@ -25,3 +30,6 @@ class MLflowHook(RegistryHook):
         from airflow_provider_modelsync.core.registries.mlflow.registry import MLflow
 
         return MLflow
+
+    def make_registry(self, settings: RegistrySettings, others: Sequence[Connection]) -> MLflow:
+        return self.registry_type()(settings, *(AwsSession(connection) for connection in others))

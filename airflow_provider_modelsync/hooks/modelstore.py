@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modelsync.core.errors import InvalidInput
+from airflow_provider_modelsync.hooks.aws import AwsSession
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 
 if TYPE_CHECKING:
@@ -37,24 +38,6 @@ class ModelStoreHook(RegistryHook):
         return self.registry_type()(settings, *sessions)
 
 
-class _AwsSession:
-    """Opens the boto3 session that an ``aws`` connection of Airflow's Amazon provider stands for, roles included."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def __call__(self) -> Any:
-        try:
-            from airflow.providers.amazon.aws.hooks.base_aws import BaseSessionFactory
-            from airflow.providers.amazon.aws.utils.connection_wrapper import AwsConnectionWrapper
-        except ImportError:
-            raise InvalidInput(
-                "Airflow's Amazon provider is needed for it: install airflow-provider-modelsync[amazon]",
-                argument="aws_conn_id",
-            ) from None
-        return BaseSessionFactory(conn=AwsConnectionWrapper(conn=self._connection)).create_session()
-
-
 class _GoogleCredentials:
     """Opens the credentials that a connection of Airflow's Google provider stands for, impersonation included."""
 
@@ -83,6 +66,6 @@ class _GoogleCredentials:
 
 # Field of the connection → what opens the session that another connection stands for.
 _SESSIONS: dict[str, Callable[[Connection], Callable[[], Any]]] = {
-    "aws_conn_id": _AwsSession,
+    "aws_conn_id": AwsSession,
     "gcp_conn_id": _GoogleCredentials,
 }

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,17 @@ def _mlflow(generation: int, storage: str) -> Callable[[Path], AbstractContextMa
     return open_stand_in
 
 
+@contextmanager
+def _mlflow_with_bucket(scratch: Path) -> Iterator[RegistryUnderTest]:
+    """Open MLflow 2 with its artifacts in a bucket of which the server passes nothing on."""
+    with running_moto() as moto:
+        bucket = moto.new_bucket()
+        with MLflowStandIn(scratch, generation=2, storage="direct", bucket=bucket) as server:
+            extra = {"endpoint_url": moto.endpoint, "aws_access_key_id": moto.access_key}
+            fields = {**extra, "aws_secret_access_key": moto.secret_key}
+            yield mlflow_under_test(server.url, lambda: len(server.requests), **fields)
+
+
 def _mlflow_server(kind: str) -> Callable[[Path], AbstractContextManager[RegistryUnderTest]]:
     """Return how to open a real server."""
 
@@ -308,15 +320,19 @@ def _mlflow_server(kind: str) -> Callable[[Path], AbstractContextManager[Registr
     def open_server(scratch: Path) -> Iterator[RegistryUnderTest]:
         server = mlflow.shared(kind)
         server.empty()
-        yield mlflow_under_test(server.url, lambda: server.ask("GET", "/api/2.0/mlflow/model-versions/search"))
+        trace = partial(server.ask, "GET", "/api/2.0/mlflow/model-versions/search")
+        yield mlflow_under_test(server.url, trace, **server.bucket_fields)
 
     return open_server
 
 
-def mlflow_under_test(url: str, trace: Callable[[], Any]) -> RegistryUnderTest:
-    """Return an MLflow server as the tests need it."""
+def mlflow_under_test(url: str, trace: Callable[[], Any], **fields: Any) -> RegistryUnderTest:
+    """Return an MLflow server as the tests need it.
+
+    :param fields: of the connection, besides the host.
+    """
     return RegistryUnderTest(
-        connect=lambda: MLflow(MLflowSettings.read("mlflow_default", {"host": url})),
+        connect=lambda: MLflow(MLflowSettings.read("mlflow_default", {"host": url, **fields})),
         names=("fraud", "Größe of 'C' & r%2f #1", "x" * 256),
         versions=("1", "2", "2147483647"),
         bad_names=("", " ", ".", "..", "a/b", 'a"b', "a\n", "a\x00", "x" * 257),
@@ -368,9 +384,11 @@ PROVIDERS = {
     "mlflow-s3": Provider(MLflow, _mlflow(3, "s3")),
     "mlflow-direct": Provider(MLflow, _mlflow(3, "direct")),
     "mlflow-2": Provider(MLflow, _mlflow(2, "local")),
+    "mlflow-2-bucket": Provider(MLflow, _mlflow_with_bucket),
     "mlflow-server": Provider(MLflow, _mlflow_server("local"), (pytest.mark.mlflow,)),
     "mlflow-server-bucket": Provider(MLflow, _mlflow_server("bucket"), (pytest.mark.mlflow,)),
     "mlflow-server-2": Provider(MLflow, _mlflow_server("local-2"), (pytest.mark.mlflow,)),
+    "mlflow-server-direct": Provider(MLflow, _mlflow_server("direct"), (pytest.mark.mlflow,)),
     "pieces": Provider(Pieces, _pieces),
     "oci": Provider(OCIRegistry, _distribution),
     "huggingface": Provider(HuggingFaceHub, _huggingface),

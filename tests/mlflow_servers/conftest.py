@@ -12,6 +12,7 @@ import pytest
 
 from airflow_provider_modelsync.core.registries.mlflow.registry import MLflow, MLflowSettings
 from tests.services.mlflow import Tracking, shared
+from tests.standins.mlflow import MLflowStandIn
 
 
 class Vendor:
@@ -59,9 +60,15 @@ def vendor_of() -> Iterator[Callable[[Tracking], Vendor]]:
 
 
 @pytest.fixture
-def server(request: pytest.FixtureRequest) -> Tracking:
-    """A server of the kind that the test is parametrized with."""
-    return shared(request.param)
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Tracking]:
+    """A server of the kind that the test is parametrized with; of ``"stand-in"`` kinds that of the plain tests."""
+    if not request.param.startswith("stand-in"):
+        yield shared(request.param)
+        return
+    generation = 2 if request.param.endswith("-2") else 3
+    scratch = tmp_path / "stand-in"
+    with MLflowStandIn(scratch, generation=generation) as stand_in:
+        yield Tracking(stand_in.url, generation, scratch, None, is_direct=False)
 
 
 @pytest.fixture
@@ -76,4 +83,4 @@ def registry(server: Tracking) -> MLflow:
 
 
 def connect(server: Tracking, **fields: Any) -> MLflow:
-    return MLflow(MLflowSettings.read("mlflow_default", {"host": server.url, **fields}))
+    return MLflow(MLflowSettings.read("mlflow_default", {"host": server.url, **server.bucket_fields, **fields}))

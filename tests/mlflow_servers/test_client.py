@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from itertools import count
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -18,12 +20,14 @@ from airflow_provider_modelsync.core.verbs.pull import pull
 from airflow_provider_modelsync.core.verbs.push import push
 from tests.core.stores import snapshot, write_tree
 from tests.mlflow_servers.conftest import Vendor, connect
-from tests.services.mlflow import ADMIN, PASSWORD, Tracking, shared
+from tests.services.mlflow import ADMIN, PASSWORD, Tracking, served, shared
 
 pytestmark = pytest.mark.mlflow
 
-every_server = pytest.mark.parametrize("server", ["local", "bucket", "local-2", "bucket-2"], indirect=True)
-both_generations = pytest.mark.parametrize("server", ["local", "local-2"], indirect=True)
+STAND_INS = ["stand-in", "stand-in-2"]
+KINDS = ["local", "bucket", "direct", "local-2", "bucket-2", "direct-2"]
+every_server = pytest.mark.parametrize("server", [*KINDS, *STAND_INS], indirect=True)
+both_generations = pytest.mark.parametrize("server", ["local", "local-2", *STAND_INS], indirect=True)
 _NUMBERS = count()
 
 
@@ -119,6 +123,20 @@ def test_large_files_come_and_go_whole(registry: MLflow, name: str, tmp_path: Pa
     pushed(registry, source, name)
     pulled(registry, name, tmp_path / "target")
     assert snapshot(tmp_path / "target") == snapshot(source)
+
+
+@pytest.mark.parametrize("server", ["local"], indirect=True)
+def test_a_pushed_model_is_served(
+    server: Tracking, registry: MLflow, vendor: Vendor, name: str, tmp_path: Path
+) -> None:
+    vendor("save", tmp_path / "source")
+    version = pushed(registry, tmp_path / "source", name)
+    run(registry, lambda registry: Aliases.of(registry).set_alias(version, "champion"))
+
+    with served(server, f"models:/{name}@champion") as url:
+        body = json.dumps({"inputs": [[1.0], [10.0]]}).encode()
+        with urlopen(Request(f"{url}/invocations", body, {"Content-Type": "application/json"}), timeout=60) as answer:
+            assert [round(value, 6) for value in json.loads(answer.read())["predictions"]] == [3.0, 21.0]
 
 
 @both_generations

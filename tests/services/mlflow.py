@@ -8,7 +8,8 @@ import os
 import signal
 import subprocess
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,15 +30,17 @@ _PATIENCE = 300  # seconds that a server may take to start beside other work
 # What each is started with: the generation of its environment, the application, and what its environment says.
 _SERVING = {"_MLFLOW_SERVER_SERVE_ARTIFACTS": "true", "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/"}
 _IN_BUCKET = {"_MLFLOW_SERVER_ARTIFACT_DESTINATION": f"s3://{BUCKET}/proxied"}
+_DIRECT = {"_MLFLOW_SERVER_ARTIFACT_ROOT": f"s3://{BUCKET}/direct"}  # the server passes nothing on
 _APP = "mlflow.server.fastapi_app:app"
 KINDS: dict[str, tuple[int, tuple[str, ...], dict[str, str]]] = {
     "local": (3, (_APP,), _SERVING),
     "bucket": (3, (_APP,), {**_SERVING, **_IN_BUCKET}),
-    "direct": (3, (_APP,), {"_MLFLOW_SERVER_ARTIFACT_ROOT": f"s3://{BUCKET}/direct"}),
+    "direct": (3, (_APP,), _DIRECT),
     "workspaces": (3, (_APP,), {**_SERVING, "MLFLOW_ENABLE_WORKSPACES": "true"}),
     "login": (3, ("--app-name", "basic-auth"), {}),  # only its own command makes the first user
     "local-2": (2, ("mlflow.server:app",), _SERVING),
     "bucket-2": (2, ("mlflow.server:app",), {**_SERVING, **_IN_BUCKET}),
+    "direct-2": (2, ("mlflow.server:app",), _DIRECT),
 }
 
 
@@ -49,17 +52,27 @@ class Tracking:
     :param generation: 2 or 3.
     :param directory: where it keeps what it has.
     :param s3: the storage behind it, if there is one.
+    :param is_direct: whether it leaves that to its clients.
     """
 
     url: str
     generation: int
     directory: Path
     s3: S3Service | None
+    is_direct: bool
 
     @property
     def python(self) -> Path:
         """The interpreter of its environment, which has the client, too."""
         return python_of(self.generation)
+
+    @property
+    def bucket_fields(self) -> dict[str, str]:
+        """What a connection says of the bucket that the server passes nothing on of; nothing where there is none."""
+        if self.s3 is None or not self.is_direct:
+            return {}
+        keys = {"aws_access_key_id": self.s3.access_key, "aws_secret_access_key": self.s3.secret_key}
+        return {**keys, "endpoint_url": self.s3.endpoint}
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
         """Make a plain call, as no client of ours does; return the answer's JSON."""
@@ -141,37 +154,59 @@ class _Running:
             command += ["uvicorn", "--host", "127.0.0.1", "--port", str(port), "--log-level", "warning", *application]
         else:
             command += ["gunicorn", "--workers", "1", "--bind", f"127.0.0.1:{port}", *application]
-        self._log = directory / "log"
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                command, cwd=directory, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-        server = Tracking(f"http://127.0.0.1:{port}", generation, directory, s3)
-        self._wait_for(server)
-        return server
+        url = f"http://127.0.0.1:{port}"
+        self._process = _started(command, environment, directory, f"{url}/health")
+        return Tracking(url, generation, directory, s3, self._kind.startswith("direct"))
 
     def __exit__(self, *_: object) -> None:
-        os.killpg(self._process.pid, signal.SIGTERM)
-        self._process.wait()
+        _end(self._process)
 
     def _bucket(self) -> S3Service:
         with running_moto() as s3:
             s3.client().create_bucket(Bucket=BUCKET)
             return s3
 
-    def _wait_for(self, server: Tracking) -> None:
-        deadline = time.monotonic() + _PATIENCE
-        while time.monotonic() < deadline:
-            if self._process.poll() is not None:
-                raise RuntimeError(f"the server has ended: {self._log.read_text()[-2000:]}")
-            try:
-                with urlopen(f"{server.url}/health", timeout=60):
-                    return
-            except HTTPError:
-                raise
-            except OSError:
-                time.sleep(0.5)
-        raise RuntimeError(f"the server does not answer: {self._log.read_text()[-2000:]}")
+
+@contextmanager
+def served(server: Tracking, uri: str) -> Iterator[str]:
+    """Have the vendor's own command serve a model; yield where it answers."""
+    port, directory = free_port(), Path(mkdtemp(prefix="modelsync-mlflow-served-"))
+    where = ["--host", "127.0.0.1", "--port", str(port), "--env-manager", "local"]
+    command = [str(server.python), "-m", "mlflow", "models", "serve", "-m", uri, *where]
+    # Its own server is started by a name that is looked for in the path.
+    environment = {**server.client_env(), "PATH": f"{server.python.parent}:{os.environ['PATH']}"}
+    url = f"http://127.0.0.1:{port}"
+    process = _started(command, environment, directory, f"{url}/ping")
+    try:
+        yield url
+    finally:
+        _end(process)
+
+
+def _started(command: list[str], environment: dict[str, str], directory: Path, sign: str) -> subprocess.Popen[bytes]:
+    """Start a process in a group of its own, and wait until it answers."""
+    path = directory / "log"
+    with path.open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=directory, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urlopen(sign, timeout=60):
+                return process
+        except HTTPError:
+            break
+        except OSError:
+            time.sleep(0.5)
+    _end(process)
+    raise RuntimeError(f"the server has ended, or does not answer: {path.read_text()[-2000:]}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    process.wait()
 
 
 def _aws(s3: S3Service | None) -> dict[str, str]:

@@ -40,7 +40,6 @@ from tests.standins.http_server import (
 _API = "/api/2.0/mlflow/"
 _ARTIFACTS = "/api/2.0/mlflow-artifacts/"
 _AJAX = "/ajax-api/2.0/mlflow/logged-models/"
-_BUCKET = "s3://bucket"
 _TERM = re.compile(r"""\s*(tags\.`(?P<tag>[^`]+)`|(?P<field>\w+))\s*=\s*(?P<quote>['"])(?P<value>.*?)(?P=quote)\s*""")
 _ORDER = re.compile(r"version_number(?: (ASC|DESC))?")
 _NO_ROUTE = "<!doctype html>\n<html lang=en>\n<title>404 Not Found</title>\n<h1>Not Found</h1>\n"
@@ -55,6 +54,7 @@ class MLflowStandIn(StandIn):
     :param generation: 3, or 2: before there were logged models.
     :param storage: ``"local"``; ``"s3"``: whole files only, parts and presigned URLs; ``"direct"``: a bucket of which
         the server passes nothing on but to who asks by the logged model.
+    :param bucket: what that bucket is called; the server itself never looks into it.
     :param user: name and password that requests must carry, or a bearer token alone.
     :param workspace: the one that it has besides ``default``; ``None``: it knows no workspaces.
     :param least_part: bytes that a part which is not the last must have.
@@ -66,6 +66,7 @@ class MLflowStandIn(StandIn):
         *,
         generation: int = 3,
         storage: str = "local",
+        bucket: str = "bucket",
         user: tuple[str, str] | str | None = None,
         workspace: str | None = None,
         least_part: int = _MIN_PART,
@@ -75,11 +76,13 @@ class MLflowStandIn(StandIn):
         self.root.mkdir(parents=True)
         self.generation = generation
         self.storage = storage
+        self.bucket = f"s3://{bucket}"
         self.user = user
         self.workspace = workspace
         self.least_part = least_part
         self.storage_url = ""
         self.experiments: dict[str, Json] = {}
+        self._add_experiment("Default")
         self.models: dict[str, Json] = {}
         self.logged: dict[str, Json] = {}
         self.runs: dict[str, Json] = {}
@@ -155,6 +158,7 @@ class MLflowStandIn(StandIn):
     def _call(self, request: Request, path: str, asked: Json) -> Answer:
         calls: dict[str, Callable[[Json], Json]] = {
             "GET experiments/get-by-name": self._experiment,
+            "GET experiments/get": lambda asked: {"experiment": self._experiment_with(asked["experiment_id"])},
             "POST experiments/create": self._new_experiment,
             "GET registered-models/get": lambda asked: {"registered_model": self._shown(self._model(asked))},
             "POST registered-models/create": self._new_model,
@@ -179,6 +183,9 @@ class MLflowStandIn(StandIn):
             "POST runs/search": self._search_runs,
             "POST runs/set-tag": self._tag_run,
             "POST runs/delete-tag": self._untag_run,
+            "POST runs/log-batch": lambda asked: {},
+            "POST runs/log-model": lambda asked: {},
+            "POST runs/outputs": lambda asked: {},
         }
         if isinstance(self.user, tuple):
             user = {"id": 2, "is_admin": False, "username": self.user[0]}
@@ -204,22 +211,28 @@ class MLflowStandIn(StandIn):
     def _new_experiment(self, asked: Json) -> Json:
         if any(one["name"] == asked["name"] for one in self.experiments.values()):
             raise Refusal(_exists(f"Experiment(name={asked['name']}) already exists."))
-        number = str(len(self.experiments) + 1)
-        place = f"{_BUCKET}/{number}" if self.storage == "direct" else f"mlflow-artifacts:/{number}"
+        return {"experiment_id": self._add_experiment(asked["name"])}
+
+    def _add_experiment(self, name: str) -> str:
+        number = str(len(self.experiments))
+        place = f"{self.bucket}/{number}" if self.storage == "direct" else f"mlflow-artifacts:/{number}"
         if self.workspace:
             place = f"mlflow-artifacts:/workspaces/{self.workspace}/{number}"
         self.experiments[number] = {
             "experiment_id": number,
-            "name": asked["name"],
+            "name": name,
             "artifact_location": place,
             "lifecycle_stage": "active",
         }
-        return {"experiment_id": number}
+        return number
+
+    def _experiment_with(self, experiment_id: str) -> Json:
+        if experiment_id not in self.experiments:
+            raise Refusal(_missing(f"No Experiment with id={experiment_id} exists"))
+        return self.experiments[experiment_id]
 
     def _place_of(self, asked: Json) -> str:
-        experiment = self.experiments.get(asked["experiment_id"])
-        if experiment is None:
-            raise Refusal(_missing(f"No Experiment with id={asked['experiment_id']} exists"))
+        experiment = self._experiment_with(asked["experiment_id"])
         if experiment["lifecycle_stage"] == "deleted":
             raise Refusal(_bad(f"The experiment {asked['experiment_id']} must be in the 'active' state."))
         return str(experiment["artifact_location"])
@@ -330,6 +343,11 @@ class MLflowStandIn(StandIn):
                 model = self._logged_model(model_id)
                 model["info"]["status"] = asked["status"]
                 return {"model": model}
+            case "PATCH", [model_id, "tags"]:
+                info = self._logged_model(model_id)["info"]
+                given = {tag["key"] for tag in asked["tags"]}
+                info["tags"] = [*(tag for tag in info["tags"] if tag["key"] not in given), *asked["tags"]]
+                return {}
             case "DELETE", [model_id]:
                 self._logged_model(model_id)
                 self.deleted.add(model_id)
@@ -673,7 +691,7 @@ def _plain(version: Json) -> Json:
 
 
 def _path_in(uri: str) -> str:
-    return uri.removeprefix("mlflow-artifacts:/").removeprefix(f"{_BUCKET}/")
+    return re.sub("^(mlflow-artifacts:/|s3://[^/]+/)", "", uri)
 
 
 def _matches(terms: str, facts: Json, tags: list[Json]) -> bool:

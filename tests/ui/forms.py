@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 Value = str | int | float | bool
 
-STANDARD, EXTRA, NETWORK, TRANSFER, JSON = (
+STANDARD, EXTRA, BUCKET, NETWORK, TRANSFER, JSON = (
     "Standard Fields",
     "Extra Fields",
+    "Bucket",
     "Network",
     "Transfer",
     "Extra Fields JSON",
@@ -61,6 +62,18 @@ _TRANSFER = {
     "presigned_hosts": Field("Presigned hosts", "minio.example.com, 10.0.0.7"),
 }
 
+_S3 = {
+    "endpoint_url": Field("Endpoint URL", "https://minio.example.com:9000"),
+    "region_name": Field("Region", "eu-central-1"),
+    "session_token": _secret("Session token"),
+    "aws_conn_id": Field("AWS connection", "aws_default"),
+    "addressing_style": Field("Addressing style", "path", choices=("auto", "path", "virtual")),
+    "server_side_encryption": Field("Encryption", "aws:kms", choices=("AES256", "aws:kms", "aws:kms:dsse")),
+    "sse_kms_key_id": Field("KMS key", "alias/models"),
+    "request_payer": Field("Request payer", "requester", choices=("requester",)),
+    "storage_class": Field("Storage class", "STANDARD_IA"),
+}
+
 # Connection type → section → name → field, in the order on the screen.
 FORMS: dict[str, dict[str, dict[str, Field]]] = {
     "modelstore": {
@@ -71,18 +84,7 @@ FORMS: dict[str, dict[str, dict[str, Field]]] = {
             "password": _secret("Secret key, or key file (JSON)"),
             **_PORT,
         },
-        EXTRA: {
-            "endpoint_url": Field("Endpoint URL", "https://minio.example.com:9000"),
-            "region_name": Field("Region", "eu-central-1"),
-            "session_token": _secret("Session token"),
-            "aws_conn_id": Field("AWS connection", "aws_default"),
-            "gcp_conn_id": Field("Google Cloud connection", "google_cloud_default"),
-            "addressing_style": Field("Addressing style", "path", choices=("auto", "path", "virtual")),
-            "server_side_encryption": Field("Encryption", "aws:kms", choices=("AES256", "aws:kms", "aws:kms:dsse")),
-            "sse_kms_key_id": Field("KMS key", "alias/models"),
-            "request_payer": Field("Request payer", "requester", choices=("requester",)),
-            "storage_class": Field("Storage class", "STANDARD_IA"),
-        },
+        EXTRA: {**_S3, "gcp_conn_id": Field("Google Cloud connection", "google_cloud_default")},
         NETWORK: _NETWORK,
         TRANSFER: _TRANSFER,
     },
@@ -161,6 +163,11 @@ FORMS: dict[str, dict[str, dict[str, Field]]] = {
             "token": _secret("Bearer token"),
             "experiment": Field("Experiment", "models"),
             "workspace": Field("Workspace", "fraud-team"),
+        },
+        BUCKET: {
+            "aws_access_key_id": Field("Access key id", "AKIAEXAMPLE"),
+            "aws_secret_access_key": _secret("Secret access key"),
+            **_S3,
         },
         NETWORK: _NETWORK,
         TRANSFER: _TRANSFER,

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import httpx
 from pydantic import BaseModel, BeforeValidator, SecretStr
@@ -33,6 +34,7 @@ from airflow_provider_modelsync.core.http.policy import (
     read_json,
 )
 from airflow_provider_modelsync.core.settings import RegistrySettings, base_url
+from airflow_provider_modelsync.core.storages.boto import S3Settings
 from airflow_provider_modelsync.core.transfer.mover import MovedResponse
 from airflow_provider_modelsync.core.transfer.plan import Address
 from airflow_provider_modelsync.core.transfer.watchdog import Pace
@@ -62,17 +64,37 @@ def null_as(default: Any) -> BeforeValidator:
 Text = Annotated[str, null_as("")]
 
 
-class MLflowSettings(RegistrySettings):
-    """An MLflow connection.
+class MLflowSettings(S3Settings):
+    """An MLflow connection; ``login`` and ``password`` are those of the server.
 
     :param token: a bearer token, for a proxy before the server; otherwise login and password are sent.
     :param experiment: holds what is pushed; made when there is none of the name.
     :param workspace: of a server that has workspaces.
+    :param aws_access_key_id: for buckets that are reached past the server.
+    :param aws_secret_access_key: of that key.
     """
+
+    ca_variables: ClassVar[tuple[str, ...]] = RegistrySettings.ca_variables
 
     token: SecretStr | None = None
     experiment: str = "modelsync"
     workspace: str | None = None
+    aws_access_key_id: str | None = None
+    aws_secret_access_key: SecretStr | None = None
+
+    @property
+    def says_how_to_reach_buckets(self) -> bool:
+        """Whether any field is given that is of use for a bucket alone."""
+        own = S3Settings.model_fields.keys() - RegistrySettings.model_fields.keys()
+        return not self.model_fields_set.isdisjoint({*own, "aws_access_key_id", "aws_secret_access_key"})
+
+    def for_bucket(self, name: str) -> S3Settings:
+        """Return how a bucket is reached."""
+        given = {field: getattr(self, field) for field in S3Settings.model_fields if field in self.model_fields_set}
+        if (endpoint := os.environ.get("MLFLOW_S3_ENDPOINT_URL")) is not None:  # what MLflow's own client goes by
+            given.setdefault("endpoint_url", endpoint)
+        facts = {"host": f"s3://{name}", "login": self.aws_access_key_id, "password": self.aws_secret_access_key}
+        return S3Settings(**{**given, **facts, "port": None})
 
 
 class _Error(BaseModel):

@@ -4,78 +4,41 @@ from __future__ import annotations
 
 import logging
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
-from urllib.parse import quote, urlsplit
-
-import httpx
+from typing import Any
+from urllib.parse import urlsplit
 
 from airflow_provider_modelsync.core.archive.digest import FileEntry
-from airflow_provider_modelsync.core.archive.names import MAX_DEPTH, show
-from airflow_provider_modelsync.core.errors import (
-    BeginAgain,
-    InvalidInput,
-    ModelNotFound,
-    NotSupported,
-    RegistryUnavailable,
-    UnsafeArchive,
-)
+from airflow_provider_modelsync.core.archive.names import show
+from airflow_provider_modelsync.core.errors import BeginAgain, InvalidInput, NotSupported, RegistryUnavailable
 from airflow_provider_modelsync.core.flow.steps import Flow
 from airflow_provider_modelsync.core.http.policy import read_json
-from airflow_provider_modelsync.core.registries.mlflow.api import LISTING_BYTES, Calls, is_unknown_route
+from airflow_provider_modelsync.core.registries.mlflow.api import Calls, is_unknown_route
+from airflow_provider_modelsync.core.registries.mlflow.bucket import Buckets
+from airflow_provider_modelsync.core.registries.mlflow.places import (
+    PROXY,
+    LoggedFiles,
+    Place,
+    Proxied,
+    RunFiles,
+    Signed,
+)
 from airflow_provider_modelsync.core.registries.mlflow.records import (
-    MANIFEST_BYTES,
     DownloadUri,
-    FileInfo,
-    FileList,
     LoggedModelAnswer,
     LoggedModelPage,
     PartsAnswer,
     RunAnswer,
     ServerInfo,
-    SignedPut,
-    SignedUrl,
     VersionRecord,
 )
-from airflow_provider_modelsync.core.transfer.plan import Address, Blob
+from airflow_provider_modelsync.core.transfer.plan import Blob
 
-_ARTIFACTS = "/api/2.0/mlflow-artifacts"
-_PROXY = f"{_ARTIFACTS}/artifacts"
 _log = logging.getLogger("modelsync")
 
-_MAX_FILES = 100_000
 _RUN_SOURCE = re.compile(r"runs:/([^/]+)/(.*)")
 _LOGGED_SOURCE = re.compile(r"models:/(m-[0-9a-f]+)")
-
-
-class Place(ABC):
-    """A directory of artifacts."""
-
-    @abstractmethod
-    def read(self, path: str) -> Flow[Address]:
-        """Return where a file is."""
-
-    @abstractmethod
-    def write(self, path: str) -> Flow[Address]:
-        """Return where a file goes to."""
-
-    @abstractmethod
-    def listing(self, directory: str) -> Flow[list[FileInfo]]:
-        """Return the entries of one level; paths are those below the place."""
-
-    # Whether files go to a storage, rather than to the server.
-    is_signed: ClassVar[bool] = False
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether files are known to come as a whole only."""
-        return False
-
-    @abstractmethod
-    def remove(self, **more: Any) -> Flow[None]:
-        """Remove all of it."""
 
 
 class Artifacts:
@@ -83,10 +46,12 @@ class Artifacts:
 
     :param calls: makes calls.
     :param title: what the system is called in messages.
+    :param buckets: opens those that are reached with credentials of one's own.
     """
 
-    def __init__(self, calls: Calls, title: str) -> None:
+    def __init__(self, calls: Calls, title: str, buckets: Buckets) -> None:
         self._calls = calls
+        self._buckets = buckets
         self._title = title
         self._told: ServerInfo | None = None
         self._is_asked = False
@@ -118,8 +83,9 @@ class Artifacts:
             "GET", "runs/get", RunAnswer, "reading the run of the version", params={"run_id": run_id}
         )
         info = found.run.info
-        place = self.at(f"{info.artifact_uri.rstrip('/')}/{path}", run=(run_id, path))
-        if (yield from place.listing("")):
+        signs = (yield from self._info()) is not None
+        place = self.at(f"{info.artifact_uri.rstrip('/')}/{path}", run=(run_id, path) if signs else None)
+        if not (yield from place.is_empty()):
             return place
         # What MLflow 3 logs to a run lies with a logged model, and the run's own directory is empty.
         asked = {"experiment_ids": [info.experiment_id], "filter": f"source_run_id = '{run_id}' AND name = '{path}'"}
@@ -144,15 +110,18 @@ class Artifacts:
         path = parts.path.strip("/")
         if parts.scheme == "mlflow-artifacts":
             server = f"{urlsplit(base).scheme}://{parts.netloc}" if parts.netloc else base
-            return Proxied(self._calls, f"{server}{_PROXY}", path)
-        if parts.scheme in ("http", "https") and f"{_PROXY}/" in f"{parts.path}/":
-            before, _, path = parts.path.partition(_PROXY)
-            return Proxied(self._calls, f"{parts.scheme}://{parts.netloc}{before}{_PROXY}", path.strip("/"))
+            return Proxied(self._calls, f"{server}{PROXY}", path)
+        if parts.scheme in ("http", "https") and f"{PROXY}/" in f"{parts.path}/":
+            before, _, path = parts.path.partition(PROXY)
+            return Proxied(self._calls, f"{parts.scheme}://{parts.netloc}{before}{PROXY}", path.strip("/"))
         if parts.scheme in ("", "file"):
             raise NotSupported(
                 f"the files lie on the disk of the {self._title} server, which passes them on to nobody; let it serve "
                 "artifacts (--serve-artifacts with --artifacts-destination)"
             )
+        # As MLflow's own client does, but for a server that signs when nothing is said of buckets.
+        if parts.scheme == "s3" and (self._buckets.are_meant or (model_id is None and run is None)):
+            return self._buckets.at(uri)
         if model_id is not None:
             return LoggedFiles(self._calls, model_id)
         if run is not None:
@@ -212,7 +181,7 @@ class Artifacts:
         parts = [{"part_number": number, "etag": etag} for number, etag in enumerate(etags, 1)]
         asked = {"upload_id": blob.complete, "parts": parts}
         response = yield from place.mpu("complete", file.path, asked, doing, may_repeat=True)
-        if response.status_code >= 500 and (yield from self.holds(place, file)):
+        if response.status_code >= 500 and (yield from place.holds(file)):
             return
         if response.status_code == 500:
             raise BeginAgain(f"{doing}: the storage does not know the upload, or a part of it, any more")
@@ -224,11 +193,6 @@ class Artifacts:
         asked = {"upload_id": blob.complete}
         yield from place.mpu("abort", file.path, asked, f"giving {show(file.path)} up", may_repeat=False, **more)
 
-    def holds(self, place: Place, file: FileEntry) -> Flow[bool]:
-        """Whether a file is there, by its size."""
-        entries = yield from place.listing(file.path.rpartition("/")[0])
-        return any((one.path, one.is_dir, one.file_size) == (file.path, False, file.size) for one in entries)
-
     def _info(self) -> Flow[ServerInfo | None]:
         """Return what the server says of itself; ``None`` where it is too old for that. Asked for once."""
         if not self._is_asked:
@@ -239,213 +203,3 @@ class Artifacts:
                 self._told = read_json(response, ServerInfo, doing)
             self._is_asked = True
         return self._told
-
-    def files(self, place: Place) -> Flow[dict[str, int]]:
-        """Return all files of a place with their sizes."""
-        found: dict[str, int] = {}
-        waiting = [""]
-        while waiting:
-            directory = waiting.pop()
-            for entry in (yield from place.listing(directory)):
-                if not entry.path.startswith(f"{directory}/" if directory else "") or entry.path == directory:
-                    raise UnsafeArchive(f"the listing of {show(directory)} holds {show(entry.path)}")
-                if not entry.is_dir:
-                    found[entry.path] = entry.file_size
-                elif entry.path.count("/") >= MAX_DEPTH:
-                    raise UnsafeArchive(f"{show(entry.path)} is nested deeper than {MAX_DEPTH} levels")
-                else:
-                    waiting.append(entry.path)
-            if len(found) + len(waiting) > _MAX_FILES:
-                raise UnsafeArchive(f"there are more than {_MAX_FILES} files")
-        return found
-
-    def content(self, place: Place, path: str) -> Flow[bytes | None]:
-        """Return a small file's bytes; ``None`` when they cannot be had."""
-        try:
-            address = yield from place.read(path)
-            response = yield from self._calls.fetch(address, answer_bytes=MANIFEST_BYTES)
-        except (ModelNotFound, NotSupported):
-            return None
-        return response.content if response.status_code == 200 else None
-
-
-class Proxied(Place):
-    """What an MLflow server passes on.
-
-    :param base: the URL of all its artifacts.
-    :param root: the directory's path below it.
-    """
-
-    def __init__(self, calls: Calls, base: str, root: str, *, is_whole: bool = False) -> None:
-        self._calls = calls
-        self._base = base
-        self._root = root
-        self._is_whole = is_whole
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Proxied) and (self._base, self._root) == (other._base, other._root)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    @property
-    def is_own(self) -> bool:
-        """Whether the connection's own server is meant."""
-        return self._base == f"{self._calls.base_url}{_PROXY}"
-
-    @property
-    def is_whole(self) -> bool:
-        return self._is_whole
-
-    def as_whole(self) -> Proxied:
-        """Return it as one whose files are known to come as a whole only."""
-        return Proxied(self._calls, self._base, self._root, is_whole=True)
-
-    def signed(self, path: str) -> Flow[Address]:
-        """Return where the storage itself gives a file."""
-        doing = f"asking where {show(path)} is"
-        url = f"{_ARTIFACTS}/presigned/{quote(f'{self._root}/{path}')}"
-        found = yield from self._calls.need("GET", url, SignedUrl, doing)
-        return self._calls.presigned(found.url, found.headers)
-
-    def mpu(
-        self, verb: str, path: str, asked: Mapping[str, Any], doing: str, *, may_repeat: bool, **more: Any
-    ) -> Flow[httpx.Response]:
-        """Make a call about an upload in parts; only a beginning that is refused raises."""
-        directory, _, name = f"{self._root}/{path}".rpartition("/")
-        response = yield from self._calls.answer(
-            "POST",
-            f"{_ARTIFACTS}/mpu/{verb}/{quote(directory)}",
-            json={"path": name, **asked},
-            may_repeat=may_repeat,
-            answer_bytes=LISTING_BYTES,
-            **more,
-        )
-        if verb == "create":
-            self._calls.refuse(response, doing)
-        return response
-
-    def read(self, path: str) -> Flow[Address]:
-        return self._calls.address(self._url(path))
-        yield  # a flow that needs no step
-
-    write = read
-
-    def listing(self, directory: str) -> Flow[list[FileInfo]]:
-        path = f"{self._root}/{directory}" if directory else self._root
-        doing = f"listing {show(path)}"
-        response = yield from self._calls.answer(
-            "GET", self._base, params={"path": path}, may_repeat=True, answer_bytes=LISTING_BYTES
-        )
-        self._calls.refuse(response, doing)
-        prefix = f"{directory}/" if directory else ""
-        return [
-            entry.model_copy(update={"path": prefix + entry.path})
-            for entry in read_json(response, FileList, doing).files
-        ]
-
-    def remove(self, **more: Any) -> Flow[None]:
-        response = yield from self._calls.answer("DELETE", self._url(""), **more)
-        self._calls.refuse(response, "removing the files")
-
-    def _url(self, path: str) -> str:
-        return f"{self._base}/{quote(f'{self._root}/{path}'.rstrip('/'))}"
-
-
-class Signed(Place):
-    """What a storage gives by URLs that the server signs; all else goes through the server.
-
-    :param place: as the server has it.
-    """
-
-    def __init__(self, place: Proxied) -> None:
-        self._place = place
-
-    def read(self, path: str) -> Flow[Address]:
-        return self._place.signed(path)
-
-    def write(self, path: str) -> Flow[Address]:
-        return self._place.write(path)
-
-    def listing(self, directory: str) -> Flow[list[FileInfo]]:
-        return self._place.listing(directory)
-
-    def remove(self, **more: Any) -> Flow[None]:
-        return self._place.remove(**more)
-
-
-class LoggedFiles(Place):
-    """The files of a logged model in a bucket of which the server passes nothing on: it signs where they go to.
-
-    :param model_id: of the logged model.
-    """
-
-    is_signed = True
-    is_whole = True
-
-    def __init__(self, calls: Calls, model_id: str) -> None:
-        self._calls = calls
-        self._model_id = model_id
-
-    def read(self, path: str) -> Flow[Address]:
-        place = f"{self._calls.base_url}/ajax-api/2.0/mlflow/logged-models/{self._model_id}/artifacts/files"
-        return self._calls.address(f"{place}?artifact_file_path={quote(path, safe='')}")
-        yield  # a flow that needs no step
-
-    def write(self, path: str) -> Flow[Address]:
-        body = {"model_id": self._model_id, "path": path}
-        doing = f"asking where {show(path)} goes to"
-        found = yield from self._calls.need("POST", "artifacts/presigned-upload-url", SignedPut, doing, json=body)
-        return self._calls.presigned(found.presigned_url, found.headers)
-
-    def listing(self, directory: str) -> Flow[list[FileInfo]]:
-        ask = {"artifact_directory_path": directory} if directory else {}
-        path = f"logged-models/{self._model_id}/artifacts/directories"
-        found = yield from self._calls.need(
-            "GET", path, FileList, f"listing {show(directory)}", params=ask, answer_bytes=LISTING_BYTES
-        )
-        return found.files
-
-    def remove(self, **more: Any) -> Flow[None]:
-        """Leave them: the server removes nothing from such a bucket but with its own `mlflow gc`."""
-        _log.info("the files of the logged model %s stay in the bucket until `mlflow gc` removes them", self._model_id)
-        return
-        yield
-
-
-class RunFiles(Place):
-    """The files of a run in such a bucket, which are only read.
-
-    :param run_id: of the run.
-    :param root: a directory among its artifacts.
-    """
-
-    def __init__(self, calls: Calls, run_id: str, root: str) -> None:
-        self._calls = calls
-        self._run_id = run_id
-        self._root = root.strip("/")
-
-    def read(self, path: str) -> Flow[Address]:
-        body = {"run_id": self._run_id, "path": f"{self._root}/{path}"}
-        doing = f"asking where {show(path)} is"
-        found = yield from self._calls.need("POST", "artifacts/presigned-download-url", SignedPut, doing, json=body)
-        return self._calls.presigned(found.presigned_url, found.headers)
-
-    def write(self, path: str) -> Flow[Address]:
-        raise NotSupported("the server signs nothing for a run's files; let it serve artifacts (--serve-artifacts)")
-
-    def listing(self, directory: str) -> Flow[list[FileInfo]]:
-        path = f"{self._root}/{directory}".rstrip("/")
-        found = yield from self._calls.need(
-            "GET",
-            "artifacts/list",
-            FileList,
-            f"listing {show(path)}",
-            params={"run_id": self._run_id, "path": path},
-            answer_bytes=LISTING_BYTES,
-        )
-        cut = len(self._root) + 1
-        return [entry.model_copy(update={"path": entry.path[cut:]}) for entry in found.files]
-
-    def remove(self, **more: Any) -> Flow[None]:
-        return
-        yield

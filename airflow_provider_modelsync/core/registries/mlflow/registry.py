@@ -40,8 +40,10 @@ from airflow_provider_modelsync.core.registries.mlflow.api import (
     quoted,
     refuse_moved,
 )
-from airflow_provider_modelsync.core.registries.mlflow.artifacts import Artifacts, Place
+from airflow_provider_modelsync.core.registries.mlflow.artifacts import Artifacts
+from airflow_provider_modelsync.core.registries.mlflow.bucket import Buckets, InBucket
 from airflow_provider_modelsync.core.registries.mlflow.holders import Holder, Holders, LoggedModels, Runs
+from airflow_provider_modelsync.core.registries.mlflow.places import Place, Served
 from airflow_provider_modelsync.core.registries.mlflow.records import (
     CONN_TYPE,
     DIGEST,
@@ -62,6 +64,7 @@ from airflow_provider_modelsync.core.registries.mlflow.records import (
     version_tags,
 )
 from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.storages.base import OpenSession
 from airflow_provider_modelsync.core.transfer.mover import MovedResponse
 from airflow_provider_modelsync.core.transfer.plan import (
     Address,
@@ -71,6 +74,7 @@ from airflow_provider_modelsync.core.transfer.plan import (
     PushRequest,
     PutBlobs,
     PutFiles,
+    PutObjects,
     UploadPlan,
     choose_part_size,
 )
@@ -107,6 +111,7 @@ class MLflow(Registry, Aliases):
     """The registered models of one tracking server, or of one of its workspaces.
 
     :param settings: the connection.
+    :param session: opens the boto3 session to use for buckets instead of one with the connection's own keys.
     """
 
     conn_type = CONN_TYPE
@@ -129,13 +134,13 @@ class MLflow(Registry, Aliases):
 
     compares = False
 
-    def __init__(self, settings: RegistrySettings) -> None:
+    def __init__(self, settings: RegistrySettings, session: OpenSession | None = None) -> None:
         super().__init__(settings)
         if not isinstance(settings, MLflowSettings):
             raise InvalidInput("these are no settings of MLflow", connection=settings.conn_id)
         self._calls = Calls(settings, self.title)
         self.base_url = self._calls.base_url
-        self._artifacts = Artifacts(self._calls, self.title)
+        self._artifacts = Artifacts(self._calls, self.title, Buckets(settings, session))
         self._kind: Holders | None = None
 
     @property
@@ -312,7 +317,7 @@ class MLflow(Registry, Aliases):
             place = self._artifacts.at(holder.root, holder.model_id)
         else:
             place = self._artifacts.at(holder.root, holder.model_id)
-            there = yield from self._artifacts.files(place)
+            there = yield from place.files()
         missing = tuple(file for file in source.files if there.get(file.path) != file.size)
         way = yield from self._way_up(request, place, missing)
         return _Plan(ref=ModelRef(name=name), way=way, request=request, tags=tags, holder=holder, place=place)
@@ -359,10 +364,10 @@ class MLflow(Registry, Aliases):
         place = yield from self._artifacts.of_version(record)
         manifest: Manifest | None = None
         if version.digest is not None:
-            content = yield from self._artifacts.content(place, MANIFEST)
+            content = yield from place.content(MANIFEST)
             manifest = Manifest.read(content, version.digest) if content else None
         if manifest is None:
-            sizes = yield from self._artifacts.files(place)
+            sizes = yield from place.files()
             sizes.pop(MANIFEST, None)
             if not sizes:
                 raise ModelNotFound(f"the files of {version.ref} are gone from {record.source}", model=version.ref)
@@ -372,7 +377,8 @@ class MLflow(Registry, Aliases):
             files, directories = manifest.entries(), tuple(manifest.directories)
         check_paths(version.ref, (*(file.path for file in files), *directories))
         best = yield from self._artifacts.to_read(place, max(files, key=lambda file: file.size))
-        way = GetFiles(files, directories, lambda file: best.read(file.path), is_whole=best.is_whole)
+        etags = yield from best.etags()
+        way = GetFiles(files, directories, lambda file: best.read(file.path), etags, is_whole=best.is_whole)
         return DownloadPlan(version=version, way=way)
 
     # How a push goes
@@ -414,8 +420,13 @@ class MLflow(Registry, Aliases):
             self._kind = logged if is_offered else Runs(self._calls)
         return self._kind
 
-    def _way_up(self, request: PushRequest, place: Place, missing: tuple[FileEntry, ...]) -> Flow[PutFiles | PutBlobs]:
-        """Say how files go up: large ones in parts past the server, where it signs these."""
+    def _way_up(
+        self, request: PushRequest, place: Place, missing: tuple[FileEntry, ...]
+    ) -> Flow[PutFiles | PutBlobs | PutObjects]:
+        """Say how files go up: large ones in parts past the server, where it signs these, or needs not."""
+        if isinstance(place, InBucket):
+            return (yield from place.way_up(request.source))
+        assert isinstance(place, Served)
         blobs: dict[str, Blob] = {}
 
         def ask(file: FileEntry) -> Flow[Blob | None]:
@@ -433,19 +444,16 @@ class MLflow(Registry, Aliases):
             if blob is None or (blob.whole is not None and not blobs):
                 # None goes in parts, since the largest does not.
                 accept = _accept_stored if place.is_signed else _accept
-                return PutFiles(request.source, missing, _Target(self._artifacts, place), accept, method="PUT")
+                return PutFiles(request.source, missing, _Target(place), accept, method="PUT")
             blobs[file.path] = blob
         return PutBlobs(request.source, missing, blobs, ask, finish)
 
     def _put_manifest(self, plan: _Plan) -> Flow[None]:
-        address = yield from plan.place.write(MANIFEST)
-        content = Manifest.of(plan.request.source)
-        response = yield from self._calls.put(address, content)
-        self._calls.refuse(response, "uploading the list of files")
+        yield from plan.place.put(MANIFEST, Manifest.of(plan.request.source), "uploading the list of files")
 
     def _confirm(self, plan: _Plan) -> Flow[None]:
         """Raise unless the server has every file as it was sent, as far as it tells."""
-        there = yield from self._artifacts.files(plan.place)
+        there = yield from plan.place.files()
         for path, size in [(file.path, file.size) for file in plan.request.source.files]:
             if there.get(path) != size:
                 raise RegistryUnavailable(f"{plan.ref}: {show(path)} is not there as it was sent")
@@ -565,13 +573,12 @@ class MLflow(Registry, Aliases):
 class _Target:
     """Says where each file goes to; nowhere once it is there: an answer that was lost does not say."""
 
-    def __init__(self, artifacts: Artifacts, place: Place) -> None:
-        self._artifacts = artifacts
+    def __init__(self, place: Served) -> None:
         self._place = place
         self._asked: set[str] = set()
 
     def __call__(self, file: FileEntry) -> Flow[Address | None]:
-        if file.path in self._asked and (yield from self._artifacts.holds(self._place, file)):
+        if file.path in self._asked and (yield from self._place.holds(file)):
             return None
         self._asked.add(file.path)
         return (yield from self._place.write(file.path))

@@ -143,7 +143,7 @@ def test_a_prompt_takes_no_model(server: MLflowStandIn, ml: Bench, source: Path)
 
 def test_a_deleted_experiment_is_named(server: MLflowStandIn, worker: Worker, source: Path) -> None:
     worker(experiment="exp").push(source, NAME)
-    next(iter(server.experiments.values()))["lifecycle_stage"] = "deleted"
+    server.experiments["1"]["lifecycle_stage"] = "deleted"
     write_tree(source, {"more": b"x"})
     with pytest.raises(InvalidInput, match="'exp' is deleted"):
         worker(experiment="exp").push(source, NAME)
