@@ -24,7 +24,7 @@ FACING := $(addprefix tests/,cli hooks operators sensors triggers integration/te
 WHOLE := $(addprefix tests/e2e/,test_interruptions.py test_watch.py test_state_url.py \
 	test_examples.py::test_train_push_wait_pull)
 
-.PHONY: demo test test-fast test-mounts test-machines mutants reliability bindfs test-s3 s3-table test-oci test-celery test-e2e test-slow-calls test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-oci bench-huggingface bench-polling docs check format lock lock-airflow wheel clean
+.PHONY: demo test test-fast test-mounts test-machines mutants reliability bindfs test-s3 s3-table test-oci test-celery test-e2e test-slow-calls test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-oci bench-huggingface bench-mlflow bench-polling docs check format lock lock-airflow wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -136,6 +136,10 @@ bench-oci: $(READY) registry .venv-oci/.ready
 # A pull from the Hub against its own client.
 bench-huggingface: $(READY) .venv-vendors/huggingface/.ready
 	$(BIN)/python benchmarks/huggingface.py
+
+# MLflow's own servers against its own client.
+bench-mlflow: $(READY) .venv-mlflow/3/.ready
+	$(BIN)/python benchmarks/mlflow.py
 
 # What waiting sensors cost, and the provider's import.
 bench-polling: $(READY)

@@ -1,0 +1,147 @@
+"""Push to and pull from real MLflow servers against their own client: `make bench-mlflow`.
+
+One server passes bytes on to and from its own disk, the other signs parts for a bucket in moto. Ours and theirs push
+and pull a model of one file in turn, each in a process of its own, imports not counted. Ours hashes and compares every
+byte, theirs compares nothing. Only ratios within one run mean anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.s3 import MIB, WORKERS, write
+from tests.services.mlflow import Tracking, shared
+
+ROOT = Path(__file__).parents[1]
+LIMIT_CPU, LIMIT_MEMORY = 1.0, 64
+WAYS = {"by proxy": "local", "by presigned parts": "bucket"}
+
+# What each process measures of itself once everything is imported.
+METER = """
+import json, resource, sys, time
+
+def resident():
+    with open("/proc/self/status") as lines:
+        return {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith("Vm")}
+
+def measure(work):
+    before, memory, begun = resource.getrusage(resource.RUSAGE_SELF), resident()["VmRSS"], time.perf_counter()
+    work()
+    wall, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(json.dumps({"wall": wall, "cpu": cpu, "memory": (resident()["VmHWM"] - memory) / 1024}))
+
+verb, url, name, place = sys.argv[1:]
+"""
+OURS = """
+from pathlib import Path
+import airflow_provider_modelsync.core.transfer.connections
+import airflow_provider_modelsync.core.transfer.download
+import airflow_provider_modelsync.core.transfer.upload
+from airflow_provider_modelsync.core.models import Query
+from airflow_provider_modelsync.core.registries.mlflow.registry import MLflow, MLflowSettings
+from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.verbs.drive import driver_for
+from airflow_provider_modelsync.core.verbs.pull import pull
+from airflow_provider_modelsync.core.verbs.push import push
+
+registry = MLflow(MLflowSettings.read("bench", {"host": url}))
+
+def work():
+    with driver_for(registry) as driver:
+        ref, control = registry.parse(name), Control(workers=WORKERS)
+        if verb == "push":
+            push(registry, driver, place, ref, control)
+        else:
+            pull(registry, driver, ref, Path(place), control, query=Query())
+
+measure(work)
+""".replace("WORKERS", str(WORKERS))
+THEIRS = """
+import mlflow
+import mlflow.artifacts
+
+client = mlflow.MlflowClient()
+
+def work():
+    if verb == "push":
+        logged = client.create_logged_model("0", "bench")
+        client.log_model_artifacts(logged.model_id, place)
+        client.finalize_logged_model(logged.model_id, "READY")
+        client.create_registered_model(name)
+        client.create_model_version(name, f"models:/{logged.model_id}", model_id=logged.model_id)
+    else:
+        mlflow.artifacts.download_artifacts(f"models:/{name}/1", dst_path=place)
+
+measure(work)
+"""
+
+Figures = dict[str, float]
+
+
+def run(script: str, server: Tracking, verb: str, name: str, place: Path) -> Figures:
+    """Have a process of its own push or pull, and return what it measured."""
+    python = server.python if script is THEIRS else Path(sys.executable)
+    words = [str(python), "-c", METER + script, verb, server.url, name, str(place)]
+    env = {**server.client_env(), "PYTHONPATH": str(ROOT), "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+    done = subprocess.run(words, env=env, cwd=place.parent, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    figures: Figures = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def main() -> None:
+    """Run everything and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=3, help="runs of each side")
+    parser.add_argument("--mib", type=int, default=512)
+    parser.add_argument("--disk", type=Path, default=Path(tempfile.gettempdir()), help="where the models lie")
+    arguments = parser.parse_args()
+    gib = arguments.mib / 1024
+    print(
+        "| transfer | CPU-s/GiB, ours | theirs | ratio | wall s, ours | theirs | MiB of memory, ours | theirs | kept |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory(prefix="modelsync-bench-", dir=arguments.disk) as scratch:
+        disk = Path(scratch)
+        source = write(disk / "source", {"model.bin": arguments.mib * MIB}, "mlflow")
+        for way, kind in WAYS.items():
+            server = shared(kind)
+            runs: dict[tuple[str, str], list[Figures]] = {}
+            for number in range(arguments.pairs):
+                for who, script in (("ours", OURS), ("theirs", THEIRS)):
+                    name, target = f"{who}-{number}", disk / who / "model"
+                    target.parent.mkdir(exist_ok=True)
+                    for verb, place in (("push", source), ("pull", target)):
+                        if script is THEIRS:
+                            target.mkdir(exist_ok=True)
+                        runs.setdefault((verb, who), []).append(run(script, server, verb, name, place))
+                    shutil.rmtree(target.parent)
+                print(f"  {way}: pair {number + 1} of {arguments.pairs}", file=sys.stderr, flush=True)
+            for verb in ("push", "pull"):
+                ours, theirs = (
+                    {key: statistics.median(one[key] for one in runs[verb, who]) for key in ("wall", "cpu", "memory")}
+                    for who in ("ours", "theirs")
+                )
+                pairs = zip(runs[verb, "ours"], runs[verb, "theirs"], strict=True)
+                ratio = statistics.median(mine["cpu"] / other["cpu"] for mine, other in pairs)
+                is_kept = ratio <= LIMIT_CPU and ours["memory"] <= LIMIT_MEMORY
+                print(
+                    f"| {verb} of {arguments.mib} MiB {way} | {ours['cpu'] / gib:.2f} | {theirs['cpu'] / gib:.2f} "
+                    f"| {ratio:.2f} | {ours['wall']:.1f} | {theirs['wall']:.1f} | {ours['memory']:.0f} "
+                    f"| {theirs['memory']:.0f} | {'yes' if is_kept else 'no'} |"
+                )
+
+
+if __name__ == "__main__":
+    main()
