@@ -371,6 +371,8 @@ class S3Bucket(Bucket):
         # A storage that checks the sum need not make its tag of the bytes, as when it encrypts them.
         is_checked = _MD5_HEADER in address.headers
         if not is_checked and crc32 != sums.crc32 and _MD5.fullmatch(etag) and etag != sums.md5:
+            if crc32 is None:
+                self._refused_crc32()  # it checks none, and may make its tags of anything: the next try brings an MD5
             raise RegistryUnavailable(f"{doing}: the storage has stored other bytes than were sent")
         if _CRC32 in address.headers:
             self.abilities.crc32 = crc32 is not None

@@ -234,10 +234,11 @@ def test_a_source_that_changes_meanwhile_is_not_published(store: BucketStore, so
 # Tags that are no MD5
 
 
+@pytest.mark.parametrize("quirks", [[], ["sums are not echoed"]], ids=["sums are told", "sums are not echoed"])
 def test_tags_that_say_nothing_about_the_bytes_are_no_hindrance(
-    small_parts: None, no_waiting: None, source: Path, tmp_path: Path
+    small_parts: None, no_waiting: None, source: Path, tmp_path: Path, quirks: list[str]
 ) -> None:
-    with bucket_store(opaque_etags=True) as store:
+    with bucket_store(opaque_etags=True, quirks=quirks) as store:
         prepare(store, tmp_path)
         store.s3.fault("CompleteMultipartUpload", "weights", Respond(500), times=5)
         with pytest.raises(RegistryUnavailable):
