@@ -240,7 +240,7 @@ class ModelSyncOperator(TellsOfModels, BaseOperator):
 
     def _how_to_go_on(self) -> str:
         hook = self._hook_in_use
-        if hook is None or hook.is_last_try or not (hook.tally.total and hook.tally.done):
+        if hook is None or hook.is_last_try or hook.tally.is_lost or not (hook.tally.total and hook.tally.done):
             return "Clear the task to do it again"
         return f"Clear the task to go on from {100 * hook.tally.done // hook.tally.total} %"
 

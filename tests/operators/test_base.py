@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -24,11 +25,17 @@ from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.operators.base import RegistryOperator, TaskCheckpoint
 from airflow_provider_modelsync.operators.catalog import DeleteModelOperator, LabelModelOperator, ListModelsOperator
 from airflow_provider_modelsync.operators.transfer import PullModelOperator, PushModelOperator
+from tests.conftest import Connect
+from tests.core.stores import write_tree
+from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.http_server import Delay
 from tests.support.scripted import Script
 from tests.support.state_store import StateStore
+from tests.support.until import until
 
 ROOT = Path(__file__).parents[2]
 BIG = 64 << 20  # bytes: takes long enough to be killed in the middle
+PART = 5 << 20  # bytes: the least that a storage takes
 KILL_LIMIT = 4.0  # seconds from the signal to the end: Airflow sends SIGKILL after five
 
 ARGUMENTS: dict[type[RegistryOperator], dict[str, Any]] = {
@@ -247,6 +254,44 @@ def _kill_in_the_middle(operator: str, watched: Path, arguments: dict[str, Any],
     assert told["took"] is not None, f"the transfer never began: {told}"
     assert told["took"] < KILL_LIMIT
     return told
+
+
+@pytest.mark.parametrize(
+    ("context", "advice"),
+    [
+        ({"task_state_store": StateStore()}, "Clear the task to go on from 66 %"),
+        ({}, "Clear the task to do it again"),  # nothing is remembered
+    ],
+)
+def test_a_killed_push_says_who_stopped_it_and_how_to_go_on(
+    tmp_path: Path, connect: Connect, caplog: pytest.LogCaptureFixture, context: dict[str, Any], advice: str
+) -> None:
+    source = write_tree(tmp_path / "source", {"weights.bin": bytes(3 * PART - 10_000)})
+    with BentoCloudStandIn(tmp_path / "cloud", transmission_strategy="presigned_url") as server:
+        connect(
+            "cloud",
+            conn_type="bentocloud",
+            host=server.url,
+            password=server.token,
+            extra={"max_workers": 1, "part_size_mib": PART >> 20},
+        )
+        server.fault("PUT", ".*", Delay(30), part=3)
+        operator = PushModelOperator(
+            task_id="push", registry_conn_id="cloud", model="digits:v1", source=str(source), retries=0
+        )
+
+        def kill() -> None:
+            until(lambda: server.count("PUT", part=3), "the last part")
+            operator.on_kill()
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        with pytest.raises(AirflowException):
+            operator.execute({"outlet_events": {}, **context})
+        killer.join()
+
+    assert "stopped by Airflow (marked failed, cleared, or worker shutdown)" in caplog.text
+    assert re.search(rf"what to do: +{re.escape(advice)}$", caplog.text, re.MULTILINE)
 
 
 def _files_below(directory: Path) -> Sequence[str]:

@@ -50,6 +50,7 @@ class Tally:
         self.total = 0  # bytes, as far as they are known
         self.passed_over = 0  # bytes that did not have to move
         self.parts_resent = 0
+        self.is_lost = False  # whether a next try does all of it again
         self._lock = Lock()
 
     def add(self, *, done: int = 0, total: int = 0, passed_over: int = 0, parts_resent: int = 0) -> None:

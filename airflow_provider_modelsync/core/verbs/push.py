@@ -63,6 +63,7 @@ def push(
     follow_links: str = "inside",
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
+    whence: str | None = None,
 ) -> ModelVersion:
     """Bring a model into a registry.
 
@@ -79,16 +80,16 @@ def push(
         :func:`~..archive.digest.read_tree`.
     :param include: patterns of the files in the source that are pushed, see :class:`~..archive.choice.Choice`.
     :param exclude: patterns of those that are not; ``.git`` and ``.cache/huggingface`` need not be named.
+    :param whence: what the log calls a model that is read from elsewhere.
     :return: the published version; ``transfer`` says what was moved.
     :raises VersionConflict: when the version exists with other bytes.
     :raises NotSupported: for what the registry cannot do or keep, before any byte is sent.
     """
     _check_push(registry, ref, labels=labels, metadata=metadata, force=force)
-    place = ""
     if isinstance(source, Source):
-        tree = source
+        tree, place = source, whence or "a model"
     else:
-        place = f"{escape(os.fspath(source))} "
+        place = escape(os.fspath(source))
         places.require_source(source, store=registry.directory)
         choice = Choice(include, exclude, by_habit=BY_HABIT)
         tree = _read_source(source, control, registry.leaves_out, _how_to_follow(follow_links), choice)
@@ -116,7 +117,7 @@ def push(
             log.info("%s is already there with the same digest %s: nothing is sent", ref, tree.digest, extra=OUTCOME)
             return _with_facts(registry, driver, plan.existing, request)
         log.info(
-            "pushing %s(%s, %s) to %s on %s (%s)",
+            "pushing %s (%s, %s) to %s on %s (%s)",
             place,
             "1 file" if len(tree.files) == 1 else f"{len(tree.files)} files",
             readable(tree.size_bytes),
@@ -219,6 +220,7 @@ def _carry_out(
         # Of a source that has changed, nothing is left that could be resumed.
         if isinstance(error, (Permanent, BeginAgain, SourceChanged)) or not is_resumable:
             memory.forget()
+            control.tally.is_lost = True
             _abort(registry, driver, plan, error)
         raise
     log.info("pushed %s with digest %s", version.ref, tree.digest, extra=OUTCOME)

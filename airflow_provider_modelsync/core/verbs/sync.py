@@ -455,12 +455,17 @@ class _Sync:
     def _push(
         self, model: Source, version: ModelVersion, ref: ModelRef, control: Control
     ) -> tuple[ModelVersion, tuple[str, ...]]:
-        target, options = self._target, self._selection.options_of(version.name)
+        source, target = self._source.registry, self._target
+        options = self._selection.options_of(version.name)
+        whence = f"{version.ref} on {source.settings.conn_id} ({source.address})"
         facts, dropped = _facts_for(target.registry, version)
         while True:
             try:
                 with target.blamed():
-                    return push(target.registry, target.driver, model, ref, control, options=options, **facts), dropped
+                    pushed = push(
+                        target.registry, target.driver, model, ref, control, options=options, whence=whence, **facts
+                    )
+                    return pushed, dropped
             except NotSupported as error:  # a registry that keeps them, though not beside this model
                 if not facts.pop(error.argument or "", None):
                     raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 import threading
@@ -96,6 +97,10 @@ def run(
     control = control or Control()
     with side(source, control.cancel) as one, side(target, control.cancel) as other:
         return sync(one, other, Selection(**what), control, dry_run=dry_run)
+
+
+def called(conn_id: str, root: Path) -> ModelStore:
+    return ModelStore(BucketSettings(conn_id=conn_id, host=root.as_uri()))
 
 
 def told(report: SyncReport) -> dict[str, list[str]]:
@@ -369,6 +374,62 @@ class TestFailures:
             run(silent, target.registry)
         with pytest.raises(NotSupported, match="push models"):
             run(target.registry, silent)
+
+
+class TestLog:
+    @pytest.fixture
+    def log(self, caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+        """What was told, for which the fixture is called first."""
+        caplog.set_level(logging.INFO, logger="modelsync")
+        return lambda: [record.getMessage() for record in caplog.records]
+
+    @pytest.mark.parametrize(("refs", "count"), [(["fraud:v1"], "1 model"), (["fraud:v1", "churn:v1"], "2 models")])
+    def test_it_opens_with_whence_whither_and_how_many(
+        self,
+        source: Store,
+        target: Store,
+        model: Any,
+        caplog: pytest.LogCaptureFixture,
+        log: Any,
+        refs: Any,
+        count: str,
+    ) -> None:
+        fill(source, model, *refs)
+        caplog.clear()
+
+        run(called("team_a", source.root), called("team_b", target.root))
+
+        first, *rest = log()
+        assert first == f"team_a → team_b: {count}"
+        for ref in refs:
+            said = (
+                f"pushing {ref} on team_a ({source.root.as_uri()}) (3 files, ",
+                f") to {ref} on team_b ({target.root.as_uri()})",
+            )
+            assert [line for line in rest if line.startswith(said[0]) and line.endswith(said[1])]
+            assert f"{ref} copied as {ref}" in rest
+
+    def test_a_target_that_is_not_there_is_found_out_before_the_first_model(
+        self, source: Store, model: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, log: Any
+    ) -> None:
+        fill(source, model, "fraud:v1", "churn:v1")
+        caplog.clear()
+
+        with pytest.raises(InvalidInput) as refused:
+            run(called("team_a", source.root), called("nowhere", tmp_path / "no" / "such"))
+
+        assert refused.value.connection == "nowhere"
+        assert log() == ["team_a → nowhere: 2 models"]
+
+    def test_a_cause_is_told_once(self, source: Store, target: Store, model: Any, log: Any) -> None:
+        fill(source, model, "churn:v1", "fraud:v1", "spam:v1")
+
+        report = run(source.registry, target.registry, options={"*": {"framework": "onnx"}})
+
+        assert told(report)["failed"] == ["churn:v1", "fraud:v1", "spam:v1"]
+        failures = [line for line in log() if line.startswith("syncing")]
+        assert sum(line.endswith("failed: for the reason told above") for line in failures) == 2
+        assert sum("framework" in line for line in failures) == 1
 
 
 class TestReport:

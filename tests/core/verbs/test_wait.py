@@ -15,7 +15,7 @@ from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Query
 from airflow_provider_modelsync.core.registries.base import Registry
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.verbs.aliases import set_alias
-from airflow_provider_modelsync.core.verbs.wait import Since, find_version
+from airflow_provider_modelsync.core.verbs.wait import Since, describe_absence, find_version
 from tests.core.stores import Store, write_tree
 
 
@@ -48,6 +48,25 @@ def test_an_exact_version_is_found(store: Store) -> None:
 @pytest.mark.parametrize("model", ["card", "fraud:v3"])
 def test_what_is_not_there_yet_is_waited_for(store: Store, model: str) -> None:
     assert _find(store, model) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "query", "told"),
+    [
+        ("fruad:v1", None, "there is no model 'fruad' yet: did you mean 'fraud'?"),
+        ("Fraud", None, "there is no model 'Fraud' yet: did you mean 'fraud'?"),
+        ("card", None, "there is no model 'card' yet"),
+        ("fraud:v3", None, "fraud has 2 versions, no version v3; the newest is v2, which is ready"),
+        ("fraud@champoin", None, "fraud has 2 versions, and no alias champoin"),
+        ("fraud", "label:stage=dev", "none that is ready and has {'stage': 'dev'}; the newest is v2, which is ready"),
+    ],
+)
+def test_what_is_there_instead_is_told_and_a_misspelt_name(
+    store: Store, model: str, query: str | None, told: str
+) -> None:
+    said = SyncDriver().run(describe_absence(store.registry, model, Query.parse(query)))
+
+    assert said.endswith(told)
 
 
 def test_a_store_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:

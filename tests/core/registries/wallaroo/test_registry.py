@@ -194,8 +194,12 @@ def test_what_it_cannot_keep_is_refused_before_anything_is_sent(
 def test_bad_options_are_refused_before_anything_is_sent(
     server: WallarooStandIn, instance: Instance, onnx: Path
 ) -> None:
-    with pytest.raises(InvalidInput, match="'framework'"):
-        instance.push(onnx, options={})
+    for options in ({}, {"framework": "tensorflo"}):
+        with pytest.raises(InvalidInput, match="'framework'") as refused:
+            instance.push(onnx, options=options)
+        told = refused.value.args[0].partition(": one of " if not options else " is none of ")[2].split(", ")
+        assert told == sorted(told)
+        assert {"onnx", "tensorflow", "keras", "pytorch", "xgboost", "python", "custom", "vllm"} <= set(told)
     assert server.requests == []
 
 
