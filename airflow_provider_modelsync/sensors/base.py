@@ -128,6 +128,8 @@ class RegistrySensor(TellsOfModels, BaseSensorOperator, Generic[Found]):
         """Take over from the trigger: look once more and return what is there."""
         if event and event.get("status") == "timeout":
             late = failure.from_event({"kind": NotReady.__name__, **event})
+            if late.message.endswith(ABSENT):
+                late = NotReady(late.message.removesuffix(ABSENT) + self._absence())
             raise self._timed_out(late)
         with self._as_when_poking(), self.translated():
             self.read_arguments()
@@ -202,14 +204,18 @@ class RegistrySensor(TellsOfModels, BaseSensorOperator, Generic[Found]):
         if state == ABSENT:
             if self._state is not None and self._state.startswith(ABSENT):
                 return
-            try:
-                what = self.hook.run(self.describe_absence, model=self._model)
-            except Permanent:  # a hint is no reason to end a wait
-                what = ABSENT
-            state = ABSENT if what == ABSENT else f"{ABSENT}: {what}"
+            state = self._absence()
         if state != self._state:
             self._state = state
             log.info("not yet: %s", state)
+
+    def _absence(self) -> str:
+        """Return that what is waited for is not there, and what is instead."""
+        try:
+            what = self.hook.run(self.describe_absence, model=self._model)
+        except ModelSyncError:  # a hint is no reason to end a wait, nor to fail otherwise
+            return ABSENT
+        return ABSENT if what == ABSENT else f"{ABSENT}: {what}"
 
     def _tell(self, context: Context, found: Found) -> dict[str, JsonValue]:
         self._trace, self.kept_links = Trace(), {}

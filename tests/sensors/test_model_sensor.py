@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import re
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -149,6 +151,58 @@ class TestOnAWorker:
     def test_refuses_a_state_that_the_registry_does_not_know(self, two_versions: datetime, context: Any) -> None:
         with pytest.raises(AirflowFailException, match=r"'loaded'.*'state'"):
             sensor(state="loaded").execute(context)
+
+
+def told_by(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the provider has told, without the numbers of a moment."""
+    return [re.sub(r"since [-0-9: ]+ UTC", "since …", r.getMessage()) for r in caplog.records if r.name == "modelsync"]
+
+
+class TestWords:
+    """What the sensor says while it waits: at the start, at each change, and at the end."""
+
+    def test_each_state_is_told_once(
+        self, script: Script, source: Path, context: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        push_digits(source)
+        script.write(["converting", "converting", "unavailable", "uploading", "uploading", "ready"])
+        caplog.clear()
+        caplog.set_level(logging.INFO)
+
+        sensor(registry_conn_id="scripted", model="digits:v1", timeout=600).execute(context)
+
+        assert told_by(caplog) == [
+            "waiting up to 10 min for digits:v1 on scripted, looking every 0.0 s",
+            "not yet: digits:v1 is converting since …",
+            "the server answered 503 [model 'digits:v1', connection 'scripted']; the wait goes on",
+            "not yet: digits:v1 is uploading since …",
+            "the wait is over: digits:v1 is there",
+        ]
+
+    @pytest.mark.parametrize(
+        ("model", "there"),
+        [
+            ("digist", "there is no model 'digist' yet: did you mean 'digits'?"),
+            ("digits:v9", "digits has 2 versions, no version v9; the newest is v2, which is ready"),
+        ],
+    )
+    def test_what_is_absent_is_not_what_is_on_its_way(
+        self, two_versions: datetime, context: Any, caplog: pytest.LogCaptureFixture, model: str, there: str
+    ) -> None:
+        caplog.set_level(logging.INFO)
+
+        with pytest.raises(AirflowSensorTimeout, match=re.escape(there)):
+            sensor(model=model, timeout=0.05).execute(context)
+
+        assert f"not yet: it is not there: {there}" in told_by(caplog)
+
+    def test_what_the_triggerer_did_not_find_is_told_as_well(
+        self, two_versions: datetime, context: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        event = {"status": "timeout", "message": "digist was not ready when the time was over: it is not there"}
+
+        with pytest.raises(AirflowSensorTimeout, match=r"it is not there: .* did you mean 'digits'\?"):
+            sensor(model="digist", deferrable=True).execute_complete(context, event)
 
 
 class TestDeferred:

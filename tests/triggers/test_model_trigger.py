@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
 from pathlib import Path
 from pkgutil import resolve_name
@@ -57,6 +58,21 @@ async def test_fires_once_when_the_version_is_ready_and_ends(pushed: None, scrip
 
     assert (event["status"], event["ref"], outcome_of(event)) == ("success", "digits:v1", "digits:v1")
     assert script.rest == ["ready"]
+
+
+async def test_each_state_is_told_once(pushed: None, script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    script.write(["converting", "converting", "unavailable", "uploading", "uploading", "ready"])
+    capsys.readouterr()
+
+    await events_of(trigger(poll_interval=0.1))
+
+    told = re.findall(r"is \w+(?= since)|the wait goes on|waiting up to .* longer", capsys.readouterr().out)
+    assert [word for word in told if not word.startswith("waiting")] == [
+        "is converting",
+        "the wait goes on",
+        "is uploading",
+    ]
+    assert sum(word.startswith("waiting") for word in told) == 2
 
 
 async def test_a_model_that_does_not_exist_is_waited_for(script: Script, source: Path) -> None:

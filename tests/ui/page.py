@@ -14,6 +14,8 @@ from tests.ui.forms import JSON, STANDARD, Field, Value
 
 Role = Literal["combobox", "checkbox", "spinbutton", "textbox"]
 
+DETAILS_FROM = 150  # pixels from the left; what is beside them is hardly seen
+
 _WIDGETS: dict[Role, str] = {"combobox": "choice", "checkbox": "switch", "spinbutton": "number", "textbox": "text"}
 
 
@@ -187,25 +189,41 @@ class ConnectionsPage:
         return self._page.get_by_role("row").filter(has=self._page.get_by_text(conn_id, exact=True))
 
 
-def picture_of(page: Page, url: str, shows: str) -> bytes:
-    """Return a PNG of a page of Airflow's.
+def picture_of(page: Page, url: str, shows: str, *, size: tuple[int, int], press: str | None = None) -> bytes:
+    """Return a PNG of a page of Airflow's whose details get most of the width.
 
     :param url: the page.
     :param shows: a text that is on it once it is complete.
+    :param size: width and height of the picture in pixels.
+    :param press: the name of a button that is pressed first.
     """
+    width, height = size
+    page.set_viewport_size({"width": width, "height": height})
     page.goto(url)
+    edge = page.get_by_role("separator").first
+    expect(edge).to_be_visible()
+    box = edge.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, height / 2)
+    page.mouse.down()
+    page.mouse.move(DETAILS_FROM, height / 2, steps=5)
+    page.mouse.up()
+    if press is not None:
+        page.get_by_role("button", name=press).click()
     expect(page.get_by_text(shows).first).to_be_visible()
-    page.mouse.move(0, 0)
-    page.wait_for_timeout(1_000)  # milliseconds; what glides comes to rest
-    return page.screenshot(animations="disabled")
+    return _at_rest(page)
 
 
-def graph_of(page: Page, base_url: str, dag_id: str, run_id: str, tasks: int) -> bytes:
+def graph_of(page: Page, base_url: str, dag_id: str, run_id: str, tasks: int, *, size: tuple[int, int]) -> bytes:
     """Return a PNG of a run's graph, from top to bottom, all of whose tasks have succeeded.
+
+    From then on the page prefers graphs.
 
     :param base_url: of Airflow.
     :param tasks: how many there are.
+    :param size: width and height of the picture in pixels; tasks are as large as fits.
     """
+    page.set_viewport_size(dict(zip(("width", "height"), size, strict=True)))
     remembered = {"default_dag_view": "graph", f"direction-{dag_id}": "DOWN"}  # by Airflow, in the browser
     for name, value in remembered.items():
         page.add_init_script(f"localStorage.setItem({json.dumps(name)}, {json.dumps(json.dumps(value))})")
@@ -213,6 +231,10 @@ def graph_of(page: Page, base_url: str, dag_id: str, run_id: str, tasks: int) ->
     expect(page.locator(".react-flow__node").filter(has_text="success")).to_have_count(tasks)
     page.get_by_role("button", name="Collapse Details Panel").click()
     page.get_by_role("button", name="Fit View").click()
+    return _at_rest(page)
+
+
+def _at_rest(page: Page) -> bytes:
     page.mouse.move(0, 0)
-    page.wait_for_timeout(2_000)  # milliseconds; the graph glides to its place
+    page.wait_for_timeout(2_000)  # milliseconds; what glides comes to its place
     return page.screenshot(animations="disabled")

@@ -20,9 +20,11 @@ from tests.docs.tutorial import first_dag
 from tests.standins.wallaroo import WallarooStandIn, run_onnx
 from tests.ui.page import ConnectionsPage, browser_page, graph_of, picture_of
 
-FORM_HEIGHT = 2600  # pixels; a form that is longer would be cut
-GRAPH_HEIGHT, GRAPH_WIDTH = 800, 1080  # pixels; tasks are as large as fits
-LINK_HEIGHT = 500
+# Width and height in pixels.
+FORM_HEIGHT = 2600  # a form that is longer would be cut
+GRAPH = 1080, 800
+LOG, XCOM, ASSET, LINK = (1280, 440), (1280, 750), (1280, 720), (1280, 500)
+SETTINGS = {"AIRFLOW__API__DEFAULT_WRAP": "True"}
 EXAMPLE = "wallaroo_train_push_deploy"
 TUTORIAL = "tutorial"
 EXAMPLES = Path(__file__).parents[2] / "example_dags"
@@ -66,42 +68,44 @@ def _graph(scratch: Path, database: Path) -> Iterator[tuple[str, bytes]]:
             "password": server.password,
             "extra": {"workspace": server.add_workspace("examples").name},
         }
-        settings = {"TMPDIR": str(work)}
+        settings = {**SETTINGS, "TMPDIR": str(work)}
         with local_airflow(
             home, dags, {"wallaroo_default": connection}, database=database, settings=settings
         ) as airflow:
             run_id = airflow.trigger(EXAMPLE)
             state = airflow.wait(EXAMPLE, run_id, 300)
             assert state == "success", f"the run of {EXAMPLE} has {state}"
-            with browser_page(GRAPH_HEIGHT, GRAPH_WIDTH) as page:
-                tasks = len(airflow.tasks(EXAMPLE, run_id))
-                yield f"graph-{EXAMPLE}", graph_of(page, airflow.base_url, EXAMPLE, run_id, tasks)
+            with browser_page() as page:
                 task = f"{airflow.base_url}/dags/{EXAMPLE}/runs/{run_id}/tasks/deploy"
-                page.set_viewport_size({"width": GRAPH_WIDTH, "height": LINK_HEIGHT})
-                yield "link", picture_of(page, f"{task}/details", "Registry console")
+                yield "link", picture_of(page, f"{task}/details", "Registry console", size=LINK)
+                tasks = len(airflow.tasks(EXAMPLE, run_id))
+                yield f"graph-{EXAMPLE}", graph_of(page, airflow.base_url, EXAMPLE, run_id, tasks, size=GRAPH)
 
 
 def _tutorial(scratch: Path, database: Path) -> Iterator[tuple[str, bytes]]:
     """The tutorial's DAG, as it stands there, run twice."""
-    home, dags, work = (scratch / name for name in ("tutorial", "tutorial-dags", "tutorial-work"))
+    home, dags, work = (scratch / name for name in ("tutorial", "tutorial-dags", "modelsync"))
     for directory in (home, dags, work):
         directory.mkdir()
     (dags / "tutorial.py").write_text(first_dag().replace("/tmp/modelsync", str(work)))
     connection = {"conn_type": "modelstore", "host": (work / "store").as_uri()}
     with (
-        local_airflow(home, dags, {"modelsync_default": connection}, database=database) as airflow,
-        browser_page(GRAPH_HEIGHT, GRAPH_WIDTH) as page,
+        local_airflow(home, dags, {"modelsync_default": connection}, database=database, settings=SETTINGS) as airflow,
+        browser_page() as page,
     ):
         for _ in range(2):
             run_id = airflow.trigger(TUTORIAL)
             state = airflow.wait(TUTORIAL, run_id, 300)
             assert state == "success", f"the run of {TUTORIAL} has {state}"
-        run = f"{airflow.base_url}/dags/{TUTORIAL}/runs/{run_id}"
-        yield "tutorial-graph", graph_of(page, airflow.base_url, TUTORIAL, run_id, len(airflow.tasks(TUTORIAL, run_id)))
-        yield "tutorial-log", picture_of(page, f"{run}/tasks/push", "is already there")
-        yield "tutorial-xcom", picture_of(page, f"{run}/tasks/push/xcom", "resumed_bytes")
+        push = f"{airflow.base_url}/dags/{TUTORIAL}/runs/{run_id}/tasks/push"
+        yield "tutorial-log", picture_of(page, push, "is already there", size=LOG)
+        expand = "Expand all extra JSON"
+        yield "tutorial-xcom", picture_of(page, f"{push}/xcom", '"sha256:', size=XCOM, press=expand)
         (asset,) = airflow.get("/assets")["assets"]
-        yield "tutorial-asset", picture_of(page, f"{airflow.base_url}/assets/{asset['id']}", asset["name"])
+        page_of = f"{airflow.base_url}/assets/{asset['id']}"
+        yield "tutorial-asset", picture_of(page, page_of, "2 Asset Events", size=ASSET)
+        tasks = len(airflow.tasks(TUTORIAL, run_id))
+        yield "tutorial-graph", graph_of(page, airflow.base_url, TUTORIAL, run_id, tasks, size=GRAPH)
 
 
 def _small(png: bytes) -> bytes:
