@@ -177,6 +177,18 @@ def test_a_passing_status_is_repeated(caller: Caller, status: int) -> None:
     assert caller.clock.waits == [0.5, 1.0]
 
 
+def test_each_try_that_failed_is_a_warning_with_the_url_once_and_the_first_says_what_to_check(
+    caller: Caller, caplog: pytest.LogCaptureFixture
+) -> None:
+    with FaultServer([answer(503)], [answer(429, headers={"Retry-After": "0"})], OK) as server:
+        caller.call(server)
+    first, second = (record for record in caplog.records if record.name == "modelsync")
+    assert {first.levelname, second.levelname} == {"WARNING"}
+    assert [record.getMessage().count(server.url) for record in (first, second)] == [1, 1]
+    assert "status 503 Service Unavailable; trying again in 0.5 s (1 of 5). If it goes on: " in first.getMessage()
+    assert second.getMessage().endswith("status 429 Too Many Requests; trying again in 1 s (2 of 5)")
+
+
 @pytest.mark.parametrize("status", [400, 403, 404, 409, 413, 501, 507])
 def test_a_final_status_is_not_repeated(caller: Caller, status: int) -> None:
     with FaultServer([answer(status)], OK) as server:

@@ -97,6 +97,10 @@ def test_a_slow_reader_of_reports_holds_up_no_other_thread(clock: _Clock) -> Non
         (Report(512, 1024, 2), "512 B of 1.0 KiB (50 %), 256 B/s"),
         (Report(512, 0, 2), "512 B, 256 B/s"),
         (Report(3 << 30, 4 << 30, 3), "3.0 GiB of 4.0 GiB (75 %), 1.0 GiB/s"),
+        (
+            Report(3 << 30, 4 << 30, 2, passed_over=1 << 30),  # the rate is of what moves
+            "3.0 GiB of 4.0 GiB (75 %), 1.0 GiB/s, 1.0 GiB of it was there already",
+        ),
     ],
 )
 def test_a_report_reads_as_share_and_speed(report: Report, text: str) -> None:

@@ -93,6 +93,27 @@ def test_a_push_tells_what_it_moved(store: Store, model: Path) -> None:
     assert [(stat.skipped, stat.sent_bytes) for stat in stats if stat] == [(False, 2_048_008), (True, 0)]
 
 
+def test_the_log_says_whence_and_whither(
+    store: Store, model: Path, target: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="modelsync")
+    pushed = store.push(model, "fraud:v1")
+    store.push(model, "fraud:v1")
+    store.pull("fraud", target)
+
+    address = store.root.as_uri()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"pushing {model} ({sum(path.is_file() for path in model.rglob('*'))} files, 2.0 MiB) "
+        f"to fraud:v1 on store ({address})",
+        "completing and verifying fraud:v1",
+        f"pushed fraud:v1 with digest {pushed.digest}",
+        f"fraud:v1 is already there with the same digest {pushed.digest}: nothing is sent",
+        f"pulling fraud:v1 (2.0 MiB) from store ({address}) into {target}",
+        "completing and verifying fraud:v1",
+        f"pulled fraud:v1 into {target}",
+    ]
+
+
 def test_a_push_reports_its_progress(store: Store, model: Path) -> None:
     reports: list[Report] = []
     store.push(model, "fraud:v1", control=Control(on_progress=reports.append))
