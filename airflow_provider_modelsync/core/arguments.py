@@ -39,6 +39,11 @@ def shown(value: Any) -> str:
     return f"a value of type {type(value).__name__}"
 
 
+def is_nothing(value: Any) -> bool:
+    """Whether nothing was given: ``None``, or what a template renders that has found nothing."""
+    return value is None or (isinstance(value, str) and value.strip() == _NOTHING)
+
+
 def _fault(value: Any, wanted: str) -> ValueError:
     told = shown(value)
     return ValueError(f"{told!r} is not {wanted}" if told == value else f"{told} is not {wanted}")
@@ -375,7 +380,7 @@ class _Argument:
     may_be_none: bool
 
     def read(self, name: str, value: Any) -> Any:
-        if value is None or (isinstance(value, str) and value.strip() == _NOTHING):
+        if is_nothing(value):
             if self.may_be_none:
                 return None
             if self.default is inspect.Parameter.empty:

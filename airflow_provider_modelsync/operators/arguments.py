@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_modelsync.compat import conf
-from airflow_provider_modelsync.core.arguments import Reads, Signature, looks_structured, shown, structure
+from airflow_provider_modelsync.core.arguments import Reads, Signature, is_nothing, looks_structured, shown, structure
 from airflow_provider_modelsync.core.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -67,7 +67,9 @@ class TakesArguments:
                 setattr(self, name, self._signature.read(name, value))
         except InvalidInput as error:
             named = ("model", "deployment"), ("registry_conn_id", "target_conn_id")
-            model, connection = (next((shown(given[name]) for name in names if name in given), None) for names in named)
+            model, connection = (
+                next((shown(given[name]) for name in names if not is_nothing(given.get(name))), None) for names in named
+            )
             raise error.about(model=model, connection=connection) from None
 
     def render_template(

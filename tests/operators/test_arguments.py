@@ -292,8 +292,9 @@ def test_nothing_is_the_default_or_refused_by_name(kind: Any) -> None:
             if "None" in str(parameter.annotation):
                 assert read(operator, name) is None
             elif parameter.default is parameter.empty:
-                with pytest.raises(InvalidInput, match=f"argument '{name}'"):
+                with pytest.raises(InvalidInput, match=f"argument '{name}'") as refused:
                     operator.read_arguments()
+                assert "None" not in str(refused.value)
             else:
                 assert read(operator, name) == kind._signature.read(name, parameter.default)
 
