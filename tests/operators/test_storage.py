@@ -432,3 +432,28 @@ def test_force_replaces_only_what_is_below_the_target(
         storage.pipe_file(path, value)
     pull(context, "v1", force=True)
     assert content(storage) == {**versions["v1"], **beside}
+
+
+@pytest.mark.parametrize("verb", ["push", "pull"])
+def test_a_storage_that_refuses_is_permanent_and_told(
+    hook: ModelStoreHook,
+    storage: MemoryFileSystem,
+    source: Path,
+    context: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+) -> None:
+    def deny(*_: Any, **__: Any) -> None:
+        raise PermissionError("Access Denied")
+
+    hook.push(source, "digits:v1")
+    storage.pipe_file("/bucket/models/other/weights.bin", b"1")
+    monkeypatch.setattr(MemoryFileSystem, "_open", deny)
+    place = f"{BUCKET}/other"
+    push = PushModelOperator(task_id="push", model="other:v1", source=place)
+    pull = PullModelOperator(task_id="pull", model="digits", target=place, force=True)
+
+    with pytest.raises(AirflowFailException, match="permission is denied: Access Denied"):
+        {"push": push, "pull": pull}[verb].execute(context)
+    assert f"the task '{verb}' failed: permission is denied" in caplog.text
