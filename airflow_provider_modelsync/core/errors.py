@@ -64,7 +64,8 @@ class ModelSyncError(Exception):
         known = ", ".join(f"{key} {value!r}" for key, value in facts.items() if value)
         text = self.message
         if self.has_own_remedy:
-            text += f"{'. ' if self.remedy[:1].isupper() else '; '}{self.remedy}"
+            between = "" if text.endswith((".", "?", "!")) else "." if self.remedy[:1].isupper() else ";"
+            text += f"{between} {self.remedy}"
         return f"{text} [{known}]" if known else text
 
 

@@ -27,6 +27,7 @@ def base_url(host: str, port: int | None) -> str:
     :param host: a full URL, or a bare host, which is reached by https.
     :param port: used when the host names none.
     """
+    host = host.strip()
     url = urlsplit(host if "://" in host else f"https://{host}")
     place = url.netloc if port is None or url.port is not None else f"{url.netloc}:{port}"
     return urlunsplit((url.scheme, place, url.path.rstrip("/"), "", ""))

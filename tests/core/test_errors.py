@@ -98,3 +98,15 @@ def test_an_operating_system_error_is_classified_by_its_number(code: int, kind: 
 def test_missing_permission_names_the_argument_at_fault() -> None:
     error = from_os_error(PermissionError(errno.EACCES, "Permission denied"), "writing /m", argument="target")
     assert error.argument == "target"
+
+
+@pytest.mark.parametrize(
+    ("message", "remedy", "text"),
+    [
+        ("it is full", "Free space there", "it is full. Free space there"),
+        ("it is full", "free space there", "it is full; free space there"),
+        ("Is this an https port?", "Correct the host", "Is this an https port? Correct the host"),
+    ],
+)
+def test_a_remedy_is_a_sentence_of_its_own(message: str, remedy: str, text: str) -> None:
+    assert str(InvalidInput(message, remedy=remedy)) == text

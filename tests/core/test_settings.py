@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from airflow_provider_modelsync.core.errors import InvalidInput
-from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.settings import RegistrySettings, base_url
 
 SECRET = "canary-7f3a"
 
@@ -92,3 +92,8 @@ def test_secrets_do_not_show_in_the_representation() -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         _read().host = "x"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("host", ["https://acme.com/team/", " https://acme.com/team\n", "acme.com/team"])
+def test_a_host_may_be_bare_and_have_blanks_around_it(host: str) -> None:
+    assert base_url(host, 8443) == "https://acme.com:8443/team"
