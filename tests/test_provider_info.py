@@ -25,6 +25,8 @@ from airflow_provider_modelsync.compat import READS_FORMS, BaseHook
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 from airflow_provider_modelsync.provider_info import get_provider_info
 from tests.support.versions import masker, since_3_3
+from tests.ui.forms import FORMS, STANDARD
+from tests.ui.servers import SERVERS
 
 INFO = get_provider_info()
 CONNECTION_TYPES: list[dict[str, Any]] = INFO["connection-types"]
@@ -152,6 +154,17 @@ def test_hooks_tell_an_older_airflow_the_declared_form(declared: dict[str, Any])
 @each_type
 def test_connection_types_and_fields_have_names_that_the_form_can_split(declared: dict[str, Any]) -> None:
     assert not [name for name in (declared["connection-type"], *declared["conn-fields"]) if "__" in name]
+
+
+@each_type
+def test_the_browser_s_tests_know_this_form_and_a_server_for_it(declared: dict[str, Any]) -> None:
+    form = FORMS[declared["connection-type"]]
+    expected = {
+        name: field.label for section, fields in form.items() if section != STANDARD for name, field in fields.items()
+    }
+
+    assert {name: field["label"] for name, field in declared["conn-fields"].items()} == expected
+    assert declared["connection-type"] in SERVERS
 
 
 @each_type

@@ -157,7 +157,7 @@ def _huggingface(directory: Path) -> Iterator[Cases]:
         port = urlsplit(hub.url).port
         yield {
             GOOD: Case(server(WRITE, port), f"Connected to {hub.url} as "),
-            WRONG: Case(server("canary-wrong-7d1e90", port), "401"),
+            WRONG: Case(server("canary-wrong-7d1e90", port), "does not accept the token"),
             UNREACHABLE: Case(server("canary-gone-7d1e90", free_port()), "Connection refused"),
         }
 

@@ -49,10 +49,6 @@ def stored(airflow: LocalAirflow, conn_id: str) -> dict[str, Any]:
     return flat(dict(zip(columns, row, strict=True)))
 
 
-def test_every_connection_type_is_covered() -> None:
-    assert set(FORMS) == set(SERVERS) == set(TYPES)
-
-
 @each_type
 def test_the_form_shows_these_fields_and_no_other(connections: ConnectionsPage, conn_type: str) -> None:
     form = connections.add("new", TYPES[conn_type]["hook-name"])
