@@ -89,8 +89,8 @@ class PushModelOperator(RegistryOperator):
     :param ready_timeout: how long to wait for that, in seconds or as a timedelta (templated).
     :param poll_interval: seconds between two looks while waiting (templated).
     :param deferrable: wait in the triggerer instead of a worker slot (templated).
-    :return: the version as a dictionary, with ``skipped`` and ``resumed_bytes``; also with ``metadata_kept``, which is
-        false, when the version was there already with other metadata that cannot be changed.
+    :return: the version as a dictionary, with ``skipped`` and ``resumed_bytes``. When the version was there already
+        with other metadata that cannot be changed, ``metadata_kept`` is false.
     """
 
     template_fields_renderers: ClassVar[dict[str, str]] = {"labels": "json", "metadata": "json", "options": "json"}
