@@ -15,7 +15,7 @@ from itertools import chain
 class Column:
     """A registry, or a storage of the model store.
 
-    :param code: its files, or its package, below ``core/registries``.
+    :param code: its files, or its package, below ``core``.
     :param providers: its entries in ``tests/conformance/registries.py``.
     :param tests: the tests of its own, below ``tests``.
     """
@@ -27,18 +27,21 @@ class Column:
 
 
 def _system(title: str, name: str, *providers: str) -> Column:
-    return Column(title, (name,), providers or (name,), (f"core/registries/{name}/",))
+    return Column(title, (f"registries/{name}",), providers or (name,), (f"core/registries/{name}/",))
 
 
 _STORE = "core/registries/modelstore/"
 _EVERY_STORE = (f"{_STORE}test_claims.py", f"{_STORE}test_machine.py")
 COLUMNS = {
     "directory": Column(
-        "Directory", ("modelstore/directory.py",), ("modelstore",), (f"{_STORE}test_registry.py", *_EVERY_STORE)
+        "Directory",
+        ("registries/modelstore/directory.py",),
+        ("modelstore",),
+        (f"{_STORE}test_registry.py", *_EVERY_STORE),
     ),
     "bucket": Column(
         "S3",
-        ("modelstore/s3.py", "modelstore/client.py", "modelstore/bucket.py"),
+        ("registries/modelstore/buckets.py", "storages/s3.py", "storages/boto.py"),
         ("modelstore-moto", "modelstore-rgw"),
         (f"{_STORE}test_s3", *_EVERY_STORE),
     ),

@@ -22,7 +22,7 @@ from tests.docs.faults import COLUMNS, PARTS, ROWS, Row
 DOCUMENT = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- rows: written by `make reliability` -->", "<!-- rows end -->"
 TESTS = ROOT / "tests"
-REGISTRIES = ROOT / "airflow_provider_modelsync" / "core" / "registries"
+CORE = ROOT / "airflow_provider_modelsync" / "core"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def used_by(column: str) -> frozenset[str]:
     """Return the parts that a registry's code uses."""
     words = set()
     for path in COLUMNS[column].code:
-        files = [REGISTRIES / path] if path.endswith(".py") else sorted((REGISTRIES / path).rglob("*.py"))
+        files = [CORE / path] if path.endswith(".py") else sorted((CORE / path).rglob("*.py"))
         for file in files:
             for node in ast.walk(ast.parse(file.read_text())):
                 if isinstance(node, ast.ImportFrom):
