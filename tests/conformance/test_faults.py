@@ -129,7 +129,7 @@ def _ended_while_it_waits(proxy: Proxy, after: int, work: Callable[[Control], An
     return came_that_far
 
 
-@pytest.mark.row("P4", "D7", of=("calls", "storage", "source"))
+@pytest.mark.row("P4", "D7", of=("calls", "storage", "rest", "source"))
 @pytest.mark.networked
 @needs(PUSH)
 def test_a_push_that_waits_for_a_silent_network_ends_in_time_though_nothing_can_be_cleaned_up(

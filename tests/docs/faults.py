@@ -45,6 +45,12 @@ COLUMNS = {
         ("modelstore-moto", "modelstore-rgw"),
         (f"{_STORE}test_s3", *_EVERY_STORE),
     ),
+    "gcs": Column(
+        "GCS",
+        ("registries/modelstore/buckets.py", "storages/gcs.py"),
+        ("modelstore-gcs",),
+        ("core/storages/test_gcs", *_EVERY_STORE),
+    ),
     "bentocloud": _system("BentoCloud", "bentocloud", "bentocloud-parts", "bentocloud-presigned", "bentocloud-proxy"),
     "wallaroo": _system("Wallaroo", "wallaroo"),
     "supervisely": _system("Supervisely", "supervisely"),
@@ -82,6 +88,11 @@ def _any(*words: str) -> frozenset[str]:
 PARTS = {
     "calls": Part("Calls of an API", "it has no API that we call", (_any("ApiClient"),)),
     "storage": Part("Calls of an object storage", "it keeps nothing in an object storage", (_any("boto3"),)),
+    "rest": Part(
+        "Calls of a storage by the mover of bytes",
+        "no calls of a storage go by the mover of bytes",
+        (_any("RestBucket"),),
+    ),
     "sends": Part(
         "Bytes on their way up",
         "no bytes go up over a network",
@@ -214,21 +225,21 @@ _AUTHENTICATION = [
         "A1",
         "Credentials are refused.",
         "One renewal where there is one, then `NotAuthorized`; a wrong password is not tried on and on.",
-        ("calls", "storage"),
+        ("calls", "storage", "rest"),
         but={"pieces": "it has no credentials"},
     ),
     Row(
         "A2",
         "A token ends in the middle of a transfer.",
         "Renewed once for all threads where it can be; what is done stays done.",
-        ("calls", "storage"),
+        ("calls", "storage", "rest"),
         but={"pieces": "it has no credentials"},
     ),
     Row(
         "A3",
         "Something is forbidden.",
         "`NotPermitted` with what was to be done, and no token.",
-        ("calls", "storage"),
+        ("calls", "storage", "rest"),
         but={"pieces": "it has no credentials"},
     ),
     Row(
@@ -237,6 +248,7 @@ _AUTHENTICATION = [
         "A new one is asked for and the part sent again, for as many times as any part.",
         _BYTES,
         but={
+            "gcs": "its bytes go with a token, under no presigned address",
             "wallaroo": "it hands out no presigned addresses",
             "supervisely": "it hands out no presigned addresses",
             "oci": "an address of a blob is asked for by each request anew",
@@ -249,6 +261,7 @@ _AUTHENTICATION = [
         _BYTES,
         each=True,
         but={
+            "gcs": "its bytes go with a token, under no presigned address",
             "wallaroo": "it hands out no presigned addresses",
             "supervisely": "it hands out no presigned addresses",
         },
@@ -259,6 +272,7 @@ _AUTHENTICATION = [
         "Refused, unless it is the connection's own or listed.",
         _BYTES,
         but={
+            "gcs": "we make the addresses ourselves, of the connection's endpoint",
             "wallaroo": "it hands out no addresses for bytes",
             "supervisely": "it hands out no addresses for bytes",
             "bucket": "we sign the addresses ourselves, for the connection's endpoint",
@@ -270,6 +284,7 @@ _AUTHENTICATION = [
         "The storage's word for it is told; our waits do not ask the clock of the day.",
         _BYTES,
         but={
+            "gcs": "its bytes go with a token, signed for no time",
             "wallaroo": "nothing there is signed for a time",
             "supervisely": "nothing there is signed for a time",
             "oci": "nothing there is signed for a time by us",
@@ -280,7 +295,7 @@ _AUTHENTICATION = [
         "A8",
         "A secret could be in a text or an address that is shown.",
         "It is masked in every form, and addresses are shown without their query.",
-        ("calls", "storage"),
+        ("calls", "storage", "rest"),
         each=True,
     ),
 ]
@@ -310,7 +325,7 @@ _PROCESSES = [
         "P4",
         "A task is ended while it waits for a network.",
         "It ends within four seconds and leaves nothing of what it began that nobody wants.",
-        ("calls", "storage"),
+        ("calls", "storage", "rest"),
         each=True,
     ),
     Row("P5", "`on_kill` comes twice, before the work or after it.", "Nothing happens.", ("tasks",)),
@@ -436,7 +451,7 @@ _SERVERS = [
         "S7",
         "An answer is no JSON, or of another shape.",
         "An error of ours that says what is wrong; what is more than expected is passed over.",
-        ("calls", "storage"),
+        ("calls", "storage", "rest"),
     ),
     Row(
         "S8",
@@ -465,7 +480,7 @@ _SERVERS = [
         "S11",
         "Pages go round, repeat themselves or never end.",
         "An error, within limits.",
-        ("calls", "storage"),
+        ("calls", "storage", "rest"),
         but={
             "supervisely": "its listings come in one answer",
             "wallaroo": "its listings come in one answer",
@@ -479,7 +494,7 @@ _SERVERS = [
         "S13",
         "What is to be deleted or ended is gone.",
         "That is a success.",
-        ("calls", "storage"),
+        ("calls", "storage", "rest"),
         each=True,
         but={
             "huggingface": "nothing is deleted there",

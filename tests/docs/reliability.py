@@ -82,9 +82,9 @@ def _place(file: Path, needed: frozenset[Capability], is_networked: bool) -> fro
     inside = file.relative_to(TESTS).as_posix()
     if inside.startswith("conformance/"):
         able = {name for name, provider in PROVIDERS.items() if needed <= provider.registry_type.capabilities}
-        reached = {name for name in COLUMNS if not is_networked or used_by(name) & {"calls", "storage"}}
+        reached = {name for name in COLUMNS if not is_networked or used_by(name) & {"calls", "storage", "rest"}}
         return frozenset(name for name in reached if able & set(COLUMNS[name].providers))
-    if not inside.startswith("core/registries/"):
+    if not inside.startswith(("core/registries/", "core/storages/")):
         return None
     found = {name: column for name, column in COLUMNS.items() if any(inside.startswith(path) for path in column.tests)}
     longest = {

@@ -170,6 +170,7 @@ def test_the_connection_test_finds_nothing_missing_and_leaves_nothing(store: Gcs
     assert store.gcs.uploads[store.gcs.bucket] == {}
 
 
+@pytest.mark.row("S4")
 def test_a_copy_goes_on_until_the_storage_has_done_all_of_it(store: GcsStore, source: Path) -> None:
     store.push(source, "fraud:v1")
     store.gcs.requests.clear()
@@ -196,6 +197,7 @@ def test_a_copy_that_does_not_go_on_is_sent_instead(store: GcsStore, source: Pat
 
 
 @pytest.mark.parametrize("what", ["PUT", "POST", "DELETE"])
+@pytest.mark.row("S5")
 def test_a_lost_answer_does_no_harm(store: GcsStore, source: Path, what: str) -> None:
     for nth in range(1, 8):
         store.gcs.faults.clear()
@@ -205,6 +207,7 @@ def test_a_lost_answer_does_no_harm(store: GcsStore, source: Path, what: str) ->
     assert store.gcs.uploads[store.gcs.bucket] == {}
 
 
+@pytest.mark.row("S6")
 def test_the_next_try_sends_only_what_is_missing(store: GcsStore, source: Path) -> None:
     store.gcs.fault("PUT", "weights", Respond(500, b"no"), part=3, times=None)
     with pytest.raises(RegistryUnavailable):
@@ -231,12 +234,14 @@ def test_who_finds_its_own_bytes_there_is_told_their_generation_and_other_bytes_
         send(store, b"two")
 
 
+@pytest.mark.row("T11")
 def test_bytes_that_are_not_those_of_their_sum_are_refused(store: GcsStore) -> None:
     with pytest.raises(RegistryUnavailable, match="BadDigest"):
         send(store, b"one", b"eno")
     assert store.gcs.objects == {}
 
 
+@pytest.mark.row("S11", of="rest")
 def test_a_listing_that_goes_round_is_an_error(store: GcsStore) -> None:
     page = {"nextPageToken": "again", "items": []}
     store.gcs.fault("GET", "/storage/v1/", Respond(200, page), times=None)
@@ -245,6 +250,7 @@ def test_a_listing_that_goes_round_is_an_error(store: GcsStore) -> None:
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"items": [{"name": 1}]}'])
+@pytest.mark.row("S7", of="rest")
 def test_an_answer_of_something_else_is_told(store: GcsStore, body: bytes) -> None:
     store.gcs.fault("GET", "/storage/v1/", Respond(200, body), times=None)
     with pytest.raises(RegistryUnavailable, match="not that of Google Cloud Storage"):
@@ -258,6 +264,7 @@ def test_a_storage_that_ignores_conditions_is_refused(store: GcsStore, monkeypat
     assert store.gcs.objects == {}
 
 
+@pytest.mark.row("A3", of="rest")
 def test_what_google_says_of_a_refusal_is_told(store: GcsStore) -> None:
     fault = {"error": {"code": 403, "message": "jane@acme.com does not have storage.objects.list access", "errors": []}}
     store.gcs.fault("GET", "/storage/v1/", Respond(403, fault), times=None)
@@ -269,6 +276,7 @@ def test_what_google_says_of_a_refusal_is_told(store: GcsStore) -> None:
     assert caught.value.argument == "host"
 
 
+@pytest.mark.row("T6")
 def test_a_storage_that_does_not_answer_is_given_up_in_time(store: GcsStore) -> None:
     store.gcs.fault("*", "", Delay(20), times=None)
     with pytest.raises(RegistryUnavailable, match="time limit"):
@@ -286,6 +294,7 @@ def test_a_key_file_in_the_password(store: GcsStore, source: Path, tmp_path: Pat
     assert store.gcs.count("POST", "^/token$") == 1
 
 
+@pytest.mark.row("A2")
 def test_a_token_that_is_refused_is_asked_for_anew(store: GcsStore, source: Path, tmp_path: Path) -> None:
     mine = GcsStore(store.gcs, {"password": json.dumps(store.gcs.key_file())})
     for method, path in (("GET", "/storage/v1/"), ("PUT", FILES), ("POST", "rewriteTo"), ("DELETE", "")):
@@ -299,6 +308,7 @@ def test_a_token_that_is_refused_is_asked_for_anew(store: GcsStore, source: Path
     assert store.gcs.count("POST", "^/token$") == 6
 
 
+@pytest.mark.row("A1", of="rest")
 def test_a_token_that_stays_refused_is_one_clear_refusal(store: GcsStore) -> None:
     stranger = GcsStore(store.gcs, credentials=lambda: Token("canary-token-of-a-stranger"))
     with pytest.raises(Unauthorized, match="Invalid Credentials") as caught:
@@ -406,6 +416,7 @@ def test_one_bucket_s_name_is_another_storage_s_own(gcs: GcsStandIn) -> None:
     assert not one.overlaps(other)
 
 
+@pytest.mark.row("A8")
 def test_no_error_names_a_token(store: GcsStore, source: Path) -> None:
     store.gcs.fault("PUT", FILES, Respond(500, f"you sent {store.gcs.token}".encode()), times=None)
     with pytest.raises(ModelSyncError) as caught:
