@@ -16,7 +16,8 @@ class Column:
     """A registry, or a storage of the model store.
 
     :param code: its files, or its package, below ``core``.
-    :param providers: its entries in ``tests/conformance/registries.py``.
+    :param providers: its entries in ``tests/conformance/registries.py``, the plainest first; of systems the others begin
+        with their name.
     :param tests: the tests of its own, below ``tests``.
     """
 
@@ -26,8 +27,8 @@ class Column:
     tests: tuple[str, ...]
 
 
-def _system(title: str, name: str, *providers: str) -> Column:
-    return Column(title, (f"registries/{name}",), providers or (name,), (f"core/registries/{name}/",))
+def _system(title: str, name: str, provider: str | None = None) -> Column:
+    return Column(title, (f"registries/{name}",), (provider or name,), (f"core/registries/{name}/",))
 
 
 _STORE = "core/registries/modelstore/"
@@ -51,15 +52,10 @@ COLUMNS = {
         ("modelstore-gcs",),
         ("core/storages/test_gcs", *_EVERY_STORE),
     ),
-    "bentocloud": _system("BentoCloud", "bentocloud", "bentocloud-parts", "bentocloud-presigned", "bentocloud-proxy"),
+    "bentocloud": _system("BentoCloud", "bentocloud", "bentocloud-parts"),
     "wallaroo": _system("Wallaroo", "wallaroo"),
     "supervisely": _system("Supervisely", "supervisely"),
-    "mlflow": _system(
-        "MLflow",
-        "mlflow",
-        *("mlflow", "mlflow-s3", "mlflow-direct", "mlflow-2", "mlflow-server", "mlflow-server-bucket"),
-        "mlflow-server-2",
-    ),
+    "mlflow": _system("MLflow", "mlflow"),
     "oci": _system("OCI", "oci"),
     "huggingface": _system("Hugging Face", "huggingface"),
     "pieces": _system("Pieces", "pieces"),

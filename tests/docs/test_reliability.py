@@ -18,9 +18,11 @@ def test_every_cell_has_a_test_or_a_reason() -> None:
 
 
 def test_every_registry_and_storage_has_a_column() -> None:
-    told = [name for column in COLUMNS.values() for name in column.providers]
+    told = {name for column in COLUMNS.values() for name in column.providers} | EXAMPLES
+    systems = tuple(f"{name}-" for name in COLUMNS)
+    missing = [name for name in PROVIDERS if name not in told and not name.startswith(systems)]
 
-    assert sorted([*told, *EXAMPLES]) == sorted(PROVIDERS)
+    assert missing == [], "give it a column in tests/docs/faults.py"
 
 
 def test_the_document_shows_the_rows_as_they_are() -> None:
