@@ -35,7 +35,7 @@ from tests.standins.http_server import Answer, Handler, Refusal, Request, StandI
 SMALLEST_PART = 5 << 20  # bytes of all parts but the last; looked at when they are put together
 TOKEN_SECONDS = 3600
 ACCOUNT = "models@project.iam.gserviceaccount.com"
-_JSON = re.compile(r"/storage/v1/b/([^/]+)/o(?:/([^?]*))?")
+_JSON = re.compile(r"(?:/download)?/storage/v1/b/([^/]+)/o(?:/([^?]*))?")
 _CONTENT = "application/octet-stream"
 
 
@@ -142,7 +142,7 @@ class GcsStandIn(StandIn):
             bucket, _, key = request.path.removeprefix("/").partition("/")
             return self._by_xml(request, bucket, key, content)
         except _Refused as error:
-            is_json = request.path.startswith("/storage/v1/")
+            is_json = "/storage/v1/" in request.path
             raise Refusal(error.as_json() if is_json else error.as_xml()) from None
 
     # -- tokens
@@ -179,14 +179,16 @@ class GcsStandIn(StandIn):
             if raw_key is None:
                 return json_answer(200, self._listed(bucket, objects, request.query))
             if "/rewriteTo/" in raw_key:
-                return self._rewrite(request, bucket, objects, raw_key, json.loads(content))
+                return self._rewrite(request, bucket, objects, raw_key, json.loads(content or b"{}"))
             key = unquote(raw_key)
             found = objects.get(key)
             self._hold(found, request.query.get("ifGenerationMatch"))
             if found is None:
                 raise _Refused(404, "NoSuchKey", f"No such object: {bucket}/{key}", "notFound")
             match request.method:
-                case "GET" if request.query.get("alt") != "media":
+                case "GET" if request.query.get("alt") == "media":
+                    return self._fetch(request, found)
+                case "GET":
                     return json_answer(200, found.told(bucket, key))
                 case "DELETE":
                     del objects[key]
@@ -228,7 +230,9 @@ class GcsStandIn(StandIn):
         said = {"kind": "storage#rewriteResponse", "objectSize": str(size), "totalBytesRewritten": str(min(done, size))}
         if done < size:
             return json_answer(200, {**said, "done": False, "rewriteToken": token})
-        made = self._store(objects, target, found.content, resource.get("metadata", {}), has_md5=found.has_md5)
+        made = self._store(
+            objects, target, found.content, resource.get("metadata", found.metadata), has_md5=found.has_md5
+        )
         return json_answer(200, {**said, "done": True, "resource": made.told(bucket, target)})
 
     # -- XML
@@ -276,7 +280,7 @@ class GcsStandIn(StandIn):
     def _begin(self, request: Request, bucket: str, key: str, uploads: dict[str, Upload]) -> Answer:
         if "content-length" not in request.headers:
             raise _Refused(411, "MissingContentLength", "You must provide the Content-Length HTTP header.")
-        upload_id = f"VXBsb2Fk+/{next(self._numbers)}"  # whose letters have to be quoted
+        upload_id = f"VXBsb2Fk-{next(self._numbers)}_"
         uploads[upload_id] = Upload(key, _metadata_in(request), datetime.now(UTC))
         return _xml(
             "InitiateMultipartUploadResult",
