@@ -6,6 +6,7 @@ Servers that can be run are run; what cannot is played by the S3 stand-in, and m
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import re
 import subprocess
 import sys
@@ -16,11 +17,14 @@ from pathlib import Path
 from airflow_provider_modelsync.core.errors import ModelSyncError, NotSupported
 from airflow_provider_modelsync.core.registries.modelstore.probe import probe
 from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings
+from airflow_provider_modelsync.core.storages.base import Bucket
+from airflow_provider_modelsync.core.storages.gcs import GcsBucket
 from airflow_provider_modelsync.core.storages.s3 import S3Abilities, S3Bucket
 from tests.services.ceph_rgw import rgw
 from tests.services.moto_server import running_moto
 from tests.services.s3 import S3Service
 from tests.services.s3_servers import SERVERS
+from tests.standins.gcs import GcsStandIn
 from tests.standins.s3 import S3StandIn
 from tests.standins.s3_quirks import STORAGES
 
@@ -45,8 +49,8 @@ NEEDS: dict[str, dict[str, str]] = {
 Row = tuple[str, ...]
 
 
-def row(name: str, seen_on: str, service: S3Service, bucket: str, **fields: str) -> Row:
-    """Return what a storage can do."""
+def s3_row(name: str, seen_on: str, service: S3Service, bucket: str, **fields: str) -> Row:
+    """Return what a storage that speaks S3 can do."""
     usual = {
         "host": f"s3://{bucket}/models",
         "endpoint_url": service.endpoint,
@@ -55,7 +59,13 @@ def row(name: str, seen_on: str, service: S3Service, bucket: str, **fields: str)
         "password": service.secret_key,
     }
     store = S3Bucket(bucket, BucketSettings.read(f"table {name}", usual | fields), base="models/")
-    store.abilities = found = S3Abilities()
+    store.abilities = S3Abilities()
+    return row(name, seen_on, store)
+
+
+def row(name: str, seen_on: str, store: Bucket) -> Row:
+    """Return what a storage can do."""
+    found = store.abilities
     try:
         missing = {one.ability for one in probe(store, store.mover)}
     except NotSupported as error:
@@ -65,12 +75,32 @@ def row(name: str, seen_on: str, service: S3Service, bucket: str, **fields: str)
         name,
         seen_on,
         "yes",
-        "in quotes" if found.quoted_tags else "without quotes",
-        "CRC-32" if found.crc32 else "MD5" if "checks of sums" not in missing else "none is checked",
+        _spelled(store),
+        _sum(store) if "checks of sums" not in missing else "none is checked",
         *("no" if ability in missing else "yes" for ability in ("ranges", "unfinished uploads")),
         "no" if not found.copies else "yes" if found.conditional_copies else "unconditional",
         "no" if "conditional deletes" in missing else "yes",
     )
+
+
+def _spelled(store: Bucket) -> str:
+    if isinstance(store.abilities, S3Abilities):
+        return "in quotes" if store.abilities.quoted_tags else "without quotes"
+    return {"gs": "by generation"}[store.url("").partition(":")[0]]
+
+
+def _sum(store: Bucket) -> str:
+    if isinstance(store.abilities, S3Abilities):
+        return "CRC-32" if store.abilities.crc32 else "MD5"
+    return {"gs": "CRC-32C"}[store.url("").partition(":")[0]]
+
+
+def others() -> Iterator[Row]:
+    """Yield the rows of storages that do not speak S3, as they are played."""
+    with GcsStandIn() as gcs:
+        fields = {"host": f"gs://{gcs.bucket}/models", "endpoint_url": gcs.url, "password": json.dumps(gcs.key_file())}
+        settings = BucketSettings.read("table gcs", fields)
+        yield row("Google Cloud Storage", "played", GcsBucket(gcs.bucket, settings, base="models/"))
 
 
 def played() -> Iterator[Row]:
@@ -81,13 +111,13 @@ def played() -> Iterator[Row]:
                 fields = dict(NEEDS.get(name, {}))
                 if "endpoint_url" in fields:
                     fields["proxy"] = s3.endpoint
-                yield row(name, "played", s3.service, s3.bucket, **fields)
+                yield s3_row(name, "played", s3.service, s3.bucket, **fields)
 
 
 def in_process() -> Row:
     """Return moto's row."""
     with running_moto() as moto:
-        return row("moto", importlib.metadata.version("moto"), moto, moto.new_bucket())
+        return s3_row("moto", importlib.metadata.version("moto"), moto, moto.new_bucket())
 
 
 def real() -> Iterator[Row]:
@@ -96,10 +126,10 @@ def real() -> Iterator[Row]:
     release = re.search(r"version (\d+\.\d+\.\d+)", said)
     assert release
     ceph = rgw()
-    yield row("Ceph", release[1], ceph, ceph.new_bucket())
+    yield s3_row("Ceph", release[1], ceph, ceph.new_bucket())
     for name, (running, version) in SERVERS.items():
         with running() as service:
-            yield row(name, version(), service, service.new_bucket())
+            yield s3_row(name, version(), service, service.new_bucket())
 
 
 def line(cells: Row) -> str:
@@ -129,7 +159,7 @@ def _told(name: str) -> Iterator[None]:
 def main() -> None:
     """Write the table into the document."""
     with _told("the storages"):
-        rows = [*real(), in_process(), *played()]
+        rows = [*real(), in_process(), *played(), *others()]
     text = DOCUMENT.read_text()
     before, _, rest = text.partition(BEGIN)
     DOCUMENT.write_text(f"{before}{BEGIN}\n\n{table(rows)}\n\n{END}{rest.partition(END)[2]}")
