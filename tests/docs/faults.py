@@ -16,8 +16,8 @@ class Column:
     """A registry, or a storage of the model store.
 
     :param code: its files, or its package, below ``core``.
-    :param providers: its entries in ``tests/conformance/registries.py``, the plainest first; those of systems that begin
-        with their name count, too.
+    :param providers: its entries in ``tests/conformance/registries.py``, the plainest first; those of systems that
+        begin with their name count, too.
     :param tests: the tests of its own, below ``tests``.
     """
 
