@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 # One environment for each version of Airflow with a requirements/airflow-VERSION.in, of what there was on its day.
 AIRFLOWS := $(patsubst requirements/airflow-%.in,%,$(wildcard requirements/airflow-*.in))
 # Tests that need nothing but Python.
-PLAIN := not mounts and not mlflow and not vendor and not oci and not s3 and not celery and not ui and not e2e and not slow_calls
+PLAIN := not mounts and not mlflow and not vendor and not oci and not s3 and not stores and not celery and not ui and not e2e and not slow_calls
 # What a change breaks most often: the core, the operators, and what the store in a directory promises as all do.
 FAST := tests/core tests/conformance tests/operators
 # Without byte code on disk each process of the tests would compile them again.
@@ -24,7 +24,7 @@ FACING := $(addprefix tests/,cli hooks operators sensors triggers integration/te
 WHOLE := $(addprefix tests/e2e/,test_interruptions.py test_watch.py test_state_url.py \
 	test_examples.py::test_train_push_wait_pull)
 
-.PHONY: demo test test-fast test-mounts test-machines mutants reliability bindfs test-s3 s3-table test-oci test-celery test-e2e test-slow-calls test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-oci bench-huggingface bench-mlflow bench-polling docs check format lock lock-airflow wheel clean
+.PHONY: demo test test-fast test-mounts test-machines mutants reliability bindfs test-s3 test-stores s3-table node test-oci test-celery test-e2e test-slow-calls test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-oci bench-huggingface bench-mlflow bench-polling docs check format lock lock-airflow wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -39,6 +39,10 @@ test-fast: $(READY)
 test-s3: $(READY) ceph .venv-s3/.ready
 	$(BIN)/python -m tests.services.ceph_rgw -- \
 		$(BIN)/python -m pytest -m s3 -n auto --dist loadfile $(PYTEST_ARGS)
+
+# The model store on the clouds' own emulators and further servers: one suite for all.
+test-stores: $(READY) .venv-s3/.ready .azurite/.ready
+	$(BIN)/python -m pytest -m stores -n auto --dist loadfile tests/stores tests/conformance $(PYTEST_ARGS)
 
 # Two machines that mount one directory: two FUSE mounts, whose locks know nothing of each other.
 test-mounts: $(READY) bindfs
@@ -78,10 +82,12 @@ registry: PACKAGES := $(REGISTRY)
 registry: PROGRAMS := $(REGISTRY:apache2-utils=htpasswd)
 bindfs: PACKAGES := bindfs
 bindfs: PROGRAMS := bindfs
+node: PACKAGES := nodejs npm
+node: PROGRAMS := node npm
 chromium: PACKAGES := chromium pngquant
 chromium: PROGRAMS := chromium pngquant
-ceph databases chromium bindfs registry: ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
-ceph databases chromium bindfs registry:
+ceph databases chromium bindfs node registry: ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+ceph databases chromium bindfs node registry:
 	@PATH="$$PATH:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)"; \
 	for program in $(PROGRAMS); do command -v $$program > /dev/null || missing=1; done; \
 	test -z "$$missing" && exit; \
@@ -161,7 +167,7 @@ format: $(READY)
 
 lock: $(READY)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-header --group dev --extra amazon --extra examples --extra gcs --extra pieces pyproject.toml --output-file requirements/dev.txt
+		--no-header --group dev --extra amazon --extra azure --extra examples --extra gcs --extra pieces pyproject.toml --output-file requirements/dev.txt
 
 # The environments of other Airflows: what there was on the day that each was released.
 lock-airflow: $(AIRFLOWS:%=lock-airflow-%)
@@ -174,7 +180,7 @@ wheel: $(READY)
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist .
 
 clean:
-	rm -rf $(VENV) .venv-vendors .venv-s3 .venv-airflow .venv-mlflow .venv-oci .venv-docs .venv-mutants build site .demo dist
+	rm -rf $(VENV) .venv-vendors .venv-s3 .azurite .venv-airflow .venv-mlflow .venv-oci .venv-docs .venv-mutants build site .demo dist
 
 # One environment for everything, exactly as locked. uv is only the faster installer.
 $(READY): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
@@ -227,4 +233,11 @@ $(READY): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
 .venv-s3/.ready: requirements/s3-servers.txt | $(READY)
 	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
 	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes $<
+	touch $@
+
+# Azure's own emulator of Blob Storage.
+.azurite/.ready: requirements/azurite/package.json requirements/azurite/package-lock.json | node
+	mkdir -p $(@D)
+	cp $^ $(@D)
+	cd $(@D) && npm ci --silent --no-audit --no-fund --ignore-scripts
 	touch $@

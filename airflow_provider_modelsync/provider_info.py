@@ -99,10 +99,14 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
         "hook-name": "Model Store",
         "ui-field-behaviour": {
             "hidden-fields": ["schema"],
-            "relabeling": {"host": "Root", "login": "Access key id", "password": "Secret key, or key file (JSON)"},
+            "relabeling": {
+                "host": "Root",
+                "login": "Access key id",
+                "password": "Secret key, key file (JSON) or signature",
+            },
             "placeholders": {
-                "host": "e.g. s3://bucket/prefix, gs://bucket/prefix or file:///srv/models",
-                "login": "of an s3:// root; empty: AWS's own chain",
+                "host": "e.g. s3://bucket/prefix, gs://…, abfs://container@account/prefix or file:///srv/models",
+                "login": "of an s3:// root; of abfs:// the client id, with tenant_id",
                 # Airflow 3.3.2 tests no connection whose port is empty.
                 "port": "unused; 0 makes Test work in Airflow 3.3.2",
             },
@@ -112,6 +116,12 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
             "gcp_conn_id": _field(
                 "Google Cloud connection", "string", "Id of a google_cloud_platform connection, for a gs:// root."
             ),
+            "azure_conn_id": _field("Azure connection", "string", "Id of a wasb connection, for an abfs:// root."),
+            "tenant_id": _field("Tenant id", "string", "Of the application on Azure whose secret is the password."),
+            "managed_identity_client_id": _field(
+                "Managed identity", "string", "Client id of the one that is meant, where a machine has several."
+            ),
+            "workload_identity_tenant_id": _field("Workload identity tenant", "string", "Where it is registered."),
             **_HTTP,
         },
     },

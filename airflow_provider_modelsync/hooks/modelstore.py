@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from airflow_provider_modelsync.core.errors import InvalidInput
 from airflow_provider_modelsync.hooks.aws import AwsSession
@@ -64,8 +65,38 @@ class _GoogleCredentials:
         return Known(gcp_conn_id=connection.conn_id).get_credentials()
 
 
+class _AzureCredential:
+    """Opens the credential that a ``wasb`` connection of Airflow's Microsoft Azure provider stands for."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __call__(self) -> Any:
+        try:
+            from airflow.providers.microsoft.azure.hooks.wasb import WasbHook
+        except ImportError:
+            raise InvalidInput(
+                "Airflow's Microsoft Azure provider is needed for it: install "
+                "airflow-provider-modelsync[microsoft-azure]",
+                argument="azure_conn_id",
+            ) from None
+        connection = self._connection
+
+        class Known(WasbHook):  # type: ignore[misc]
+            """Asks nobody for the connection: it is known, and on the triggerer's event loop nobody may be asked."""
+
+            @classmethod
+            def get_connection(cls, conn_id: str) -> Connection:
+                return connection
+
+        service = Known(wasb_conn_id=connection.conn_id).get_conn()
+        # A signature may stand in the service's address alone.
+        return service.credential or urlsplit(service.url).query
+
+
 # Field of the connection → what opens the session that another connection stands for.
-_SESSIONS: dict[str, Callable[[Connection], Callable[[], Any]]] = {
+_SESSIONS: Mapping[str, Callable[[Connection], Callable[[], Any]]] = {
     "aws_conn_id": AwsSession,
     "gcp_conn_id": _GoogleCredentials,
+    "azure_conn_id": _AzureCredential,
 }

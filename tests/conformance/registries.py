@@ -31,7 +31,7 @@ from airflow_provider_modelsync.core.registries.wallaroo.registry import Wallaro
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.verbs.drive import async_driver_for, driver_for
 from tests.docs.skeleton import registry_module
-from tests.services import docker_registry, mlflow
+from tests.services import azurite, docker_registry, mlflow
 from tests.services.ceph_rgw import rgw
 from tests.services.moto_server import own_clock, running_moto
 from tests.services.s3 import S3Service
@@ -177,6 +177,31 @@ def _gcs(scratch: Path) -> Iterator[RegistryUnderTest]:
             trace=lambda: sorted(gcs.objects),
             settle=gcs.pass_a_second,
         )
+
+
+@contextmanager
+def _azurite(scratch: Path) -> Iterator[RegistryUnderTest]:
+    service = azurite.shared()
+    fields = {
+        "host": f"abfs://{service.new_container()}@{service.account}/models",
+        "endpoint_url": service.url,
+        "password": service.key,
+        "part_size_mib": 5,
+    }
+
+    def trace() -> list[str]:
+        store: Any = ModelStore(BucketSettings.read("modelsync_default", fields))._store
+        return [found.key for found in store._bucket.objects("")]
+
+    yield RegistryUnderTest(
+        connect=lambda: ModelStore(BucketSettings.read("modelsync_default", fields)),
+        names=("fraud", "fraud-2.x", "C_a.r-d"),
+        versions=("v1", "2026.07.01", "x" * 128),
+        bad_names=("", ".hidden", "a/b", "..", "a b", "a\n", "größe", "a%2fb", "x" * 129),
+        bad_versions=(".hidden", "a/b", "..", "a b", "a\n", "größe", "x" * 129),
+        trace=trace,
+        settle=lambda: time.sleep(1 - time.time() % 1),
+    )
 
 
 def _bentocloud(strategy: str | None) -> Callable[[Path], AbstractContextManager[RegistryUnderTest]]:
@@ -375,6 +400,7 @@ PROVIDERS = {
     "modelstore-moto": Provider(ModelStore, _moto),
     "modelstore-rgw": Provider(ModelStore, _rgw, (pytest.mark.s3,)),
     "modelstore-gcs": Provider(ModelStore, _gcs),
+    "modelstore-azurite": Provider(ModelStore, _azurite, (pytest.mark.stores,)),
     "bentocloud-proxy": Provider(BentoCloud, _bentocloud("proxy")),
     "bentocloud-presigned": Provider(BentoCloud, _bentocloud(None)),
     "bentocloud-parts": Provider(BentoCloud, _bentocloud("presigned_url")),

@@ -1,7 +1,8 @@
-"""What storages that speak S3 say when they refuse, as errors of the tree.
+"""What object storages say when they refuse, as errors of the tree.
 
 One table for both ways to reach a storage: calls of its API and presigned URLs. The codes are those of the "Error
-responses" in the Amazon S3 API reference, and of the storages named beside them.
+responses" in the Amazon S3 API reference, those of the storages named beside them, and those of "Blob service error
+codes" and "Common REST API error codes" in Azure's.
 """
 
 from __future__ import annotations
@@ -83,6 +84,26 @@ _ABSENT = _Meaning(
 _NOT_OFFERED = _Meaning(NotOffered, "The storage does not offer this")
 _FULL = _Meaning(RegistryUnavailable, "The storage has no room left: free some, or raise the quota")
 
+_AZURE_KEYS = _Meaning(
+    Unauthorized,
+    "Azure refuses the credentials: correct password (an account's key, or a shared access signature that has not "
+    "expired), or what azure-identity finds; and set the clock of this machine",
+    "password",
+)
+_AZURE_ROLE = _Meaning(
+    Unauthorized,
+    "The credentials do not allow this: give their owner the role Storage Blob Data Contributor on the container, or "
+    "the signature the permissions rcwdl",
+)
+_AZURE_NETWORK = _Meaning(
+    Unauthorized,
+    "The credentials are refused, or the account's network rules or the signature's addresses leave this machine out: "
+    "correct password, or admit it there",
+)
+_AZURE_ABSENT = _Meaning(
+    InvalidInput, "There is no such container: create it, or correct host (abfs://container@account/prefix)", "host"
+)
+
 _CODES: Mapping[str, _Meaning] = {
     # Two writers at the same moment, and what broke on the way.
     "ConditionalRequestConflict": _PASSING,
@@ -117,6 +138,33 @@ _CODES: Mapping[str, _Meaning] = {
     "XMinioStorageFull": _FULL,
     "NotImplemented": _NOT_OFFERED,
     "MethodNotAllowed": _NOT_OFFERED,
+    # Azure Blob Storage
+    "AuthenticationFailed": _AZURE_KEYS,
+    "InvalidAuthenticationInfo": _AZURE_KEYS,
+    "NoAuthenticationInformation": _AZURE_KEYS,
+    "AuthorizationPermissionMismatch": _AZURE_ROLE,
+    "AuthorizationResourceTypeMismatch": _AZURE_ROLE,
+    "AuthorizationServiceMismatch": _AZURE_ROLE,
+    "InsufficientAccountPermissions": _AZURE_ROLE,
+    "AuthorizationFailure": _AZURE_NETWORK,
+    "AuthorizationSourceIPMismatch": _AZURE_NETWORK,
+    "KeyBasedAuthenticationNotPermitted": _Meaning(
+        Unauthorized, "The account takes no keys: leave password empty and install airflow-provider-modelsync[azure]"
+    ),
+    "AuthorizationProtocolMismatch": _Meaning(Unauthorized, "Use https: the signature or the account allows no other"),
+    "AccountIsDisabled": _Meaning(Unauthorized, "Enable the storage account"),
+    "ContainerNotFound": _AZURE_ABSENT,
+    "ResourceTypeMismatch": _AZURE_ABSENT,
+    "ContainerBeingDeleted": _PASSING,
+    "Md5Mismatch": _PASSING,
+    "OperationTimedOut": _PASSING,
+    "ServerBusy": _PASSING,
+    "LeaseIdMissing": _Meaning(NotSupported, "Somebody holds a lease on the object: break it, or wait for its end"),
+    "BlobArchived": _ARCHIVED,
+    "BlobImmutableDueToPolicy": _Meaning(
+        NotSupported, "The container has an immutability policy or a legal hold, so that no model store can be there"
+    ),
+    "FeatureNotSupportedForHnsEnabledAccounts": _NOT_OFFERED,
     "KeyTooLongError": _Meaning(InvalidInput, "Shorten the root's prefix, or the paths in the model"),
 }
 # What one code is used for several things by, told by its words.
@@ -127,7 +175,9 @@ _WORDS: tuple[tuple[re.Pattern[str], _Meaning], ...] = (
 _SUM_HEADER = re.compile(r"(?i)x-amz-(sdk-)?checksum|checksum.?algorithm")
 _SUM_CODES = frozenset({"NotImplemented", "InvalidArgument", "InvalidRequest"})
 _SAYS_EXPIRED = re.compile(r"(?i)\bexpired\b|not valid in the specified time")
-_EXPIRY_CODES = frozenset({"ExpiredToken", "RequestExpired", "TokenRefreshRequired"})
+_EXPIRY_CODES = frozenset(
+    {"AuthenticationFailed", "ExpiredToken", "InvalidAuthenticationInfo", "RequestExpired", "TokenRefreshRequired"}
+)
 _STATUS: Mapping[int, _Meaning] = {
     301: _REGION,
     307: _REGION,
@@ -163,8 +213,9 @@ class Refusal:
     @classmethod
     def read(cls, status: int, headers: Mapping[str, str], page: str) -> Self:
         """Read an answer's body."""
-        code, message = _CODE.search(page), _MESSAGE.search(page)
-        return cls(status, code[1] if code else "", message[1].strip() if message else "" if code else page, headers)
+        found, message = _CODE.search(page), _MESSAGE.search(page)
+        code = found[1] if found else headers.get("x-ms-error-code", "")  # Azure's, where an answer has no body
+        return cls(status, code, message[1].strip() if message else "" if code else page, headers)
 
     def error(
         self,
@@ -189,7 +240,7 @@ class Refusal:
         answer = f"{self.status} {self.code or reason_of(self.status)}".rstrip() + (f": {words}" if words else "")
         if is_signed and (self.code in _EXPIRY_CODES or is_over or self._says_expired()):
             stale = self.code in _EXPIRY_CODES and not is_over
-            otherwise = self._as(_STALE, said) if stale else None
+            otherwise = self._as(self._meaning() or _STALE, said) if stale else None
             return UrlExpired(
                 f"{said}. What the URL was signed with, or the URL itself, has expired", otherwise=otherwise
             )

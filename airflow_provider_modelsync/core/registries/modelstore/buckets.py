@@ -67,9 +67,14 @@ class BucketStore(Store):
         self._part_size_mib = part_size_mib
         self._begun: dict[str, str] = {}  # id → key of the uploads in parts that were begun here and not completed
 
+    @property
+    def root(self) -> str:
+        """Where it is, in one spelling."""
+        return self._bucket.url(self._base)
+
     def test(self) -> str:
         missing = probe(self._bucket, self._bucket.mover)
-        works = f"The model store at {self._bucket.url(self._base)} can be read and written."
+        works = f"The model store at {self.root} can be read and written."
         return f"{works} The storage does without: {'; '.join(map(str, missing))}." if missing else works
 
     def uri(self, name: str, directory: str) -> str:

@@ -21,13 +21,18 @@ from airflow_provider_modelsync.core.registries.modelstore.directory import Dire
 from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings, scheme_of
 from airflow_provider_modelsync.core.registries.modelstore.store import CONN_TYPE, NAME, Manifest, Store, StorePlan
 from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.storages.azure import SCHEMES, Container
 from airflow_provider_modelsync.core.storages.base import Bucket, OpenSession
 from airflow_provider_modelsync.core.storages.gcs import GcsBucket
 from airflow_provider_modelsync.core.storages.s3 import S3Bucket
 from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, PushRequest, UploadPlan
 
-_BUCKET = re.compile(r"[A-Za-z0-9._:-]+")
-_BUCKETS: Mapping[str, Callable[..., Bucket]] = {"s3": S3Bucket, "gs": GcsBucket}
+_BUCKET = re.compile(r"[A-Za-z0-9._:@-]+")
+_BUCKETS: Mapping[str, Callable[..., Bucket]] = {
+    "s3": S3Bucket,
+    "gs": GcsBucket,
+    **dict.fromkeys(SCHEMES, Container),
+}
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,10 +41,10 @@ T = TypeVar("T")
 class ModelStore(Registry, Aliases, Tidies):
     """Models in a directory or in a bucket.
 
-    :param settings: the connection; ``host`` is the root: ``file:///path``, ``s3://bucket/prefix`` or
-        ``gs://bucket/prefix``.
+    :param settings: the connection; ``host`` is the root: ``file:///path``, ``s3://bucket/prefix``,
+        ``gs://bucket/prefix`` or ``abfs://container@account/prefix``.
     :param session: opens what to use instead of the connection's own keys: a boto3 session, or credentials of
-        google-auth.
+        google-auth or of Azure.
     :raises InvalidInput: when the root is missing or no such URL.
     """
 
@@ -67,16 +72,16 @@ class ModelStore(Registry, Aliases, Tidies):
 
     @property
     def prefix(self) -> str | None:
-        return (self.settings.host or "").partition("://")[2].strip("/") if self.directory is None else None
+        return self._store.root.partition("://")[2].strip("/") if isinstance(self._store, BucketStore) else None
 
     @property
     def _place(self) -> tuple[str, ...]:
         """What tells its root, from the outside in."""
-        if self.directory is not None:
-            return "file", *self.directory.resolve().parts
+        if not isinstance(self._store, BucketStore):
+            return "file", *cast(DirectoryStore, self._store).root.resolve().parts
         endpoint = cast(BucketSettings, self.settings).endpoint_url or ""
         return (
-            scheme_of(self.settings.host),
+            scheme_of(self._store.root),
             endpoint.lower().rstrip("/"),
             *filter(None, (self.prefix or "").split("/")),
         )
@@ -182,8 +187,8 @@ def _store_at(settings: RegistrySettings, session: OpenSession | None) -> Store:
         bucket = _BUCKETS[scheme](authority, settings, session, base=base)
         return BucketStore(bucket, base, settings.part_size_mib)
     raise InvalidInput(
-        f"the root {show_url(settings.host or '')!r} is neither a file:///path nor an s3://bucket/prefix or "
-        "gs://bucket/prefix URL",
+        f"the root {show_url(settings.host or '')!r} is neither a file:///path nor an s3://bucket/prefix, "
+        "gs://bucket/prefix or abfs://container@account/prefix URL",
         argument="host",
         connection=settings.conn_id,
     )

@@ -10,6 +10,8 @@ from pydantic import model_validator
 from airflow_provider_modelsync.core.errors import InvalidInput
 from airflow_provider_modelsync.core.redact import show_url
 from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.storages.azure import SCHEMES
+from airflow_provider_modelsync.core.storages.azure_auth import AzureSettings
 from airflow_provider_modelsync.core.storages.boto import S3Settings, endpoint_of_environment
 from airflow_provider_modelsync.core.storages.gcs import GcsSettings
 
@@ -23,11 +25,12 @@ FIELDS: Mapping[str, frozenset[str]] = {
     "file": frozenset(),
     "s3": _own(S3Settings) | {"login", "password"},
     "gs": _own(GcsSettings) | {"password"},
+    **dict.fromkeys(SCHEMES, _own(AzureSettings) | {"login", "password"}),
 }
 _CHOSEN = frozenset().union(*FIELDS.values())
 
 
-class BucketSettings(S3Settings, GcsSettings):
+class BucketSettings(S3Settings, GcsSettings, AzureSettings):
     """A model store's connection; ``host`` is the root."""
 
     endpoint_url: str | None = None
@@ -41,7 +44,7 @@ class BucketSettings(S3Settings, GcsSettings):
 
     @property
     def further_connections(self) -> tuple[str, ...]:
-        return tuple(filter(None, (self.aws_conn_id, self.gcp_conn_id)))
+        return tuple(filter(None, (self.aws_conn_id, self.gcp_conn_id, self.azure_conn_id)))
 
     @classmethod
     def read(cls, conn_id: str, fields: Mapping[str, Any]) -> Self:
