@@ -24,7 +24,7 @@ FACING := $(addprefix tests/,cli hooks operators sensors triggers integration/te
 WHOLE := $(addprefix tests/e2e/,test_interruptions.py test_watch.py test_state_url.py \
 	test_examples.py::test_train_push_wait_pull)
 
-.PHONY: demo test test-fast test-mounts test-machines mutants reliability bindfs test-s3 test-stores s3-table node test-oci test-celery test-e2e test-slow-calls test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-oci bench-huggingface bench-mlflow bench-polling docs check format lock lock-airflow wheel clean
+.PHONY: demo test test-fast test-mounts test-machines mutants reliability bindfs test-s3 test-stores s3-table node test-oci test-celery test-e2e test-slow-calls test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-stores bench-oci bench-huggingface bench-mlflow bench-polling docs check format lock lock-airflow wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -135,6 +135,10 @@ bench-transfer: $(READY)
 bench-s3: $(READY) ceph
 	$(BIN)/python benchmarks/s3.py
 
+# The model store on the clouds' emulators against the vendors' own clients.
+bench-stores: $(READY) .venv-stores/.ready .azurite/.ready
+	$(BIN)/python benchmarks/stores.py
+
 # An OCI registry against oras-py and skopeo.
 bench-oci: $(READY) registry .venv-oci/.ready
 	$(BIN)/python benchmarks/oci.py
@@ -180,7 +184,7 @@ wheel: $(READY)
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist .
 
 clean:
-	rm -rf $(VENV) .venv-vendors .venv-s3 .azurite .venv-airflow .venv-mlflow .venv-oci .venv-docs .venv-mutants build site .demo dist
+	rm -rf $(VENV) .venv-vendors .venv-s3 .venv-stores .azurite .venv-airflow .venv-mlflow .venv-oci .venv-docs .venv-mutants build site .demo dist
 
 # One environment for everything, exactly as locked. uv is only the faster installer.
 $(READY): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
@@ -231,6 +235,12 @@ $(READY): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
 
 # Servers that speak S3.
 .venv-s3/.ready: requirements/s3-servers.txt | $(READY)
+	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes $<
+	touch $@
+
+# Vendors' own clients of object storages.
+.venv-stores/.ready: requirements/stores-clients.txt | $(READY)
 	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
 	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes $<
 	touch $@

@@ -118,7 +118,8 @@ def test_fields_that_do_not_fit_are_refused_by_name(fields: dict[str, str], argu
 
 
 def test_without_the_extra_a_root_that_needs_it_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "azure", None)
+    for module in ("azure", "azure.identity"):
+        monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InvalidInput, match=r"install airflow-provider-modelsync\[azure\]"):
         ModelStore(BucketSettings.read("azure", {"host": "abfs://models@acme/store"}))
     ModelStore(BucketSettings.read("azure", {"host": "abfs://models@acme/store", "password": "a2V5"}))

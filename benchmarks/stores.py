@@ -1,0 +1,176 @@
+"""The model store on the clouds' emulators against their vendors' own clients: `make bench-stores`.
+
+Push and pull of one file run in turn with the vendor's own transfers, each in a process of its own, imports not
+counted, with parts of 16 MiB, four threads and sums on both sides. Only ratios within one run mean anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+CLIENTS = ROOT / ".venv-stores" / "bin" / "python"
+MIB = 1 << 20
+PART = 16 * MIB
+WORKERS = 4
+
+
+# --- the rivals, each run in a process of its own ---------------------------------------------------------------------
+
+
+def ours(place: dict[str, Any], verb: str, disk: Path, model: str) -> Callable[[], Any]:
+    """Push a directory as a version, or pull one."""
+    import airflow_provider_modelsync.core.transfer.download
+    import airflow_provider_modelsync.core.transfer.upload  # noqa: F401
+    from airflow_provider_modelsync.core.models import Query
+    from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
+    from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings
+    from airflow_provider_modelsync.core.transfer.control import Control
+    from airflow_provider_modelsync.core.verbs.drive import driver_for
+    from airflow_provider_modelsync.core.verbs.pull import pull
+    from airflow_provider_modelsync.core.verbs.push import push
+
+    registry = ModelStore(BucketSettings.read("bench", place["fields"]))
+
+    def run() -> None:
+        with driver_for(registry) as driver:
+            ref, control = registry.parse(model), Control(workers=WORKERS)
+            if verb == "push":
+                push(registry, driver, disk, ref, control)
+            else:
+                pull(registry, driver, ref, disk, control, query=Query())
+
+    return run
+
+
+def azure(place: dict[str, Any], verb: str, disk: Path, model: str) -> Callable[[], Any]:
+    """azure-storage-blob's own transfer, which compares each block's MD5 on the way up."""
+    from azure.storage.blob import BlobServiceClient
+
+    service = BlobServiceClient(
+        place["url"], place["key"], max_block_size=PART, max_single_put_size=PART, max_single_get_size=PART,
+        max_chunk_get_size=PART, connection_data_block_size=MIB,
+    )  # fmt: skip
+    blob = service.get_blob_client(place["container"], f"plain/{model}")
+
+    def run() -> None:
+        if verb == "push":
+            with (disk / "model.bin").open("rb") as source:
+                blob.upload_blob(source, max_concurrency=WORKERS, validate_content=True)
+        else:
+            disk.mkdir()
+            with (disk / "model.bin").open("wb") as target:
+                blob.download_blob(max_concurrency=WORKERS).readinto(target)
+
+    return run
+
+
+RIVALS = {"azurite": (azure, "azure-storage-blob")}
+
+
+def child(who: str, verb: str, storage: str, disk: str, model: str) -> None:
+    """Run one action and print what it cost this process."""
+    place = json.loads(os.environ["BENCH_PLACE"])
+    run = (ours if who == "ours" else RIVALS[storage][0])(place, verb, Path(disk), model)
+    before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    run()
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(json.dumps({"wall": wall, "cpu": cpu, "memory": (after.ru_maxrss - before.ru_maxrss) / 1024}))
+
+
+def measured(who: str, verb: str, storage: str, place: dict[str, Any], disk: Path, model: str) -> dict[str, float]:
+    """Run an action in a process of its own; return its figures."""
+    python = sys.executable if who == "ours" else str(CLIENTS)
+    done = subprocess.run(
+        (python, __file__, "--child", who, verb, storage, str(disk), model),
+        env=os.environ | {"BENCH_PLACE": json.dumps(place)}, stdout=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        sys.exit("a run failed")
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
+
+
+# --- the storages -----------------------------------------------------------------------------------------------------
+
+
+def azurite() -> tuple[Any, Callable[[Any], dict[str, Any]]]:
+    """Return what runs Azurite, and what makes a place in it."""
+    from tests.services.azurite import BlobService, running_azurite
+
+    def new(service: BlobService) -> dict[str, Any]:
+        container = service.new_container()
+        root = f"abfs://{container}@{service.account}/models"
+        fields = {"host": root, "endpoint_url": service.url, "password": service.key}
+        return {"fields": fields, "url": service.url, "key": service.key, "container": container}
+
+    return running_azurite(), new
+
+
+STORAGES = {"azurite": azurite}
+
+
+def compare(storage: str, disk: Path, source: Path, pairs: int) -> list[str]:
+    """Push and pull one file both ways in alternating pairs."""
+    running, new = STORAGES[storage]()
+    size, rows = (source / "model.bin").stat().st_size, []
+    with running as service:
+        place = new(service)
+        for verb in ("push", "pull"):
+            runs: dict[str, list[dict[str, float]]] = {"ours": [], "rival": []}
+            for pair in range(pairs):
+                for who, done in runs.items():
+                    where = source if verb == "push" else disk / f"{storage}-{who}-{pair}"
+                    done.append(measured(who, verb, storage, place, where, f"one-{pair}:v1"))
+                print(f"  {storage}, {verb}: pair {pair + 1} of {pairs}", file=sys.stderr, flush=True)
+            wall, cpu = (
+                statistics.median(one[field] / other[field] for one, other in zip(*runs.values(), strict=True))
+                for field in ("wall", "cpu")
+            )
+            gib, memory = size / (1 << 30), statistics.median(run["memory"] for run in runs["ours"])
+            each = [f"{statistics.median(run['cpu'] for run in done) / gib:.2f}" for done in runs.values()]
+            cells = (storage, RIVALS[storage][1], f"{verb} of {size // MIB} MiB", f"{wall:.2f}", f"{cpu:.2f}", *each)
+            rows.append(f"| {' | '.join(cells)} | {memory:.0f} |")
+    return rows
+
+
+def main() -> None:
+    """Run everything and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--mib", type=int, default=512)
+    parser.add_argument("--disk", type=Path, default=Path(tempfile.gettempdir()), help="where sources and targets lie")
+    parser.add_argument("storages", nargs="*", default=list(STORAGES))
+    arguments = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    with tempfile.TemporaryDirectory(prefix="modelsync-bench-", dir=arguments.disk) as disk:
+        source = Path(disk) / "source"
+        source.mkdir()
+        block = random.Random("one").randbytes(MIB)
+        with (source / "model.bin").open("wb") as writer:
+            for number in range(arguments.mib):
+                writer.write(number.to_bytes(8, "big") + block[8:])
+        print("| storage | against | transfer | wall | CPU | CPU-s/GiB | the other's | memory MiB |")
+        print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
+        for storage in arguments.storages:
+            print("\n".join(compare(storage, Path(disk), source, arguments.pairs)), flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(*sys.argv[2:])
+    else:
+        main()
