@@ -192,6 +192,7 @@ class RegistrySensor(TellsOfModels, BaseSensorOperator, Generic[Found]):
                     self._see(seen[-1])
             except Retryable as error:
                 log.warning("%s; the wait goes on", error)
+                self._state = str(error)  # what is seen afterwards is news again
                 return None
             return found
 

@@ -179,6 +179,15 @@ class TestWords:
             "the wait is over: digits:v1 is there",
         ]
 
+    def test_a_registry_that_never_answers_is_told_when_time_is_over(
+        self, script: Script, source: Path, context: Any
+    ) -> None:
+        push_digits(source)
+        script.write(["unavailable"])
+
+        with pytest.raises(AirflowSensorTimeout, match=r"digits:v1 was not there within .*: the server answered 503"):
+            sensor(registry_conn_id="scripted", model="digits:v1", timeout=0.05).execute(context)
+
     @pytest.mark.parametrize(
         ("model", "there"),
         [
