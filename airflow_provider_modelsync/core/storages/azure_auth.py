@@ -95,7 +95,7 @@ def credentials_for(
                 connection=settings.conn_id,
             )
         _require_identity(settings, "an application's secret")
-        return _Tokens(partial(_client_secret, settings, secret))
+        return _Tokens(partial(_client_secret, settings, settings.tenant_id, settings.login, secret))
     if secret:
         if _is_signature(secret):
             return _Signature(secret)
@@ -284,10 +284,10 @@ def _require_identity(settings: AzureSettings, what: str) -> None:
         )
 
 
-def _client_secret(settings: AzureSettings, secret: str) -> Any:
+def _client_secret(settings: AzureSettings, tenant: str, client: str, secret: str) -> Any:
     from azure.identity import ClientSecretCredential
 
-    return ClientSecretCredential(settings.tenant_id, settings.login, secret, **_transport(settings))
+    return ClientSecretCredential(tenant, client, secret, **_transport(settings))
 
 
 def _default_chain(settings: AzureSettings) -> Any:
