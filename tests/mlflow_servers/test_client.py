@@ -103,17 +103,18 @@ def test_plain_files_of_a_run_are_pulled_and_plain_files_are_pushed(
 ) -> None:
     files = {"w.bin": b"w" * 3000, "tok/größe & a b?.txt": b"x", "tok/日本/+:;*'\"": b"y", "empty": b""}
     source = write_tree(tmp_path / "source", files, executable=["w.bin"])
-    theirs = write_tree(tmp_path / "theirs", {path.replace("?", ""): files[path] for path in files})
-    vendor("log_files", f"{name} of a run", theirs)  # it cuts a name at the question mark
+    plain = {path.replace("?", ""): content for path, content in files.items()}  # the client cuts names there
+    theirs = write_tree(tmp_path / "theirs", plain)
+    vendor("log_files", f"{name} of a run", theirs)
     pulled(registry, f"{name} of a run:1", tmp_path / "of-a-run")
     assert snapshot(tmp_path / "of-a-run") == snapshot(theirs)
 
     (source / "none").mkdir()
     pushed(registry, source, name)
-    paths = vendor("download", f"models:/{name}/1", tmp_path / "downloaded")
-    assert set(paths) >= files.keys()
     pulled(registry, name, tmp_path / "target")
     assert snapshot(tmp_path / "target") == snapshot(source)
+    pushed(registry, theirs, f"{name} for all")
+    assert set(vendor("download", f"models:/{name} for all/1", tmp_path / "downloaded")) >= plain.keys()
 
 
 @every_server
