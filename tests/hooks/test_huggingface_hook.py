@@ -19,10 +19,12 @@ from airflow_provider_modelsync.hooks.huggingface import HuggingFaceHubHook
 from airflow_provider_modelsync.hooks.registry import get_registry_hook
 from tests.conftest import Connect
 from tests.core.stores import snapshot
+from tests.services.moto_server import running_moto
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.huggingface import WRITE, HuggingFaceStandIn
 from tests.standins.mlflow import MLflowStandIn
 from tests.standins.oci import HARBOR, OCIStandIn
+from tests.standins.s3 import S3StandIn
 
 MODEL = {"config.json": b"{}", "model.safetensors": b"w" * 5000, "notes.txt": b"n"}
 CHOSEN = {path: content for path, content in MODEL.items() if path != "notes.txt"}
@@ -81,6 +83,19 @@ def mlflow(stack: ExitStack, place: Path) -> Mapping[str, Any]:
     return {"conn_type": "mlflow", "host": server.url}
 
 
+def bucket(stack: ExitStack, place: Path) -> Mapping[str, Any]:
+    s3 = stack.enter_context(S3StandIn(stack.enter_context(running_moto())))
+    fields = {"login": s3.access_key, "password": s3.secret_key, "extra": {"endpoint_url": s3.endpoint}}
+    return {"conn_type": "modelstore", "host": f"s3://{s3.bucket}/models", **fields}
+
+
+def mlflow_in_bucket(stack: ExitStack, place: Path) -> Mapping[str, Any]:
+    s3 = stack.enter_context(S3StandIn(stack.enter_context(running_moto())))
+    server = stack.enter_context(MLflowStandIn(place / "mlflow", storage="direct", bucket=s3.bucket))
+    keys = {"aws_access_key_id": s3.access_key, "aws_secret_access_key": s3.secret_key, "endpoint_url": s3.endpoint}
+    return {"conn_type": "mlflow", "host": server.url, "extra": keys}
+
+
 def hub_of_ones_own(stack: ExitStack, place: Path) -> Mapping[str, Any]:
     server = stack.enter_context(HuggingFaceStandIn(place / "other"))
     return {"conn_type": "huggingface_hub", "host": server.url, "password": WRITE}
@@ -88,7 +103,14 @@ def hub_of_ones_own(stack: ExitStack, place: Path) -> Mapping[str, Any]:
 
 @pytest.mark.parametrize(
     ("open_target", "name"),
-    [(directory, "acme--fraud"), (oci, "acme/fraud"), (mlflow, "acme--fraud"), (hub_of_ones_own, "acme/fraud")],
+    [
+        (directory, "acme--fraud"),
+        (bucket, "acme--fraud"),
+        (oci, "acme/fraud"),
+        (mlflow, "acme--fraud"),
+        (mlflow_in_bucket, "acme--fraud"),
+        (hub_of_ones_own, "acme/fraud"),
+    ],
 )
 def test_chosen_files_go_straight_into_any_registry_and_only_once(
     hub: HuggingFaceStandIn,

@@ -272,6 +272,18 @@ def test_a_lost_answer_of_what_may_be_repeated_is_asked_again(
     assert len(commits(server)) == 2
 
 
+@pytest.mark.parametrize("call", ["/objects/batch", "/commit/main"])
+def test_a_quota_that_is_used_up_during_a_push_is_waited_for(
+    server: HuggingFaceStandIn, worker: Worker, source: Path, call: str
+) -> None:
+    limit = {"RateLimit": '"api";r=0;t=1', "RateLimit-Policy": '"fixed window";"api";q=1000;w=300'}
+    server.fault("POST", call, Respond(429, b"{}", limit))
+    pushed = worker.push(source, NAME)
+    assert server.tree(NAME) == MODEL
+    assert commits(server)[0] == pushed.version
+    assert len(commits(server)) == 2
+
+
 @pytest.mark.parametrize("action", [LoseAnswer(), Respond(504)])
 @pytest.mark.row("S5")
 def test_a_lost_answer_to_a_commit_is_settled_by_the_head(

@@ -31,7 +31,7 @@ from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.verbs.wait import find_version
 from tests.core.registries.huggingface.hub import HEAD_LOOK, MIB, NAME, Worker
 from tests.core.stores import hidden
-from tests.standins.http_server import FlipBit, Respond, Rewrite, Truncate
+from tests.standins.http_server import Answer, FlipBit, Refusal, Respond, Rewrite, Truncate
 from tests.standins.huggingface import READ, HuggingFaceStandIn
 
 CONFIGS = {f"config-{number}.json": b'{"n": %d}' % number for number in range(12)}
@@ -462,6 +462,25 @@ def test_the_next_try_of_an_interrupted_pull_fetches_what_is_missing(
     assert held(tmp_path / "target") == model
     assert pulled.version.transfer is not None
     assert pulled.version.transfer.resumed_bytes >= 16 * MIB
+
+
+def test_a_mirror_that_sends_on_to_the_hub_by_308_is_followed_without_the_token(
+    server: HuggingFaceStandIn, worker: Worker, tmp_path: Path
+) -> None:
+    with HuggingFaceStandIn(tmp_path / "hub") as hub:
+        commit = server.publish(NAME, MODEL)
+        assert hub.publish(NAME, MODEL) == commit
+
+        def sending_on(request: Any, body: Any) -> Any:
+            if "/resolve/" in request.path:
+                raise Refusal(Answer(308, b"", {"Location": f"{hub.url}{request.raw}"}))
+            return HuggingFaceStandIn.answer(server, request, body)
+
+        server._servers[0].answer = sending_on
+        worker.pull(f"{NAME}:{commit}", tmp_path / "target")
+        assert held(tmp_path / "target") == MODEL
+        assert hub.count("GET", "/resolve/") > 0
+        assert [request for request in hub.find() if "authorization" in request.headers] == []
 
 
 # Rate limits
