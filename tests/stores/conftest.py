@@ -28,7 +28,9 @@ def running() -> Iterator[Running]:
         yield start
 
 
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.stores) for name in STORAGES])
+@pytest.fixture(
+    params=[pytest.param(name, marks=getattr(pytest.mark, storage.mark)) for name, storage in STORAGES.items()]
+)
 def name(request: pytest.FixtureRequest) -> str:
     found: str = request.param
     return found

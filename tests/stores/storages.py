@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -18,7 +19,10 @@ from airflow_provider_modelsync.core.registries.modelstore.settings import Bucke
 from airflow_provider_modelsync.core.storages.base import Bucket
 from tests.core.registries.modelstore.buckets import KIB, BucketStore
 from tests.services import azurite
+from tests.services.ceph_rgw import rgw
+from tests.services.s3 import S3Service
 from tests.services.s3_servers import running_ministack
+from tests.standins.gcs import GcsStandIn
 from tests.standins.tap import After, Request, Tap
 
 MIB = 1 << 20
@@ -44,10 +48,12 @@ class Storage:
 
     :param running: runs it, and returns what makes a new place in it.
     :param smallest_part: bytes of the parts of an upload that it takes.
+    :param mark: the mark of all tests with it.
     """
 
     running: Callable[[], AbstractContextManager[Callable[[], Place]]]
     smallest_part: int = 16 * KIB
+    mark: str = "stores"
 
 
 @contextmanager
@@ -61,15 +67,33 @@ def _azurite() -> Iterator[Callable[[], Place]]:
     yield new
 
 
+def _in_s3(service: S3Service) -> Place:
+    keys = {"login": service.access_key, "password": service.secret_key, "region_name": "us-east-1"}
+    return Place(f"s3://{service.new_bucket()}/models", service.endpoint, keys)
+
+
+@contextmanager
+def _ceph() -> Iterator[Callable[[], Place]]:
+    yield lambda: _in_s3(rgw())
+
+
 @contextmanager
 def _ministack() -> Iterator[Callable[[], Place]]:
     with running_ministack() as service:
-        keys = {"login": service.access_key, "password": service.secret_key, "region_name": "us-east-1"}
-        yield lambda: Place(f"s3://{service.new_bucket()}/models", service.endpoint, keys)
+        yield lambda: _in_s3(service)
+
+
+@contextmanager
+def _gcs() -> Iterator[Callable[[], Place]]:
+    with GcsStandIn(page=50, rewritten=64 * KIB, smallest_part=16 * KIB) as gcs:
+        key = json.dumps(gcs.key_file())
+        yield lambda: Place(f"gs://{gcs.new_bucket()}/models", gcs.url, {"password": key})
 
 
 STORAGES: Mapping[str, Storage] = {
     "azurite": Storage(_azurite),
+    "gcs": Storage(_gcs),
+    "ceph": Storage(_ceph, smallest_part=MIB, mark="s3"),
     "ministack": Storage(_ministack, smallest_part=MIB),
 }
 

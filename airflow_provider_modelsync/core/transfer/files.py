@@ -150,7 +150,7 @@ def _honours_ranges(way: GetFiles, objects: dict[str, RangedObject], control: Co
     asked = next((file for file in _largest_first(way.files) if file.size >= large_files.LARGE), None)
     if asked is None or way.is_whole:
         return False
-    if asked.path in way.etags or asked.path in way.slices:
+    if way.is_ranged or asked.path in way.etags or asked.path in way.slices:
         return True
 
     def ask() -> bool:

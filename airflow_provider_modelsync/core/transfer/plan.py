@@ -381,6 +381,7 @@ class GetFiles:
     :param etags: path → strong tag of the state that is wanted; empty where the storage gives none.
     :param slices: path → where it begins in what its address leads to, and how large that is, for files that lie in
         something larger; they come by ranges only.
+    :param is_ranged: the storage is known to honour ranges, so that it is not asked.
     :param is_whole: the server is known to send whole files only, so that it is not asked for a range of one.
     :param blobs: path → git's id of the content, of files whose hashes are not told.
     :param is_proved: whether each file is compared with what its registry says of it as soon as it is there, and read
@@ -392,6 +393,7 @@ class GetFiles:
     address: Callable[[FileEntry], Flow[Address]]
     etags: Mapping[str, str] = field(default_factory=dict)
     slices: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    is_ranged: bool = False
     is_whole: bool = False
     blobs: Mapping[str, str] = field(default_factory=dict)
     is_proved: bool = False

@@ -214,7 +214,7 @@ class BucketStore(Store):
             return call(self._bucket.address_get, there[file.path])
 
         etags = {file.path: tag for file in manifest.files if (tag := self._bucket.wanted(there[file.path]))}
-        return GetFiles(manifest.files, manifest.directories, address, etags)
+        return GetFiles(manifest.files, manifest.directories, address, etags, is_ranged=True)
 
     def begun(self, key: str, upload_id: str) -> None:
         """Remember an upload in parts that nobody else may know of."""
