@@ -29,7 +29,9 @@ from airflow_provider_modelsync.hooks.registry import get_registry_hook
 from airflow_provider_modelsync.hooks.supervisely import SuperviselyHook
 from airflow_provider_modelsync.triggers import deployment, fetch, model, predict
 from tests.services.moto_server import running_moto
+from tests.standins.azure import AzureStandIn
 from tests.standins.bentocloud import BentoCloudStandIn
+from tests.standins.gcs import GcsStandIn
 from tests.standins.huggingface import WRITE, HuggingFaceStandIn
 from tests.standins.mlflow import MLflowStandIn
 from tests.standins.oci import HARBOR, OCIStandIn
@@ -87,10 +89,12 @@ class Registry:
 
     :param server: the stand-in.
     :param fields: of a connection to it: where it is, and the secrets.
+    :param extra: further fields of such a connection.
     """
 
     server: Any
     fields: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -98,7 +102,7 @@ class World:
     """Where one block is executed.
 
     :param root: the directory that paths of the documents lie in.
-    :param registries: by connection type; only those that the block names.
+    :param registries: by connection type, clouds by the scheme of their roots; only those that the block names.
     """
 
     root: Path
@@ -116,13 +120,30 @@ class World:
 
     def connect(self, conn_id: str, conn_type: str, **documented: Any) -> None:
         """Define a connection: as a document does, but with this world's addresses and secrets."""
-        registry = self.registries.get(conn_type, Registry(None))
+        scheme = str(documented.get("host")).partition("://")[0]
+        registry = self.registries.get(scheme if conn_type == "modelstore" else conn_type, Registry(None))
         extra = {
             key: getattr(registry.server, key) if str(value).startswith("<") else value
             for key, value in (documented.pop("extra", None) or {}).items()
         }
-        fields = {"conn_type": conn_type, **documented, **registry.fields, "extra": extra}
+        fields = {"conn_type": conn_type, **documented, **registry.fields, "extra": {**extra, **registry.extra}}
         self.monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(fields))
+
+
+@contextlib.contextmanager
+def _google() -> Iterator[Registry]:
+    with GcsStandIn() as server:
+        server.buckets[BUCKET], server.uploads[BUCKET] = {}, {}
+        yield Registry(server, {"password": json.dumps(server.key_file())}, {"endpoint_url": server.url})
+
+
+@contextlib.contextmanager
+def _azure() -> Iterator[Registry]:
+    with AzureStandIn(account="acme") as server:
+        yield Registry(server, {"password": server.key}, {"endpoint_url": server.endpoint})
+
+
+_CLOUDS = {"gs": _google, "abfs": _azure}
 
 
 @contextlib.contextmanager
@@ -142,6 +163,7 @@ def world_of(text: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
             for conn_type, start in _SERVERS.items()
             if conn_type in text or any(conn_id in text for conn_id, kind in CONNECTIONS.items() if kind == conn_type)
         }
+        servers |= {scheme: stack.enter_context(run()) for scheme, run in _CLOUDS.items() if f"{scheme}://" in text}
         world = World(root, monkeypatch, servers)
         for conn_id, conn_type in CONNECTIONS.items():
             if conn_type == "modelstore":

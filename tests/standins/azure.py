@@ -45,6 +45,7 @@ def refusal(status: int, code: str) -> Refusal:
 class AzureStandIn(StandIn):
     """An account with one container.
 
+    :param account: its name.
     :param knows_conditions: whether it looks at them at all.
     :param is_hierarchical: whether directories are blobs, as where Data Lake Storage is switched on.
     :param page_size: names on one page of a listing.
@@ -54,13 +55,14 @@ class AzureStandIn(StandIn):
     def __init__(
         self,
         *,
+        account: str = "standin",
         knows_conditions: bool = True,
         is_hierarchical: bool = False,
         page_size: int = 5000,
         pending_looks: int = 0,
     ) -> None:
         super().__init__()
-        self.account, self.container = "standin", "models"
+        self.account, self.container = account, "models"
         self.key = base64.b64encode(secrets.token_bytes(64)).decode()
         self.tokens = {"first-token-of-the-stand-in"}
         self.blobs: dict[str, Blob] = {}
