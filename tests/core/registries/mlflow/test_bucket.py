@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from airflow_provider_modelsync.core.transfer.control import Control
 from tests.conformance.bench import Bench
 from tests.conformance.registries import RegistryUnderTest, mlflow_under_test
 from tests.core.registries.mlflow.conftest import FILES, NAME, holders
+from tests.core.registries.modelstore.buckets import is_killed_at
 from tests.core.stores import snapshot, write_tree
 from tests.services.moto_server import running_moto
 from tests.standins.mlflow import MLflowStandIn
 from tests.standins.s3 import Respond, S3StandIn
+from tests.support.steps import some_of
 
 MIB = 1 << 20
 both = pytest.mark.parametrize("server", [3, 2], indirect=True, ids=["3", "2"])
@@ -107,6 +110,26 @@ def test_large_files_go_in_parts_and_the_next_try_sends_what_is_missing(
     assert stats.sent_bytes <= MIB + 1
     assert len(holders(server)) == 1
     assert pulled(worker(), NAME) == snapshot(large)
+
+
+@pytest.mark.slow
+@both
+def test_a_push_that_is_killed_after_any_write_to_the_bucket_is_finished_by_the_next(
+    server: MLflowStandIn, s3: S3StandIn, worker: Worker, tmp_path: Path
+) -> None:
+    for at in some_of(count(1)):
+        name, text = f"{NAME}-{at}", str(at).encode()
+        source = write_tree(tmp_path / str(at), {"w.bin": text * (6 * MIB // len(text)), "small": text})
+        push = partial(worker(part_size_mib=5).push, source, name, control=Control(workers=1))
+        came_that_far = is_killed_at(s3, push, "write", nth=at)
+        # The version comes after all that is written there.
+        assert len(server.versions(name)) == (0 if came_that_far else 1)
+        assert worker(part_size_mib=5).push(source, name).version == "1"
+        assert pulled(worker(), name) == snapshot(source)
+        assert len(server.versions(name)) == 1
+        if not came_that_far:
+            assert at > 5  # begun, two parts, put together, another file, the manifest
+            return
 
 
 @both

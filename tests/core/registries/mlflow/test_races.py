@@ -27,6 +27,7 @@ from tests.conformance.registries import mlflow_under_test
 from tests.core.processes import at_once
 from tests.core.registries.mlflow.conftest import FILES, NAME, holders
 from tests.core.stores import snapshot, write_tree
+from tests.services.moto_server import running_moto
 from tests.standins.http_server import Answer, LoseAnswer, Refusal, Request, Respond, text_answer
 from tests.standins.mlflow import MLflowStandIn
 from tests.support.steps import some_of
@@ -83,15 +84,22 @@ def whole(worker: Worker, source: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("generation", [3, 2])
+@pytest.mark.parametrize(("generation", "is_direct"), [(3, False), (2, False), (2, True)], ids=["3", "2", "2-bucket"])
 @pytest.mark.parametrize("does_it", [True, False], ids=["after", "before"])
 @pytest.mark.row("P1", "P3")
 def test_a_push_that_is_killed_at_any_request_leaves_no_version_without_its_bytes_and_the_next_goes_on(
-    tmp_path: Path, source: Path, generation: int, does_it: bool, request: pytest.FixtureRequest
+    tmp_path: Path, source: Path, generation: int, is_direct: bool, does_it: bool
 ) -> None:
     for at in some_of(count(1)):
-        with Deadly(tmp_path / f"server-{at}", generation=generation) as server:
-            worker = _worker_of(server, tmp_path / f"workers-{at}")
+        fields: dict[str, str] = {}
+        where = {"storage": "local", "bucket": "none"}
+        if is_direct:
+            with running_moto() as moto:
+                where = {"storage": "direct", "bucket": moto.new_bucket()}
+                keys = {"aws_access_key_id": moto.access_key, "aws_secret_access_key": moto.secret_key}
+                fields = {**keys, "endpoint_url": moto.endpoint}
+        with Deadly(tmp_path / f"server-{at}", generation=generation, **where) as server:
+            worker = _worker_of(server, tmp_path / f"workers-{at}", **fields)
             came_that_far = server.kills(
                 lambda worker=worker: worker().push(source, NAME, control=Control(workers=1)), at=at, does_it=does_it
             )
@@ -110,12 +118,12 @@ def _delete(bench: Bench, model: str) -> bool:
     return done
 
 
-def _worker_of(server: MLflowStandIn, scratch: Path) -> Worker:
+def _worker_of(server: MLflowStandIn, scratch: Path, **fields: str) -> Worker:
     scratch.mkdir()
 
     def make() -> Bench:
         own = Path(mkdtemp(dir=scratch))  # also in a process that is forked from this one
-        return Bench(mlflow_under_test(server.url, lambda: 0), own)
+        return Bench(mlflow_under_test(server.url, lambda: 0, **fields), own)
 
     return make
 
