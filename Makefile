@@ -42,7 +42,7 @@ test-s3: $(READY) ceph .venv-s3/.ready
 
 # The model store on the clouds' own emulators and further servers: one suite for all.
 test-stores: $(READY) .venv-s3/.ready .azurite/.ready
-	$(BIN)/python -m pytest -m stores -n auto --dist loadfile tests/stores tests/conformance $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m stores -n auto --dist loadfile tests/stores tests/conformance tests/docs/test_storages.py $(PYTEST_ARGS)
 
 # Two machines that mount one directory: two FUSE mounts, whose locks know nothing of each other.
 test-mounts: $(READY) bindfs
@@ -62,7 +62,7 @@ mutants: $(READY) .venv-mutants/.ready
 	$(BIN)/python -m tests.mutants.run $(MUTANTS)
 
 # The documents' table of storages, by asking each.
-s3-table: $(READY) ceph .venv-s3/.ready
+s3-table: $(READY) ceph .venv-s3/.ready .azurite/.ready
 	$(BIN)/python -m tests.services.ceph_rgw -- $(BIN)/python -m tests.services.storages
 
 # OCI registries: Distribution as Debian has it, and the tools that others use with it.

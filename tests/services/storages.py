@@ -17,13 +17,16 @@ from pathlib import Path
 from airflow_provider_modelsync.core.errors import ModelSyncError, NotSupported
 from airflow_provider_modelsync.core.registries.modelstore.probe import probe
 from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings
+from airflow_provider_modelsync.core.storages.azure import Container
 from airflow_provider_modelsync.core.storages.base import Bucket
 from airflow_provider_modelsync.core.storages.gcs import GcsBucket
 from airflow_provider_modelsync.core.storages.s3 import S3Abilities, S3Bucket
+from tests.services import azurite
 from tests.services.ceph_rgw import rgw
 from tests.services.moto_server import running_moto
 from tests.services.s3 import S3Service
 from tests.services.s3_servers import SERVERS
+from tests.standins.azure import AzureStandIn
 from tests.standins.gcs import GcsStandIn
 from tests.standins.s3 import S3StandIn
 from tests.standins.s3_quirks import STORAGES
@@ -86,13 +89,13 @@ def row(name: str, seen_on: str, store: Bucket) -> Row:
 def _spelled(store: Bucket) -> str:
     if isinstance(store.abilities, S3Abilities):
         return "in quotes" if store.abilities.quoted_tags else "without quotes"
-    return {"gs": "by generation"}[store.url("").partition(":")[0]]
+    return {"gs": "by generation", "abfs": "in quotes"}[store.url("").partition(":")[0]]
 
 
 def _sum(store: Bucket) -> str:
     if isinstance(store.abilities, S3Abilities):
         return "CRC-32" if store.abilities.crc32 else "MD5"
-    return {"gs": "CRC-32C"}[store.url("").partition(":")[0]]
+    return {"gs": "CRC-32C", "abfs": "MD5"}[store.url("").partition(":")[0]]
 
 
 def others() -> Iterator[Row]:
@@ -101,6 +104,19 @@ def others() -> Iterator[Row]:
         fields = {"host": f"gs://{gcs.bucket}/models", "endpoint_url": gcs.url, "password": json.dumps(gcs.key_file())}
         settings = BucketSettings.read("table gcs", fields)
         yield row("Google Cloud Storage", "played", GcsBucket(gcs.bucket, settings, base="models/"))
+    with AzureStandIn() as azure:
+        settings = BucketSettings.read("table azure", azure.fields)
+        store = Container(f"{azure.container}@{azure.account}", settings, base="models/")
+        yield row("Azure Blob Storage", "played", store)
+
+
+def azurite_row() -> Row:
+    """Return Azurite's row."""
+    with azurite.running_azurite() as service:
+        authority = f"{service.new_container()}@{service.account}"
+        fields = {"host": f"abfs://{authority}/models", "endpoint_url": service.url, "password": service.key}
+        store = Container(authority, BucketSettings.read("table azurite", fields), base="models/")
+        return row("Azurite", azurite.release(), store)
 
 
 def played() -> Iterator[Row]:
@@ -159,7 +175,7 @@ def _told(name: str) -> Iterator[None]:
 def main() -> None:
     """Write the table into the document."""
     with _told("the storages"):
-        rows = [*real(), in_process(), *played(), *others()]
+        rows = [*real(), azurite_row(), in_process(), *played(), *others()]
     text = DOCUMENT.read_text()
     before, _, rest = text.partition(BEGIN)
     DOCUMENT.write_text(f"{before}{BEGIN}\n\n{table(rows)}\n\n{END}{rest.partition(END)[2]}")
