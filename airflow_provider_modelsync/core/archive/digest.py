@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.archive.choice import EVERYTHING, Choice
@@ -33,6 +33,7 @@ from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.parallel import for_each
 
 BLOCK = 1 << 20  # bytes read at a time: larger blocks hash no faster
+SMALL = 1 << 16  # bytes up to which files are hashed by one thread: what many cost is Python, which they would wait for
 SPAN = 1 << 17  # bytes of a file that one checksum stands for: what is read beside a range that begins inside of one
 HASH_WORKERS = min(4, os.cpu_count() or 1)
 
@@ -57,8 +58,7 @@ class FileEntry:
     executable: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Stamp:
+class Stamp(NamedTuple):
     """What tells that a file was not touched: size in bytes, times in ns, and which file it is.
 
     Whoever sets a file's modification time back, as ``rsync -t`` does, cannot set back the time of that change.
@@ -147,23 +147,22 @@ class SourceTree(Source):
     checksums: MutableMapping[str, Sequence[int]] = field(default_factory=dict, compare=False, repr=False)
 
     def read_into(self, path: str, offset: int, view: memoryview) -> int:
-        self.prepare([path], CancelToken())
-        done = 0
-        try:
-            with self.open(path) as descriptor:
-                while done < len(view):
-                    count = os.preadv(descriptor, [view[done:]], offset + done)
-                    if count == 0:
-                        break  # it became shorter; what is compared at the end says so, too
-                    done += count
-                is_true = done == len(view) and self._is_true(descriptor, path, offset, view)
-        except OSError as error:
-            raise from_os_error(error, f"reading {names.show(path)}", argument="source") from error
-        if done < len(view):
-            raise SourceChanged(f"{names.show(path)} ended early while the model was being read")
+        if path not in self.checksums:
+            self.prepare([path], CancelToken())
+        stamp, place = self.stamps[path], self._place(path)
+        with _reading(path):
+            descriptor = _open(place, path)
+            try:
+                is_true = _fill(descriptor, offset, view) and self._is_true(descriptor, path, offset, view)
+                _require_unchanged(descriptor, path, stamp)  # once is enough: a change before would show, too
+            except OSError:
+                _require_unchanged(descriptor, path, stamp)  # what it has become says more than how reading that fails
+                raise
+            finally:
+                os.close(descriptor)
         if not is_true:
             raise _changed(path)
-        return done
+        return len(view)
 
     def prepare(self, paths: Iterable[str], cancel: CancelToken) -> None:
         """Hash files again whose hashes were remembered, and so have no checksums to compare reads with.
@@ -185,23 +184,14 @@ class SourceTree(Source):
     def confirm(self, paths: Iterable[str]) -> None:
         """Nothing is left to do: every read has been compared."""
 
-    @contextmanager
-    def open(self, path: str) -> Iterator[int]:
-        """Open a file for reading and yield its descriptor; it must be as it was when it was hashed, until the end.
-
-        What is read is not compared with its checksums.
-
-        :raises SourceChanged: when it was replaced, truncated, touched or removed.
-        """
-        with _unchanged(self._place(path), path, self.stamps[path]) as descriptor:
-            yield descriptor
-
     def _place(self, path: str) -> str:
         return self.places.get(path) or f"{self.root}/{path}"
 
     def _is_true(self, descriptor: int, path: str, offset: int, view: memoryview) -> bool:
         """Whether bytes that were read are those that were hashed: with the rest of the spans that they are in."""
         size, checksums = self.stamps[path].size, self.checksums[path]
+        if size == len(view) <= SPAN:
+            return not size or zlib.crc32(view) == checksums[0]
         end = offset + len(view)
         for index in range(offset // SPAN, -(-end // SPAN)):
             first, last = index * SPAN, min((index + 1) * SPAN, size)
@@ -295,26 +285,43 @@ def read_tree(
     :raises SourceChanged: when a file changes while it is read.
     """
     cancel = cancel or CancelToken()
-    memory = {} if remembered is None else remembered
     scan = _Scan(Path(source), leave_out or {}, follow_links, choice)
     stamps, places = scan.stamps, scan.places
     hashes: dict[str, str] = {}
     checksums: dict[str, Sequence[int]] = {}
 
-    def hash_one(path: str, token: CancelToken) -> None:
-        key = memory_key(path, stamps[path])
-        known = memory.get(key)
-        if known is None:
-            place = places.get(path) or f"{scan.root}/{path}"
-            known, checksums[path] = _hash_file(place, path, stamps[path], token, on_bytes)
-            memory[key] = known
-        elif on_bytes is not None:
-            on_bytes(stamps[path].size)
-        hashes[path] = known
+    def place_of(path: str) -> str:
+        return places.get(path) or f"{scan.root}/{path}"
 
-    # Large files first, so that no thread is left alone with one at the end.
-    order = sorted(stamps, key=lambda path: -stamps[path].size)
-    for_each(hash_one, order, workers=HASH_WORKERS, cancel=cancel)
+    def hash_one(path: str, token: CancelToken, buffer: memoryview | None = None) -> None:
+        key = "" if remembered is None else memory_key(path, stamps[path])
+        if remembered is not None and key in remembered:
+            hashes[path] = remembered[key]
+            if on_bytes is not None:
+                on_bytes(stamps[path].size)
+            return
+        if buffer is None:
+            hashes[path], checksums[path] = _hash_file(place_of(path), path, stamps[path], token, on_bytes)
+        else:
+            hashes[path], checksums[path] = _hash_small(place_of(path), path, stamps[path], buffer)
+            if on_bytes is not None:
+                on_bytes(stamps[path].size)
+        if remembered is not None:
+            remembered[key] = hashes[path]
+
+    def hash_some(some: Sequence[str], token: CancelToken) -> None:
+        if len(some) == 1:
+            hash_one(some[0], token)
+            return
+        buffer = memoryview(bytearray(SMALL))
+        for path in some:
+            token.check()
+            hash_one(path, token, buffer)
+
+    # Large files first, so that no thread is left alone with one at the end; beside them one takes all the small ones.
+    order = sorted((path for path in stamps if stamps[path].size > SMALL), key=lambda path: -stamps[path].size)
+    small = [path for path in stamps if stamps[path].size <= SMALL]
+    for_each(hash_some, [*([small] if small else []), *([path] for path in order)], workers=HASH_WORKERS, cancel=cancel)
     files = tuple(
         FileEntry(path, stamps[path].size, hashes[path], path in scan.executable)
         for path in sorted(stamps, key=str.encode)
@@ -358,15 +365,65 @@ def _hash_file(
     return total.hexdigest(), checksums
 
 
-@contextmanager
-def _unchanged(place: str, path: str, stamp: Stamp) -> Iterator[int]:
-    """Open a file of a model; a link is never followed, a pipe never waited for, and another file never read."""
+def _hash_small(place: str, path: str, stamp: Stamp, buffer: memoryview) -> tuple[str, Sequence[int]]:
+    """Return the same of a file that fits a buffer."""
+    view = buffer[: stamp.size]
+    with _reading(path):
+        descriptor = _open(place, path)
+        try:
+            is_whole = _fill(descriptor, 0, view)
+            _require_unchanged(descriptor, path, stamp)
+        except OSError:
+            _require_unchanged(descriptor, path, stamp)
+            raise
+        finally:
+            os.close(descriptor)
+    if not is_whole:
+        raise _changed(path)
+    return hashlib.sha256(view).hexdigest(), (zlib.crc32(view),)
+
+
+class _reading:  # noqa: N801  # a generator would cost a small file as much as reading it
+    """Names the file in errors of the disk."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise from_os_error(error, f"reading {names.show(self._path)}", argument="source") from error
+
+
+def _open(place: str, path: str) -> int:
+    """Open a file of a model; a link is never followed, and a pipe never waited for."""
     try:
-        descriptor = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except PermissionError as error:
-        raise from_os_error(error, f"reading {names.show(path)}", argument="source") from error
+        return os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except PermissionError:
+        raise
     except OSError as error:
         raise SourceChanged(f"{names.show(path)} cannot be opened any more: {error.strerror}") from error
+
+
+def _fill(descriptor: int, offset: int, view: memoryview) -> bool:
+    """Fill a buffer from a file; return whether the file has so many bytes."""
+    done = 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done:]], offset + done)
+        if not count:
+            return False
+        done += count
+    return True
+
+
+@contextmanager
+def _unchanged(place: str, path: str, stamp: Stamp) -> Iterator[int]:
+    """Open a file of a model and yield its descriptor; another one is never read."""
+    descriptor = _open(place, path)
     try:
         _require_unchanged(descriptor, path, stamp)
         try:
@@ -374,7 +431,6 @@ def _unchanged(place: str, path: str, stamp: Stamp) -> Iterator[int]:
         except OSError:
             _require_unchanged(descriptor, path, stamp)
             raise
-        # Once is enough: whatever was read from this descriptor before, a change would show in its stamp now.
         _require_unchanged(descriptor, path, stamp)
     finally:
         os.close(descriptor)

@@ -10,15 +10,17 @@ import hashlib
 import io
 import os
 import tarfile
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Literal, Protocol
+from contextlib import nullcontext
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from airflow_provider_modelsync.core.archive import names
-from airflow_provider_modelsync.core.archive.digest import Source, read_tree
+from airflow_provider_modelsync.core.archive.digest import Source, SourceTree, read_tree
 from airflow_provider_modelsync.core.errors import InvalidInput
+from airflow_provider_modelsync.core.flow.forks import Lock
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -26,12 +28,17 @@ if TYPE_CHECKING:
 _BLOCK = tarfile.BLOCKSIZE
 _RECORD = tarfile.RECORDSIZE
 _END = 2 * _BLOCK  # zeros that say where an archive ends
+_ZEROS = bytes(_RECORD + _END)  # as many as ever stand in one place
+_NAME_BYTES = 100  # that a header takes, in ASCII
+_SIZE_LIMIT = 1 << 33  # bytes: from here on a size does not fit a header
+_MANY = 16  # members in one block, from which on making it is work for Python rather than for the disk
+
+_HASH_OF_NOTHING = hashlib.sha256().hexdigest()
 
 Kind = Literal["file", "generated", "directory"]
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """One entry of the archive.
 
     :param name: as the archive spells it: relative, a directory with a slash at the end.
@@ -62,18 +69,17 @@ class TarLayout:
     def __init__(self, tree: Source, generated: Mapping[str, bytes]) -> None:
         self.tree = tree
         self._generated = dict(generated)
-        self._headers: list[bytes | None] = []
+        # Of files on this machine; for those that come from elsewhere, one at a time would be slow indeed.
+        self._one_at_a_time = Lock() if isinstance(tree, SourceTree) else nullcontext()
         members: list[Member] = []
         offset = 0
         for name, kind, size, executable in _entries(tree, generated):
-            header = _header(name, kind, size, executable)
-            # Long headers are rare and large; they are made again when they are read.
-            self._headers.append(header if len(header) == _BLOCK else None)
-            members.append(Member(name, kind, offset, offset + len(header), size, executable))
-            offset += len(header) + _padded(size, _BLOCK)
+            content = offset + _header_size(name, size)
+            members.append(Member(name, kind, offset, content, size, executable))
+            offset = content + _padded(size, _BLOCK)
         self.members: Sequence[Member] = tuple(members)
         self.size = _padded(offset + _END, _RECORD)
-        self._starts = [member.header_offset for member in members]
+        self._starts = array("Q", [*(member.header_offset for member in members), self.size])
 
     @classmethod
     def of(cls, directory: str | os.PathLike[str]) -> TarLayout:
@@ -107,8 +113,9 @@ class TarLayout:
         """What tells whether another layout makes the same archive, as hex digits. Times and owners do not count."""
         total = hashlib.sha256(self.tree.digest.encode())
         for member in self.members:
-            content = self._generated.get(member.name, b"")
-            total.update(repr((member, hashlib.sha256(content).hexdigest())).encode())
+            content = self._generated.get(member.name)
+            hashed = _HASH_OF_NOTHING if content is None else hashlib.sha256(content).hexdigest()
+            total.update(repr((member, hashed)).encode())
         return total.hexdigest()
 
     def read(self, offset: int, length: int) -> bytes:
@@ -129,15 +136,19 @@ class TarLayout:
         if offset < 0:
             raise ValueError("an offset cannot be negative")
         view = memoryview(buffer).cast("B")[: max(0, self.size - offset)]
-        done = 0
-        while done < len(view):
-            done += self._fill(offset + done, view[done:])
+        first = bisect_right(self._starts, offset, hi=len(self.members)) - 1
+        is_many = bisect_left(self._starts, offset + len(view)) - first > _MANY
+        with self._one_at_a_time if is_many else nullcontext():  # threads would only wait for each other's Python
+            done, index = 0, first
+            while done < len(view):
+                done += self._fill(index, offset + done, view[done:])
+                index += 1
         return done
 
     def files_in(self, offset: int, length: int) -> list[str]:
         """Return the paths of the source's files of which a range of the archive holds something."""
-        first = max(0, bisect_right(self._starts, offset) - 1)
-        last = bisect_left(self._starts, offset + length)
+        first = max(0, bisect_right(self._starts, offset, hi=len(self.members)) - 1)
+        last = bisect_left(self._starts, offset + length, hi=len(self.members))
         return [member.name for member in self.members[first:last] if member.kind == "file"]
 
     def confirm(self) -> None:
@@ -148,21 +159,21 @@ class TarLayout:
         """Return a binary file over a range of the archive, by default from the offset to the end."""
         return LayoutReader(self, offset, self.size - offset if length is None else length)
 
-    def _fill(self, offset: int, view: memoryview) -> int:
-        """Write the start of ``view``: what is left of the header, content or padding that ``offset`` is in."""
-        index = bisect_right(self._starts, offset) - 1
+    def _fill(self, index: int, offset: int, view: memoryview) -> int:
+        """Write the start of ``view``: what follows ``offset`` of a member, with its padding and all that it is in."""
         member = self.members[index]
-        content_end = member.offset + member.size
-        if offset < member.offset:
-            header = self._headers[index] or _header(member.name, member.kind, member.size, member.executable)
-            return _copy(header, offset - member.header_offset, view)
-        if offset < content_end:
-            if member.kind == "generated":
-                return _copy(self._generated[member.name], offset - member.offset, view)
-            return self.tree.read_into(member.name, offset - member.offset, view[: content_end - offset])
-        end = self._starts[index + 1] if index + 1 < len(self._starts) else self.size
-        view = view[: end - offset]
-        view[:] = bytes(len(view))
+        name, kind, _, start, size, executable = member
+        view = view[: self._starts[index + 1] - offset]
+        done = 0
+        if offset < start:
+            done = _copy(_header(name, kind, size, executable), offset - member.header_offset, view)
+        if done < len(view) and (position := offset + done - start) < size:
+            if kind == "generated":
+                done += _copy(self._generated[name], position, view[done:])
+            else:
+                done += self.tree.read_into(name, position, view[done : done + size - position])
+        if done < len(view):
+            view[done:] = _ZEROS[: len(view) - done]
         return len(view)
 
 
@@ -247,7 +258,38 @@ def _parents(paths: Iterable[str]) -> set[str]:
     return found
 
 
+def _is_short(name: str, size: int) -> bool:
+    """Whether one block tells name and size, so that no records need to go before it."""
+    return len(name) <= _NAME_BYTES and size < _SIZE_LIMIT and name.isascii()
+
+
+def _header_size(name: str, size: int) -> int:
+    return _BLOCK if _is_short(name, size) else len(_long_header(name, "file", size, False))
+
+
 def _header(name: str, kind: Kind, size: int, executable: bool) -> bytes:
+    """Return what :meth:`tarfile.TarInfo.tobuf` makes, which takes five times as long."""
+    if not _is_short(name, size):
+        return _long_header(name, kind, size, executable)
+    header, total = _template(kind == "directory", executable or kind == "directory")
+    told, digits = name.encode(), b"%011o" % size
+    header = header.copy()
+    header[: len(told)] = told
+    header[124:135] = digits
+    header[148:154] = b"%06o" % (total + sum(told) + sum(digits))
+    return bytes(header)
+
+
+@cache
+def _template(is_directory: bool, executable: bool) -> tuple[bytearray, int]:
+    """Return a header without name and size, and the sum of its bytes, the checksum's own taken as blanks."""
+    header = bytearray(_long_header("", "directory" if is_directory else "file", 0, executable))
+    total = int(header[148:154], 8) - sum(header[124:135]) - sum(header[:_NAME_BYTES])
+    header[:_NAME_BYTES] = bytes(_NAME_BYTES)
+    return header, total
+
+
+def _long_header(name: str, kind: Kind, size: int, executable: bool) -> bytes:
     info = tarfile.TarInfo(name)  # owner 0, no names and time 0 are its defaults
     info.size = size
     info.mode = 0o755 if executable or kind == "directory" else 0o644

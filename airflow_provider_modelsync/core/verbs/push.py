@@ -293,7 +293,7 @@ def _read_source(
     follow_links: FollowLinks,
     choice: Choice,
 ) -> SourceTree:
-    remembered = checkpoint.load_digests(control.checkpoint)
+    remembered = None if control.checkpoint is None else checkpoint.load_digests(control.checkpoint)
     tree = read_tree(
         source,
         cancel=control.cancel,
@@ -304,8 +304,9 @@ def _read_source(
     )
     if tree.left_out:
         log.info("left out of the source as no part of the model: %s", ", ".join(map(show, tree.left_out)))
-    sizes = {memory_key(path, stamp): stamp.size for path, stamp in tree.stamps.items()}
-    checkpoint.save_digests(control.checkpoint, remembered, sizes)
+    if remembered is not None:
+        sizes = {memory_key(path, stamp): stamp.size for path, stamp in tree.stamps.items()}
+        checkpoint.save_digests(control.checkpoint, remembered, sizes)
     return tree
 
 

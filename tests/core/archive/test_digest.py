@@ -13,7 +13,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -469,14 +468,27 @@ CHANGES: dict[str, Callable[[Path], Any]] = {
 def test_a_file_that_was_changed_since_it_was_hashed_cannot_be_read_unnoticed(model: Path, change: str) -> None:
     tree = read_tree(model)
     CHANGES[change](model / "weights.bin")
-    with pytest.raises(SourceChanged, match=WEIGHTS), tree.open("weights.bin"):
-        pass
+    for length in (1, tree.stamps["weights.bin"].size):
+        with pytest.raises(SourceChanged, match=WEIGHTS):
+            tree.read("weights.bin", 0, length)
 
 
-def test_a_file_that_is_changed_while_it_is_open_is_a_changed_source(model: Path) -> None:
-    tree = read_tree(model)
-    with pytest.raises(SourceChanged, match=WEIGHTS), tree.open("weights.bin"):
-        os.truncate(model / "weights.bin", 10)
+@pytest.mark.parametrize("size", [100, digest.SMALL, digest.SMALL + 1])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_is_changed_before_its_turn_to_be_hashed_is_noticed(tmp_path: Path, change: str, size: int) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(bytes(size))
+    (tmp_path / "empty").touch()
+    was_changed: list[int] = []
+
+    def change_the_other(_: int) -> None:
+        if not was_changed:
+            was_changed.append(1)
+            for name in ("a", "b"):
+                CHANGES[change](tmp_path / name)
+
+    with pytest.raises(SourceChanged, match=r"'[ab]'"):
+        read_tree(tmp_path, on_bytes=change_the_other)
 
 
 @contextlib.contextmanager
@@ -513,11 +525,6 @@ def test_any_range_can_be_read(tmp_path: Path, size: int) -> None:
         for end in {start + 1, start + digest.SPAN, size}:
             if start < end <= size:
                 assert bytes(tree.read("w.bin", start, end - start)) == content[start:end]
-
-
-def test_an_unchanged_file_can_be_opened(model: Path) -> None:
-    with read_tree(model).open("tokenizer/vocab.txt") as descriptor:
-        assert os.read(descriptor, 100) == b"one\ntwo\n"
 
 
 def test_a_cancelled_token_ends_the_hashing(model: Path) -> None:
@@ -582,7 +589,7 @@ def test_a_remembered_hash_is_proved_before_a_byte_of_the_file_is_given_out(mode
 
 def test_a_remembered_hash_is_of_one_file_on_one_disk(model: Path) -> None:
     stamp = read_tree(model).stamps["weights.bin"]
-    keys = {memory_key("weights.bin", replace(stamp, **{field: 1})) for field in ("device", "inode", "ctime_ns")}
+    keys = {memory_key("weights.bin", stamp._replace(**{field: 1})) for field in ("device", "inode", "ctime_ns")}
     assert len(keys | {memory_key("weights.bin", stamp)}) == 4
 
 

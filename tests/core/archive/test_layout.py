@@ -12,16 +12,17 @@ import threading
 import time
 import tracemalloc
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given, reject, settings
+from hypothesis import example, given, reject, settings
 from hypothesis import strategies as st
 
-from airflow_provider_modelsync.core.archive.digest import SPAN, FileEntry, SourceTree, Stamp, read_tree
+from airflow_provider_modelsync.core.archive.digest import SPAN, FileEntry, Source, SourceTree, Stamp, read_tree
 from airflow_provider_modelsync.core.archive.extract import extract_archive
-from airflow_provider_modelsync.core.archive.layout import TarLayout
+from airflow_provider_modelsync.core.archive.layout import Kind, TarLayout, _header
 from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavailable, SourceChanged
 from tests.core.archive.hostile import WITH_FIXTURES, scratch
 
@@ -415,6 +416,57 @@ def test_many_small_files_are_read_without_leaving_descriptors_open(tmp_path: Pa
     assert time.thread_time() - start < 8
     assert len(os.listdir("/proc/self/fd")) == before
     assert all(whole[n * 1024 + 512 : n * 1024 + 516] == b"%04d" % n for n in range(2000))
+
+
+def tobuf(name: str, kind: Kind, size: int, executable: bool) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o755 if executable or kind == "directory" else 0o644
+    info.type = tarfile.DIRTYPE if kind == "directory" else tarfile.REGTYPE
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
+
+
+@settings(max_examples=100)
+@given(
+    name=st.text(st.sampled_from("abcXYZ019 ._-/é模🤗"), min_size=1, max_size=110),
+    size=st.one_of(st.integers(0, 1 << 34), st.sampled_from([0, (1 << 33) - 1, 1 << 33])),
+    kind=st.sampled_from(["file", "generated", "directory"]),
+    executable=st.booleans(),
+)
+@example(name="a" * 100, size=1, kind="file", executable=False)
+@example(name="a" * 101, size=1, kind="file", executable=False)
+@example(name="a" * 99 + "/", size=0, kind="directory", executable=False)
+@example(name="a" * 100 + "/", size=0, kind="directory", executable=False)
+@example(name="\x7f" * 100, size=(1 << 33) - 1, kind="file", executable=True)
+def test_a_header_is_the_standard_library_s(name: str, kind: Kind, size: int, executable: bool) -> None:
+    if kind == "directory":
+        name, size = f"{name.rstrip('/')}/", 0
+    assert _header(name, kind, size, executable) == tobuf(name, kind, size, executable)
+
+
+class Elsewhere(Source):
+    """A model whose files come only when two of them are asked for at a time."""
+
+    directories = ()
+
+    def __init__(self, count: int) -> None:
+        self.files = tuple(FileEntry(f"{number:03}", 1, "") for number in range(count))
+        self._both = threading.Barrier(2)
+
+    def read_into(self, path: str, offset: int, view: memoryview) -> int:
+        self._both.wait(20)
+        view[:] = b"x" * len(view)
+        return len(view)
+
+    def confirm(self, paths: Iterable[str]) -> None:
+        pass
+
+
+def test_files_that_come_from_elsewhere_are_waited_for_side_by_side() -> None:
+    layout = TarLayout.from_tree(Elsewhere(40))
+    halves = [layout.members[0].header_offset, layout.members[20].header_offset]
+    with ThreadPoolExecutor(2) as pool:
+        read = list(pool.map(lambda start: layout.read(start, 20 * 1024), halves))
+    assert [half.count(b"x" + bytes(511)) for half in read] == [20, 20]
 
 
 # --- which archive it is ---------------------------------------------------------------------------------------------

@@ -303,17 +303,17 @@ def test_the_bytes_are_durable_before_the_manifest_exists(
 
 @contextmanager
 def _between_hash_and_copy(change: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let something happen just before the first file is opened for copying."""
-    opened = SourceTree.open
+    """Let something happen just before the first file is read for copying."""
+    read_into = SourceTree.read_into
     todo = [change]
 
-    def open_after_change(self: SourceTree, path: str) -> Any:
+    def read_after_change(self: SourceTree, path: str, offset: int, view: memoryview) -> int:
         if todo:
             todo.pop()()
-        return opened(self, path)
+        return read_into(self, path, offset, view)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SourceTree, "open", open_after_change)
+        patch.setattr(SourceTree, "read_into", read_after_change)
         yield
     assert not todo
 
