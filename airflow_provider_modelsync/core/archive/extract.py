@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from airflow_provider_modelsync.core import durable, places
 from airflow_provider_modelsync.core.archive import names
@@ -27,6 +27,7 @@ from airflow_provider_modelsync.core.archive.holds import not_held
 from airflow_provider_modelsync.core.errors import (
     CorruptArchive,
     InvalidInput,
+    ModelSyncError,
     TargetExists,
     UnsafeArchive,
     from_os_error,
@@ -44,6 +45,7 @@ _UNTOLD = 1 << 20  # bytes beyond what was told: a system may not count what it 
 _MAX_SIZE = 1 << 50  # a pebibyte: no file of a model is that large, so another try cannot help
 _OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
 _PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,5}) ")
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OCTAL_SIZE_LIMIT = 0o77777777777  # what writers put in the header when the true size is in a pax record
 _POSIX, _GNU, _OLD = b"ustar\0", b"ustar ", bytes(6)
 
@@ -123,6 +125,10 @@ class Sink(Protocol):
         """Make a directory that does not exist yet."""
         ...
 
+    def add_file(self, path: str, content: memoryview, *, executable: bool) -> None:
+        """Make a file that does not exist yet, of content that is there as a whole: most small files' is."""
+        ...
+
     def create_file(
         self, path: str, *, size: int, executable: bool
     ) -> AbstractContextManager[Callable[[memoryview], None]]:
@@ -151,18 +157,28 @@ class DirectorySink:
             os.mkdir(f"{self._root}/{path}")
         self._directories.append(path)
 
+    def add_file(self, path: str, content: memoryview, *, executable: bool) -> None:
+        try:
+            descriptor = os.open(f"{self._root}/{path}", _CREATE, durable.mode_of(executable))
+            try:
+                _write(descriptor, content)
+                self._stamps[path] = Stamp.of(os.fstat(descriptor))
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise _not_written(path, error) from error
+        self._files.append(FileEntry(path, len(content), hashlib.sha256(content).hexdigest(), executable))
+
     @contextmanager
     def create_file(self, path: str, *, size: int, executable: bool) -> Iterator[Callable[[memoryview], None]]:
         total = hashlib.sha256()
 
         def write(block: memoryview) -> None:
             total.update(block)
-            while block:
-                block = block[os.write(descriptor, block) :]
+            _write(descriptor, block)
 
         with _writing(path):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(f"{self._root}/{path}", flags, durable.mode_of(executable))
+            descriptor = os.open(f"{self._root}/{path}", _CREATE, durable.mode_of(executable))
             try:
                 yield write
                 self._stamps[path] = Stamp.of(os.fstat(descriptor))
@@ -249,15 +265,14 @@ def unpack(
     total = 0
     for member in _members(data, limits):
         path = _path_of(member, limits)
-        shown = names.show(path)
         if path in told:
-            raise UnsafeArchive(f"the archive holds {shown} more than once")
+            raise UnsafeArchive(f"the archive holds {names.show(path)} more than once")
         told.add(path)
         if path == ".":
             continue
         known = len(tree.directories)
         if clash := tree.add(path, is_file=member.is_file):
-            raise UnsafeArchive(f"{shown} cannot live beside {names.show(clash)}")
+            raise UnsafeArchive(f"{names.show(path)} cannot live beside {names.show(clash)}")
         if len(tree.directories) > limits.max_members:
             raise UnsafeArchive(f"the archive holds more than {limits.max_members} directories")
         for directory in tree.directories[known:]:
@@ -266,20 +281,26 @@ def unpack(
             continue
         total += member.size
         if limits.max_bytes is not None and total > limits.max_bytes:
-            raise UnsafeArchive(f"with {shown} the archive holds more than {limits.max_bytes} bytes")
+            raise UnsafeArchive(f"with {names.show(path)} the archive holds more than {limits.max_bytes} bytes")
         if limits.told_bytes is not None and total > limits.told_bytes + _UNTOLD:
-            raise CorruptArchive(f"with {shown} the archive holds {total} bytes, its record says {limits.told_bytes}")
+            raise CorruptArchive(
+                f"with {names.show(path)} the archive holds {total} bytes, its record says {limits.told_bytes}"
+            )
         if put_aside and data.skips and put_aside(path, member.size, member.executable, data.position):
             data.skip(member.size)
             continue
+        block = data.take(member.size)
+        if len(block) == member.size:
+            sink.add_file(path, block, executable=member.executable)
+            continue
         with sink.create_file(path, size=member.size, executable=member.executable) as write:
             rest = member.size
-            while rest:
-                block = data.take(rest)
-                if not block:
-                    raise CorruptArchive(f"the archive ends inside of {shown}, {rest} bytes early")
+            while block:
                 write(block)
                 rest -= len(block)
+                block = data.take(rest)
+            if rest:
+                raise CorruptArchive(f"the archive ends inside of {names.show(path)}, {rest} bytes early")
     if not told:
         raise CorruptArchive("the archive holds nothing but its end mark")
 
@@ -287,8 +308,7 @@ def unpack(
 # --- the archive's structure -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Member:
+class _Member(NamedTuple):
     """A file or directory as the archive tells it; the name is not checked yet."""
 
     name: bytes
@@ -386,10 +406,9 @@ def _is_header(block: bytes) -> bool:
     stored = _OCTAL.fullmatch(block[148:156])
     if not stored or not stored[1]:
         return False
-    others = block[:148] + b" " * 8 + block[156:]
-    wanted, total = int(stored[1], 8), sum(others)
+    wanted, total = int(stored[1], 8), sum(block) - sum(block[148:156]) + sum(b" " * 8)
     # Some writers of old added the bytes up as signed ones.
-    return wanted == total or wanted == total - 256 * sum(byte > 127 for byte in others)
+    return wanted == total or wanted == total - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
 
 
 def _name_field(block: bytes) -> bytes:
@@ -403,8 +422,8 @@ def _name_field(block: bytes) -> bytes:
 
 
 def _text(field: bytes) -> bytes:
-    text, _, rest = field.partition(b"\0")
-    if any(rest):
+    text = field.rstrip(b"\0")
+    if b"\0" in text:
         raise UnsafeArchive(f"the name {_shown(field)} goes on after its end")
     return text
 
@@ -488,6 +507,8 @@ class _Input:
 
     def exactly(self, count: int) -> bytes:
         """Return so many bytes, fewer only at the end."""
+        if len(self._block) >= count:
+            return bytes(self.take(count))
         data = bytearray(self.take(count))
         while len(data) < count and (more := self.take(count - len(data))):
             data += more
@@ -611,11 +632,20 @@ def _staging(place: Path) -> Iterator[durable.Staging]:
         yield staging
 
 
+def _write(descriptor: int, block: memoryview) -> None:
+    while block:
+        block = block[os.write(descriptor, block) :]
+
+
 @contextmanager
 def _writing(path: str) -> Iterator[None]:
     try:
         yield
-    except FileExistsError as error:
-        raise not_held(path, "it takes for another one") from error
     except OSError as error:
-        raise from_os_error(error, f"writing {names.show(path)}", argument="target") from error
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: str, error: OSError) -> ModelSyncError:
+    if isinstance(error, FileExistsError):
+        return not_held(path, "it takes for another one")
+    return from_os_error(error, f"writing {names.show(path)}", argument="target")

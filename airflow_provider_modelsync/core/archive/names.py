@@ -107,17 +107,28 @@ def doubts(paths: Iterable[str]) -> dict[str, str]:
     :return: path → what it has that they cannot hold.
     """
     paths = list(paths)
-    spellings: dict[str, dict[str, None]] = {}  # of each path and each directory above one, by what is left of it there
+    parts: dict[str, None] = {}
     for path in paths:
-        for part in _parts(path):
-            spellings.setdefault(_folded(part), {})[part] = None
-    found: dict[str, str] = {}
-    for path in paths:
-        for part in _parts(path):
-            if others := [other for other in spellings[_folded(part)] if other != part]:
-                found[path] = f"differs from {show(others[0])} only in case or Unicode form"
+        part = path
+        while part and part not in parts:
+            parts[part] = None
+            part = part.rpartition("/")[0]
+    spellings: dict[str, list[str]] = {}  # of each path and each directory above one, by what is left of it there
+    for part in parts:
+        spellings.setdefault(_folded(part), []).append(part)
+    faults: dict[str, str] = {}
+    for same in spellings.values():
+        for part in same:
+            if len(same) > 1:
+                other = same[1] if part == same[0] else same[0]
+                faults[part] = f"differs from {show(other)} only in case or Unicode form"
             elif fault := _fault_on_windows(part.rpartition("/")[2]):
-                found[path] = fault
+                faults[part] = fault
+    found: dict[str, str] = {}
+    for path in paths if faults else ():
+        for part in _parts(path):
+            if part in faults:
+                found[path] = faults[part]
     return found
 
 
@@ -138,4 +149,6 @@ def _fault_on_windows(segment: str) -> str | None:
 
 
 def _folded(path: str) -> str:
+    if path.isascii():
+        return path.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())

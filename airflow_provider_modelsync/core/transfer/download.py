@@ -82,6 +82,9 @@ class _Hashes:
     def make_directory(self, path: str) -> None:
         pass
 
+    def add_file(self, path: str, content: memoryview, *, executable: bool) -> None:
+        self.files.append(FileEntry(path, len(content), hashlib.sha256(content).hexdigest(), executable))
+
     @contextmanager
     def create_file(self, path: str, *, size: int, executable: bool) -> Iterator[Callable[[memoryview], None]]:
         total = hashlib.sha256()

@@ -76,6 +76,9 @@ class Recorder:
     def make_directory(self, path: str) -> None:
         self.events.append((path, None))
 
+    def add_file(self, path: str, content: memoryview, *, executable: bool) -> None:
+        self.events.append((path, (bytes(content), len(content), executable)))
+
     @contextlib.contextmanager
     def create_file(self, path: str, *, size: int, executable: bool) -> Iterator[Callable[[memoryview], None]]:
         content = bytearray()
@@ -84,6 +87,9 @@ class Recorder:
 
 
 class Discard(Recorder):
+    def add_file(self, path: str, content: memoryview, *, executable: bool) -> None:
+        pass
+
     @contextlib.contextmanager
     def create_file(self, path: str, *, size: int, executable: bool) -> Iterator[Callable[[memoryview], None]]:
         yield lambda block: None

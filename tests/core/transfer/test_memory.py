@@ -67,10 +67,11 @@ def measured(work: Callable[[], Any]) -> dict[str, int]:
     return {"grown": grown, "written": of_process("io", "wchar") - written}
 
 
-def in_process(function: str, *arguments: object) -> dict[str, int]:
-    """Measure a function of this module in a process that has done nothing before but load it."""
+def in_process(function: str, *arguments: object, module: str = __name__) -> dict[str, int]:
+    """Measure a function of a module in a process that has done nothing before but load it."""
     code = (
-        f"from tests.core.transfer import test_memory as t; t.report(t.{function}, {', '.join(map(repr, arguments))})"
+        f"import {module} as t; from tests.core.transfer.test_memory import report\n"
+        f"report(t.{function}, {', '.join(map(repr, arguments))})"
     )
     done = subprocess.run(  # the module is loaded before anything is measured
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
@@ -83,7 +84,9 @@ def in_process(function: str, *arguments: object) -> dict[str, int]:
 def report(function: Callable[..., Any], *arguments: Any) -> None:
     import urllib3  # noqa: F401  # the mover loads it at its first use
 
-    print(json.dumps(measured(lambda: function(*arguments))))
+    told: dict[str, int] = {}
+    found = measured(lambda: told.update(function(*arguments) or {}))
+    print(json.dumps({**found, **told}))
 
 
 # --- push ------------------------------------------------------------------------------------------------------------
@@ -259,7 +262,7 @@ def test_a_pull_of_many_small_files_takes_little_memory_and_writes_each_byte_onc
     seed(server, tmp_path / "archive.tar", sizes)
     found = measured_pull(server, tmp_path / "target")
     assert len(list((tmp_path / "target").iterdir())) == len(sizes)
-    assert found["grown"] <= 40 * MIB  # one window of 16 MiB, and what is around it
+    assert found["grown"] <= 56 * MIB  # one window of 16 MiB, the next one, and what is around them
     assert 80 * MIB <= found["written"] <= 1.02 * 80 * MIB
 
 

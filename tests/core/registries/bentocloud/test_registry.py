@@ -640,13 +640,16 @@ class TestModelYaml:
         files = {"model.yaml": model_yaml(), "a.bin": b"w" * (700 << 10), "b.bin": b"w" * (700 << 10), "c.bin": b"w"}
         server.seed("digits", "v1", archive_of(files), size_bytes=1000)
         written: list[str] = []
-        create = DirectorySink.create_file
 
-        def seen(sink: DirectorySink, path: str, **more: Any) -> Any:
-            written.append(path)
-            return create(sink, path, **more)
+        def noting(create: Callable[..., Any]) -> Callable[..., Any]:
+            def seen(sink: DirectorySink, path: str, *content: Any, **more: Any) -> Any:
+                written.append(path)
+                return create(sink, path, *content, **more)
 
-        monkeypatch.setattr(DirectorySink, "create_file", seen)
+            return seen
+
+        for name in ("add_file", "create_file"):
+            monkeypatch.setattr(DirectorySink, name, noting(getattr(DirectorySink, name)))
 
         with pytest.raises(CorruptArchive, match="its record says 1000"):
             Cloud(server).pull(target)
