@@ -132,7 +132,8 @@ def _fetch(file: LargeFile, start: int, end: int, cancel: CancelToken, progress:
             with file.source.open(first, last, cancel) as answer, file.opened() as descriptor:
                 file.source.check(answer, first, last)
                 for block in answer.blocks():
-                    _pwrite(descriptor, block[: max(0, end - position)], position - file.offset)
+                    with file.writing:
+                        _pwrite(descriptor, block[: max(0, end - position)], position - file.offset)
                     position += len(block)
                     progress.add(len(block))
                     if position > end:  # of an answer that does not end
@@ -163,6 +164,7 @@ class LargeFile:
     :param shift: what to take from an offset to get the position in the source.
     :param piece_size: bytes of a piece.
     :param proof: tells whether the bytes are right.
+    :ivar writing: held by who writes: the kernel lets one thread at a time write to a file, and others spin meanwhile.
     """
 
     def __init__(
@@ -186,6 +188,7 @@ class LargeFile:
         self.shift = shift
         self._piece_size = piece_size or PIECE
         self._scratch = scratch
+        self.writing = Lock()
         self._lock = Lock()
         self._is_hashing = False
         self._proof = proof or Proof(size, "")
