@@ -24,7 +24,7 @@ FACING := $(addprefix tests/,cli hooks operators sensors triggers integration/te
 WHOLE := $(addprefix tests/e2e/,test_interruptions.py test_watch.py test_state_url.py \
 	test_examples.py::test_train_push_wait_pull)
 
-.PHONY: demo test test-fast test-mounts test-machines mutants reliability bindfs test-s3 test-stores s3-table node test-oci test-celery test-e2e test-slow-calls test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-stores bench-oci bench-huggingface bench-mlflow bench-polling docs check format lock lock-airflow wheel clean
+.PHONY: demo nginx bench bench-quick bench-growth test test-fast test-mounts test-machines mutants reliability bindfs test-s3 test-stores s3-table node test-oci test-celery test-e2e test-slow-calls test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-stores bench-oci bench-huggingface bench-mlflow bench-polling docs check format lock lock-airflow wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -84,10 +84,12 @@ bindfs: PACKAGES := bindfs
 bindfs: PROGRAMS := bindfs
 node: PACKAGES := nodejs npm
 node: PROGRAMS := node npm
+nginx: PACKAGES := nginx-light curl openssl
+nginx: PROGRAMS := nginx curl openssl
 chromium: PACKAGES := chromium pngquant
 chromium: PROGRAMS := chromium pngquant
-ceph databases chromium bindfs node registry: ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
-ceph databases chromium bindfs node registry:
+ceph databases chromium bindfs node registry nginx: ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+ceph databases chromium bindfs node registry nginx:
 	@PATH="$$PATH:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)"; \
 	for program in $(PROGRAMS); do command -v $$program > /dev/null || missing=1; done; \
 	test -z "$$missing" && exit; \
@@ -127,8 +129,8 @@ test-vendors: $(READY) $(VENDORS:%=.venv-vendors/%/.ready)
 test-mlflow: $(READY) .venv-mlflow/3/.ready .venv-mlflow/2/.ready
 	$(BIN)/python -m pytest -m mlflow tests/mlflow_servers tests/conformance $(PYTEST_ARGS)
 
-# Minutes long, and for a quiet machine. Needs nginx, curl and openssl.
-bench-transfer: $(READY)
+# Minutes long, and for a quiet machine.
+bench-transfer: $(READY) nginx
 	$(BIN)/python benchmarks/transfer.py
 
 # The model store on Ceph's S3 gateway against boto3.
@@ -151,6 +153,17 @@ bench-huggingface: $(READY) .venv-vendors/huggingface/.ready
 bench-mlflow: $(READY) .venv-mlflow/3/.ready
 	$(BIN)/python benchmarks/mlflow.py
 
+# How costs grow with size, files and versions.
+bench-growth: $(READY)
+	$(BIN)/python benchmarks/growth.py
+
+# All of them in 20 minutes, and some in 3; figures are left in build/bench as JSON.
+bench: $(READY) nginx ceph registry .venv-oci/.ready .venv-vendors/huggingface/.ready .venv-mlflow/3/.ready
+	$(BIN)/python benchmarks/suite.py
+
+bench-quick: $(READY) nginx
+	$(BIN)/python benchmarks/suite.py --quick
+
 # What waiting sensors cost, and the provider's import.
 bench-polling: $(READY)
 	$(BIN)/python benchmarks/polling.py
@@ -171,7 +184,7 @@ format: $(READY)
 
 lock: $(READY)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-header --group dev --extra amazon --extra azure --extra examples --extra gcs --extra pieces pyproject.toml --output-file requirements/dev.txt
+		--no-header --group dev --extra amazon --extra azure --extra examples --extra fast --extra gcs --extra pieces pyproject.toml --output-file requirements/dev.txt
 
 # The environments of other Airflows: what there was on the day that each was released.
 lock-airflow: $(AIRFLOWS:%=lock-airflow-%)

@@ -12,10 +12,12 @@ import subprocess
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import awscrt.checksums
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -514,6 +516,23 @@ def test_bytes_written_through_a_map_since_they_were_hashed_are_never_given_out(
         for offset, length in [(0, size), (changed, 1), (first, last - first)]:
             with pytest.raises(SourceChanged, match=r"'w\.bin' changed"):
                 tree.read("w.bin", offset, length)
+
+
+def test_a_large_model_is_guarded_by_the_cheapest_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert digest.checksum_for((1 << 28) - 1) is zlib.crc32
+    fast = digest.checksum_for(1 << 28)
+    assert fast is awscrt.checksums.crc64nvme
+    assert fast(memoryview(bytearray(b"789")), fast(b"123456")) == 0xAE8B14860A799888  # as its catalogue tells
+    monkeypatch.setattr(digest, "_WORTH_LOADING", 0)
+    content = random.Random(1).randbytes(3 * digest.SPAN + 100)
+    (tmp_path / "w.bin").write_bytes(content)
+    with mapped(tmp_path / "w.bin") as view:
+        tree = read_tree(tmp_path)
+        assert tree.checksum is fast
+        assert bytes(tree.read("w.bin", 5, 3 * digest.SPAN)) == content[5 : 3 * digest.SPAN + 5]
+        view[digest.SPAN] ^= 1
+        with pytest.raises(SourceChanged, match=r"w\.bin"):
+            tree.read("w.bin", digest.SPAN - 10, 20)
 
 
 @pytest.mark.parametrize("size", [1, digest.SPAN, digest.SPAN + 1, digest.BLOCK, digest.BLOCK + 5])
