@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import random
-import shutil
 import statistics
 import subprocess
 import sys
@@ -19,9 +18,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.fair import prepare, turns
+
+ROOT = Path(__file__).parents[1]
 MIB = 1 << 20
 NAME = "acme/model"
 WORKLOADS = {"one-512MiB": {"model.safetensors": 512 * MIB}, "files-200": {f"f-{n}.json": 20_000 for n in range(200)}}
@@ -123,7 +124,6 @@ def run(python: Path, script: str, url: str, target: Path) -> dict[str, float]:
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
-    shutil.rmtree(target)
     measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return measured
 
@@ -138,9 +138,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="modelsync-bench-") as scratch, serving(Path(scratch), workload) as url:
             sides: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
             for number in range(pairs):
-                target = Path(scratch) / f"target-{number}" / "model"
-                sides["ours"].append(run(Path(sys.executable), OURS, url, target))
-                sides["theirs"].append(run(VENDOR, THEIRS, url, target))
+                for side, python, script in turns(
+                    (("ours", Path(sys.executable), OURS), ("theirs", VENDOR, THEIRS)), number
+                ):
+                    prepare()
+                    target = Path(scratch) / f"{side}-{number}" / "model"
+                    sides[side].append(run(python, script, url, target))
         ours, theirs = (
             {key: statistics.median(one[key] for one in runs) for key in runs[0]} for runs in sides.values()
         )

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.fair import prepare, turns
 from benchmarks.s3 import MIB, WORKERS, write
 from tests.services.docker_registry import DockerRegistry, running
 
@@ -132,12 +132,12 @@ def main() -> None:
         source = write(disk / "source", {"model.bin": arguments.mib * MIB}, "oci")
         runs: dict[str, dict[str, list[Figures]]] = {verb: {who: [] for who in WHO} for verb in ("push", "pull")}
         for number in range(arguments.rounds):
-            for who, run in WHO.items():
+            for who, run in turns(tuple(WHO.items()), number):
+                prepare(source)
                 scratch = disk / f"{who}-{number}"
                 with running(scratch / "registry") as server:
                     for verb, place in (("push", source), ("pull", scratch / "pulled")):
                         runs[verb][who].append(run(verb, server, "bench", place, disk))
-                shutil.rmtree(scratch)
             print(f"  round {number + 1} of {arguments.rounds}", file=sys.stderr, flush=True)
         print("| transfer | who | wall s | CPU-s/GiB | ours to it | memory MiB | kept |")
         print("| --- | --- | --- | --- | --- | --- | --- |")

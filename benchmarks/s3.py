@@ -24,6 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.fair import prepare, turns
 from tests.services.ceph_rgw import running_rgw
 from tests.services.s3 import S3Service
 from tests.standins.s3 import After, Request, S3StandIn
@@ -179,9 +180,10 @@ def compare(service: S3Service, disk: Path, size: int, pairs: int) -> list[str]:
     for verb in ("push", "pull"):
         runs: dict[str, list[dict[str, float]]] = {"ours": [], "rival": []}
         for pair in range(pairs):
-            for who, done in runs.items():
+            for who in turns(tuple(runs), pair):
+                prepare(source)
                 place = source if verb == "push" else disk / f"{who}-{pair}"
-                done.append(finish(start(who, verb, service, bucket, place, f"one-{pair}:v1")))
+                runs[who].append(finish(start(who, verb, service, bucket, place, f"one-{pair}:v1")))
             print(f"  {verb}: pair {pair + 1} of {pairs}", file=sys.stderr, flush=True)
         wall, cpu = (
             statistics.median(one[field] / other[field] for one, other in zip(*runs.values(), strict=True))

@@ -9,7 +9,6 @@ extract to a temporary directory, copy to the store. Only ratios within one run 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import random
@@ -30,15 +29,19 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.fair import hashing_seconds, machine, prepare, turns
+
 MIB = 1 << 20
 PART = 16 * MIB
 RIVAL_PART = 100 * MIB
 TARGETS = {  # performance that is promised: (wall, processor) as shares of the rival's, and disk per payload byte
-    ("one-2g", "push"): (0.9, 0.8, 0.01),
-    ("one-2g", "pull"): (0.35, 0.5, 1.02),
-    ("mixed-1g", "push"): (0.65, 0.75, 0.01),
-    ("many-20k", "push"): (0.3, None, 0.01),
-    ("many-20k", "pull"): (0.5, None, 1.1),
+    ("one-2g", "push"): (0.65, 0.8, 0.01),
+    ("one-2g", "pull"): (0.5, 0.6, 1.02),
+    ("mixed-1g", "push"): (0.75, 0.9, 0.01),
+    ("many-20k", "push"): (0.5, 0.6, 0.01),
+    ("many-20k", "pull"): (0.4, 0.35, 1.25),  # files of 10 KiB fill three blocks of 4 KiB: 1.2 is the floor
     ("engine-1g", "push"): (None, 1.2, None),
     ("engine-1g", "pull"): (None, 1.4, None),
 }
@@ -347,7 +350,8 @@ def compare(workload: str, server: Server, disk: Path, pairs: int, hashing: floa
     for verb in ("push", "pull"):
         runs: dict[str, list[dict[str, float]]] = {us: [], rival: []}
         for pair in range(pairs):
-            for who in (us, rival):
+            for who in turns((us, rival), pair):
+                prepare(source)
                 scratch = Path(tempfile.mkdtemp(dir=disk))
                 place = source if verb == "push" else scratch / "target"
                 runs[who].append(measure(f"{who}_{verb}", url, server, place, scratch))
@@ -384,15 +388,6 @@ def _row(
     ]  # fmt: skip
 
 
-def hashing_seconds() -> float:
-    """Return what SHA-256 costs on this machine, in processor seconds per GiB: no verified transfer can cost less."""
-    block, total = random.Random("hash").randbytes(MIB), hashlib.sha256()
-    started = time.process_time()
-    for _ in range(256):
-        total.update(block)
-    return (time.process_time() - started) * 4
-
-
 def main() -> None:
     """Run the workloads that were asked for and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -417,7 +412,7 @@ def main() -> None:
     with nginx() as server, tempfile.TemporaryDirectory(prefix="modelsync-bench-", dir=arguments.disk) as disk:
         for workload in arguments.workloads:
             rows += compare(workload, server, Path(disk), arguments.pairs, hashing)
-    print(f"SHA-256: {hashing:.2f} CPU-s/GiB\n")
+    print(", ".join(f"{key}: {value}" for key, value in machine().items()), end="\n\n")
     for row in rows:
         print("| " + " | ".join(row) + " |")
 
