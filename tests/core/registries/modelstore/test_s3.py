@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,11 +13,16 @@ import pytest
 
 from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.core.errors import DigestMismatch, ModelNotFound, ModelSyncError, RegistryUnavailable
+from airflow_provider_modelsync.core.flow.steps import SyncDriver
+from airflow_provider_modelsync.core.models import Query
 from airflow_provider_modelsync.core.registries.modelstore import buckets as modelstore_s3
+from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
+from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.storages import s3 as bucket_module
 from airflow_provider_modelsync.core.storages import s3 as modelstore_bucket
 from airflow_provider_modelsync.core.transfer import large_files
 from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.verbs.sync import Selection, Side, SyncReport, sync
 from tests.core.registries.modelstore.buckets import FILES, KIB, PART, BucketStore, body_bytes, bucket_store
 from tests.core.stores import snapshot, write_tree
 from tests.services.ceph_rgw import rgw
@@ -220,6 +225,51 @@ def test_a_listing_costs_a_list_per_thousand_records_and_reads_each_version_once
     store.s3.clear()
     assert len(store.again().list_versions("fraud")) == 50
     assert operations(store) == {"ListObjectsV2": 2}
+
+
+def copy_models(store: BucketStore, names: Iterable[str], versions: int) -> None:
+    """Make many models of one, each with so many versions."""
+    manifest = store.content("fraud/.modelsync/v0.json")
+    for name in names:
+        for number in range(versions):
+            told = manifest.replace(b'"name":"fraud"', b'"name":"%s"' % name.encode())
+            store.put(f"{name}/.modelsync/v{number}.json", told.replace(b'"version":"v0"', b'"version":"v%d"' % number))
+
+
+@pytest.mark.parametrize("versions", [1, 12])
+def test_a_list_of_models_costs_two_requests_a_name_whatever_the_number_of_versions(
+    store: BucketStore, tmp_path: Path, versions: int
+) -> None:
+    store.push(write_tree(tmp_path / "source", {"a": b"a"}), "fraud:v0")
+    copy_models(store, [f"model{number}" for number in range(9)], versions)
+    worker = store.again()
+    store.s3.clear()
+    assert len(worker.run(worker.registry.list_models(Query()))) == 10
+    assert operations(store) == {"ListObjectsV2": 1 + 10, "GetObject": 10}
+    store.s3.clear()
+    assert len(worker.run(worker.registry.list_models(Query()))) == 10
+    assert operations(store) == {"ListObjectsV2": 1 + 10}
+
+
+@pytest.mark.parametrize("versions", [1, 12])
+def test_a_sync_that_finds_nothing_new_costs_as_much_whatever_the_number_of_versions(
+    store: BucketStore, tmp_path: Path, versions: int
+) -> None:
+    store.push(write_tree(tmp_path / "source", {"a": b"a"}), "fraud:v0")
+    copy_models(store, ["model"], versions)
+    for number in range(versions):
+        store.put(f"model/v{number}/a", b"a")
+    target = ModelStore(RegistrySettings(conn_id="copy", host=(tmp_path / "copy").as_uri()))
+    (tmp_path / "copy").mkdir()
+
+    def run() -> SyncReport:
+        sides = (Side(registry, SyncDriver()) for registry in (store.again().registry, target))
+        return sync(*sides, Selection(models=["model"]), Control())
+
+    assert len(run().of("copied")) == 1
+    store.s3.clear()
+    assert len(run().of("skipped")) == 1
+    assert operations(store) == {"ListObjectsV2": 2}  # of names, and of this one's records
 
 
 def test_pushing_what_is_there_sends_nothing(store: BucketStore, tmp_path: Path) -> None:
