@@ -31,7 +31,9 @@ BENCHMARKS: dict[str, tuple[list[str], list[str] | None]] = {
     "transfer": (["--pairs", "2"], ["--pairs", "1", "many-20k"]),
     "s3": (["--pairs", "2", "--mib", "256"], None),
     "oci": (["--rounds", "2", "--mib", "256"], None),
+    "stores": (["--pairs", "2", "--mib", "256"], None),
     "huggingface": (["--pairs", "2"], None),
+    "mlflow": (["--pairs", "2", "--mib", "256"], None),
     "polling": (["--seconds", "41"], ["--seconds", "0"]),
 }
 
