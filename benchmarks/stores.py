@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ def ours(place: dict[str, Any], verb: str, disk: Path, model: str) -> Callable[[
     from airflow_provider_modelsync.core.verbs.push import push
 
     registry = ModelStore(BucketSettings.read("bench", place["fields"]))
+    if place["fields"]["host"].startswith("gs:"):  # loaded at the first use
+        import google_crc32c  # noqa: F401
 
     def run() -> None:
         with driver_for(registry) as driver:
@@ -77,7 +80,31 @@ def azure(place: dict[str, Any], verb: str, disk: Path, model: str) -> Callable[
     return run
 
 
-RIVALS = {"azurite": (azure, "azure-storage-blob")}
+def gcs(place: dict[str, Any], verb: str, disk: Path, model: str) -> Callable[[], Any]:
+    """google-cloud-storage's own transfer in parts, by threads, with sums as ours."""
+    from google.cloud import storage
+    from google.cloud.storage import transfer_manager
+    from google.oauth2.service_account import Credentials
+
+    credentials = Credentials.from_service_account_info(
+        place["key"], scopes=["https://www.googleapis.com/auth/devstorage.read_write"]
+    )
+    client = storage.Client("project", credentials, client_options={"api_endpoint": place["url"]})
+    blob = client.bucket(place["bucket"]).blob(f"plain/{model}")
+    threads = {"chunk_size": PART, "worker_type": transfer_manager.THREAD, "max_workers": WORKERS}
+
+    def run() -> None:
+        if verb == "push":
+            transfer_manager.upload_chunks_concurrently(disk / "model.bin", blob, checksum="crc32c", **threads)
+        else:
+            disk.mkdir()
+            blob.reload()
+            transfer_manager.download_chunks_concurrently(blob, disk / "model.bin", **threads)
+
+    return run
+
+
+RIVALS = {"azurite": (azure, "azure-storage-blob"), "gcs": (gcs, "google-cloud-storage")}
 
 
 def child(who: str, verb: str, storage: str, disk: str, model: str) -> None:
@@ -120,7 +147,41 @@ def azurite() -> tuple[Any, Callable[[Any], dict[str, Any]]]:
     return running_azurite(), new
 
 
-STORAGES = {"azurite": azurite}
+def google() -> tuple[Any, Callable[[Any], dict[str, Any]]]:
+    """Return what runs the stand-in for Google Cloud Storage, in a process of its own, and what makes a place in it."""
+
+    @contextmanager
+    def running() -> Iterator[dict[str, Any]]:
+        with subprocess.Popen(
+            (sys.executable, "-c", _STAND_IN), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as server:
+            assert server.stdin
+            assert server.stdout
+            try:
+                yield json.loads(server.stdout.readline())
+            finally:
+                server.stdin.close()  # it ends with its input
+
+    def new(service: dict[str, Any]) -> dict[str, Any]:
+        fields = {
+            "host": f"gs://{service['bucket']}/models",
+            "endpoint_url": service["url"],
+            "password": json.dumps(service["key"]),
+        }
+        return {"fields": fields, **service}
+
+    return running(), new
+
+
+_STAND_IN = """
+import json, sys
+from tests.standins.gcs import GcsStandIn
+with GcsStandIn() as gcs:
+    print(json.dumps({"url": gcs.url, "bucket": gcs.bucket, "key": gcs.key_file()}), flush=True)
+    sys.stdin.read()
+"""
+
+STORAGES = {"azurite": azurite, "gcs": google}
 
 
 def compare(storage: str, disk: Path, source: Path, pairs: int) -> list[str]:
