@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
@@ -31,7 +33,12 @@ from airflow_provider_modelsync.core.transfer.plan import (
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_log = logging.getLogger("modelsync")
+
 _DELETERS = 8  # threads
+# Where every server puts a logged model's files, or a run's. A server says what is removed with credentials that are
+# not its own, so nothing else is.
+_OF_ONE_HOLDER = re.compile(r"(^|/)(m-)?[0-9a-f]{32}/artifacts/")
 _KEYS = "The access key is refused: correct aws_access_key_id and aws_secret_access_key, or the aws connection"
 
 
@@ -76,11 +83,6 @@ class InBucket(Place):
         self._prefix = f"{root}/" if root else ""
         self._part_size_mib = part_size_mib
         self._seen: dict[str, Listed] = {}
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, InBucket) and self.show() == other.show()
-
-    __hash__ = None  # type: ignore[assignment]
 
     def show(self) -> str:
         """Return where it is, for messages."""
@@ -155,6 +157,9 @@ class InBucket(Place):
         return found
 
     def _remove(self) -> None:
+        if not _OF_ONE_HOLDER.search(self._prefix):
+            _log.warning("nothing is removed in %s: it is no place of one logged model or run", self.show())
+            return
         for key, upload_id in self._bucket.uploads(self._prefix):
             self._bucket.abort(key, upload_id)
         keys = [found.key for found in self._bucket.objects(self._prefix)]

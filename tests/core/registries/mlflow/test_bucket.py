@@ -149,6 +149,18 @@ def test_what_is_deleted_or_given_up_leaves_nothing_in_the_bucket(
 
 
 @only_3
+def test_nothing_is_removed_where_a_server_names_a_place_that_is_no_model_s(
+    server: MLflowStandIn, s3: S3StandIn, worker: Worker, tmp_path: Path
+) -> None:
+    s3.client().put_object(Bucket=s3.bucket, Key="prod/of-somebody-else", Body=b"x")
+    version = worker().push(write_tree(tmp_path / "plain", FILES), NAME)
+    for logged in server.logged.values():
+        logged["info"]["artifact_uri"] = f"s3://{s3.bucket}/prod"
+    assert worker().run(lambda registry: registry.delete(registry.parse(version.ref)))
+    assert "prod/of-somebody-else" in keys(s3)
+
+
+@only_3
 def test_a_version_of_files_that_others_have_put_into_a_bucket(
     server: MLflowStandIn, s3: S3StandIn, worker: Worker, tmp_path: Path
 ) -> None:
