@@ -24,7 +24,7 @@ FACING := $(addprefix tests/,cli hooks operators sensors triggers integration/te
 WHOLE := $(addprefix tests/e2e/,test_interruptions.py test_watch.py test_state_url.py \
 	test_examples.py::test_train_push_wait_pull)
 
-.PHONY: demo nginx bench bench-quick bench-growth test test-fast test-mounts test-machines mutants reliability bindfs test-s3 test-stores s3-table node test-oci test-celery test-e2e test-slow-calls test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-stores bench-oci bench-huggingface bench-mlflow bench-polling docs check format lock lock-airflow wheel clean
+.PHONY: demo nginx bench bench-quick bench-growth test test-fast test-mounts test-machines mutants reliability test-schedules bindfs test-s3 test-stores s3-table node test-oci test-celery test-e2e test-slow-calls test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-stores bench-oci bench-huggingface bench-mlflow bench-polling docs check format lock lock-airflow wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -52,6 +52,10 @@ test-mounts: $(READY) bindfs
 test-machines: $(READY)
 	MODELSYNC_STEPS=$${MODELSYNC_STEPS:-10000} $(BIN)/python -m pytest -n 0 tests/core/test_machines.py \
 		tests/core/registries/modelstore/test_machine.py $(PYTEST_ARGS)
+
+# Two tasks at each registry in any order of their requests, killed, cancelled, refused, heard of late: 20,000 requests.
+test-schedules: $(READY)
+	MODELSYNC_STEPS=$${MODELSYNC_STEPS:-2500} $(BIN)/python -m pytest -n 0 tests/conformance/test_schedules.py $(PYTEST_ARGS)
 
 # The documents' table of faults, from the tests' marks.
 reliability: $(READY)

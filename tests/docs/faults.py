@@ -52,6 +52,12 @@ COLUMNS = {
         ("modelstore-gcs",),
         ("core/storages/test_gcs", *_EVERY_STORE),
     ),
+    "azure": Column(
+        "Azure",
+        ("registries/modelstore/buckets.py", "storages/azure.py"),
+        ("modelstore-azurite",),
+        ("core/storages/test_azure", *_EVERY_STORE),
+    ),
     "bentocloud": _system("BentoCloud", "bentocloud", "bentocloud-parts"),
     "wallaroo": _system("Wallaroo", "wallaroo"),
     "supervisely": _system("Supervisely", "supervisely"),
@@ -257,6 +263,7 @@ _AUTHENTICATION = [
         _BYTES,
         each=True,
         but={
+            "azure": "its bytes go with a signature or token of its own, to the storage alone",
             "gcs": "its bytes go with a token, under no presigned address",
             "wallaroo": "it hands out no presigned addresses",
             "supervisely": "it hands out no presigned addresses",

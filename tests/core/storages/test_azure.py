@@ -17,7 +17,14 @@ from typing import Any
 import pytest
 
 from airflow_provider_modelsync.core.archive.digest import digest_directory
-from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError, NotSupported, Unauthorized
+from airflow_provider_modelsync.core.errors import (
+    DigestMismatch,
+    InvalidInput,
+    ModelSyncError,
+    NotSupported,
+    RegistryUnavailable,
+    Unauthorized,
+)
 from airflow_provider_modelsync.core.registries.modelstore import buckets
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
 from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings
@@ -134,6 +141,7 @@ def test_a_segment_that_ends_in_a_dot_is_refused_before_anything_is_claimed(serv
 # A version
 
 
+@pytest.mark.row("S4")
 def test_a_version_lives_its_life_whatever_the_size_of_pages_and_however_long_copies_take(
     source: Path, tmp_path: Path
 ) -> None:
@@ -156,6 +164,7 @@ def test_a_version_lives_its_life_whatever_the_size_of_pages_and_however_long_co
 @pytest.mark.parametrize(
     ("what", "key"), [("PUT", r"v1/empty"), ("PUT", r"v1/weights"), ("PUT", r"\.json$"), ("PUT", r"\.claim$")]
 )
+@pytest.mark.row("S5")
 def test_a_push_whose_answers_are_lost_goes_on(server: AzureStandIn, source: Path, what: str, key: str) -> None:
     server.fault(what, key, LoseAnswer(), times=1)
     server.fault(what, key, LoseAnswer(), nth=4, times=1)  # the commit
@@ -163,6 +172,7 @@ def test_a_push_whose_answers_are_lost_goes_on(server: AzureStandIn, source: Pat
     assert server.uncommitted == {}
 
 
+@pytest.mark.row("S6")
 def test_a_push_that_fails_for_good_leaves_no_blocks(server: AzureStandIn, source: Path) -> None:
     server.fault("PUT", "weights", Respond(403, b"<Error><Code>AccountIsDisabled</Code></Error>"), nth=3)
     with pytest.raises(Unauthorized, match="Enable the storage account"):
@@ -176,6 +186,33 @@ def test_blocks_of_somebody_else_at_a_name_are_dropped(server: AzureStandIn, sou
     store_in(server).push(source, "fraud:v1")
     assert server.uncommitted == {}
     assert bytes(server.blobs["store/fraud/v1/weights ä.bin"].content) == (source / "weights ä.bin").read_bytes()
+
+
+@pytest.mark.row("T11")
+def test_a_blob_that_is_not_as_it_was_pushed_leaves_no_target(
+    server: AzureStandIn, source: Path, tmp_path: Path
+) -> None:
+    store_in(server).push(source, "fraud:v1")
+    blob = server.blobs["store/fraud/v1/weights ä.bin"]
+    blob.content = bytes([blob.content[0] ^ 1]) + bytes(blob.content[1:])
+    with pytest.raises(DigestMismatch):
+        store_in(server).pull("fraud:v1", tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.row("S7", of="rest")
+def test_an_answer_of_something_else_is_told(server: AzureStandIn) -> None:
+    server.fault("GET", "", Respond(200, b"<html>"), times=None)
+    with pytest.raises(RegistryUnavailable, match="listing"):
+        store_in(server).list_versions("fraud")
+
+
+@pytest.mark.row("S11", of="rest")
+def test_a_listing_that_goes_round_is_an_error(server: AzureStandIn) -> None:
+    page = b"<EnumerationResults><Blobs/><NextMarker>again</NextMarker></EnumerationResults>"
+    server.fault("GET", "", Respond(200, page), times=None)
+    with pytest.raises(RegistryUnavailable, match="repeats a page"):
+        store_in(server).list_versions("fraud")
 
 
 # What a storage has to be
@@ -197,6 +234,7 @@ def test_a_service_without_conditions_is_refused_by_the_connection_test() -> Non
 # Credentials
 
 
+@pytest.mark.row("A1", "A3", "A8", of="rest")
 def test_a_wrong_key_is_told_without_a_secret(server: AzureStandIn) -> None:
     wrong = base64.b64encode(b"wrong").decode()
     with pytest.raises(Unauthorized, match="AuthenticationFailed") as refused:
@@ -245,6 +283,7 @@ class Credential:
         return Token(self.given[-1])
 
 
+@pytest.mark.row("A2", of="rest")
 def test_a_token_is_asked_for_once_and_again_when_it_is_refused(
     server: AzureStandIn, source: Path, tmp_path: Path
 ) -> None:
