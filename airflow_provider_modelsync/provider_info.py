@@ -203,7 +203,11 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
         "ui-field-behaviour": {
             "hidden-fields": ["schema"],
             "relabeling": {"host": "Registry", "login": "User name", "password": "Password or token"},
-            "placeholders": {"host": "https://harbor.example.com/team", "login": "robot$airflow", "port": "443"},
+            "placeholders": {
+                "host": "e.g. https://harbor.example.com/team",
+                "login": "e.g. robot$airflow",
+                "port": "e.g. 443",
+            },
         },
         "conn-fields": {
             "repositories": _field(
@@ -219,7 +223,7 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
         "ui-field-behaviour": {
             "hidden-fields": ["schema"],
             "relabeling": {"host": "Tracking URI", "login": "User name", "password": "Password"},
-            "placeholders": {"host": "https://mlflow.example.com", "login": "none when empty", "port": "443"},
+            "placeholders": {"host": "e.g. https://mlflow.example.com", "login": "none when empty", "port": "e.g. 443"},
         },
         "conn-fields": {
             "token": _field(
@@ -249,7 +253,11 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
         "ui-field-behaviour": {
             "hidden-fields": ["schema", "login"],
             "relabeling": {"host": "Base URL", "password": "Token"},
-            "placeholders": {"host": "https://huggingface.co", "password": "public models need none", "port": "443"},
+            "placeholders": {
+                "host": "e.g. https://huggingface.co",
+                "password": "public models need none",
+                "port": "e.g. 443",
+            },
         },
         "conn-fields": {
             "namespace": _field(

@@ -168,6 +168,13 @@ def test_the_browser_s_tests_know_this_form_and_a_server_for_it(declared: dict[s
 
 
 @each_type
+def test_no_placeholder_looks_like_a_value(declared: dict[str, Any]) -> None:
+    shown = declared["ui-field-behaviour"]["placeholders"]
+
+    assert {name: text for name, text in shown.items() if " " not in text} == {}
+
+
+@each_type
 def test_every_form_field_is_read_by_the_registry(declared: dict[str, Any]) -> None:
     settings = resolve_name(declared["hook-class-name"]).registry_type().settings_type
 
