@@ -188,7 +188,7 @@ format: $(READY)
 
 lock: $(READY)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-header --group dev --extra amazon --extra azure --extra examples --extra fast --extra gcs --extra pieces pyproject.toml --output-file requirements/dev.txt
+		--no-header --group dev --extra amazon --extra azure --extra examples --extra fast --extra gcs --extra pieces --extra signing pyproject.toml --output-file requirements/dev.txt
 
 # The environments of other Airflows: what there was on the day that each was released.
 lock-airflow: $(AIRFLOWS:%=lock-airflow-%)

@@ -131,7 +131,8 @@ def delete(args: argparse.Namespace, session: Session) -> Answer:
 @command
 def deploy(args: argparse.Namespace, session: Session) -> Answer:
     """Have a model served."""
-    return _deployed(session.hook(args.conn_id).deploy(args.deployment, args.model, config=args.config))
+    hook = session.hook(args.conn_id)
+    return _deployed(hook.deploy(args.deployment, args.model, config=args.config, **_checks(args)))
 
 
 @command
@@ -194,6 +195,10 @@ def wait(args: argparse.Namespace, session: Session) -> Answer:
             raise NotReady(f"{args.model} is not there yet{state}", model=args.model, connection=args.conn_id)
         session.cancel.sleep(min(pause, rest))
     return Answer(found.to_json(), [(f"{found.ref} is there",)])
+
+
+def _checks(args: argparse.Namespace) -> dict[str, Any]:
+    return {"allowed_formats": args.allow_format or None, "scan": args.scan}
 
 
 def _deployed(deployment: Deployment) -> Answer:
@@ -274,6 +279,7 @@ def pull(args: argparse.Namespace, session: Session) -> Answer:
             threads=args.threads,
             part_size_mib=args.part_size_mib,
             on_reference=args.on_reference,
+            **_checks(args),
         )
 
     with session.progress(hook, f"pulling {args.model}"):
@@ -290,6 +296,7 @@ def pull(args: argparse.Namespace, session: Session) -> Answer:
                 choice=Choice(args.include, args.exclude),
                 force=args.force,
                 cancel=session.cancel,
+                look_again=any(_checks(args).values()),
             )
     version = pulled.version
     if pulled.is_elsewhere:
@@ -314,7 +321,7 @@ def sync(args: argparse.Namespace, session: Session) -> Answer:
         keep_last=args.keep_last,
     )
     with session.progress(target, "syncing"):
-        report = source.sync_to(target, selection, dry_run=args.dry_run)
+        report = source.sync_to(target, selection, dry_run=args.dry_run, **_checks(args))
     told = [
         *map(str, report.versions),
         *(f"{alias} points to {ref}" for alias, ref in report.aliases.items()),

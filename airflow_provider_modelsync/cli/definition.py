@@ -78,6 +78,10 @@ _FILES = (
     _repeated("--include", "PATTERN", "Only files that a pattern of .gitignore's kind matches; may be repeated", str),
     _repeated("--exclude", "PATTERN", "No files that such a pattern matches; may be repeated", str),
 )
+_CHECKS = (
+    _repeated("--allow-format", "FORMAT", "All files must be of such a format, as safetensors; may be repeated", str),
+    Arg(("--scan",), help="An entry point of modelsync.scanners or a command that looks at the files first"),
+)
 
 
 def _in_group(group: str, do: str) -> Callable[[argparse.Namespace], None]:
@@ -161,6 +165,7 @@ def get_modelsync_cli_commands() -> list[GroupCommand]:
                         _DEPLOYMENT,
                         _CONNECTION,
                         Arg(("--config",), help="A JSON object that the system reads", type=_json_object),
+                        *_CHECKS,
                         *_COMMON,
                     ),
                 ),
@@ -314,6 +319,7 @@ def get_modelsync_cli_commands() -> list[GroupCommand]:
                         ),
                         _switch("--force", "Replace whatever the target holds, once the new copy is verified"),
                         _switch("--no-verify", "Do not compare the bytes with the version's digest"),
+                        *_CHECKS,
                         *_COMMON,
                     ),
                 ),
@@ -340,6 +346,7 @@ def get_modelsync_cli_commands() -> list[GroupCommand]:
                         _switch("--aliases", "Have the target's aliases point to what the source's do"),
                         _switch("--delete-extra", "Delete versions in the target that the source has not any more"),
                         Arg(("--keep-last",), help="So many of the newest in the target stay", type=_count),
+                        *_CHECKS,
                         _switch("--dry-run", "Only say what would be copied"),
                         *_COMMON,
                     ),

@@ -301,6 +301,13 @@ def whole_numbers(value: Any) -> list[int]:
     return numbers
 
 
+def _command(value: Any) -> str | list[str]:
+    """Read a command: text, or a list of its words."""
+    if isinstance(value, (list, tuple)) or (isinstance(value, str) and value.lstrip()[:1] == "["):
+        return _list(value, _text)
+    return _text(value)
+
+
 def _models(value: Any) -> list[str]:
     return _list(value, _model_name)
 
@@ -364,6 +371,7 @@ Facts = Annotated[Mapping[str, Any], Reads(_facts)]  # JSON values; what has the
 Options = Annotated[Mapping[str, Any], Reads(_object)]
 OptionsByName = Annotated[Mapping[str, Mapping[str, Any]], Reads(_objects)]
 Patterns = Annotated[Sequence[str], Reads(_patterns)]
+Command = Annotated[str | Sequence[str], Reads(_command)]
 ModelNames = Annotated[Sequence[str], Reads(_models)]
 Versions = Annotated[Any, Reads(_versions)]
 Count = Annotated[int, Reads(_count)]

@@ -174,6 +174,12 @@ class UnsafeArchive(Permanent):
     remedy = "Have whoever made the archive make it anew without what is refused"
 
 
+class UntrustedModel(Permanent):
+    """A model is not one that may be used here: by its format, a scanner, or its signature."""
+
+    remedy = "Have whoever vouches for the model look at it, and push it anew"
+
+
 class DigestMismatch(Permanent):
     """The stored bytes are not those that were pushed; seen twice in a row."""
 

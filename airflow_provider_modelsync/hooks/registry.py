@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 from airflow_provider_modelsync.compat import AirflowException, AirflowNotFoundException, BaseHook, aget_connection
 from airflow_provider_modelsync.core.arguments import (
+    Command,
     Conditions,
     Count,
     DeploymentName,
@@ -385,6 +386,8 @@ class RegistryHook(BaseHook, ABC):
         part_size_mib: PartSize | None = None,
         on_reference: OnReference = "fail",
         reference_conn_id: Text | None = None,
+        allowed_formats: Patterns | None = None,
+        scan: Command | None = None,
     ) -> PulledModel:
         """Pull a model.
 
@@ -405,13 +408,18 @@ class RegistryHook(BaseHook, ABC):
         :param on_reference: what becomes of a version that only points elsewhere: ``"fail"``, or ``"skip"``: then
             there is nothing to pull, and no path.
         :param reference_conn_id: the connection to the registry that such a version points to: it is pulled from there.
+        :param allowed_formats: of which all files must be, by what they hold, as ``["safetensors", "json"]``.
+        :param scan: what looks at the files before they are visible: the name of an entry point, or a command.
         :raises ModelNotFound: when no ready version is chosen.
         :raises TargetExists: when the target holds something else.
         :raises DigestMismatch: when the stored bytes are not those that were pushed.
+        :raises UntrustedModel: when the model does not stand the checks.
         """
+        from airflow_provider_modelsync.core.verbs.checks import Checks
         from airflow_provider_modelsync.core.verbs.pull import Referred, pull
 
         with self._named(model), self._session(threads) as (registry, driver), ExitStack() as stack:
+            checks = Checks.of(allowed_formats=allowed_formats, scan=scan)
             referred = None
             if reference_conn_id:
                 other = get_registry_hook(reference_conn_id)
@@ -433,9 +441,33 @@ class RegistryHook(BaseHook, ABC):
                     exclude=exclude,
                     on_reference=on_reference,
                     referred=referred,
+                    checks=checks,
                 )
                 note(pulled.version.transfer)
             return pulled
+
+    @as_understood
+    def inspect(
+        self,
+        model: Reference,
+        *,
+        labels: Labels | None = None,
+        query: Text | None = None,
+        allowed_formats: Patterns | None = None,
+        scan: Command | None = None,
+    ) -> ModelVersion:
+        """Look at a model as :meth:`pull` would, and keep nothing of it. Parameters and errors as there.
+
+        :return: the exact version that was looked at.
+        """
+        from airflow_provider_modelsync.core.verbs.checks import Checks
+        from airflow_provider_modelsync.core.verbs.pull import inspect
+
+        with self._named(model), self._session() as (registry, driver):
+            checks = Checks.of(allowed_formats=allowed_formats, scan=scan)
+            control = self._control(registry, f"looking at {model}", None)
+            wanted = registry.query(query, labels)
+            return inspect(registry, driver, registry.parse(model), control, query=wanted, checks=checks)
 
     async def apush(self, *args: Any, **kwargs: Any) -> ModelVersion:
         """As :meth:`push`, for ``async`` tasks: bytes move in threads, and end when the awaiting task is cancelled."""
@@ -454,6 +486,8 @@ class RegistryHook(BaseHook, ABC):
         dry_run: Flag = False,
         checkpoint: CheckpointStore | None = None,
         on_copied: Callable[[SyncedVersion], None] | None = None,
+        allowed_formats: Patterns | None = None,
+        scan: Command | None = None,
     ) -> SyncReport:
         """Bring versions of this registry into another.
 
@@ -462,9 +496,12 @@ class RegistryHook(BaseHook, ABC):
         :param dry_run: only say what would be copied.
         :param checkpoint: where tries remember what is done.
         :param on_copied: told of each copy as soon as it is published, from the threads that copy.
+        :param allowed_formats: as for :meth:`pull`; what is refused has failed, and nothing of it goes to the target.
+        :param scan: likewise.
         :return: what became of each version; a failing model does not stop the others and raises nothing.
         :raises NotSupported: when this registry cannot be read or the other cannot be written.
         """
+        from airflow_provider_modelsync.core.verbs.checks import Checks
         from airflow_provider_modelsync.core.verbs.sync import Side, sync
 
         with (
@@ -475,10 +512,11 @@ class RegistryHook(BaseHook, ABC):
         ):
             sides = Side(source_registry, source_driver), Side(target_registry, target_driver)
             control = target._control(target_registry, "syncing", checkpoint)
+            checks = Checks.of(allowed_formats=allowed_formats, scan=scan)
             if dry_run:
                 return sync(*sides, selection, control, dry_run=True)
             with measured("sync", control.tally, {**target._tags(), **self._tags("source_")}) as note:
-                report = sync(*sides, selection, control, on_copied=on_copied)
+                report = sync(*sides, selection, control, on_copied=on_copied, checks=checks)
                 note(report)
             return report
 
@@ -657,7 +695,13 @@ class RegistryHook(BaseHook, ABC):
 
     @as_understood
     def deploy(
-        self, deployment: DeploymentName | None, model: Reference, *, config: Options | None = None
+        self,
+        deployment: DeploymentName | None,
+        model: Reference,
+        *,
+        config: Options | None = None,
+        allowed_formats: Patterns | None = None,
+        scan: Command | None = None,
     ) -> Deployment:
         """Have a model served; return once the request is accepted. What runs exactly so already is left alone.
 
@@ -666,11 +710,15 @@ class RegistryHook(BaseHook, ABC):
         :param deployment: its name.
         :param model: ``name`` or ``name:latest`` for the newest ready version, ``name:version`` for an exact one.
         :param config: what the system understands.
+        :param allowed_formats: as for :meth:`pull`: the model is looked at first, and exactly that version deployed.
+        :param scan: likewise.
         :raises InvalidInput: for a name or a configuration that is refused before anything is sent.
         :raises NotSupported: where the system does not deploy.
         """
         from airflow_provider_modelsync.core.verbs.fetch import fetch, needs_fetch
 
+        if allowed_formats is not None or scan:
+            model = self.inspect(model, allowed_formats=allowed_formats, scan=scan).ref
         with self._named(model), self._session() as (registry, driver):
             deploys = Deploys.of(registry)
             ref, config = registry.parse(model), config or {}

@@ -22,9 +22,11 @@ from pydantic import ValidationError
 
 from airflow_provider_modelsync.compat import AirflowTaskTimeout
 from airflow_provider_modelsync.core.arguments import (
+    Command,
     DeploymentName,
     Flag,
     Options,
+    Patterns,
     Reference,
     Seconds,
     Span,
@@ -232,6 +234,10 @@ class DeployModelOperator(_DeploymentOperator):
     :param model: ``name`` or ``name:latest`` for the newest ready version, ``name:version`` for an exact one
         (templated).
     :param config: what the system understands (templated). Values of environment variables are masked.
+    :param allowed_formats: of which all files of the model must be, by what they hold, as ``["safetensors", "json"]``:
+        it is pulled and looked at first, and exactly that version deployed (templated).
+    :param scan: what looks at the files likewise: the name of an entry point in the group ``modelsync.scanners``, or a
+        command, which ends with 0 when they are clean (templated).
     :param wait_for_completion: return once the deployment answers requests, not only once it is accepted (templated).
     :param timeout: how long to wait for that, in seconds or as a timedelta (templated).
     :param poll_interval: seconds between two looks while waiting (templated).
@@ -251,11 +257,15 @@ class DeployModelOperator(_DeploymentOperator):
         model: Reference,
         deployment: DeploymentName | None = None,
         config: Options | None = None,
+        allowed_formats: Patterns | None = None,
+        scan: Command | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(deployment=deployment, **kwargs)
         self.model = model
         self.config = config
+        self.allowed_formats = allowed_formats
+        self.scan = scan
 
     @property
     def _served(self) -> str:
@@ -269,6 +279,7 @@ class DeployModelOperator(_DeploymentOperator):
     def execute(self, context: Context) -> dict[str, JsonValue]:
         self._mask()  # again: that method is Airflow's own, and logs are not to depend on it
         with self.attempt():
+            self._inspect(context)
             deadline = self.deadline_in(_seconds(self.timeout))
             self._fetch(context, deadline)
             return self._roll_out(context, deadline)
@@ -297,6 +308,12 @@ class DeployModelOperator(_DeploymentOperator):
         self.log.warning("%s; beginning it anew", error)
         _Memory(TaskCheckpoint.of(context), self._asked()).forget()
         return self._roll_out(context, deadline or self.deadline_in(_seconds(self.timeout)))
+
+    def _inspect(self, context: Context) -> None:
+        """Look at the model, if that is asked for; what is deployed then is exactly the version that was looked at."""
+        if self.allowed_formats is not None or self.scan:
+            hook = self.get_hook(context)
+            self.model = hook.inspect(self.model, allowed_formats=self.allowed_formats, scan=self.scan).ref
 
     def _fetch(self, context: Context, deadline: float) -> None:
         hook = self.get_hook(context)

@@ -182,17 +182,23 @@ def pull_into(
     choice: Choice,
     force: bool,
     cancel: CancelToken,
+    look_again: bool = False,
 ) -> PulledModel:
     """Pull files of a model into object storage, by way of this machine, unless they are there already.
 
     :param pull: given a directory and the exact version, pulls it there.
+    :param look_again: pull it even when it is there already: it has to stand checks.
     :raises InvalidInput: when the target is the root of a bucket.
     :raises TargetExists: when the target holds what no pull of the same model has put there.
     """
     registry = hook.get_conn()
     remote = _RemoteTarget(target, registry.identity, choice, force=force, cancel=cancel, store=registry.prefix)
     version = hook.get(model, labels=labels, query=query)
-    if (held := remote.held(version)) is not None:
+    held = remote.held(version)
+    if held is not None and look_again:
+        with tempfile.TemporaryDirectory(prefix="modelsync-") as scratch:
+            pull(Path(scratch) / "model", version.ref)
+    if held is not None:
         log.info("%s already holds %s: nothing is pulled", target, version.ref)
         version = version.moved(TransferStats(skipped=True))
         return PulledModel(path=None, version=version, digest=held, is_partial=not choice.is_all)

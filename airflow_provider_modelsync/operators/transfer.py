@@ -15,6 +15,7 @@ from airflow.sdk.definitions.asset import AssetRef
 
 from airflow_provider_modelsync.assets import model_asset
 from airflow_provider_modelsync.core.arguments import (
+    Command,
     Count,
     Facts,
     Flag,
@@ -225,6 +226,10 @@ class PullModelOperator(RegistryOperator):
         models do: ``"fail"``, or ``"skip"``: then there is nothing to pull, and no ``path`` (templated).
     :param reference_conn_id: the connection to the registry that such a version points to: it is pulled from there
         (templated).
+    :param allowed_formats: of which all files must be, by what they hold, as ``["safetensors", "json"]``; all when left
+        out (templated).
+    :param scan: what looks at the files before they are visible: the name of an entry point in the group
+        ``modelsync.scanners``, or a command, which ends with 0 when they are clean (templated).
     :param timeout: how long to wait for the system's own host, in seconds or as a timedelta (templated).
     :param poll_interval: seconds between two looks while waiting for it (templated).
     :param deferrable: wait for it in the triggerer instead of a worker slot. Give such a task a retry (templated).
@@ -251,6 +256,8 @@ class PullModelOperator(RegistryOperator):
         part_size_mib: PartSize | None = None,
         on_reference: OnReference = "fail",
         reference_conn_id: Text | None = None,
+        allowed_formats: Patterns | None = None,
+        scan: Command | None = None,
         timeout: Span = 6 * 3600,
         poll_interval: Seconds = DEFAULT_POLL_INTERVAL,
         deferrable: Flag = DEFERRABLE,
@@ -269,6 +276,8 @@ class PullModelOperator(RegistryOperator):
         self.part_size_mib = part_size_mib
         self.on_reference = on_reference
         self.reference_conn_id = reference_conn_id
+        self.allowed_formats = allowed_formats
+        self.scan = scan
         self.timeout = timeout
         self.poll_interval = poll_interval
         self.deferrable = deferrable
@@ -278,6 +287,11 @@ class PullModelOperator(RegistryOperator):
             if self.target is None:
                 if self.include or self.exclude:
                     raise InvalidInput("the system's own host has models as a whole only", argument="include")
+                if self.allowed_formats is not None or self.scan:
+                    raise InvalidInput(
+                        "what the system's own host fetches passes by no worker: nothing can be checked",
+                        argument="target",
+                    )
                 return self._finish(context, PulledModel(path=None, version=self._fetch(context)))
             target = resolve(self.target, "target")
             if not isinstance(target, ObjectStoragePath):
@@ -294,6 +308,7 @@ class PullModelOperator(RegistryOperator):
                     choice=hook.get_conn().choice_type(self.include, self.exclude),
                     force=self.force,
                     cancel=self._cancel_token,
+                    look_again=self.allowed_formats is not None or bool(self.scan),
                 )
             return self._finish(context, pulled, None if pulled.is_elsewhere else str(target))
 
@@ -352,6 +367,8 @@ class PullModelOperator(RegistryOperator):
             part_size_mib=self.part_size_mib,
             on_reference=self.on_reference,
             reference_conn_id=self.reference_conn_id,
+            allowed_formats=self.allowed_formats,
+            scan=self.scan,
         )
 
 
@@ -376,6 +393,10 @@ class SyncModelsOperator(ModelSyncOperator):
     :param delete_extra: delete those versions of the models in the target that the source has not any more. The newest
         ready version stays, and what is aliased or deployed there (templated).
     :param keep_last: so many of the newest versions in the target stay all the same (templated).
+    :param allowed_formats: of which all files must be, by what they hold, as ``["safetensors", "json"]``; all when left
+        out (templated).
+    :param scan: what looks at the files before anything goes to the target: the name of an entry point in the group
+        ``modelsync.scanners``, or a command, which ends with 0 when they are clean (templated).
     :param fail_on_error: fail the task, once everything else is copied, when a model has failed (templated).
     :param dry_run: copy nothing, say what would be copied (templated).
     :return: ``counts`` and lists of what was ``copied``, ``skipped`` and ``failed``; where there are any, ``aliases``
@@ -403,6 +424,8 @@ class SyncModelsOperator(ModelSyncOperator):
         aliases: Flag = False,
         delete_extra: Flag = False,
         keep_last: Count | None = None,
+        allowed_formats: Patterns | None = None,
+        scan: Command | None = None,
         fail_on_error: Flag = True,
         dry_run: Flag = False,
         **kwargs: Any,
@@ -420,6 +443,8 @@ class SyncModelsOperator(ModelSyncOperator):
         self.aliases = aliases
         self.delete_extra = delete_extra
         self.keep_last = keep_last
+        self.allowed_formats = allowed_formats
+        self.scan = scan
         self.fail_on_error = fail_on_error
         self.dry_run = dry_run
 
@@ -448,6 +473,8 @@ class SyncModelsOperator(ModelSyncOperator):
                 dry_run=self.dry_run,
                 checkpoint=checkpoint,
                 on_copied=copies.add,
+                allowed_formats=self.allowed_formats,
+                scan=self.scan,
             )
             if not report.dry_run:
                 self._trace_copies(source, target, report.of("copied"))

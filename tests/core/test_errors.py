@@ -36,6 +36,7 @@ PERMANENT = {
     "NotSupported",
     "Unauthorized",
     "UnsafeArchive",
+    "UntrustedModel",
     "DigestMismatch",
     "VersionFailed",
     "DeploymentFailed",

@@ -60,7 +60,9 @@ BUCKET = "models"
 _STORES = {"modelsync_default": "srv/models", "modelstore_default": "srv/shared", "backup": "srv/backup"}
 _ROOTS = re.compile(r"(?<![\w.])/(data|srv)(?=/)")
 _WORK = "/tmp/modelsync"  # the tutorial's, and never the test's
-_MODEL = {"model.onnx": bytes(range(256)) * 229, "labels.json": b'["0", "1", "2"]\n'}
+# Two fields of a ModelProto, its version and its graph, whose bytes are nobody's.
+_ONNX = b"\x08\x08\x3a\xfa\xc9\x03" + bytes(range(256)) * 229
+_MODEL = {"model.onnx": _ONNX[: 256 * 229], "labels.json": b'["0", "1", "2"]\n'}
 _BENTO = {"name": "fraud", "version": "b1", "service": "service:Fraud", "labels": {}, "spec": 2}
 
 

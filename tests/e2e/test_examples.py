@@ -173,6 +173,19 @@ def test_nightly_sync(airflow: LocalAirflow, source: Path) -> None:
     assert (copy.digest, copy.labels) == (pushed.digest, {"of": "the night"})
 
 
+def test_sync_into_production(airflow: LocalAirflow, base: Path, source: Path) -> None:
+    (base / "plain").mkdir()
+    (base / "plain" / "model.json").write_text("{}")
+    ModelStoreHook("modelsync_default").push(base / "plain", "plain:v1")
+    ModelStoreHook("modelsync_default").push(source, "unplain:v1")  # raw weights
+
+    run = Run.start(airflow, "sync_into_production")
+
+    assert run.end() == "failed"
+    assert "unplain:v1 holds what is not allowed: 'weights.bin' (other)" in run.log("sync")
+    assert [one.ref for one in ModelStoreHook("modelstore_default").list_models("plain")] == ["plain:v1"]
+
+
 def test_train_push_oci(airflow: LocalAirflow, oci: OCIStandIn) -> None:
     run = Run.start(airflow, "train_push_oci").succeed()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,25 @@ def test_every_night_what_is_missing_is_copied(
     for name in MODELS:
         original = BentoCloudHook().get(f"{name}:v1")
         assert (copies[name].digest, copies[name].labels) == (original.digest, {"of": name})
+
+
+def test_into_production_goes_what_holds_no_pickle(airflow_database: Path, tmp_path: Path, connect: Connect) -> None:
+    connect("modelsync_default", conn_type="modelstore", host=(tmp_path / "teams").as_uri())
+    connect("modelstore_default", conn_type="modelstore", host=(tmp_path / "production").as_uri())
+    for name, file, content in (
+        ("digits", "model.json", b"{}"),
+        ("fraud", "model.safetensors", pickle.dumps({"weights": [1.0]})),
+    ):
+        model = tmp_path / name
+        model.mkdir()
+        (model / file).write_bytes(content)
+        ModelStoreHook("modelsync_default").push(model, f"{name}:v1")
+
+    state, _ = run("sync_into_production")
+
+    assert state == "failed"
+    assert [version.ref for version in ModelStoreHook().list_models()] == ["digits:v1"]
+    assert not (tmp_path / "production" / "fraud").exists()
 
 
 def test_each_model_is_a_task_of_its_own(airflow_database: Path, both: tuple[BentoCloudStandIn, S3StandIn]) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -44,6 +45,7 @@ from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, GetArchi
 from airflow_provider_modelsync.core.transfer.progress import OUTCOME, readable
 from airflow_provider_modelsync.core.transfer.room import require_room
 from airflow_provider_modelsync.core.verbs import placed
+from airflow_provider_modelsync.core.verbs.checks import NO_CHECKS, Checks
 from airflow_provider_modelsync.core.verbs.drive import mover_for
 from airflow_provider_modelsync.core.verbs.fetch import fetch
 from airflow_provider_modelsync.core.verbs.placed import Put
@@ -68,6 +70,7 @@ def pull(
     exclude: Sequence[str] | None = None,
     on_reference: str = "fail",
     referred: Referred | None = None,
+    checks: Checks = NO_CHECKS,
 ) -> PulledModel:
     """Bring a model onto this machine, or onto the system's own host where that is what it offers.
 
@@ -90,15 +93,21 @@ def pull(
     :param on_reference: what becomes of a version that only points elsewhere: ``"fail"``, or ``"skip"``, which leaves
         the target alone and returns no path.
     :param referred: where such a version is pulled from instead.
+    :param checks: what the model must stand before it is visible; a target that holds it already, before it is told so.
     :raises InvalidInput: when a target is needed and missing, or no file is chosen.
     :raises NotSupported: when there is one, and the system gives out no models.
     :raises TargetExists: when the target holds something else.
     :raises DigestMismatch: when the stored bytes are not those pushed, seen twice.
+    :raises UntrustedModel: when the model does not stand the checks; the target is left as it is.
     """
     choice = registry.choice_type(include, exclude)
     if target is None:
         if not choice.is_all:
             raise InvalidInput("the system's own host has models as a whole only", argument="include")
+        if checks:
+            raise InvalidInput(
+                "what the system's own host fetches passes by no worker: nothing can be checked", argument="target"
+            )
         return fetch(registry, driver, ref, query=query, patience=patience or Patience())
     registry.require(Capability.PULL)
     place = places.target(target, store=registry.directory)
@@ -108,7 +117,7 @@ def pull(
     if version.reference is not None and referred is not None:
         if not choice.is_all:
             raise InvalidInput(f"the record of {version.ref} chooses its files by itself", argument="include")
-        return _follow(version, version.reference, referred, place, control, force=force, verify=verify)
+        return _follow(version, version.reference, referred, place, control, force=force, verify=verify, checks=checks)
     if version.reference is not None and on_reference == "skip":
         log.info("%s only points to %s: there is nothing to pull", version.ref, version.reference)
         return PulledModel(path=None, version=version.moved(TransferStats(skipped=True)), is_elsewhere=True)
@@ -133,6 +142,7 @@ def pull(
         wanted = version.digest if plan is None else plan.digest
         into = _Target(place, registry.identity, version, choice, control, force, learn)
         if (held := into.look(wanted)) is not None:
+            checks.inspect(place, version.ref, control.cancel)
             log.info("%s already holds %s: nothing is pulled", place, version.ref)
             durable.clear_up(place)
             return done(TransferStats(skipped=True), held)
@@ -146,6 +156,7 @@ def pull(
                 plan,
                 lambda staging: download(plan.way, version.ref, staging, control, driver, mover),
                 verify=verify,
+                checks=checks,
             )
     except (DigestMismatch, ModelNotFound):
         now = driver.run(registry.read_version(version.name, version.version))
@@ -179,6 +190,7 @@ def _follow(
     *,
     force: bool,
     verify: bool,
+    checks: Checks,
 ) -> PulledModel:
     """Pull what a record points to, exactly that and nothing else."""
     ref = referred.registry.referred(reference)
@@ -194,6 +206,7 @@ def _follow(
         verify=verify,
         include=reference.include or None,
         exclude=reference.exclude or None,
+        checks=checks,
     )
     size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
     if version.size_bytes not in (None, 0, size):
@@ -316,7 +329,9 @@ class _Target:
             placed.remember(self.place, put, staging)
 
 
-def _fill(target: _Target, plan: DownloadPlan, download_into: _Download, *, verify: bool) -> tuple[TransferStats, str]:
+def _fill(
+    target: _Target, plan: DownloadPlan, download_into: _Download, *, verify: bool, checks: Checks
+) -> tuple[TransferStats, str]:
     """Fill the target; return what was moved, and the digest of what lies there."""
     version, place, control = plan.version, target.place, target.control
     size = version.size_bytes if plan.choice.is_all or plan.files is None else sum(file.size for file in plan.files)
@@ -335,11 +350,35 @@ def _fill(target: _Target, plan: DownloadPlan, download_into: _Download, *, veri
         require_room(place.parent, size or 0, staging=staging.path, argument="target")
         pulled = _fetch_verified(plan, staging.path, download_into, verify=verify)
         digest = digest_of(pulled.files)
+        checks.inspect(staging.path, version.ref, control.cancel)
         with target.announced(staging, digest):
             durable.sync_file_system(staging.path)
             _move_in(staging, target, digest)
         durable.sync_directory(place.parent)
     return TransferStats(sent_bytes=pulled.moved_bytes, resumed_bytes=pulled.resumed_bytes), digest
+
+
+def inspect(
+    registry: Registry, driver: SyncDriver, ref: ModelRef, control: Control, *, query: Query, checks: Checks
+) -> ModelVersion:
+    """Look at a model as a pull would, and keep nothing of it.
+
+    :param registry: where it is.
+    :param driver: runs the registry's flows.
+    :param ref: the model, as for :func:`pull`.
+    :param control: how to cancel, what to tell.
+    :param query: chooses among ready versions.
+    :param checks: what it must stand.
+    :return: the exact version that was looked at.
+    :raises InvalidInput: where the system gives out no models.
+    :raises UntrustedModel: when it does not stand the checks.
+    """
+    if Capability.PULL not in registry.capabilities:
+        raise InvalidInput(f"{registry.title} gives out no models: what it serves cannot be checked", argument="model")
+    with tempfile.TemporaryDirectory(prefix="modelsync-") as scratch:
+        control = replace(control, checkpoint=None, is_last_try=True)
+        target = Path(scratch) / "model"
+        return pull(registry, driver, ref, target, control, query=query, checks=checks).version
 
 
 def _fetch_verified(plan: DownloadPlan, staging: Path, download_into: _Download, *, verify: bool) -> Pulled:

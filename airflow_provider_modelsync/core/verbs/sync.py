@@ -47,6 +47,7 @@ from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.plan import DownloadPlan
 from airflow_provider_modelsync.core.transfer.progress import OUTCOME
 from airflow_provider_modelsync.core.transfer.stored import StoredModel
+from airflow_provider_modelsync.core.verbs.checks import NO_CHECKS, Checks
 from airflow_provider_modelsync.core.verbs.drive import mover_for
 from airflow_provider_modelsync.core.verbs.prune import delete_extra
 from airflow_provider_modelsync.core.verbs.pull import pull
@@ -147,6 +148,7 @@ def sync(
     *,
     dry_run: bool = False,
     on_copied: Callable[[SyncedVersion], None] | None = None,
+    checks: Checks = NO_CHECKS,
 ) -> SyncReport:
     """Bring versions of one registry into another.
 
@@ -159,6 +161,8 @@ def sync(
     :param control: how to cancel, where to remember; its worker count is that of each of two models at a time.
     :param dry_run: only say what would be copied.
     :param on_copied: told of each copy as soon as it is published, from the threads that copy.
+    :param checks: what a version must stand before anything of it goes to the target. With any, versions are copied by
+        way of this machine.
     :raises NotSupported: when the source cannot be read or the target cannot be written.
     :raises InvalidInput: when two models would become one, or one store lies in the other.
     """
@@ -173,7 +177,7 @@ def sync(
             raise InvalidInput("with only some of the files, nothing tells which are extra", argument="delete_extra")
     if source.registry.overlaps(target.registry):
         raise InvalidInput("the two model stores lie in one another", argument="target_conn_id")
-    return _Sync(source, target, selection, control, dry_run, on_copied).run()
+    return _Sync(source, target, selection, control, dry_run, on_copied, checks).run()
 
 
 class _Sync:
@@ -185,6 +189,7 @@ class _Sync:
         control: Control,
         dry_run: bool,
         on_copied: Callable[[SyncedVersion], None] | None,
+        checks: Checks,
     ) -> None:
         self._source = source
         self._target = target
@@ -192,6 +197,7 @@ class _Sync:
         self._control = control
         self._dry_run = dry_run
         self._on_copied = on_copied
+        self._checks = checks
         self._done: list[SyncedVersion] = []
         self._aliases: dict[str, str] = {}
         self._deleted: list[str] = []
@@ -410,11 +416,12 @@ class _Sync:
     ) -> tuple[ModelVersion, tuple[str, ...]]:
         """Push what a version holds; return the new version, and what the target has no room for."""
         source = self._source
-        with closing(mover_for(source.registry, control)) as mover:
-            stored = StoredModel.of(plan, control, source.driver, mover, source.blamed)
-            if stored is not None:
-                return self._push(stored, version, ref, control)
-        # Files whose hashes are told only by reading them: one copy, which a later try finds again.
+        if not self._checks:
+            with closing(mover_for(source.registry, control)) as mover:
+                stored = StoredModel.of(plan, control, source.driver, mover, source.blamed)
+                if stored is not None:
+                    return self._push(stored, version, ref, control)
+        # Files that must be looked at, or whose hashes are told only by that: one copy, which a later try finds again.
         try:
 
             def keep(staging: Path, error: BaseException) -> bool:
@@ -446,6 +453,7 @@ class _Sync:
                 force=True,
                 include=self._selection.include,
                 exclude=self._selection.exclude,
+                checks=self._checks,
             )
         tree = read_tree(place, cancel=control.cancel)
         if tree.digest != pulled.digest or version.digest not in (None, pulled.version.digest):

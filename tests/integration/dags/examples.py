@@ -12,6 +12,7 @@ _NAMES = (
     "nightly_sync",
     "pieces_local_model",
     "supervisely_batch_predict",
+    "sync_into_production",
     "taskflow",
 )
 EXAMPLES = {name: runpy.run_path(str(_DIRECTORY / f"{name}.py"))[name] for name in _NAMES}
