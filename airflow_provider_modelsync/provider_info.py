@@ -62,6 +62,30 @@ _HTTP = {
     ),
 }
 
+# For registries that keep signatures of models.
+_TRUST = {
+    "signatures": _field(
+        "Signatures",
+        "string",
+        "Of what is pulled and synced: looked at by none, warned of, or required.",
+        enum=["off", "warn", "require"],
+        section="Trust",
+    ),
+    "trusted_signers": _field(
+        "Trusted signers",
+        "string",
+        "Files of public keys or certificates on the workers, or identity|issuer; separated by commas.",
+        section="Trust",
+    ),
+    "signing_key": _field(
+        "Signing key", "string", "PEM file on the workers that pushes sign with; none when empty.", section="Trust"
+    ),
+    "signing_key_password": _field("Key's password", "string", "Of that file.", format="password", section="Trust"),
+    "signing_certificate": _field(
+        "Signing certificate", "string", "PEM file, where the key has one, with its chain.", section="Trust"
+    ),
+}
+
 # Of no use where no model moves to or from the worker.
 _FOR_BYTES = {*_EVERY_TRANSFER, "part_size_mib", "presigned_hosts"}
 
@@ -123,6 +147,7 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
             ),
             "workload_identity_tenant_id": _field("Workload identity tenant", "string", "Where it is registered."),
             **_HTTP,
+            **_TRUST,
         },
     },
     {

@@ -18,7 +18,7 @@ from airflow.sdk import ObjectStoragePath
 from airflow_provider_modelsync.cli.session import FAILED, TRY_AGAIN, Answer, Session, command
 from airflow_provider_modelsync.core.archive.choice import BY_HABIT, Choice
 from airflow_provider_modelsync.core.arguments import looks_structured, seconds, structure
-from airflow_provider_modelsync.core.errors import Cancelled, NotReady, Retryable
+from airflow_provider_modelsync.core.errors import Cancelled, ModelNotFound, NotReady, Retryable
 from airflow_provider_modelsync.core.models import Deployment, ModelVersion, PulledModel, Query, SyncReport
 from airflow_provider_modelsync.core.text import span
 from airflow_provider_modelsync.core.transfer.progress import readable
@@ -198,7 +198,12 @@ def wait(args: argparse.Namespace, session: Session) -> Answer:
 
 
 def _checks(args: argparse.Namespace) -> dict[str, Any]:
-    return {"allowed_formats": args.allow_format or None, "scan": args.scan}
+    return {
+        "allowed_formats": args.allow_format or None,
+        "scan": args.scan,
+        "signatures": args.signatures,
+        "trusted_signers": args.trusted_signer or None,
+    }
 
 
 def _deployed(deployment: Deployment) -> Answer:
@@ -236,6 +241,16 @@ def show(args: argparse.Namespace, session: Session) -> Answer:
 
 
 @command
+def signature(args: argparse.Namespace, session: Session) -> Answer:
+    """Print what is kept of signatures."""
+    kept = session.hook(args.conn_id).signatures(args.model)
+    if not kept:
+        raise ModelNotFound(f"{args.model} has no signature", model=args.model, connection=args.conn_id)
+    told = [one.decode("utf-8", "replace") for one in kept]
+    return Answer(told, [(one,) for one in told])
+
+
+@command
 def push(args: argparse.Namespace, session: Session) -> Answer:
     """Push a model."""
     hook = session.hook(args.conn_id)
@@ -256,6 +271,7 @@ def push(args: argparse.Namespace, session: Session) -> Answer:
             exclude=args.exclude,
             threads=args.threads,
             part_size_mib=args.part_size_mib,
+            sign=args.sign,
         )
     return Answer(version.to_json(), [(_told("pushed", version),)])
 
@@ -296,7 +312,7 @@ def pull(args: argparse.Namespace, session: Session) -> Answer:
                 choice=Choice(args.include, args.exclude),
                 force=args.force,
                 cancel=session.cancel,
-                look_again=any(_checks(args).values()),
+                look_again=any(_checks(args).values()) or hook.get_conn().settings.signatures != "off",
             )
     version = pulled.version
     if pulled.is_elsewhere:

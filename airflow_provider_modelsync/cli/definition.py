@@ -81,6 +81,12 @@ _FILES = (
 _CHECKS = (
     _repeated("--allow-format", "FORMAT", "All files must be of such a format, as safetensors; may be repeated", str),
     Arg(("--scan",), help="An entry point of modelsync.scanners or a command that looks at the files first"),
+    Arg(
+        ("--signatures",),
+        help="Look at no signatures, warn of models that nobody trusted has signed, or refuse them; the connection's",
+        choices=("off", "warn", "require"),
+    ),
+    _repeated("--trusted-signer", "FILE", "Of a public key or a certificate, or identity|issuer; may be repeated", str),
 )
 
 
@@ -123,6 +129,12 @@ def get_modelsync_cli_commands() -> list[GroupCommand]:
                     name="show",
                     help="Show a version",
                     func=lazy_load_command(f"{_COMMANDS}.show"),
+                    args=(_MODEL, _CONNECTION, *_COMMON),
+                ),
+                ActionCommand(
+                    name="signature",
+                    help="Print the signature of a version, as model_signing reads it",
+                    func=lazy_load_command(f"{_COMMANDS}.signature"),
                     args=(_MODEL, _CONNECTION, *_COMMON),
                 ),
                 ActionCommand(
@@ -294,6 +306,7 @@ def get_modelsync_cli_commands() -> list[GroupCommand]:
                         *_FILES,
                         _HOW_MANY,
                         Arg(("--part-size-mib",), help="MiB in a part of a multipart upload"),
+                        Arg(("--sign",), help="true for the connection's key, the file of another one, or JSON"),
                         _switch("--force", "Replace a version that holds other bytes"),
                         *_COMMON,
                     ),

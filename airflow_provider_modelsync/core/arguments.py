@@ -308,6 +308,16 @@ def _command(value: Any) -> str | list[str]:
     return _text(value)
 
 
+def _signing(value: Any) -> bool | str | dict[str, str]:
+    """Read how to sign: whether at all, the file of a key, or an object that names files."""
+    if isinstance(value, Mapping) or looks_structured(value):
+        return _texts(_plain(_object(value)))
+    try:
+        return _flag(value)
+    except ValueError:
+        return os.fspath(value) if isinstance(value, os.PathLike) else _text(value)
+
+
 def _models(value: Any) -> list[str]:
     return _list(value, _model_name)
 
@@ -372,6 +382,8 @@ Options = Annotated[Mapping[str, Any], Reads(_object)]
 OptionsByName = Annotated[Mapping[str, Mapping[str, Any]], Reads(_objects)]
 Patterns = Annotated[Sequence[str], Reads(_patterns)]
 Command = Annotated[str | Sequence[str], Reads(_command)]
+Signing = Annotated[bool | str | Mapping[str, str], Reads(_signing)]
+SignaturePolicy = Annotated[str, Reads(_one_of("off", "warn", "require"))]
 ModelNames = Annotated[Sequence[str], Reads(_models)]
 Versions = Annotated[Any, Reads(_versions)]
 Count = Annotated[int, Reads(_count)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
@@ -51,6 +51,11 @@ class RegistrySettings(BaseModel):
     :param min_rate_kib_s: a transfer that is slower for 5 minutes, in KiB/s, counts as stalled; 0 is never.
     :param part_size_mib: size of a multipart upload's parts in MiB; chosen by model size when unset.
     :param presigned_hosts: hosts that presigned URLs may name without https, or on this machine.
+    :param signatures: what becomes of a model that no trusted signer vouches for, when it is pulled or synced.
+    :param trusted_signers: files of public keys or certificates, or ``identity|issuer`` of Sigstore.
+    :param signing_key: file of the private key that pushes sign with.
+    :param signing_key_password: of that key.
+    :param signing_certificate: file of the key's certificate, and of those between it and a root.
     """
 
     # Environment variables that may name a file of CA certificates, the first that is set counts.
@@ -74,6 +79,11 @@ class RegistrySettings(BaseModel):
     min_rate_kib_s: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     part_size_mib: int | None = Field(default=None, ge=5, le=5120)
     presigned_hosts: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
+    signatures: Literal["off", "warn", "require"] = "off"
+    trusted_signers: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
+    signing_key: Path | None = None
+    signing_key_password: SecretStr | None = None
+    signing_certificate: Path | None = None
 
     @property
     def further_connections(self) -> tuple[str, ...]:

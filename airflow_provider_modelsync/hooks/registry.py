@@ -34,6 +34,8 @@ from airflow_provider_modelsync.core.arguments import (
     PartSize,
     Patterns,
     Reference,
+    SignaturePolicy,
+    Signing,
     Span,
     Text,
     Threads,
@@ -67,7 +69,7 @@ from airflow_provider_modelsync.core.models import (
 )
 from airflow_provider_modelsync.core.redact import redact, secrets_of, show_url
 from airflow_provider_modelsync.core.registries.base import Registry
-from airflow_provider_modelsync.core.registries.capabilities import Deploys
+from airflow_provider_modelsync.core.registries.capabilities import Deploys, KeepsSignatures
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.progress import Tally
 from airflow_provider_modelsync.core.verbs.drive import async_driver_for, driver_for
@@ -325,6 +327,7 @@ class RegistryHook(BaseHook, ABC):
         exclude: Patterns | None = None,
         threads: Threads | None = None,
         part_size_mib: PartSize | None = None,
+        sign: Signing | None = None,
     ) -> ModelVersion:
         """Push a model.
 
@@ -341,14 +344,18 @@ class RegistryHook(BaseHook, ABC):
         :param exclude: patterns of files to leave out, besides ``.git`` and ``.cache/huggingface``.
         :param threads: that move bytes, instead of the connection's ``max_workers``.
         :param part_size_mib: MiB in a part of a multipart upload, instead of the connection's.
+        :param sign: whether to sign with the connection's key, the file of another key, or ``key`` and ``certificate``,
+            ``identity_token`` or ``signature``, each naming a file. Left out: as far as the connection names a key.
         :return: the published version.
         :raises VersionConflict: when the version exists with other bytes.
         :raises InvalidInput: for a source, name or argument that is refused before any byte is sent.
         :raises NotSupported: for what the system cannot do or keep.
         """
         from airflow_provider_modelsync.core.verbs.push import push
+        from airflow_provider_modelsync.core.verbs.signatures import Signer
 
         with self._named(model), self._session(threads, part_size_mib) as (registry, driver):
+            signer = Signer.of(sign, registry.settings)
             control = self._control(registry, f"pushing {model}", checkpoint)
             with measured("push", control.tally, self._tags()) as note:
                 version = push(
@@ -364,6 +371,7 @@ class RegistryHook(BaseHook, ABC):
                     follow_links=follow_links,
                     include=include,
                     exclude=exclude,
+                    sign=signer.sign if signer else None,
                 )
                 note(version.transfer)
             return version
@@ -388,6 +396,8 @@ class RegistryHook(BaseHook, ABC):
         reference_conn_id: Text | None = None,
         allowed_formats: Patterns | None = None,
         scan: Command | None = None,
+        signatures: SignaturePolicy | None = None,
+        trusted_signers: Patterns | None = None,
     ) -> PulledModel:
         """Pull a model.
 
@@ -410,6 +420,10 @@ class RegistryHook(BaseHook, ABC):
         :param reference_conn_id: the connection to the registry that such a version points to: it is pulled from there.
         :param allowed_formats: of which all files must be, by what they hold, as ``["safetensors", "json"]``.
         :param scan: what looks at the files before they are visible: the name of an entry point, or a command.
+        :param signatures: what becomes of a model that no trusted signer vouches for: ``"off"`` looks at none,
+            ``"warn"`` says so, ``"require"`` refuses it; the connection's when left out.
+        :param trusted_signers: files of public keys and certificates, or ``identity|issuer`` of Sigstore; the
+            connection's when left out.
         :raises ModelNotFound: when no ready version is chosen.
         :raises TargetExists: when the target holds something else.
         :raises DigestMismatch: when the stored bytes are not those that were pushed.
@@ -419,7 +433,13 @@ class RegistryHook(BaseHook, ABC):
         from airflow_provider_modelsync.core.verbs.pull import Referred, pull
 
         with self._named(model), self._session(threads) as (registry, driver), ExitStack() as stack:
-            checks = Checks.of(allowed_formats=allowed_formats, scan=scan)
+            checks = Checks.of(
+                registry,
+                allowed_formats=allowed_formats,
+                scan=scan,
+                signatures=signatures,
+                trusted_signers=trusted_signers,
+            )
             referred = None
             if reference_conn_id:
                 other = get_registry_hook(reference_conn_id)
@@ -455,6 +475,8 @@ class RegistryHook(BaseHook, ABC):
         query: Text | None = None,
         allowed_formats: Patterns | None = None,
         scan: Command | None = None,
+        signatures: SignaturePolicy | None = None,
+        trusted_signers: Patterns | None = None,
     ) -> ModelVersion:
         """Look at a model as :meth:`pull` would, and keep nothing of it. Parameters and errors as there.
 
@@ -464,10 +486,24 @@ class RegistryHook(BaseHook, ABC):
         from airflow_provider_modelsync.core.verbs.pull import inspect
 
         with self._named(model), self._session() as (registry, driver):
-            checks = Checks.of(allowed_formats=allowed_formats, scan=scan)
+            checks = Checks.of(
+                registry,
+                allowed_formats=allowed_formats,
+                scan=scan,
+                signatures=signatures,
+                trusted_signers=trusted_signers,
+            )
             control = self._control(registry, f"looking at {model}", None)
             wanted = registry.query(query, labels)
             return inspect(registry, driver, registry.parse(model), control, query=wanted, checks=checks)
+
+    @as_understood
+    def signatures(self, model: Reference) -> list[bytes]:
+        """Return the signatures that are kept for a version, as ``model_signing verify`` reads them. None is proved.
+
+        :raises NotSupported: where the system keeps none.
+        """
+        return self.run(lambda registry: _signatures(registry, model), model=model)
 
     async def apush(self, *args: Any, **kwargs: Any) -> ModelVersion:
         """As :meth:`push`, for ``async`` tasks: bytes move in threads, and end when the awaiting task is cancelled."""
@@ -488,6 +524,8 @@ class RegistryHook(BaseHook, ABC):
         on_copied: Callable[[SyncedVersion], None] | None = None,
         allowed_formats: Patterns | None = None,
         scan: Command | None = None,
+        signatures: SignaturePolicy | None = None,
+        trusted_signers: Patterns | None = None,
     ) -> SyncReport:
         """Bring versions of this registry into another.
 
@@ -498,6 +536,8 @@ class RegistryHook(BaseHook, ABC):
         :param on_copied: told of each copy as soon as it is published, from the threads that copy.
         :param allowed_formats: as for :meth:`pull`; what is refused has failed, and nothing of it goes to the target.
         :param scan: likewise.
+        :param signatures: likewise, of what lies in this registry.
+        :param trusted_signers: likewise.
         :return: what became of each version; a failing model does not stop the others and raises nothing.
         :raises NotSupported: when this registry cannot be read or the other cannot be written.
         """
@@ -512,7 +552,13 @@ class RegistryHook(BaseHook, ABC):
         ):
             sides = Side(source_registry, source_driver), Side(target_registry, target_driver)
             control = target._control(target_registry, "syncing", checkpoint)
-            checks = Checks.of(allowed_formats=allowed_formats, scan=scan)
+            checks = Checks.of(
+                source_registry,
+                allowed_formats=allowed_formats,
+                scan=scan,
+                signatures=signatures,
+                trusted_signers=trusted_signers,
+            )
             if dry_run:
                 return sync(*sides, selection, control, dry_run=True)
             with measured("sync", control.tally, {**target._tags(), **self._tags("source_")}) as note:
@@ -702,6 +748,8 @@ class RegistryHook(BaseHook, ABC):
         config: Options | None = None,
         allowed_formats: Patterns | None = None,
         scan: Command | None = None,
+        signatures: SignaturePolicy | None = None,
+        trusted_signers: Patterns | None = None,
     ) -> Deployment:
         """Have a model served; return once the request is accepted. What runs exactly so already is left alone.
 
@@ -712,13 +760,21 @@ class RegistryHook(BaseHook, ABC):
         :param config: what the system understands.
         :param allowed_formats: as for :meth:`pull`: the model is looked at first, and exactly that version deployed.
         :param scan: likewise.
+        :param signatures: likewise.
+        :param trusted_signers: likewise.
         :raises InvalidInput: for a name or a configuration that is refused before anything is sent.
         :raises NotSupported: where the system does not deploy.
         """
         from airflow_provider_modelsync.core.verbs.fetch import fetch, needs_fetch
 
-        if allowed_formats is not None or scan:
-            model = self.inspect(model, allowed_formats=allowed_formats, scan=scan).ref
+        if allowed_formats is not None or scan or (signatures or self.get_conn().settings.signatures) != "off":
+            model = self.inspect(
+                model,
+                allowed_formats=allowed_formats,
+                scan=scan,
+                signatures=signatures,
+                trusted_signers=trusted_signers,
+            ).ref
         with self._named(model), self._session() as (registry, driver):
             deploys = Deploys.of(registry)
             ref, config = registry.parse(model), config or {}
@@ -940,6 +996,11 @@ def _list_versions(
     name: str, labels: Mapping[str, str] | None, query: str | None
 ) -> Callable[[Registry], Flow[list[ModelVersion]]]:
     return lambda registry: registry.list_versions(registry.parse(name).name, registry.query(query, labels))
+
+
+def _signatures(registry: Registry, model: str) -> Flow[list[bytes]]:
+    keeps = KeepsSignatures.of(registry)
+    return (yield from keeps.signatures((yield from registry.get(registry.parse(model)))))
 
 
 def _in_seconds(span: float | timedelta | None) -> float | None:

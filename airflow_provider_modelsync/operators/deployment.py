@@ -29,6 +29,7 @@ from airflow_provider_modelsync.core.arguments import (
     Patterns,
     Reference,
     Seconds,
+    SignaturePolicy,
     Span,
     Values,
     is_url,
@@ -238,6 +239,10 @@ class DeployModelOperator(_DeploymentOperator):
         it is pulled and looked at first, and exactly that version deployed (templated).
     :param scan: what looks at the files likewise: the name of an entry point in the group ``modelsync.scanners``, or a
         command, which ends with 0 when they are clean (templated).
+    :param signatures: what becomes of a model that no trusted signer vouches for: ``"off"`` looks at no signatures,
+        ``"warn"`` says so, ``"require"`` refuses it; the connection's when left out (templated).
+    :param trusted_signers: files of public keys and certificates, or ``identity|issuer`` of Sigstore; the connection's
+        when left out (templated).
     :param wait_for_completion: return once the deployment answers requests, not only once it is accepted (templated).
     :param timeout: how long to wait for that, in seconds or as a timedelta (templated).
     :param poll_interval: seconds between two looks while waiting (templated).
@@ -259,6 +264,8 @@ class DeployModelOperator(_DeploymentOperator):
         config: Options | None = None,
         allowed_formats: Patterns | None = None,
         scan: Command | None = None,
+        signatures: SignaturePolicy | None = None,
+        trusted_signers: Patterns | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(deployment=deployment, **kwargs)
@@ -266,6 +273,8 @@ class DeployModelOperator(_DeploymentOperator):
         self.config = config
         self.allowed_formats = allowed_formats
         self.scan = scan
+        self.signatures = signatures
+        self.trusted_signers = trusted_signers
 
     @property
     def _served(self) -> str:
@@ -311,9 +320,17 @@ class DeployModelOperator(_DeploymentOperator):
 
     def _inspect(self, context: Context) -> None:
         """Look at the model, if that is asked for; what is deployed then is exactly the version that was looked at."""
-        if self.allowed_formats is not None or self.scan:
-            hook = self.get_hook(context)
-            self.model = hook.inspect(self.model, allowed_formats=self.allowed_formats, scan=self.scan).ref
+        hook = self.get_hook(context)
+        policy = self.signatures or hook.get_conn().settings.signatures
+        if self.allowed_formats is not None or self.scan or policy != "off":
+            looked_at = hook.inspect(
+                self.model,
+                allowed_formats=self.allowed_formats,
+                scan=self.scan,
+                signatures=self.signatures,
+                trusted_signers=self.trusted_signers,
+            )
+            self.model = looked_at.ref
 
     def _fetch(self, context: Context, deadline: float) -> None:
         hook = self.get_hook(context)

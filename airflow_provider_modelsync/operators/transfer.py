@@ -28,6 +28,8 @@ from airflow_provider_modelsync.core.arguments import (
     Patterns,
     Reference,
     Seconds,
+    SignaturePolicy,
+    Signing,
     Span,
     Text,
     Threads,
@@ -86,6 +88,9 @@ class PushModelOperator(RegistryOperator):
     :param exclude: patterns of files to leave out, besides ``.git`` and ``.cache/huggingface`` (templated).
     :param threads: that move bytes, instead of the connection's ``max_workers`` (templated).
     :param part_size_mib: MiB in a part of a multipart upload, instead of the connection's (templated).
+    :param sign: whether to sign with the connection's ``signing_key``, the file of another key, or an object that names
+        files: ``key`` and ``certificate``, or ``identity_token``, or a ``signature`` that was made elsewhere. Left out:
+        as far as the connection names a key (templated).
     :param wait_for_ready: return once the registry says that the version is ready (templated).
     :param ready_timeout: how long to wait for that, in seconds or as a timedelta (templated).
     :param poll_interval: seconds between two looks while waiting (templated).
@@ -111,6 +116,7 @@ class PushModelOperator(RegistryOperator):
         exclude: Patterns | None = None,
         threads: Threads | None = None,
         part_size_mib: PartSize | None = None,
+        sign: Signing | None = None,
         wait_for_ready: Flag = True,
         ready_timeout: Span = 3600,
         poll_interval: Seconds = DEFAULT_POLL_INTERVAL,
@@ -129,6 +135,7 @@ class PushModelOperator(RegistryOperator):
         self.exclude = exclude
         self.threads = threads
         self.part_size_mib = part_size_mib
+        self.sign = sign
         self.wait_for_ready = wait_for_ready
         self.ready_timeout = ready_timeout
         self.poll_interval = poll_interval
@@ -153,6 +160,7 @@ class PushModelOperator(RegistryOperator):
                     exclude=self.exclude,
                     threads=self.threads,
                     part_size_mib=self.part_size_mib,
+                    sign=self.sign,
                 )
             transfer = version.transfer or TransferStats()
             if self.wait_for_ready and not version.ready:
@@ -230,6 +238,10 @@ class PullModelOperator(RegistryOperator):
         out (templated).
     :param scan: what looks at the files before they are visible: the name of an entry point in the group
         ``modelsync.scanners``, or a command, which ends with 0 when they are clean (templated).
+    :param signatures: what becomes of a model that no trusted signer vouches for: ``"off"`` looks at no signatures,
+        ``"warn"`` says so, ``"require"`` refuses it; the connection's when left out (templated).
+    :param trusted_signers: files of public keys and certificates, or ``identity|issuer`` of Sigstore; the connection's
+        when left out (templated).
     :param timeout: how long to wait for the system's own host, in seconds or as a timedelta (templated).
     :param poll_interval: seconds between two looks while waiting for it (templated).
     :param deferrable: wait for it in the triggerer instead of a worker slot. Give such a task a retry (templated).
@@ -258,6 +270,8 @@ class PullModelOperator(RegistryOperator):
         reference_conn_id: Text | None = None,
         allowed_formats: Patterns | None = None,
         scan: Command | None = None,
+        signatures: SignaturePolicy | None = None,
+        trusted_signers: Patterns | None = None,
         timeout: Span = 6 * 3600,
         poll_interval: Seconds = DEFAULT_POLL_INTERVAL,
         deferrable: Flag = DEFERRABLE,
@@ -278,6 +292,8 @@ class PullModelOperator(RegistryOperator):
         self.reference_conn_id = reference_conn_id
         self.allowed_formats = allowed_formats
         self.scan = scan
+        self.signatures = signatures
+        self.trusted_signers = trusted_signers
         self.timeout = timeout
         self.poll_interval = poll_interval
         self.deferrable = deferrable
@@ -287,7 +303,7 @@ class PullModelOperator(RegistryOperator):
             if self.target is None:
                 if self.include or self.exclude:
                     raise InvalidInput("the system's own host has models as a whole only", argument="include")
-                if self.allowed_formats is not None or self.scan:
+                if self.allowed_formats is not None or self.scan or self.signatures not in (None, "off"):
                     raise InvalidInput(
                         "what the system's own host fetches passes by no worker: nothing can be checked",
                         argument="target",
@@ -308,7 +324,7 @@ class PullModelOperator(RegistryOperator):
                     choice=hook.get_conn().choice_type(self.include, self.exclude),
                     force=self.force,
                     cancel=self._cancel_token,
-                    look_again=self.allowed_formats is not None or bool(self.scan),
+                    look_again=self._checks(hook),
                 )
             return self._finish(context, pulled, None if pulled.is_elsewhere else str(target))
 
@@ -352,6 +368,11 @@ class PullModelOperator(RegistryOperator):
         skipped = (pulled.version.transfer or TransferStats()).skipped
         return pulled.version.to_xcom(path=path, skipped=skipped, **part)
 
+    def _checks(self, hook: RegistryHook) -> bool:
+        """Whether the model must stand any checks."""
+        policy = self.signatures or hook.get_conn().settings.signatures
+        return self.allowed_formats is not None or bool(self.scan) or policy != "off"
+
     def _pull(self, context: Context, target: Path, model: str | None = None) -> PulledModel:
         return self.get_hook(context).pull(
             model or self.model,
@@ -369,6 +390,8 @@ class PullModelOperator(RegistryOperator):
             reference_conn_id=self.reference_conn_id,
             allowed_formats=self.allowed_formats,
             scan=self.scan,
+            signatures=self.signatures,
+            trusted_signers=self.trusted_signers,
         )
 
 
@@ -397,6 +420,10 @@ class SyncModelsOperator(ModelSyncOperator):
         out (templated).
     :param scan: what looks at the files before anything goes to the target: the name of an entry point in the group
         ``modelsync.scanners``, or a command, which ends with 0 when they are clean (templated).
+    :param signatures: what becomes of a model that no trusted signer vouches for: ``"off"`` looks at no signatures,
+        ``"warn"`` says so, ``"require"`` refuses it; the connection's when left out (templated).
+    :param trusted_signers: files of public keys and certificates, or ``identity|issuer`` of Sigstore; the connection's
+        when left out (templated).
     :param fail_on_error: fail the task, once everything else is copied, when a model has failed (templated).
     :param dry_run: copy nothing, say what would be copied (templated).
     :return: ``counts`` and lists of what was ``copied``, ``skipped`` and ``failed``; where there are any, ``aliases``
@@ -426,6 +453,8 @@ class SyncModelsOperator(ModelSyncOperator):
         keep_last: Count | None = None,
         allowed_formats: Patterns | None = None,
         scan: Command | None = None,
+        signatures: SignaturePolicy | None = None,
+        trusted_signers: Patterns | None = None,
         fail_on_error: Flag = True,
         dry_run: Flag = False,
         **kwargs: Any,
@@ -445,6 +474,8 @@ class SyncModelsOperator(ModelSyncOperator):
         self.keep_last = keep_last
         self.allowed_formats = allowed_formats
         self.scan = scan
+        self.signatures = signatures
+        self.trusted_signers = trusted_signers
         self.fail_on_error = fail_on_error
         self.dry_run = dry_run
 
@@ -475,6 +506,8 @@ class SyncModelsOperator(ModelSyncOperator):
                 on_copied=copies.add,
                 allowed_formats=self.allowed_formats,
                 scan=self.scan,
+                signatures=self.signatures,
+                trusted_signers=self.trusted_signers,
             )
             if not report.dry_run:
                 self._trace_copies(source, target, report.of("copied"))

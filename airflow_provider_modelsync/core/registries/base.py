@@ -38,6 +38,7 @@ class Capability(StrEnum):
     LABELS = "keep labels"
     METADATA = "keep metadata"
     ALIASES = "keep aliases"
+    SIGNATURES = "keep signatures"
     DEPLOY = "deploy models"
     PREDICT = "run predictions"
 

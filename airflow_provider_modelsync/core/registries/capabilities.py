@@ -5,6 +5,7 @@ A registry that does one of these derives from its class, too. A caller who need
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -88,6 +89,33 @@ def moved(alias: str, expected: str, found: str | None) -> VersionConflict:
     now = f"points to the version {found}" if found else "is not there"
     wanted = f"it was expected to point to {expected}" if expected else "nothing was expected to be there"
     return VersionConflict(f"{alias} {now}, and {wanted}: somebody else has moved it")
+
+
+class KeepsSignatures(Offer):
+    """Signatures of a version's files are kept beside it, and are no part of it: its digest stays as it is.
+
+    One that comes with a push, as ``PushRequest.signature``, is there before the version is: who waits for the version
+    finds it signed. Nothing that is kept is believed.
+    """
+
+    capability = Capability.SIGNATURES
+
+    @abstractmethod
+    def signatures(self, version: ModelVersion) -> Flow[list[bytes]]:
+        """Return what is kept for a version, at most a few, in any order; empty when nothing is."""
+
+    @abstractmethod
+    def keep_signature(self, version: ModelVersion, signature: bytes) -> Flow[None]:
+        """Keep a signature for a version that is there already; the same signer's again takes nothing away.
+
+        :param version: an exact version, as it was read.
+        :raises NotSupported: where it can only come with a push.
+        """
+
+
+def name_of(signature: bytes) -> str:
+    """Return what a signature is called where several lie side by side: the same one has the same name."""
+    return f"{hashlib.sha256(signature).hexdigest()[:16]}.sig"
 
 
 class Tidies(Offer):

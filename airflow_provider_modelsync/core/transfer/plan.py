@@ -420,6 +420,7 @@ class PushRequest:
     :param options: what only the registry understands.
     :param memory: the multipart upload that an earlier try may have begun.
     :param tag: the version that was asked for, where the system names versions itself.
+    :param signature: of the files, kept beside the version; only for registries that keep signatures.
     """
 
     ref: ModelRef
@@ -431,6 +432,7 @@ class PushRequest:
     options: Mapping[str, Any] = field(default_factory=dict)
     memory: UploadMemory = field(default_factory=lambda: UploadMemory(None))
     tag: str | None = None
+    signature: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

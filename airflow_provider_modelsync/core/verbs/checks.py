@@ -1,4 +1,4 @@
-"""What a model must be before it is used: of allowed formats, and clean to a scanner.
+"""What a model must be before it is used: signed by somebody trusted, of allowed formats, clean to a scanner.
 
 All of it is looked at in a directory that nobody else sees, before the model is anywhere. Nothing of it is loaded.
 """
@@ -14,17 +14,23 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from airflow_provider_modelsync.core.archive.digest import FileEntry
 from airflow_provider_modelsync.core.archive.formats import FORMATS, formats_of
 from airflow_provider_modelsync.core.archive.names import show
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError, UntrustedModel
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.parallel import interruptible
+from airflow_provider_modelsync.core.flow.steps import SyncDriver
+from airflow_provider_modelsync.core.models import ModelVersion
+from airflow_provider_modelsync.core.registries.base import Capability, Registry
+from airflow_provider_modelsync.core.registries.capabilities import KeepsSignatures
 from airflow_provider_modelsync.core.verbs.placed import survey
+from airflow_provider_modelsync.core.verbs.signatures import SignatureCheck, Trust
 
 log = logging.getLogger("modelsync")
 
@@ -50,36 +56,96 @@ class Check(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Checks:
-    """What a model is looked at for, in this order.
+    """What a model is looked at for.
 
-    :param before: looks at its files, one after the other.
+    :param looks: at its files, one after the other.
+    :param trust: whose signatures count, where they do.
+    :param proof: what a trusted signer says of the version in hand.
     """
 
-    before: tuple[Check, ...] = ()
+    looks: tuple[Check, ...] = ()
+    trust: Trust | None = None
+    proof: SignatureCheck | None = None
 
     @classmethod
-    def of(cls, *, allowed_formats: Sequence[str] | None = None, scan: str | Sequence[str] | None = None) -> Self:
-        """Return what arguments ask for.
+    def of(
+        cls,
+        registry: Registry,
+        *,
+        allowed_formats: Sequence[str] | None = None,
+        scan: str | Sequence[str] | None = None,
+        signatures: str | None = None,
+        trusted_signers: Sequence[str] | None = None,
+    ) -> Self:
+        """Return what arguments, and the connection where they say nothing of signatures, ask for.
 
+        :param registry: where models come from.
         :param allowed_formats: of :data:`~..archive.formats.FORMATS`; ``None`` for all.
         :param scan: an entry point's name or a command; ``None`` for no scan.
-        :raises InvalidInput: for a format or a scanner that is not known, before anything is moved.
+        :param signatures: ``off``, ``warn`` or ``require``.
+        :param trusted_signers: as of :class:`~.signatures.Trust`.
+        :raises InvalidInput: for what is not known, and where signatures are required of a registry that keeps none;
+            before anything is moved.
         """
         checks: list[Check] = []
         if allowed_formats is not None:
             checks.append(FormatGate.of(allowed_formats))
         if scan:
             checks.append(scanner_of(scan))
-        return cls(tuple(checks))
+        trust = Trust.of(signatures, trusted_signers, registry.settings)
+        if trust is not None and not isinstance(registry, KeepsSignatures):
+            refusal = registry.not_supported(Capability.SIGNATURES).message
+            if trust.policy == "require":
+                raise InvalidInput(refusal, argument="signatures")
+            log.warning("signatures are not looked at: %s", refusal)
+            trust = None
+        return cls(tuple(checks), trust)
 
     def __bool__(self) -> bool:
-        return bool(self.before)
+        return bool(self.looks or self.trust)
 
-    def inspect(self, directory: Path, ref: str, cancel: CancelToken) -> None:
-        """Look at a model. Parameters and errors as of :class:`Check`."""
-        for check in self.before:
+    def begun(self, registry: Registry, driver: SyncDriver, version: ModelVersion, *, is_partial: bool) -> Checks:
+        """Return the checks of one version; what a trusted signer says of it is found out, before any byte moves.
+
+        :param is_partial: whether only some of its files are wanted.
+        :raises UntrustedModel: when nobody who is trusted has signed it.
+        """
+        if self.trust is None:
+            return self
+        keeps = KeepsSignatures.of(registry)
+        try:
+            statement = self.trust.proved(driver.run(keeps.signatures(version)), version.ref)
+        except UntrustedModel as error:
+            self._complain(error)
+            return replace(self, proof=None)
+        return replace(self, proof=SignatureCheck(statement, is_partial))
+
+    def inspect(
+        self,
+        directory: Path,
+        ref: str,
+        cancel: CancelToken,
+        files: Sequence[FileEntry] | None = None,
+        digest: str | None = None,
+    ) -> None:
+        """Look at a model. Parameters and errors as of :class:`Check`.
+
+        :param files: with their hashes, where these are known.
+        :param digest: of these files.
+        """
+        if self.proof is not None:
+            try:
+                self.proof(directory, ref, cancel, files, digest)
+            except UntrustedModel as error:
+                self._complain(error)
+        for look in self.looks:
             cancel.check()
-            check(directory, ref, cancel)
+            look(directory, ref, cancel)
+
+    def _complain(self, error: UntrustedModel) -> None:
+        if self.trust is None or self.trust.policy == "require":
+            raise error
+        log.warning("%s; it is used all the same", error.message)
 
 
 NO_CHECKS = Checks()

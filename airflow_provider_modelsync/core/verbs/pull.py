@@ -121,6 +121,7 @@ def pull(
     if version.reference is not None and on_reference == "skip":
         log.info("%s only points to %s: there is nothing to pull", version.ref, version.reference)
         return PulledModel(path=None, version=version.moved(TransferStats(skipped=True)), is_elsewhere=True)
+    checks = checks.begun(registry, driver, version, is_partial=not choice.is_all)
     plan: DownloadPlan | None = None
 
     def planned() -> DownloadPlan:
@@ -142,7 +143,7 @@ def pull(
         wanted = version.digest if plan is None else plan.digest
         into = _Target(place, registry.identity, version, choice, control, force, learn)
         if (held := into.look(wanted)) is not None:
-            checks.inspect(place, version.ref, control.cancel)
+            checks.inspect(place, version.ref, control.cancel, digest=held)
             log.info("%s already holds %s: nothing is pulled", place, version.ref)
             durable.clear_up(place)
             return done(TransferStats(skipped=True), held)
@@ -350,7 +351,7 @@ def _fill(
         require_room(place.parent, size or 0, staging=staging.path, argument="target")
         pulled = _fetch_verified(plan, staging.path, download_into, verify=verify)
         digest = digest_of(pulled.files)
-        checks.inspect(staging.path, version.ref, control.cancel)
+        checks.inspect(staging.path, version.ref, control.cancel, pulled.files, digest)
         with target.announced(staging, digest):
             durable.sync_file_system(staging.path)
             _move_in(staging, target, digest)

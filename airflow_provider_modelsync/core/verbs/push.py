@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Any, TypeVar, get_args
 
@@ -22,6 +22,7 @@ from airflow_provider_modelsync.core.errors import (
     Permanent,
     SourceChanged,
     UnsafeArchive,
+    UntrustedModel,
 )
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
 from airflow_provider_modelsync.core.models import (
@@ -32,6 +33,7 @@ from airflow_provider_modelsync.core.models import (
     same_json,
 )
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
+from airflow_provider_modelsync.core.registries.capabilities import KeepsSignatures
 from airflow_provider_modelsync.core.text import escape
 from airflow_provider_modelsync.core.transfer import checkpoint
 from airflow_provider_modelsync.core.transfer.control import Control
@@ -40,10 +42,12 @@ from airflow_provider_modelsync.core.transfer.plan import GetArchive, PushReques
 from airflow_provider_modelsync.core.transfer.progress import OUTCOME, readable
 from airflow_provider_modelsync.core.transfer.upload import upload
 from airflow_provider_modelsync.core.verbs.drive import mover_for
+from airflow_provider_modelsync.core.verbs.signatures import Statement
 
 log = logging.getLogger("modelsync")
 
 T = TypeVar("T")
+Sign = Callable[[Source, str], bytes | None]
 
 _LABELS = TypeAdapter(dict[str, str])
 _METADATA = TypeAdapter(dict[str, JsonValue], config=ConfigDict(allow_inf_nan=False))
@@ -64,6 +68,7 @@ def push(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     whence: str | None = None,
+    sign: Sign | None = None,
 ) -> ModelVersion:
     """Bring a model into a registry.
 
@@ -81,11 +86,12 @@ def push(
     :param include: patterns of the files in the source that are pushed, see :class:`~..archive.choice.Choice`.
     :param exclude: patterns of those that are not; ``.git`` and ``.cache/huggingface`` need not be named.
     :param whence: what the log calls a model that is read from elsewhere.
+    :param sign: returns the signature that is kept beside the version, given what is pushed and the model's name.
     :return: the published version; ``transfer`` says what was moved.
     :raises VersionConflict: when the version exists with other bytes.
     :raises NotSupported: for what the registry cannot do or keep, before any byte is sent.
     """
-    _check_push(registry, ref, labels=labels, metadata=metadata, force=force)
+    _check_push(registry, ref, labels=labels, metadata=metadata, force=force, sign=sign)
     if isinstance(source, Source):
         tree, place = source, whence or "a model"
     else:
@@ -106,6 +112,7 @@ def push(
         options=options or {},
         memory=memory,
         tag=ref.version if registry.takes_tags else None,
+        signature=sign(tree, ref.name) if sign else None,
     )
 
     def attempt(passing: tuple[type[BaseException], ...] = ()) -> ModelVersion:
@@ -115,7 +122,10 @@ def push(
         if plan.existing is not None:
             ref = plan.existing.ref
             log.info("%s is already there with the same digest %s: nothing is sent", ref, tree.digest, extra=OUTCOME)
-            return _with_facts(registry, driver, plan.existing, request)
+            existing = _with_facts(registry, driver, plan.existing, request)
+            if request.signature is not None:
+                _add_signature(registry, driver, existing, request.signature)
+            return existing
         log.info(
             "pushing %s (%s, %s) to %s on %s (%s)",
             place,
@@ -188,6 +198,17 @@ def _with_facts(registry: Registry, driver: SyncDriver, existing: ModelVersion, 
     return version.moved(TransferStats(skipped=True, metadata_kept=not other))
 
 
+def _add_signature(registry: Registry, driver: SyncDriver, version: ModelVersion, signature: bytes) -> None:
+    """Keep a signature for a version that is there already, unless it has one of the same signer's."""
+    keeps, signer = KeepsSignatures.of(registry), Statement.of(signature).signer
+    for kept in driver.run(keeps.signatures(version)):
+        with suppress(UntrustedModel):  # somebody else's, of which nothing can be read
+            if Statement.of(kept).signer == signer:
+                return
+    driver.run(keeps.keep_signature(version, signature))
+    log.info("%s is signed now", version.ref)
+
+
 def _differing(given: Mapping[str, T], kept: Mapping[str, T]) -> dict[str, T]:
     return {key: value for key, value in given.items() if key not in kept or not same_json(kept[key], value)}
 
@@ -239,6 +260,7 @@ def _check_push(
     labels: Mapping[str, str] | None,
     metadata: Mapping[str, JsonValue] | None,
     force: bool,
+    sign: Sign | None,
 ) -> None:
     needs = {
         Capability.PUSH: True,
@@ -246,6 +268,7 @@ def _check_push(
         Capability.FORCE: force,
         Capability.LABELS: bool(labels),
         Capability.METADATA: bool(metadata),
+        Capability.SIGNATURES: sign is not None,
     }
     for capability, needed in needs.items():
         if needed:

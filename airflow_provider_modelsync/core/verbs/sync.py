@@ -23,6 +23,7 @@ from airflow_provider_modelsync.core.errors import (
     NotSupported,
     Permanent,
     RegistryUnavailable,
+    UntrustedModel,
     VersionConflict,
     from_os_error,
 )
@@ -41,7 +42,7 @@ from airflow_provider_modelsync.core.models import (
     nested,
 )
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
-from airflow_provider_modelsync.core.registries.capabilities import Aliases
+from airflow_provider_modelsync.core.registries.capabilities import Aliases, KeepsSignatures
 from airflow_provider_modelsync.core.transfer.checkpoint import Below
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.plan import DownloadPlan
@@ -51,7 +52,8 @@ from airflow_provider_modelsync.core.verbs.checks import NO_CHECKS, Checks
 from airflow_provider_modelsync.core.verbs.drive import mover_for
 from airflow_provider_modelsync.core.verbs.prune import delete_extra
 from airflow_provider_modelsync.core.verbs.pull import pull
-from airflow_provider_modelsync.core.verbs.push import push
+from airflow_provider_modelsync.core.verbs.push import Sign, push
+from airflow_provider_modelsync.core.verbs.signatures import Signer, Statement
 
 log = logging.getLogger("modelsync")
 
@@ -467,17 +469,46 @@ class _Sync:
         options = self._selection.options_of(version.name)
         whence = f"{version.ref} on {source.settings.conn_id} ({source.address})"
         facts, dropped = _facts_for(target.registry, version)
+        sign = self._signer(version)
         while True:
             try:
                 with target.blamed():
                     pushed = push(
-                        target.registry, target.driver, model, ref, control, options=options, whence=whence, **facts
+                        target.registry,
+                        target.driver,
+                        model,
+                        ref,
+                        control,
+                        options=options,
+                        whence=whence,
+                        sign=sign,
+                        **facts,
                     )
                     return pushed, dropped
             except NotSupported as error:  # a registry that keeps them, though not beside this model
                 if not facts.pop(error.argument or "", None):
                     raise
                 dropped = (*dropped, str(error.argument))
+
+    def _signer(self, version: ModelVersion) -> Sign | None:
+        """Return what signs a copy: the target's connection, or whoever has signed the same files in the source."""
+        source, target = self._source, self._target.registry
+        if not isinstance(target, KeepsSignatures):
+            return None
+        if (own := Signer.of(None, target.settings)) is not None:
+            return own.sign
+        if not isinstance(source.registry, KeepsSignatures):
+            return None
+        kept = source.run(source.registry.signatures(version))
+
+        def choose(model: Source, name: str) -> bytes | None:
+            for signature in kept:
+                with suppress(UntrustedModel):  # one of other files, as where only some are copied
+                    Statement.of(signature).compare(model.files, name)
+                    return signature
+            return None
+
+        return choose if kept else None
 
     def _note(self, version: SyncedVersion) -> None:
         version = version.model_copy(update={"is_planned": self._dry_run})

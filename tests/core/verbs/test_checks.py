@@ -18,6 +18,8 @@ from airflow_provider_modelsync.core.errors import Cancelled, InvalidInput, Untr
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
 from airflow_provider_modelsync.core.models import Query
+from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
+from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.verbs import checks
 from airflow_provider_modelsync.core.verbs.checks import Checks
@@ -47,8 +49,13 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "place" / "target"
 
 
+def checks_of(**arguments: Any) -> Checks:
+    registry = ModelStore(RegistrySettings(conn_id="store", host="file:///nowhere"))
+    return Checks.of(registry, **arguments)
+
+
 def gate(*allowed: str) -> Checks:
-    return Checks.of(allowed_formats=allowed or PLAIN)
+    return checks_of(allowed_formats=allowed or PLAIN)
 
 
 def script(text: str) -> list[str]:
@@ -62,9 +69,7 @@ def test_a_model_of_allowed_formats_is_pulled(store: Store, target: Path) -> Non
 
 
 def test_a_pickle_is_refused_before_anything_is_visible(store: Store, target: Path) -> None:
-    with pytest.raises(
-        UntrustedModel, match=r"holds what is not allowed: 'sub/pytorch_model\.bin' \(pickle\)"
-    ):
+    with pytest.raises(UntrustedModel, match=r"holds what is not allowed: 'sub/pytorch_model\.bin' \(pickle\)"):
         store.pull("fraud:v2", target, checks=gate())
 
     assert not target.exists()
@@ -105,7 +110,7 @@ def test_every_allowed_format_lets_all_pass(store: Store, target: Path) -> None:
 @pytest.mark.parametrize("allowed", [["torch"], [], ["safetensors", "Pickle"]])
 def test_an_unknown_format_is_refused_before_anything_moves(allowed: list[str]) -> None:
     with pytest.raises(InvalidInput, match="there are safetensors, onnx, gguf") as refused:
-        Checks.of(allowed_formats=allowed)
+        checks_of(allowed_formats=allowed)
 
     assert refused.value.argument == "allowed_formats"
 
@@ -148,9 +153,9 @@ DIRTY = script("import sys; print('found os.system'); sys.exit(1)")
 
 
 def test_a_command_looks_before_anything_is_visible(store: Store, target: Path) -> None:
-    store.pull("fraud:v1", target, checks=Checks.of(scan=CLEAN))
+    store.pull("fraud:v1", target, checks=checks_of(scan=CLEAN))
     with pytest.raises(UntrustedModel, match="refuses fraud:v2: it ended with 1") as refused:
-        store.pull("fraud:v2", target, checks=Checks.of(scan=DIRTY))
+        store.pull("fraud:v2", target, checks=checks_of(scan=DIRTY))
 
     assert (refused.value.argument, refused.value.said) == ("scan", "found os.system")
     assert not (target / "sub").exists()
@@ -159,13 +164,13 @@ def test_a_command_looks_before_anything_is_visible(store: Store, target: Path) 
 
 def test_the_path_stands_where_a_command_wants_it(store: Store, target: Path) -> None:
     wanted = "import os, sys; sys.exit(not (sys.argv[1][:5] == '--at=' and os.path.isdir(sys.argv[1][5:])))"
-    store.pull("fraud:v1", target, checks=Checks.of(scan=[*script(wanted), "--at={path}", "more"]))
+    store.pull("fraud:v1", target, checks=checks_of(scan=[*script(wanted), "--at={path}", "more"]))
 
     assert target.exists()
 
 
 def test_a_command_as_text_is_read_as_a_shell_does(store: Store, target: Path) -> None:
-    store.pull("fraud:v1", target, checks=Checks.of(scan=f"{sys.executable} -c 'import sys; sys.exit(0)' --path"))
+    store.pull("fraud:v1", target, checks=checks_of(scan=f"{sys.executable} -c 'import sys; sys.exit(0)' --path"))
 
     assert target.exists()
 
@@ -173,7 +178,7 @@ def test_a_command_as_text_is_read_as_a_shell_does(store: Store, target: Path) -
 def test_a_scanner_must_not_change_what_it_looks_at(store: Store, target: Path) -> None:
     writes = script("import pathlib, sys; pathlib.Path(sys.argv[1], 'report.txt').write_text('clean')")
     with pytest.raises(UntrustedModel, match="has changed the files"):
-        store.pull("fraud:v1", target, checks=Checks.of(scan=writes))
+        store.pull("fraud:v1", target, checks=checks_of(scan=writes))
 
     assert not target.exists()
 
@@ -186,7 +191,7 @@ def test_a_kill_ends_a_scanner_and_what_it_has_started(store: Store, target: Pat
 
     def pull() -> None:
         try:
-            store.pull("fraud:v1", target, control=Control(cancel=cancel), checks=Checks.of(scan=scan))
+            store.pull("fraud:v1", target, control=Control(cancel=cancel), checks=checks_of(scan=scan))
         except BaseException as error:
             failed.append(error)
 
@@ -205,7 +210,7 @@ def test_a_kill_ends_a_scanner_and_what_it_has_started(store: Store, target: Pat
 @pytest.mark.parametrize("scan", ["no-such-scanner --path {path}", "'unclosed", ["no-such-scanner"]])
 def test_a_scanner_that_is_not_there_is_refused_before_anything_moves(scan: Any) -> None:
     with pytest.raises(InvalidInput) as refused:
-        Checks.of(scan=scan)
+        checks_of(scan=scan)
 
     assert refused.value.argument == "scan"
 
@@ -244,9 +249,9 @@ def test_an_entry_point_looks(
     monkeypatch.setattr(checks, "entry_points", EntryPoints([entry]).select)
 
     if says is None:
-        store.pull("fraud:v2", target, checks=Checks.of(scan="house"))
+        store.pull("fraud:v2", target, checks=checks_of(scan="house"))
         assert target.exists()
     else:
         with pytest.raises(UntrustedModel, match=says):
-            store.pull("fraud:v2", target, checks=Checks.of(scan="house"))
+            store.pull("fraud:v2", target, checks=checks_of(scan="house"))
         assert not target.exists()

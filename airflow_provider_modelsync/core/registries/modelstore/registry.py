@@ -15,7 +15,7 @@ from airflow_provider_modelsync.core.flow.steps import Flow, call, call_remote
 from airflow_provider_modelsync.core.models import LATEST, Alias, ModelRef, ModelVersion, Query, require_json
 from airflow_provider_modelsync.core.redact import secrets_of, show_url
 from airflow_provider_modelsync.core.registries.base import KEEPS_MODELS, Capability, Registry
-from airflow_provider_modelsync.core.registries.capabilities import Aliases, Tidies
+from airflow_provider_modelsync.core.registries.capabilities import Aliases, KeepsSignatures, Tidies, name_of
 from airflow_provider_modelsync.core.registries.modelstore.buckets import BucketStore
 from airflow_provider_modelsync.core.registries.modelstore.directory import DirectoryStore
 from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings, scheme_of
@@ -33,12 +33,13 @@ _BUCKETS: Mapping[str, Callable[..., Bucket]] = {
     "gs": GcsBucket,
     **dict.fromkeys(SCHEMES, Container),
 }
+_SIGNATURE = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}\.sig")
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class ModelStore(Registry, Aliases, Tidies):
+class ModelStore(Registry, Aliases, KeepsSignatures, Tidies):
     """Models in a directory or in a bucket.
 
     :param settings: the connection; ``host`` is the root: ``file:///path``, ``s3://bucket/prefix``,
@@ -144,10 +145,20 @@ class ModelStore(Registry, Aliases, Tidies):
     def tidy(self, name: str, older_than: datetime, *, dry_run: bool) -> Flow[list[str]]:
         return self._call(self._store.tidy_all, name, older_than, dry_run=dry_run)
 
+    def signatures(self, version: ModelVersion) -> Flow[list[bytes]]:
+        return self._call(self._signatures, version)
+
+    def keep_signature(self, version: ModelVersion, signature: bytes) -> Flow[None]:
+        if version.digest is not None:
+            yield from self._call(self._keep_signature, version.name, version.digest, signature)
+
     def plan_push(self, request: PushRequest) -> Flow[UploadPlan]:
         if request.options:
             raise InvalidInput(f"{self.title} takes no options, not {sorted(request.options)}", argument="options")
-        return self._call(self._store.plan_push, request, Manifest.of(request, _exact(request.ref)))
+        plan = yield from self._call(self._store.plan_push, request, Manifest.of(request, _exact(request.ref)))
+        if request.signature is not None and plan.existing is None:
+            yield from self._call(self._keep_signature, request.ref.name, request.source.digest, request.signature)
+        return plan
 
     def finish_push(self, plan: UploadPlan) -> Flow[ModelVersion]:
         return self._call(self._store.publish, cast(StorePlan, plan))
@@ -161,12 +172,27 @@ class ModelStore(Registry, Aliases, Tidies):
     def _call(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Flow[T]:
         return (call_remote if self._store.is_remote else call)(fn, *args, **kwargs)
 
+    # A signature is of files, so it is kept by their digest: every version of these bytes has it, and none other.
+
+    def _signatures(self, version: ModelVersion) -> list[bytes]:
+        stem = _signed(version.digest or "")
+        records = [record for record in self._store.entries(version.name, stem) if _SIGNATURE.fullmatch(record)]
+        found = (self._store.read(version.name, one) for one in sorted(records) if one.startswith(f"{stem}."))
+        return [record.content for record in found if record is not None]
+
+    def _keep_signature(self, name: str, digest: str, signature: bytes) -> None:
+        self._store.create(name, f"{_signed(digest)}.{name_of(signature)}", signature)
+
     def _plan_pull(self, version: ModelVersion) -> DownloadPlan:
         manifest = self._store.read_manifest(version.name, version.version)
         if manifest.digest != version.digest:
             raise RegistryUnavailable(f"{version.ref} was replaced just now", remedy="the next try sees the new one")
         manifest.require_safe()
         return DownloadPlan(version=version, way=self._store.way_down(manifest))
+
+
+def _signed(digest: str) -> str:
+    return digest.removeprefix("sha256:")
 
 
 def _store_at(settings: RegistrySettings, session: OpenSession | None) -> Store:
