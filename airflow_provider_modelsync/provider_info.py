@@ -163,6 +163,7 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
             "organization": _field("Organisation", "string", "Whose models; the token's own organisation when empty."),
             "cluster": _field("Cluster", "string", "Where deployments run; the organisation's first when empty."),
             **_HTTP,
+            **_TRUST,
         },
     },
     {
@@ -219,6 +220,7 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
             "deployment_url": _field("Deployment URL", "string", "The same by an address that holds no token."),
             "artifacts_root": _field("Experiments", "string", "Directory of Team Files; /experiments when empty."),
             **_HTTP,
+            **_TRUST,
         },
     },
     {
@@ -239,6 +241,7 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
                 "Repositories", "string", "Names of models, where the registry does not list them; separated by commas."
             ),
             **{name: field for name, field in _HTTP.items() if name != "part_size_mib"},
+            **_TRUST,
         },
     },
     {
@@ -269,6 +272,7 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
                 },
             ),
             **_HTTP,
+            **_TRUST,
         },
     },
     {

@@ -7,6 +7,7 @@ import mmap
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from airflow_provider_modelsync.core.errors import (
 )
 from airflow_provider_modelsync.core.models import NOBODY, Alias, ModelRef, ModelVersion, Query
 from airflow_provider_modelsync.core.registries.base import Capability
-from airflow_provider_modelsync.core.registries.capabilities import Aliases, Deploys, Predicts
+from airflow_provider_modelsync.core.registries.capabilities import Aliases, Deploys, KeepsSignatures, Predicts
 from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.verbs.checks import Checks
 from airflow_provider_modelsync.core.verbs.predict import predict, start_predict
 from airflow_provider_modelsync.core.verbs.promote import promote, rollback
 from airflow_provider_modelsync.core.verbs.prune import Retention, prune
@@ -38,7 +40,7 @@ from tests.support.at_once import at_once
 PUSH, PULL, FORCE = Capability.PUSH, Capability.PULL, Capability.FORCE
 CHOOSE_VERSION, DELETE = Capability.CHOOSE_VERSION, Capability.DELETE
 LABELS, METADATA = Capability.LABELS, Capability.METADATA
-ALIASES = Capability.ALIASES
+ALIASES, SIGNATURES = Capability.ALIASES, Capability.SIGNATURES
 
 Run = Callable[..., Any]
 
@@ -344,6 +346,36 @@ def test_the_connection_test_says_who_and_where(bench: Bench, run: Run) -> None:
 
 
 # Labels and metadata
+
+
+@needs(PUSH, PULL, SIGNATURES)
+def test_a_signature_is_kept_beside_a_version_and_is_no_part_of_it(bench: Bench) -> None:
+    source, first, second = bench.source("one"), b'{"by": "us"}', b'{"by": "them"}'
+    pushed = bench.push(source, bench.model(), sign=lambda model, name: first)
+    bench.under_test.settle()
+
+    def kept() -> set[bytes]:
+        return set(bench.run(lambda registry: KeepsSignatures.of(registry).signatures(bench.get(pushed.ref))))
+
+    assert pushed.digest == digest_directory(source)
+    assert kept() == {first}
+    with suppress(NotSupported):  # where it can only come with the push
+        bench.run(lambda registry: KeepsSignatures.of(registry).keep_signature(bench.get(pushed.ref), second))
+        assert kept() == {first, second}
+    if bench.offers(LABELS):
+        bench.run(lambda registry: registry.set_labels(registry.parse(pushed.ref), {"stage": "prod"}))
+        assert first in kept()
+    now, target = bench.get(pushed.ref), bench.target()
+    assert now.digest == pushed.digest
+    bench.pull(pushed.ref, target)
+    assert snapshot(target) == snapshot(source)
+
+
+@needs(PUSH, PULL, SIGNATURES)
+def test_what_nobody_has_signed_has_no_signature(bench: Bench) -> None:
+    version = bench.publish("one", bench.model())
+
+    assert bench.run(lambda registry: KeepsSignatures.of(registry).signatures(version)) == []
 
 
 @needs(PUSH, LABELS)
@@ -708,6 +740,10 @@ def _use(bench: Bench, capability: Capability) -> None:
             bench.push(source, bench.model(), metadata={"auc": 0.9})
         case Capability.ALIASES:
             bench.run(lambda registry: Aliases.of(registry).aliases(bench.name))
+        case Capability.SIGNATURES:
+            with pytest.raises(InvalidInput):
+                Checks.of(bench.registry, signatures="require", trusted_signers=[__file__])
+            bench.push(source, bench.model(), sign=lambda model, name: b"{}")
         case Capability.PULL:
             bench.pull(bench.name, bench.target())
         case Capability.DELETE:
@@ -725,7 +761,7 @@ def _use(bench: Bench, capability: Capability) -> None:
 
 
 def test_what_a_registry_derives_from_and_what_it_says_it_does_agree(bench: Bench) -> None:
-    for offer in (Aliases, Deploys, Predicts):
+    for offer in (Aliases, Deploys, KeepsSignatures, Predicts):
         assert isinstance(bench.registry, offer) == (offer.capability in bench.registry.capabilities)
 
 

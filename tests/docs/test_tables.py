@@ -24,6 +24,7 @@ TYPES: dict[str, dict[str, Any]] = {
 }
 NETWORK = {"verify_tls", "ca_bundle", "client_cert", "client_key", "proxy", "timeout_seconds"}
 TRANSFER = {"max_workers", "min_rate_kib_s", "part_size_mib", "presigned_hosts"}
+TRUST = {"signatures", "trusted_signers", "signing_key", "signing_key_password", "signing_certificate"}
 OFFERS = {
     "Push": {Capability.PUSH},
     "Pull": {Capability.PULL},
@@ -31,6 +32,7 @@ OFFERS = {
     "Replace (`force`)": {Capability.FORCE},
     "Labels, metadata": {Capability.LABELS, Capability.METADATA},
     "Aliases": {Capability.ALIASES},
+    "Signatures": {Capability.SIGNATURES},
     "Delete": {Capability.DELETE},
     "Deploy": {Capability.DEPLOY},
     "Predict": {Capability.PREDICT},
@@ -56,11 +58,19 @@ def test_what_each_registry_offers() -> None:
 def test_what_each_connection_takes() -> None:
     rows = {code_in(row["Type"])[0]: set(code_in(row["Extras of its own"])) for row in table("README.md", "Type")}
 
-    assert rows == {name: entry["conn-fields"].keys() - NETWORK - TRANSFER for name, entry in TYPES.items()}
+    assert rows == {name: entry["conn-fields"].keys() - NETWORK - TRANSFER - TRUST for name, entry in TYPES.items()}
     for name, entry in TYPES.items():
         assert entry["conn-fields"].keys() >= NETWORK
         moves_bytes = Capability.PUSH in hook_type(name).registry_type().capabilities
         assert (entry["conn-fields"].keys() & TRANSFER != set()) == moves_bytes
+        keeps_signatures = Capability.SIGNATURES in hook_type(name).registry_type().capabilities
+        assert entry["conn-fields"].keys() & TRUST == (TRUST if keeps_signatures else set())
+
+
+def test_the_page_of_trust_names_the_fields_about_it() -> None:
+    rows = table("docs/trust.md", "Field")
+
+    assert {name for row in rows for name in code_in(row["Field"])} == TRUST
 
 
 def page_of(conn_type: str) -> Path:
@@ -74,7 +84,9 @@ def page_of(conn_type: str) -> Path:
 @pytest.mark.parametrize("conn_type", TYPES)
 def test_each_registry_s_page_names_all_its_fields(conn_type: str) -> None:
     page = page_of(conn_type).read_text()
-    fields = TYPES[conn_type]["conn-fields"].keys() - (NETWORK if conn_type in ("modelstore", "pieces") else set())
+    fields = (
+        TYPES[conn_type]["conn-fields"].keys() - TRUST - (NETWORK if conn_type in ("modelstore", "pieces") else set())
+    )
 
     assert {field for field in fields - {"presigned_hosts"} if f"`{field}`" not in page} == set()
 

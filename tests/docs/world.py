@@ -42,6 +42,7 @@ from tests.standins.supervisely import Module, SuperviselyStandIn
 from tests.standins.supervisely_app import SuperviselyApp
 from tests.standins.wallaroo import WallarooStandIn
 from tests.support.images import png
+from tests.support.keys import keys
 from tests.support.pieces import quickly
 
 CONNECTIONS = {
@@ -185,6 +186,7 @@ def _write_files(root: Path) -> None:
         "data/today.json": json.dumps(rows).encode(),
         "data/signs/checkpoints/best.pt": b"weights" * 100,
         **{f"data/images/{number}.png": png(80, 60, (0, 0, number, 3)) for number in range(3)},
+        **{f"data/keys/team.{kind}": content for kind, content in keys().items()},
         "data/bentos/fraud/b1/bento.yaml": yaml.safe_dump(_BENTO).encode(),
         "data/bentos/fraud/b1/src/service.py": b"pass\n",
         "data/service/service.py": b"pass\n",

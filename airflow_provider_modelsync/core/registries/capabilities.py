@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 Note = Callable[[Fetch], None]
 
+SIGNATURE = ".sig"  # what the names of files end with that hold one
+MOST_SIGNATURES = 16  # of a version that are told
+
 
 class Aliases(Offer):
     """Names that move from one version of a model to another, as ``champion`` in ``fraud@champion``.
@@ -115,7 +118,7 @@ class KeepsSignatures(Offer):
 
 def name_of(signature: bytes) -> str:
     """Return what a signature is called where several lie side by side: the same one has the same name."""
-    return f"{hashlib.sha256(signature).hexdigest()[:16]}.sig"
+    return f"{hashlib.sha256(signature).hexdigest()[:16]}{SIGNATURE}"
 
 
 class Tidies(Offer):

@@ -25,6 +25,7 @@ from airflow_provider_modelsync.core.archive.digest import FileEntry, Source, di
 from airflow_provider_modelsync.core.archive.names import show
 from airflow_provider_modelsync.core.errors import InvalidInput, UntrustedModel
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.registries.capabilities import MOST_SIGNATURES
 from airflow_provider_modelsync.core.settings import RegistrySettings
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ log = logging.getLogger("modelsync")
 
 Policy = Literal["off", "warn", "require"]
 
-MOST_SIGNATURES = 16  # of one version that are looked at
 LARGEST_SIGNATURE = 32 << 20  # bytes
 _SHOWN = 5
 _IDENTITY = "|"  # between an identity and its issuer

@@ -22,12 +22,12 @@ from airflow_provider_modelsync.core.verbs.checks import Checks
 from airflow_provider_modelsync.core.verbs.signatures import Signer, Statement
 from airflow_provider_modelsync.core.verbs.sync import Selection, Side, sync
 from tests.core.stores import Store, hidden, snapshot, write_tree
+from tests.support.keys import keys as keys_of
 
 pytest.importorskip("model_signing", reason="the extra `signing` is not installed in this environment")
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 FILES = {"weights.bin": b"weights" * 100, "tokenizer/vocab.txt": b"one\ntwo\n", "empty": b""}
@@ -36,12 +36,8 @@ PASSWORD = "of the key"
 
 def write_key(directory: Path, name: str, password: str | None = None) -> Path:
     """Write a private key, and its public one beside it; return the former."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    how = serialization.BestAvailableEncryption(password.encode()) if password else serialization.NoEncryption()
-    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
-    (directory / f"{name}.pub").write_bytes(public)
-    (directory / f"{name}.key").write_bytes(key.private_bytes(pem, pkcs8, how))
+    for kind, content in keys_of(password).items():
+        (directory / f"{name}.{kind}").write_bytes(content)
     return directory / f"{name}.key"
 
 
@@ -315,10 +311,9 @@ def test_certificates_of_an_authority(store: Store, model: Path, keys: Path, tar
 def test_an_identity_does_not_pass_for_a_key(store: Store, model: Path, keys: Path, target: Path) -> None:
     push(store, model, sign=str(keys / "team.key"))
 
+    jane = "jane@example.com|https://127.0.0.1:9"
+    checks = Checks.of(store.registry, signatures="require", trusted_signers=[jane])
     with pytest.raises(UntrustedModel):
-        checks = Checks.of(
-            store.registry, signatures="require", trusted_signers=["jane@example.com|https://127.0.0.1:9"]
-        )
         store.pull("fraud", target, checks=checks)
     assert not target.exists()
 

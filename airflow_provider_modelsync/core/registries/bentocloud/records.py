@@ -127,6 +127,12 @@ class ModelRecord(UploadRecord):
         return frozenset({MODEL_YAML}) if isinstance(generated, list) and MODEL_YAML in generated else frozenset()
 
     @property
+    def signatures(self) -> list[str]:
+        """What is kept of signatures."""
+        kept = self.ours.get("signatures")
+        return [one for one in kept if isinstance(one, str)] if isinstance(kept, list) else []
+
+    @property
     def reference(self) -> ModelReference | None:
         facts = self.manifest.metadata
         registry = facts.get("registry")
@@ -154,6 +160,7 @@ class Draft:
     options: PushOptions
     own_yaml: dict[str, Any] | None
     build_at: datetime
+    signature: bytes | None = None
 
     @property
     def digest(self) -> str:
@@ -170,7 +177,8 @@ class Draft:
     def describes(self, record: ModelRecord) -> bool:
         """Whether an unfinished record holds what this push would register."""
         metadata = {key: value for key, value in record.manifest.metadata.items() if key != OURS}
-        return record.own_labels == self.labels and metadata == self._facts()["metadata"]
+        is_signed_alike = self.signature is None or bool(record.signatures)
+        return record.own_labels == self.labels and metadata == self._facts()["metadata"] and is_signed_alike
 
     def body(self) -> dict[str, Any]:
         """Return what registers the version."""
@@ -178,6 +186,8 @@ class Draft:
         size = self.source.size_bytes
         # As strings: the server keeps numbers as floats.
         ours: dict[str, JsonValue] = {"digest": self.digest, "size_bytes": str(size), "generated": list(generated)}
+        if self.signature is not None:
+            ours["signatures"] = [self.signature.decode()]
         facts = self._facts()
         return {
             "description": self.options.description,
@@ -245,7 +255,8 @@ def make_draft(tag: Tag, request: PushRequest) -> Draft:
         own = _facts_in(text)
     own_labels = {str(key): str(value) for key, value in ((own or {}).get("labels") or {}).items()}
     # To the microsecond, as the server keeps it: a later try must lay out the same archive.
-    return Draft(tag, source, {**own_labels, **request.labels}, dict(request.metadata), checked, own, datetime.now(UTC))
+    labels, now = {**own_labels, **request.labels}, datetime.now(UTC)
+    return Draft(tag, source, labels, dict(request.metadata), checked, own, now, request.signature)
 
 
 def _facts_in(text: bytes) -> dict[str, Any]:

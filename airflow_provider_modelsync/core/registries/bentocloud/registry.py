@@ -72,7 +72,7 @@ from airflow_provider_modelsync.core.registries.bentocloud.upload import (
     replaced,
     still_there,
 )
-from airflow_provider_modelsync.core.registries.capabilities import Aliases, Deploys, moved
+from airflow_provider_modelsync.core.registries.capabilities import Aliases, Deploys, KeepsSignatures, moved
 from airflow_provider_modelsync.core.settings import RegistrySettings, base_url
 from airflow_provider_modelsync.core.transfer.plan import (
     DownloadPlan,
@@ -115,7 +115,7 @@ class BentoCloudSettings(RegistrySettings):
     cluster: str | None = None
 
 
-class BentoCloud(Registry, Aliases, Deploys):
+class BentoCloud(Registry, Aliases, KeepsSignatures, Deploys):
     """The models of one organisation.
 
     :param settings: the connection; ``password`` is the API token.
@@ -307,6 +307,18 @@ class BentoCloud(Registry, Aliases, Deploys):
         """Change description and labels of what the versions of a model belong to; return it as it is then."""
         found = yield from self.repository(ref)
         return (yield from self._uploads.describe_repository(Tag(ref.name, ""), found, description, labels))
+
+    def signatures(self, version: ModelVersion) -> Flow[list[bytes]]:
+        record = yield from self._record(Tag(version.name, version.version))
+        return [one.encode() for one in record.signatures] if record else []
+
+    def keep_signature(self, version: ModelVersion, signature: bytes) -> Flow[None]:
+        raise NotSupported(
+            f"{version.ref} is there already, and its record cannot be changed: a signature comes with the push",
+            argument="sign",
+            remedy="delete the version and push it signed, or push it under another version",
+        )
+        yield
 
     def plan_push(self, request: PushRequest) -> Flow[UploadPlan]:
         tag = Tag.of(request.ref)

@@ -14,6 +14,7 @@ from airflow_provider_modelsync.core.archive.digest import FileEntry, Source, di
 from airflow_provider_modelsync.core.archive.names import RESERVED_DIRECTORY, fault_of, show
 from airflow_provider_modelsync.core.errors import InvalidInput, NotSupported, UnsafeArchive
 from airflow_provider_modelsync.core.models import ModelVersion, VersionStatus
+from airflow_provider_modelsync.core.registries.capabilities import SIGNATURE
 from airflow_provider_modelsync.core.registries.mlflow.api import Text, as_json, null_as
 from airflow_provider_modelsync.core.transfer.plan import PushRequest
 
@@ -36,6 +37,11 @@ _STATUS = {
     "READY": VersionStatus.READY,
     "FAILED_REGISTRATION": VersionStatus.FAILED,
 }
+
+
+def is_ours(path: str) -> bool:
+    """Whether a file is one that a push of this package has left beside the model's."""
+    return path == MANIFEST or (path.startswith(f"{RESERVED_DIRECTORY}/") and path.endswith(SIGNATURE))
 
 
 class Tag(BaseModel):

@@ -18,7 +18,7 @@ import httpx
 from pydantic import BaseModel
 
 from airflow_provider_modelsync.core.archive.digest import FileEntry
-from airflow_provider_modelsync.core.archive.names import show
+from airflow_provider_modelsync.core.archive.names import RESERVED_DIRECTORY, show
 from airflow_provider_modelsync.core.errors import (
     BeginAgain,
     InvalidInput,
@@ -29,7 +29,13 @@ from airflow_provider_modelsync.core.flow.steps import Flow, Policy
 from airflow_provider_modelsync.core.http.policy import read_json
 from airflow_provider_modelsync.core.models import LATEST, NOBODY, Alias, ModelRef, ModelVersion, Query
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
-from airflow_provider_modelsync.core.registries.capabilities import Aliases, moved
+from airflow_provider_modelsync.core.registries.capabilities import (
+    MOST_SIGNATURES,
+    Aliases,
+    KeepsSignatures,
+    moved,
+    name_of,
+)
 from airflow_provider_modelsync.core.registries.mlflow.aliases import aliases_in, fault_of_alias, key_of, remembered
 from airflow_provider_modelsync.core.registries.mlflow.api import (
     LISTING_BYTES,
@@ -60,6 +66,7 @@ from airflow_provider_modelsync.core.registries.mlflow.records import (
     check_labels,
     check_paths,
     check_sendable,
+    is_ours,
     tags_of,
     version_tags,
 )
@@ -107,7 +114,7 @@ class _Plan(UploadPlan):
     place: Place
 
 
-class MLflow(Registry, Aliases):
+class MLflow(Registry, Aliases, KeepsSignatures):
     """The registered models of one tracking server, or of one of its workspaces.
 
     :param settings: the connection.
@@ -295,6 +302,22 @@ class MLflow(Registry, Aliases):
             yield from self._calls.find("DELETE", "registered-models/alias", object, doing, json=body)
         return was_there
 
+    def signatures(self, version: ModelVersion) -> Flow[list[bytes]]:
+        place = yield from self._artifacts.of_version((yield from self._record(version.name, version.version)))
+        paths = [path for path in (yield from place.files()) if is_ours(path) and path != MANIFEST]
+        kept: list[bytes] = []
+        for path in sorted(paths)[:MOST_SIGNATURES]:
+            content = yield from place.content(path)
+            kept += [content] if content is not None else []
+        return kept
+
+    def keep_signature(self, version: ModelVersion, signature: bytes) -> Flow[None]:
+        place = yield from self._artifacts.of_version((yield from self._record(version.name, version.version)))
+        yield from self._put_signature(place, signature)
+
+    def _put_signature(self, place: Place, signature: bytes) -> Flow[None]:
+        yield from place.put(f"{RESERVED_DIRECTORY}/{name_of(signature)}", signature, "uploading the signature")
+
     def plan_push(self, request: PushRequest) -> Flow[UploadPlan]:
         name, source = request.ref.name, request.source
         if request.options:
@@ -326,6 +349,8 @@ class MLflow(Registry, Aliases):
         plan = cast(_Plan, plan)
         holders, holder, name = (yield from self._holders()), plan.holder, plan.ref.name
         yield from self._put_manifest(plan)
+        if plan.request.signature is not None:
+            yield from self._put_signature(plan.place, plan.request.signature)
         yield from self._confirm(plan)
         yield from holders.settle(holder)
         yield from self._calls.create(
@@ -367,8 +392,7 @@ class MLflow(Registry, Aliases):
             content = yield from place.content(MANIFEST)
             manifest = Manifest.read(content, version.digest) if content else None
         if manifest is None:
-            sizes = yield from place.files()
-            sizes.pop(MANIFEST, None)
+            sizes = {path: size for path, size in (yield from place.files()).items() if not is_ours(path)}
             if not sizes:
                 raise ModelNotFound(f"the files of {version.ref} are gone from {record.source}", model=version.ref)
             files = tuple(FileEntry(path, size, "") for path, size in sorted(sizes.items()))

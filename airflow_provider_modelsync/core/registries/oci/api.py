@@ -434,6 +434,18 @@ class Api:
         proof = yield from self.login.headers(self.scopes(name, PUSH))
         return Address(url, {**headers, **proof}, refused=lambda: self.login.forget(proof.get("Authorization", "")))
 
+    def put_blob(self, name: str, location: str, digest: str, content: bytes) -> Flow[Refusal]:
+        """Send a small blob to where its upload was begun; return what the registry says."""
+        address = yield from self.upload_address(name, location, digest)
+        if origin_of(address.url) != origin_of(self.root):
+            response = yield from send(httpx.Request("PUT", address.url, headers=address.headers, content=content))
+        else:
+            headers = {"Content-Type": BLOB_TYPE}
+            response = yield from self.send(
+                "PUT", address.url, self.scopes(name, PUSH), headers=headers, content=content
+            )
+        return Refusal.of(response)
+
     def end_upload(self, name: str, location: str) -> Flow[None]:
         """Give an upload up, as far as the registry still knows of it."""
         if origin_of(location) == origin_of(self.root):

@@ -36,6 +36,7 @@ from airflow_provider_modelsync.core.registries.oci.manifest import (
     OUR_FILES,
     OUR_LABELS,
     OUR_METADATA,
+    OUR_SIGNATURES,
     TITLE,
     VERSION,
 )
@@ -202,6 +203,7 @@ class Facts:
     :param labels: kept beside it.
     :param metadata: kept beside it.
     :param created_at: when it was pushed first.
+    :param signatures: kept beside it.
     """
 
     name: str
@@ -209,6 +211,7 @@ class Facts:
     labels: Mapping[str, str]
     metadata: Mapping[str, Any]
     created_at: datetime
+    signatures: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -278,6 +281,7 @@ class Draft:
                 OUR_DIGEST: self.source.digest,
                 **({OUR_LABELS: dumped(facts.labels)} if facts.labels else {}),
                 **({OUR_METADATA: dumped(facts.metadata)} if facts.metadata else {}),
+                **({OUR_SIGNATURES: dumped(facts.signatures)} if facts.signatures else {}),
                 **({OUR_DIRECTORIES: dumped(self.source.directories)} if self.source.directories else {}),
             },
         }

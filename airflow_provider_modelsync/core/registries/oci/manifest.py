@@ -33,6 +33,7 @@ OUR_DIGEST = "io.modelsync.digest"
 OUR_LABELS = "io.modelsync.labels"
 OUR_METADATA = "io.modelsync.metadata"
 OUR_DIRECTORIES = "io.modelsync.directories"
+OUR_SIGNATURES = "io.modelsync.signatures"
 OUR_FILES = "io.modelsync.files"  # of a layer: what its tar holds, and where
 
 MODELPACK = "application/vnd.cncf.model.manifest.v1+json"
@@ -236,6 +237,14 @@ def metadata_of(annotations: Mapping[str, str]) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def signatures_of(annotations: Mapping[str, str]) -> list[str]:
+    """Return what annotations hold of signatures; none when they make no sense."""
+    try:
+        return list(_PATHS.validate_json(annotations.get(OUR_SIGNATURES, "[]")))
+    except ValidationError:
+        return []
 
 
 def created_in(config: bytes) -> datetime | None:

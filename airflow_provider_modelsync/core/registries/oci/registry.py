@@ -8,7 +8,7 @@ write one tag at the same time the last one wins, and the other finds out by rea
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -30,7 +30,7 @@ from airflow_provider_modelsync.core.flow.steps import Flow, Policy, call, toget
 from airflow_provider_modelsync.core.http.policy import RequestPolicy
 from airflow_provider_modelsync.core.models import Alias, ModelRef, ModelVersion, Query, VersionStatus
 from airflow_provider_modelsync.core.registries.base import KEEPS_MODELS, Capability, Registry
-from airflow_provider_modelsync.core.registries.capabilities import Aliases, moved
+from airflow_provider_modelsync.core.registries.capabilities import MOST_SIGNATURES, Aliases, KeepsSignatures, moved
 from airflow_provider_modelsync.core.registries.oci.api import (
     MANIFEST,
     MANIFEST_BYTES,
@@ -38,6 +38,7 @@ from airflow_provider_modelsync.core.registries.oci.api import (
     Api,
     OCISettings,
     Refusal,
+    Stored,
     dumped,
     is_name,
     is_version,
@@ -48,11 +49,14 @@ from airflow_provider_modelsync.core.registries.oci.manifest import (
     IMAGE_CONFIG,
     MODELPACK,
     OUR_LABELS,
+    OUR_SIGNATURES,
     Manifest,
     labels_of,
     metadata_of,
+    signatures_of,
     with_annotation,
 )
+from airflow_provider_modelsync.core.registries.oci.referrers import Referrers
 from airflow_provider_modelsync.core.registries.oci.tags import Found, Tags, alias_of, aliases_in
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.mover import MovedResponse
@@ -90,7 +94,7 @@ class _TagPlan(UploadPlan):
     uploads: dict[str, str] = field(default_factory=dict)
 
 
-class OCIRegistry(Registry, Aliases):
+class OCIRegistry(Registry, Aliases, KeepsSignatures):
     """The models of one connection.
 
     :param settings: the connection; the path of its host stands before every name.
@@ -118,6 +122,7 @@ class OCIRegistry(Registry, Aliases):
         self.base_url: str = f"{self._api.root}/{self._api.namespace}".rstrip("/")
         self._host = urlsplit(self._api.root).netloc
         self._tags = Tags(self._api)
+        self._referrers = Referrers(self._api)
         self.tell = self._api.login.tell
 
     def policy(self) -> Policy:
@@ -312,6 +317,49 @@ class OCIRegistry(Registry, Aliases):
         )
         return self._shown(name, tag, now)
 
+    # -- signatures
+
+    def signatures(self, version: ModelVersion) -> Flow[list[bytes]]:
+        found = yield from self._found(version)
+        if found is None:
+            raise ModelNotFound(f"{version.ref} is not there any more")
+        own = [one.encode() for one in signatures_of(found.manifest.annotations)]
+        others = yield from self._referrers.signatures(version.name, found.stored.digest)
+        return list(dict.fromkeys([*own, *others]))[:MOST_SIGNATURES]
+
+    def keep_signature(self, version: ModelVersion, signature: bytes) -> Flow[None]:
+        name, tag, doing = version.name, version.version, f"signing {version.ref}"
+        found = yield from self._tags.read(name, tag)
+        if found is None:
+            raise ModelNotFound(f"{version.ref} is not there any more")
+        kept = [*signatures_of(found.manifest.annotations), signature.decode()]
+        content = with_annotation(found.stored.content, OUR_SIGNATURES, dumped(kept))
+        if len(content) > MANIFEST_BYTES:
+            raise InvalidInput(f"the manifest would have {len(content)} bytes with it", argument="sign")
+        refusal = yield from self._api.put_manifest(name, tag, found.stored.media_type, content)
+        if refusal.is_immutable:
+            raise NotSupported(f"{doing}: the registry does not let the tag move: {refusal.text[:200]}")
+        refusal.raise_for_status(doing)
+        now = yield from self._tags.read(name, tag)
+        if now is None or now.digest != found.digest:
+            raise VersionConflict(f"{doing}: somebody else has moved the tag meanwhile")
+        yield from self._tags.take_along(name, tag, found, now.stored)
+        yield from self._refer(name, now.stored, kept)
+
+    def _refer(self, name: str, stored: Stored, signatures: Sequence[str]) -> Flow[None]:
+        """Have signatures refer to a manifest, for tools that look for them so."""
+        for signature in signatures:
+            try:
+                yield from self._referrers.put(name, stored, signature.encode())
+            except ModelSyncError as error:  # they are in the manifest itself
+                _log.warning("nothing refers to the manifest of %s as its signature: %s", name, error.message)
+
+    def _found(self, version: ModelVersion) -> Flow[Found | None]:
+        digest = (version.uri or "").rpartition("@")[2]
+        if digest.startswith("sha256:"):
+            return self._tags.exactly(version.name, digest)
+        return self._tags.look(version.name, version.version)
+
     # -- push
 
     def plan_push(self, request: PushRequest) -> Flow[UploadPlan]:
@@ -325,6 +373,7 @@ class OCIRegistry(Registry, Aliases):
             labels=request.labels,
             metadata=request.metadata,
             created_at=datetime.now(UTC),
+            signatures=(request.signature.decode(),) if request.signature is not None else (),
         )
         draft = yield from call(Draft.of, source, facts, options)
         found = yield from self._tags.read(ref.name, tag)
@@ -377,6 +426,7 @@ class OCIRegistry(Registry, Aliases):
             raise VersionConflict(f"another push has moved {plan.ref}: it has {found.digest} now, not {digest}")
         if plan.replaced is not None:
             yield from self._tags.take_along(name, tag, plan.replaced, found.stored)
+        yield from self._refer(name, found.stored, plan.draft.facts.signatures)
         return self._shown(name, tag, found)
 
     def abort_push(self, plan: UploadPlan, error: BaseException) -> Flow[None]:
@@ -448,11 +498,7 @@ class OCIRegistry(Registry, Aliases):
     # -- pull
 
     def plan_pull(self, version: ModelVersion) -> Flow[DownloadPlan]:
-        digest = (version.uri or "").rpartition("@")[2]
-        if digest.startswith("sha256:"):
-            found = yield from self._tags.exactly(version.name, digest)
-        else:
-            found = yield from self._tags.look(version.name, version.version)
+        found = yield from self._found(version)
         if found is None:
             raise ModelNotFound(f"{version.ref} is not there any more")
         if found.contents is None:
@@ -505,6 +551,7 @@ def _renewed(draft: Draft, found: Found, shown: ModelVersion) -> Draft:
         labels=facts.labels or shown.labels,
         metadata=facts.metadata or shown.metadata,
         created_at=shown.created_at or facts.created_at,
+        signatures=facts.signatures or tuple(signatures_of(found.manifest.annotations)),
     )
     if options.layout is None and _layout_of(found.manifest) == "image":
         options = options.model_copy(update={"layout": "image"})

@@ -98,6 +98,7 @@ class Pieces(Registry, Fetches, Deploys):
         Capability.FORCE: "change the record of a custom model with `update`",
         Capability.LABELS: "change other fields of a custom model with `update`",
         Capability.METADATA: "change other fields of a custom model with `update`",
+        Capability.SIGNATURES: "what its host downloads passes by nobody who could compare it",
         Capability.ALIASES: "name the model by its id or its unique name",
         Capability.PREDICT: "ask the model through the chat endpoints of Pieces OS on its own host",
     }

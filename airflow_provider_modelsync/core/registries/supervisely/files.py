@@ -10,6 +10,7 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ from airflow_provider_modelsync.core.flow.exchange import LISTING_BYTES
 from airflow_provider_modelsync.core.flow.steps import Flow, send
 from airflow_provider_modelsync.core.http.policy import USER_AGENT, raise_for_status, read_json
 from airflow_provider_modelsync.core.models import ModelVersion, VersionStatus
+from airflow_provider_modelsync.core.registries.capabilities import MOST_SIGNATURES, SIGNATURE, name_of
 from airflow_provider_modelsync.core.registries.supervisely.api import (
     Object,
     Platform,
@@ -43,6 +45,8 @@ from airflow_provider_modelsync.core.transfer.plan import Address
 INFO_LIMIT = 16 << 20  # bytes of an experiment_info.json
 OURS = "modelsync"  # the key in it under which ours holds what the system has no room for
 _CLAIM = f"{RESERVED_DIRECTORY}/claim-"
+_SIGNATURE = re.compile(rf"{re.escape(RESERVED_DIRECTORY)}/[0-9a-f]{{16}}{re.escape(SIGNATURE)}")
+_SIGNATURE_BYTES = 32 << 20
 _HASH_BYTES = 32
 _INFO_BYTES = 1 << 20  # of a description, at most
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
@@ -136,6 +140,11 @@ class Experiment:
         """The digests of what is being written, or was when a push was cut off; the first come first."""
         found = [(file.id or 0, file.created_at or _LONG_AGO, path) for path, file in self.files.items()]
         return [f"sha256:{path.removeprefix(_CLAIM)}" for *_, path in sorted(found) if path.startswith(_CLAIM)]
+
+    @property
+    def signatures(self) -> list[str]:
+        """The paths of what is kept of signatures."""
+        return sorted(path for path in self.files if _SIGNATURE.fullmatch(path))
 
     def content(self, *, without_info: bool = False) -> dict[str, FileInfo]:
         """Return the files that are the model's, rather than ours."""
@@ -259,6 +268,18 @@ class TeamFiles:
         except ValidationError:
             return ExperimentInfo()
 
+    def signatures(self, experiment: Experiment) -> Flow[list[bytes]]:
+        """Return what is kept of an experiment's signatures."""
+        team = yield from self.team_id()
+        kept: list[bytes] = []
+        for path in experiment.signatures[:MOST_SIGNATURES]:
+            body = {"teamId": team, "path": f"{experiment.directory}/{path}"}
+            response = yield from self._platform.answer("file-storage.download", body, answer_bytes=_SIGNATURE_BYTES)
+            if response.status_code != 404:
+                raise_for_status(response, f"reading {show(path)}")
+                kept.append(response.content)
+        return kept
+
     def write(self, path: str, content: bytes) -> Flow[None]:
         """Write a small file and see that it is stored as it was sent."""
         team = yield from self.team_id()
@@ -307,6 +328,11 @@ class TeamFiles:
 
     def _headers(self) -> dict[str, str]:
         return {"User-Agent": USER_AGENT, "Accept": "*/*", **self._platform.key()}
+
+
+def signature_path(signature: bytes) -> str:
+    """Return the path of a signature below its experiment."""
+    return f"{RESERVED_DIRECTORY}/{name_of(signature)}"
 
 
 def _claim_path(directory: str, digest: str) -> str:

@@ -39,7 +39,7 @@ from airflow_provider_modelsync.core.models import (
     Ticket,
 )
 from airflow_provider_modelsync.core.registries.base import KEEPS_MODELS, Capability, Registry, newest_first
-from airflow_provider_modelsync.core.registries.capabilities import Deploys, PredictsAlone
+from airflow_provider_modelsync.core.registries.capabilities import Deploys, KeepsSignatures, PredictsAlone
 from airflow_provider_modelsync.core.registries.supervisely.api import Arguments, Platform, SuperviselySettings, Text
 from airflow_provider_modelsync.core.registries.supervisely.deployments import Deployments
 from airflow_provider_modelsync.core.registries.supervisely.files import (
@@ -52,6 +52,7 @@ from airflow_provider_modelsync.core.registries.supervisely.files import (
     generated_info,
     parse_info,
     require_there,
+    signature_path,
 )
 from airflow_provider_modelsync.core.registries.supervisely.predict import (
     Batch,
@@ -127,9 +128,10 @@ class _Draft:
 class _FilesPlan(UploadPlan):
     draft: _Draft
     is_claimant: bool  # rather than one who goes on with what another push has begun
+    signature: bytes | None
 
 
-class Supervisely(Registry, Deploys, PredictsAlone):
+class Supervisely(Registry, KeepsSignatures, Deploys, PredictsAlone):
     """The experiments and the deployments of one connection.
 
     :param settings: the connection; ``password`` is the API token.
@@ -241,6 +243,14 @@ class Supervisely(Registry, Deploys, PredictsAlone):
         yield from self._files.write(f"{experiment.directory}/{INFO_FILE}", content)
         return (yield from self.read_version(version.name, version.version))
 
+    def signatures(self, version: ModelVersion) -> Flow[list[bytes]]:
+        experiment = yield from self._files.experiment(version.name, version.version)
+        return (yield from self._files.signatures(experiment))
+
+    def keep_signature(self, version: ModelVersion, signature: bytes) -> Flow[None]:
+        directory = self._files.directory(version.name, version.version)
+        yield from self._files.write(f"{directory}/{signature_path(signature)}", signature)
+
     def list_experiments(self) -> Flow[list[dict[str, Any]]]:
         """Return what is known of all experiments, of Team Files and of the workspace's train tasks.
 
@@ -290,7 +300,7 @@ class Supervisely(Registry, Deploys, PredictsAlone):
         wanted = {file.path: file.sha256 for file in draft.files}
         # Before anything is written: from now on it is no version any more.
         stale = [path for path in stored if path not in wanted and path != INFO_FILE]
-        gone = [INFO_FILE] if INFO_FILE in stored else []
+        gone = [INFO_FILE, *experiment.signatures] if INFO_FILE in stored else []
         yield from self._files.remove(f"{draft.directory}/{path}" for path in [*gone, *stale])
         missing = tuple(file for file in draft.files if stored.get(file.path) != file.sha256)
         way = PutFiles(
@@ -299,7 +309,7 @@ class Supervisely(Registry, Deploys, PredictsAlone):
             lambda file: self._files.upload_address(draft.directory, file.path),
             accept_stored,
         )
-        return _FilesPlan(ref=request.ref, way=way, draft=draft, is_claimant=is_claimant)
+        return _FilesPlan(ref=request.ref, way=way, draft=draft, is_claimant=is_claimant, signature=request.signature)
 
     def finish_push(self, plan: UploadPlan) -> Flow[ModelVersion]:
         plan = cast(_FilesPlan, plan)
@@ -319,6 +329,8 @@ class Supervisely(Registry, Deploys, PredictsAlone):
         for file in draft.files:
             if file.path not in stored or stored[file.path] not in (file.sha256, None):
                 raise RegistryUnavailable(f"{plan.ref}: {show(file.path)} is not there as it was sent")
+        if plan.signature is not None:
+            yield from self._files.write(f"{draft.directory}/{signature_path(plan.signature)}", plan.signature)
         yield from self._files.write(f"{draft.directory}/{INFO_FILE}", draft.info)
         yield from self._files.withdraw(draft.directory, draft.digest)
         made = yield from self.read_version(name, version)
