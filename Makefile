@@ -24,7 +24,7 @@ FACING := $(addprefix tests/,cli hooks operators sensors triggers integration/te
 WHOLE := $(addprefix tests/e2e/,test_interruptions.py test_watch.py test_state_url.py \
 	test_examples.py::test_train_push_wait_pull)
 
-.PHONY: demo nginx bench bench-quick bench-growth test test-fast test-mounts test-machines mutants reliability test-schedules bindfs test-s3 test-stores s3-table node test-oci test-celery test-e2e test-slow-calls test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-stores bench-oci bench-huggingface bench-mlflow bench-polling docs check format lock lock-airflow wheel clean
+.PHONY: demo nginx bench bench-quick bench-growth test test-fast test-mounts test-machines mutants reliability test-schedules bindfs test-s3 test-stores s3-table node test-oci test-celery test-e2e test-slow-calls test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-stores bench-oci bench-huggingface bench-mlflow bench-polling docs sbom licences check format lock lock-airflow wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -177,6 +177,19 @@ docs: .venv-docs/.ready
 	$(PYTHON) scripts/documents_site.py build/site-source
 	.venv-docs/bin/mkdocs build --strict --quiet --clean
 
+# A bill of materials, CycloneDX, of an environment that holds what users install: the wheel and what that needs.
+sbom: wheel requirements/runtime.txt .venv-sbom/.ready
+	rm -rf build/sbom
+	$(PYTHON) -m venv --without-pip build/sbom
+	$(BIN)/uv pip sync --quiet --python build/sbom/bin/python --require-hashes requirements/runtime.txt
+	$(BIN)/uv pip install --quiet --python build/sbom/bin/python --no-deps dist/*.whl
+	.venv-sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type library \
+		--output-reproducible --validate --output-file dist/sbom.cdx.json build/sbom/bin/python
+
+# The licences of what users install; fails for one that nobody has looked at.
+licences: $(READY)
+	$(BIN)/python scripts/licences.py docs/licences.md
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -189,6 +202,8 @@ format: $(READY)
 lock: $(READY)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-header --group dev --extra amazon --extra azure --extra examples --extra fast --extra gcs --extra pieces --extra signing pyproject.toml --output-file requirements/dev.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-header --constraints requirements/dev.txt pyproject.toml --output-file requirements/runtime.txt
 
 # The environments of other Airflows: what there was on the day that each was released.
 lock-airflow: $(AIRFLOWS:%=lock-airflow-%)
@@ -201,7 +216,7 @@ wheel: $(READY)
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist .
 
 clean:
-	rm -rf $(VENV) .venv-vendors .venv-s3 .venv-stores .azurite .venv-airflow .venv-mlflow .venv-oci .venv-docs .venv-mutants build site .demo dist
+	rm -rf $(VENV) .venv-vendors .venv-s3 .venv-stores .azurite .venv-airflow .venv-mlflow .venv-oci .venv-docs .venv-sbom .venv-mutants build site .demo dist
 
 # One environment for everything, exactly as locked. uv is only the faster installer.
 $(READY): requirements/bootstrap.txt requirements/dev.txt pyproject.toml

@@ -108,6 +108,19 @@ FORMS: dict[Any, list[tuple[Any, Any]]] = {
     arguments.Threads: [(8, 8), ("8", 8)],
     arguments.PartSize: [(64, 64), ("64", 64)],
     arguments.OnReference: [("skip", "skip"), ("fail", "fail")],
+    arguments.SignaturePolicy: [("require", "require"), ("off", "off")],
+    arguments.Signing: [
+        (True, True),
+        ("no", False),
+        ("/keys/team.key", "/keys/team.key"),
+        ({"key": "/keys/team.key"}, {"key": "/keys/team.key"}),
+        ('{"signature": "/x.sig"}', {"signature": "/x.sig"}),
+    ],
+    arguments.Command: [
+        ("modelscan -p", "modelscan -p"),
+        (["modelscan", "-p"], ["modelscan", "-p"]),
+        ('["modelscan", "-p"]', ["modelscan", "-p"]),
+    ],
     arguments.Values: [([1, 2], [1, 2]), ("/data/in.json", "/data/in.json"), ("[1, 2]", [1, 2]), ({"a": 1}, {"a": 1})],
     Place: [
         ("/models/x", "/models/x"),
@@ -140,6 +153,9 @@ REFUSED: dict[Any, list[Any]] = {
     arguments.Threads: [WRONG, 0, 65, "many", True, 1.5],
     arguments.PartSize: [WRONG, 4, 5121, "large", True, 7.5],
     arguments.OnReference: [WRONG, "ignore", "Skip", True, []],
+    arguments.SignaturePolicy: [WRONG, "always", "Off", True, []],
+    arguments.Signing: [WRONG, 1.5, [], {"key": None}, "{"],
+    arguments.Command: [WRONG, 1.5, True, {}, [None]],
     arguments.Values: [],  # each system takes its own
     Place: [WRONG, 1.5, True, [], {"x": 1}, b"/models"],
 }

@@ -178,8 +178,8 @@ class Wallaroo(Registry, Deploys, Predicts):
         Capability.FORCE: "a push makes a new version; delete the old one",
         Capability.LABELS: "tell versions apart by their UUIDs, and keep labels where the model was pushed from",
         Capability.METADATA: "keep it where the model was pushed from",
-        Capability.SIGNATURES: "it gives no artifact back that could be compared; require signatures where the model is "
-        "pulled from before the push",
+        Capability.SIGNATURES: "it gives no artifact back that could be compared; require signatures where the model "
+        "is pulled from before the push",
         Capability.ALIASES: "keep them where the model was pushed from, and pass on the version that one leads to",
     }
 
