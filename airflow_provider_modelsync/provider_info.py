@@ -80,7 +80,7 @@ _TRUST = {
     "signing_key": _field(
         "Signing key", "string", "PEM file on the workers that pushes sign with; none when empty.", section="Trust"
     ),
-    "signing_key_password": _field("Key's password", "string", "Of that file.", format="password", section="Trust"),
+    "signing_key_password": _field("Key password", "string", "Of that file.", format="password", section="Trust"),
     "signing_certificate": _field(
         "Signing certificate", "string", "PEM file, where the key has one, with its chain.", section="Trust"
     ),

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 Value = str | int | float | bool
 
-STANDARD, EXTRA, BUCKET, NETWORK, TRANSFER, JSON = (
+STANDARD, EXTRA, BUCKET, NETWORK, TRANSFER, TRUST, JSON = (
     "Standard Fields",
     "Extra Fields",
     "Bucket",
     "Network",
     "Transfer",
+    "Trust",
     "Extra Fields JSON",
 )
 
@@ -73,6 +74,13 @@ _S3 = {
     "request_payer": Field("Request payer", "requester", choices=("requester",)),
     "storage_class": Field("Storage class", "STANDARD_IA"),
 }
+_TRUST = {
+    "signatures": Field("Signatures", "require", choices=("off", "warn", "require")),
+    "trusted_signers": Field("Trusted signers", "/etc/keys/team.pub"),
+    "signing_key": Field("Signing key", "/etc/keys/team.key"),
+    "signing_key_password": _secret("Key password"),
+    "signing_certificate": Field("Signing certificate", "/etc/keys/team.crt"),
+}
 
 # Connection type → section → name → field, in the order on the screen.
 FORMS: dict[str, dict[str, dict[str, Field]]] = {
@@ -94,6 +102,7 @@ FORMS: dict[str, dict[str, dict[str, Field]]] = {
         },
         NETWORK: _NETWORK,
         TRANSFER: _TRANSFER,
+        TRUST: _TRUST,
     },
     "bentocloud": {
         STANDARD: {
@@ -105,6 +114,7 @@ FORMS: dict[str, dict[str, dict[str, Field]]] = {
         EXTRA: {"organization": Field("Organisation", "acme"), "cluster": Field("Cluster", "gpu-eu")},
         NETWORK: _NETWORK,
         TRANSFER: _TRANSFER,
+        TRUST: _TRUST,
     },
     "wallaroo": {
         STANDARD: {
@@ -145,6 +155,7 @@ FORMS: dict[str, dict[str, dict[str, Field]]] = {
         },
         NETWORK: _NETWORK,
         TRANSFER: _TRANSFER,
+        TRUST: _TRUST,
     },
     "oci_registry": {
         STANDARD: {
@@ -157,6 +168,7 @@ FORMS: dict[str, dict[str, dict[str, Field]]] = {
         EXTRA: {"repositories": Field("Repositories", "risk/fraud, churn")},
         NETWORK: _NETWORK,
         TRANSFER: {name: field for name, field in _TRANSFER.items() if name != "part_size_mib"},
+        TRUST: _TRUST,
     },
     "mlflow": {
         STANDARD: {
@@ -178,6 +190,7 @@ FORMS: dict[str, dict[str, dict[str, Field]]] = {
         },
         NETWORK: _NETWORK,
         TRANSFER: _TRANSFER,
+        TRUST: _TRUST,
     },
     "huggingface_hub": {
         STANDARD: {
