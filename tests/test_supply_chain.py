@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 
+from scripts import licences
 from tests.docs.documents import code_in, table
 
 ROOT = Path(__file__).parents[1]
@@ -43,11 +43,6 @@ def test_ci_runs_nothing_but_make() -> None:
 
 
 def test_the_licences_of_what_is_needed_are_listed_and_known() -> None:
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        import licences
-    finally:
-        sys.path.remove(str(ROOT / "scripts"))
     there = {name: licences.licence_of(package) for name, package in licences.closure().items()}
 
     assert {name: licence for name, licence in there.items() if not licences.is_allowed(licence)} == {}
@@ -56,7 +51,7 @@ def test_the_licences_of_what_is_needed_are_listed_and_known() -> None:
     assert licences.is_allowed("GPL-2.0-or-later OR MIT")
 
 
-def tests_in(path: Path) -> set[str]:
+def _functions_in(path: Path) -> set[str]:
     return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
 
 
@@ -68,4 +63,4 @@ def test_every_threat_names_tests_that_are_there() -> None:
     assert all(code_in(row["Shown by"]) for row in rows)
     for name in named:
         file, _, test = name.partition("::")
-        assert test in tests_in(ROOT / "tests" / file), name
+        assert test in _functions_in(ROOT / "tests" / file), name
