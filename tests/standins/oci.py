@@ -30,7 +30,7 @@ from tests.standins.http_server import MIB, Answer, Handler, Json, Refusal, Requ
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _ROUTE = re.compile(
-    rf"/v2/(?P<name>{_PART}(?:/{_PART})*)/(?P<what>tags/list|manifests|blobs/uploads|blobs)(?P<rest>/.*)?"
+    rf"/v2/(?P<name>{_PART}(?:/{_PART})*)/(?P<what>tags/list|referrers|manifests|blobs/uploads|blobs)(?P<rest>/.*)?"
 )
 
 
@@ -50,6 +50,7 @@ class Quirks:
     :param empty_blobs: whether a blob may have no bytes.
     :param chunks: whether PATCH works.
     :param token_seconds: how long a token lives.
+    :param referrers: whether it lists what refers to a manifest.
     """
 
     auth: str = "none"
@@ -64,6 +65,7 @@ class Quirks:
     empty_blobs: bool = True
     chunks: bool = True
     token_seconds: int | None = 300
+    referrers: bool = False
 
 
 DISTRIBUTION = Quirks()
@@ -94,6 +96,7 @@ HARBOR = Quirks(
     catalog=False,
     delete="both",
     immutable=(412, "PRECONDITION"),
+    referrers=True,
 )
 # https://learn.microsoft.com/azure/container-registry/container-registry-delete; https://github.com/fluxcd/pkg/issues/328
 ACR = Quirks(auth="bearer", service="acr.test", relative=True, redirects=True, page=100)
@@ -187,6 +190,8 @@ class OCIStandIn(StandIn):
         match what, request.method:
             case "tags/list", "GET":
                 return self._paged(request, "tags", sorted(repository.tags), name=name)
+            case "referrers", "GET" if self.quirks.referrers:
+                return self._referrers(repository, rest)
             case "manifests", "GET" | "HEAD":
                 return self._manifest(request, repository, rest)
             case "manifests", "PUT":
@@ -279,7 +284,20 @@ class OCIStandIn(StandIn):
         repository.manifests[digest] = (media_type, content)
         if not reference.startswith("sha256:"):
             repository.tags[reference] = digest
-        return Answer(201, headers={"Docker-Content-Digest": digest})
+        subject = manifest.get("subject")
+        more = {"OCI-Subject": subject["digest"]} if subject and self.quirks.referrers else {}
+        return Answer(201, headers={"Docker-Content-Digest": digest, **more})
+
+    def _referrers(self, repository: Repository, subject: str) -> Answer:
+        found = []
+        for digest, (media_type, content) in repository.manifests.items():
+            manifest = json.loads(content)
+            if manifest.get("subject", {}).get("digest") == subject:
+                own = {"mediaType": media_type, "digest": digest, "size": len(content)}
+                found.append({**own, "artifactType": manifest.get("artifactType")})
+        kind = "application/vnd.oci.image.index.v1+json"
+        content = json.dumps({"schemaVersion": 2, "mediaType": kind, "manifests": found}).encode()
+        return Answer(200, content, {"Content-Type": kind})
 
     def _delete(self, repository: Repository, reference: str) -> Answer:
         how, is_digest = self.quirks.delete, reference.startswith("sha256:")
