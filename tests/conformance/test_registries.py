@@ -718,7 +718,7 @@ def test_a_prune_keeps_what_an_alias_points_to(bench: Bench) -> None:
 
 # What a registry lacks
 
-PART_OF_PUSH = {CHOOSE_VERSION, FORCE, LABELS, METADATA}
+PART_OF_PUSH = {CHOOSE_VERSION, FORCE, LABELS, METADATA, SIGNATURES}
 
 
 def _use(bench: Bench, capability: Capability) -> None:
