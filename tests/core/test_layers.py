@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import pkgutil
 import re
 import subprocess
@@ -305,3 +306,31 @@ def test_importing_the_public_modules_loads_neither_registries_nor_what_moves_by
     assert not {name for name in loaded if name.partition(".")[0] in HEAVY}
     inner = {name.removeprefix(f"{PACKAGE}.") for name in loaded}
     assert {name for name in inner if name.startswith(DEPTHS)} == PARSED
+
+
+IMPORT = """
+import tarfile, time
+text = open(tarfile.__file__).read()
+began = time.process_time()
+compile(text, "measure", "exec")  # a piece of work to compare with: both grow alike on a slow or busy machine
+measure = time.process_time() - began
+loaded, began = set(sys.modules), time.process_time()
+from airflow_provider_modelsync.operators import catalog, deployment, lifecycle, transfer
+print(time.process_time() - began, measure, len(set(sys.modules) - loaded))
+"""
+
+
+@pytest.mark.slow
+def test_importing_the_operators_costs_little_beside_airflow() -> None:
+    """DAG files pay it again and again: four times the measure today, most of it for making pydantic models."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    ratios = []
+    for _ in range(3):  # the first may have to write byte code
+        command = [sys.executable, "-c", f"import sys{AIRFLOW}{IMPORT}"]
+        told = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+        cost, measure, modules = map(float, told.split())
+        assert modules <= 75
+        ratios.append(cost / measure)
+        if ratios[-1] <= 6:
+            return
+    raise AssertionError(f"the import costs {min(ratios):.1f} times the measure")
