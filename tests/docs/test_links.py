@@ -39,7 +39,7 @@ def test_every_picture_is_shown() -> None:
         (document.parent / link).resolve().relative_to(ROOT)
         for document in DOCUMENTS
         for link in links(document)
-        if link.endswith(".png") and "://" not in link
+        if link.endswith((".png", ".svg")) and "://" not in link
     }
 
     assert pictures == shown
