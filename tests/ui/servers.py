@@ -152,7 +152,7 @@ def _huggingface(directory: Path) -> Iterator[Cases]:
 
         def server(token: str, port: int | None) -> Entered:
             standard: dict[str, Value] = {"host": "http://127.0.0.1", "password": token, "port": port or 0}
-            return {STANDARD: standard, NETWORK: {"timeout_seconds": 3}}
+            return {STANDARD: standard, EXTRA: {"namespace": "acme"}, NETWORK: {"timeout_seconds": 3}}
 
         port = urlsplit(hub.url).port
         yield {
@@ -168,7 +168,8 @@ def _oci(directory: Path) -> Iterator[Cases]:
 
         def server(password: str, port: int | None) -> Entered:
             standard: dict[str, Value] = {"host": "http://127.0.0.1", "login": registry.user, "password": password}
-            return {STANDARD: {**standard, "port": port or 0}, NETWORK: {"timeout_seconds": 3}}
+            names: dict[str, Value] = {"repositories": "risk/fraud"}  # it lists none to a robot
+            return {STANDARD: {**standard, "port": port or 0}, EXTRA: names, NETWORK: {"timeout_seconds": 3}}
 
         port = urlsplit(registry.url).port
         yield {
