@@ -20,9 +20,23 @@ unexport PYTHONDONTWRITEBYTECODE
 # What depends on Airflow's version: what faces it, the main example in a test's process, and people, restarts and kills
 # in a whole Airflow.
 FACING := $(addprefix tests/,cli hooks operators sensors triggers integration/test_dag_test.py test_assets.py test_compat.py \
-	test_deploy_on_new_version.py test_lineage.py test_links.py test_provider_info.py test_state.py)
+	test_deploy_on_new_version.py test_lineage.py test_links.py test_package.py test_provider_info.py test_state.py \
+	docs/test_airflow_versions.py)
 WHOLE := $(addprefix tests/e2e/,test_interruptions.py test_watch.py test_state_url.py \
 	test_examples.py::test_train_push_wait_pull)
+
+CORE := tests/core tests/conformance
+
+# What is tested is the wheel: the checkout, which has the tests, is looked into after all that is installed.
+define sync-for-wheel
+	$(BIN)/uv pip sync --quiet --python $1/bin/python --require-hashes $2
+	pwd > "$$(echo $1/lib/python*/site-packages)/checkout.pth"
+endef
+define install-wheel
+	$(BIN)/uv pip install --quiet --python $1/bin/python --no-deps --reinstall dist/*.whl
+	$(BIN)/uv pip check --quiet --python $1/bin/python
+endef
+with-wheel = PYTHONSAFEPATH=1 $1/bin/python -m pytest --import-mode=append
 
 .PHONY: demo nginx bench bench-quick bench-growth test test-fast test-mounts test-machines mutants reliability test-schedules bindfs test-s3 test-stores s3-table node test-oci test-celery test-e2e test-slow-calls test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-stores bench-oci bench-huggingface bench-mlflow bench-polling docs sbom licences check format lock lock-airflow wheel clean
 
@@ -105,14 +119,22 @@ ceph databases chromium bindfs node registry nginx:
 test-e2e: $(READY) .venv-vendors/bentocloud/.ready
 	$(BIN)/python -m pytest -m e2e tests/e2e $(PYTEST_ARGS)
 
-# On another Airflow: 3.0, 3.1, 3.2, 3.3 and the newest beta, each with what there was on its day.
-test-airflow-%: .venv-airflow/%/.ready
-	.venv-airflow/$*/bin/python -m pytest -m "$(PLAIN)" -n auto --dist loadgroup $(FACING) $(PYTEST_ARGS)
-	.venv-airflow/$*/bin/python -m pytest -m e2e $(WHOLE) $(PYTEST_ARGS)
+# On another Airflow: 3.0, 3.1, 3.2, 3.3 and the newest beta, each with what there was on its day, and the wheel that
+# users install.
+test-airflow-%: .venv-airflow/%/.ready wheel
+	$(call install-wheel,.venv-airflow/$*)
+	$(call with-wheel,.venv-airflow/$*) -m "$(PLAIN)" -n auto --dist loadgroup $(FACING) $(PYTEST_ARGS)
+	$(call with-wheel,.venv-airflow/$*) -m e2e $(WHOLE) $(PYTEST_ARGS)
 
 # The core with the oldest release of each dependency that the package takes.
-test-lowest: .venv-airflow/lowest/.ready
-	.venv-airflow/lowest/bin/python -m pytest -m "$(PLAIN) and not slow" -n auto --dist loadgroup tests/core tests/conformance $(PYTEST_ARGS)
+test-lowest: .venv-airflow/lowest/.ready wheel
+	$(call install-wheel,.venv-airflow/lowest)
+	$(call with-wheel,.venv-airflow/lowest) -m "$(PLAIN) and not slow" -n auto --dist loadgroup $(CORE) $(PYTEST_ARGS)
+
+# The core on a newer Python: 3.12, 3.13 and so on, with what all other tests run with.
+test-python-%: .venv-python/%/.ready wheel
+	$(call install-wheel,.venv-python/$*)
+	$(call with-wheel,.venv-python/$*) -m "$(PLAIN) and not slow" -n auto --dist loadgroup $(CORE) $(PYTEST_ARGS)
 
 # What ends waits for slow registries, for a quiet machine: sixty tasks and their next tries in one Airflow.
 test-slow-calls: $(READY) .venv-vendors/bentocloud/.ready
@@ -213,10 +235,11 @@ lock-airflow-%: requirements/airflow-%.in $(READY)
 		$< pyproject.toml --output-file requirements/airflow-$*.txt
 
 wheel: $(READY)
+	rm -f dist/*.whl
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist .
 
 clean:
-	rm -rf $(VENV) .venv-vendors .venv-s3 .venv-stores .azurite .venv-airflow .venv-mlflow .venv-oci .venv-docs .venv-sbom .venv-mutants build site .demo dist
+	rm -rf $(VENV) .venv-vendors .venv-s3 .venv-stores .azurite .venv-airflow .venv-python .venv-mlflow .venv-oci .venv-docs .venv-sbom .venv-mutants build site .demo dist
 
 # One environment for everything, exactly as locked. uv is only the faster installer.
 $(READY): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
@@ -230,51 +253,58 @@ $(READY): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
 # Vendors' clients cannot share an environment with Airflow.
 .venv-vendors/%/.ready: requirements/vendor-%.txt | $(READY)
 	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
-	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes $<
+	$(BIN)/uv pip sync --quiet --python $(@D)/bin/python --require-hashes $<
 	touch $@
 
+# Else make takes them for steps to the tests, and removes them.
+.PRECIOUS: .venv-airflow/%/.ready .venv-python/%/.ready
+
 # Each supported version of Airflow.
-.venv-airflow/%/.ready: requirements/airflow-%.txt pyproject.toml | $(READY)
+.venv-airflow/%/.ready: requirements/airflow-%.txt | $(READY)
 	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
-	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes $<
-	$(BIN)/uv pip install --quiet --python $(@D)/bin/python --no-deps --no-build-isolation --editable .
-	$(BIN)/uv pip check --quiet --python $(@D)/bin/python
+	$(call sync-for-wheel,$(@D),$<)
+	touch $@
+
+# Newer Pythons: pyenv's, else whatever uv finds or fetches.
+.venv-python/%/.ready: requirements/dev.txt | $(READY)
+	test -x $(@D)/bin/python || $(BIN)/uv venv --quiet --python $(lastword $* $(wildcard $(HOME)/.pyenv/versions/$*.*/bin/python)) $(@D)
+	$(call sync-for-wheel,$(@D),$<)
 	touch $@
 
 # MLflow's servers of each generation, with its client.
 .venv-mlflow/%/.ready: requirements/mlflow-%.txt | $(READY)
 	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
-	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes $<
+	$(BIN)/uv pip sync --quiet --python $(@D)/bin/python --require-hashes $<
 	touch $@
 
 # Other clients of OCI registries.
 .venv-oci/.ready: requirements/oci-clients.txt | $(READY)
 	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
-	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes $<
+	$(BIN)/uv pip sync --quiet --python $(@D)/bin/python --require-hashes $<
 	touch $@
 
 # What makes a site of the documents.
 .venv-docs/.ready: requirements/docs.txt | $(READY)
 	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
-	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes $<
+	$(BIN)/uv pip sync --quiet --python $(@D)/bin/python --require-hashes $<
 	touch $@
 
 # What makes mutants.
 .venv-mutants/.ready: requirements/mutants.txt | $(READY)
 	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
-	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes $<
+	$(BIN)/uv pip sync --quiet --python $(@D)/bin/python --require-hashes $<
 	touch $@
 
 # Servers that speak S3.
 .venv-s3/.ready: requirements/s3-servers.txt | $(READY)
 	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
-	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes $<
+	$(BIN)/uv pip sync --quiet --python $(@D)/bin/python --require-hashes $<
 	touch $@
 
 # Vendors' own clients of object storages.
 .venv-stores/.ready: requirements/stores-clients.txt | $(READY)
 	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
-	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(@D)/bin/python --require-hashes $<
+	$(BIN)/uv pip sync --quiet --python $(@D)/bin/python --require-hashes $<
 	touch $@
 
 # Azure's own emulator of Blob Storage.

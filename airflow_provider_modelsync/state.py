@@ -123,10 +123,12 @@ class _Storage:
     """A place in object storage.
 
     :param root: its URL, with the connection that leads to it.
+    :raises Exception: when nothing leads there: no provider brings the scheme, no connection has the name.
     """
 
     def __init__(self, root: str) -> None:
         self._root = ObjectStoragePath(root) / _FORM
+        self._files = self._root.fs
 
     def read(self, directory: str, name: str) -> bytes | None:
         with suppress(FileNotFoundError), (self._root / directory / name).open("rb") as reader:
@@ -143,15 +145,15 @@ class _Storage:
         place = self._root / directory
         with suppress(FileNotFoundError):
             if name is None:
-                place.fs.rm(place.path, recursive=True)
+                self._files.rm(place.path, recursive=True)
             else:
                 (place / name).unlink()
 
     def ages(self) -> Iterator[tuple[str, float]]:
-        names = [str(one["name"]).rstrip("/").rpartition("/")[2] for one in self._root.fs.ls(self._root.path, True)]
+        names = [str(one["name"]).rstrip("/").rpartition("/")[2] for one in self._files.ls(self._root.path, True)]
         for name in _some(names):
-            files = self._root.fs.find((self._root / name).path)
-            yield name, max((self._root.fs.modified(one).timestamp() for one in files), default=0.0)
+            files = self._files.find((self._root / name).path)
+            yield name, max((self._files.modified(one).timestamp() for one in files), default=0.0)
 
 
 def _some(names: list[str]) -> list[str]:
@@ -274,7 +276,7 @@ def _configured() -> _Place | None:
     try:
         if "://" in url:
             return _Storage(url)
-    except (ValueError, ImportError) as error:  # no installed provider brings the scheme
+    except Exception as error:  # what only saves work fails no task
         _say_once(f"[modelsync] state_url is not used: {error}")
     return _Directory(url) if os.path.isabs(url) else None
 

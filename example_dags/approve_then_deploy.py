@@ -3,8 +3,8 @@
 The question waits under *Required Actions* in Airflow's user interface and occupies no worker; the answer may also come
 through the REST API. "Reject", and no answer within two days, skips the deployment.
 
-Needs a connection ``bentocloud_default`` and, where the workers see them, a model and a bento built with it; the run's
-parameters say where they are.
+Needs Airflow 3.1 or newer, a connection ``bentocloud_default`` and, where the workers see them, a model and a bento
+built with it; the run's parameters say where they are.
 """
 
 from __future__ import annotations

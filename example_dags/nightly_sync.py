@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from airflow.sdk import CronTriggerTimetable, dag
+from airflow.sdk import dag
 
 from airflow_provider_modelsync.operators.transfer import SyncModelsOperator
 
 
 @dag(
-    schedule=CronTriggerTimetable("30 2 * * *", timezone="UTC"),
+    schedule="30 2 * * *",
     catchup=False,
     max_active_runs=1,
     default_args={"retries": 3, "retry_delay": timedelta(minutes=5)},

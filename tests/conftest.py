@@ -17,6 +17,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -94,6 +96,12 @@ def _install_test_provider() -> None:
 
 
 _install_test_provider()
+
+
+def pytest_report_header() -> str:
+    """Say what is tested: there are more Airflows than one, and a wheel beside the checkout."""
+    airflow, provider = version("apache-airflow"), find_spec("airflow_provider_modelsync")
+    return f"airflow: {airflow}, provider: {provider and provider.origin}"
 
 
 def pytest_xdist_auto_num_workers() -> int:

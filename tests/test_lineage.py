@@ -25,8 +25,10 @@ def events(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) ->
     source, told = base / "model", base / "events.jsonl"
     source.mkdir()
     (source / "weights.bin").write_bytes(b"weights")
-    stores = {name: {"conn_type": "modelstore", "host": (base / name).as_uri()} for name in ("one", "two")}
-    stores["one"] |= {"password": CANARY}
+    stores: dict[str, dict[str, Any]] = {
+        name: {"conn_type": "modelstore", "host": (base / name).as_uri()} for name in ("one", "two")
+    }
+    stores["one"]["extra"] = {"proxy": f"http://me:{CANARY}@proxy.example:3128"}
     (base / "airflow.db").write_bytes(migrated_database.read_bytes())
     env = {
         **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")},
@@ -37,7 +39,6 @@ def events(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) ->
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{base}/airflow.db",
         "AIRFLOW__OPENLINEAGE__NAMESPACE": "tests",
         "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps({"type": "file", "log_file_path": str(told), "append": True}),
-        "PYTHONPATH": str(ROOT),
         "MODEL": str(source),
         "TARGET": str(base / "pulled"),
     }

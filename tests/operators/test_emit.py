@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from airflow.sdk import Asset, AssetAlias
-from airflow.sdk.definitions.asset import AssetUniqueKey
 
 from airflow_provider_modelsync.assets import convert_to_openlineage, model_asset
 from airflow_provider_modelsync.compat import AirflowException
@@ -40,7 +39,12 @@ ALIAS = AssetAlias("models")
 def stores(tmp_path: Path, connect: Connect, source: Path) -> None:
     """Two model stores, the first with two models."""
     for name in ("one", "two"):
-        connect(name, conn_type="modelstore", host=(tmp_path / name).as_uri(), password=CANARY)
+        connect(
+            name,
+            conn_type="modelstore",
+            host=(tmp_path / name).as_uri(),
+            extra={"proxy": f"http://me:{CANARY}@proxy.example:3128"},
+        )
     for name in ("churn", "fraud"):
         ModelStoreHook("one").push(source, f"{name}:v1")
 
@@ -95,16 +99,16 @@ def test_whatever_a_connection_is_called_its_models_have_assets(
     assert convert_to_openlineage(Asset(uri), None).namespace == f"modelsync://{conn_id}"
 
 
-@pytest.mark.parametrize(
-    "ref", [Asset.ref(uri="modelsync://one/fraud"), Asset.ref(name="modelsync://one/fraud")], ids=repr
-)
+@pytest.mark.parametrize("by", ["uri", "name"])
 @pytest.mark.parametrize("kind", ["push", "sensor", "sync"])
 def test_references_to_assets_are_told_as_assets_are(
-    stores: None, source: Path, context: Any, monkeypatch: pytest.MonkeyPatch, ref: Any, kind: str
+    stores: None, source: Path, context: Any, monkeypatch: pytest.MonkeyPatch, by: str, kind: str
 ) -> None:
-    events = context["outlet_events"]
-    known = AssetUniqueKey.from_asset(model_asset("one", "fraud"))
-    monkeypatch.setattr(events, "_resolve_asset_ref", lambda ref: (known, {}))  # else the supervisor is asked
+    conn_id = "two" if kind == "sync" else "one"
+    known = model_asset(conn_id, "fraud")
+    # Else the supervisor is asked.
+    monkeypatch.setattr(type(context["outlet_events"]), "_get_asset_from_db", lambda self, **by: known)
+    ref = Asset.ref(**{by: f"modelsync://{conn_id}/fraud"})
     facts: dict[str, Any] = {"registry_conn_id": "one", "model": "fraud:v1", "outlets": [ref]}
     if kind == "push":
         PushModelOperator(task_id="push", source=str(source), **facts).execute(context)
@@ -112,10 +116,10 @@ def test_references_to_assets_are_told_as_assets_are(
         ModelVersionSensor(task_id="wait", **facts).execute(context)
     else:
         copy = SyncModelsOperator(task_id="sync", source_conn_id="one", target_conn_id="two", models=["fraud"])
-        copy.outlets = [Asset.ref(uri="modelsync://two/fraud")]
+        copy.outlets = [ref]
         copy.execute(context)
 
-    assert events[ref].extra["version"] == "v1"
+    assert context["outlet_events"][known].extra["version"] == "v1"
 
 
 def test_a_sensor_tells_what_it_has_found(stores: None, context: Any) -> None:

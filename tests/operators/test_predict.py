@@ -95,7 +95,7 @@ def test_inputs_and_output_may_lie_in_object_storage(
 
     told = predict(ObjectStoragePath(REMOTE), "memory://bucket/batch.json").execute(context)
 
-    assert told["output"] == REMOTE
+    assert told["output"] == str(ObjectStoragePath(REMOTE))  # which older Airflows spell with a third slash
     assert set(storage.find("/")) == {"/bucket/batch.json", "/bucket/runs/predictions.json"}
     assert len(json.loads(storage.cat("/bucket/runs/predictions.json"))) == len(RECORDS) == told["count"]
     assert told["size_bytes"] == storage.size("/bucket/runs/predictions.json")
