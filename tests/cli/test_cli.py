@@ -174,16 +174,11 @@ def test_what_is_refused_is_told_in_one_block(modelstore: Path, tmp_path: Path) 
         (("sync", "one", "other", "--versions", "some"), "'some' is neither"),
     ],
 )
-def test_wrong_usage_is_told_before_anything_is_done(
-    arguments: tuple[str, ...], complaint: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from airflow.cli.cli_parser import get_parser
+def test_wrong_usage_is_told_before_anything_is_done(arguments: tuple[str, ...], complaint: str) -> None:
+    told = airflow("modelsync", *arguments)
 
-    with pytest.raises(SystemExit) as told:
-        get_parser().parse_args(("modelsync", *arguments))
-
-    assert told.value.code == 2
-    assert complaint in capsys.readouterr().err
+    assert told.status == 2
+    assert complaint in told.stderr
 
 
 @pytest.mark.parametrize("conn_type", SERVERS)
@@ -325,6 +320,7 @@ def test_the_answer_may_be_cut_short(modelstore: Path) -> None:
     assert (run.status, run.stderr) == (128 + signal.SIGPIPE, "")
 
 
+@pytest.mark.skipif(not READS_FORMS, reason="this Airflow takes no commands from providers")
 def test_help_lists_the_commands_and_loads_nothing_of_ours_but_their_definition() -> None:
     script = (
         "import json, sys\n"

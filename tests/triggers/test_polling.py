@@ -18,6 +18,7 @@ from airflow.sdk import Connection
 from airflow.triggers.base import BaseTrigger
 
 from airflow_provider_modelsync.compat import AirflowNotFoundException
+from airflow_provider_modelsync.hooks import registry
 from airflow_provider_modelsync.triggers import base, polling
 from airflow_provider_modelsync.triggers import model as triggers
 from airflow_provider_modelsync.triggers.model import ModelVersionEventTrigger, ModelVersionTrigger
@@ -153,13 +154,13 @@ async def test_a_connection_is_looked_up_once_and_its_sockets_are_few(
     server: BentoCloudStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked_up: Counter[str] = Counter()
-    look_up = Connection.async_get
+    look_up = registry.aget_connection
 
     async def count(conn_id: str) -> Connection:
         looked_up[conn_id] += 1
         return await look_up(conn_id)
 
-    monkeypatch.setattr(Connection, "async_get", count)
+    monkeypatch.setattr(registry, "aget_connection", count)
     before = len(os.listdir("/proc/self/fd"))
     async with running(*(sensor(f"{name}:v2") for name in MODELS for _ in range(40))):
         await asked(server, 2 * len(MODELS))
