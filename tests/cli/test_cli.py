@@ -29,6 +29,7 @@ from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.http_server import Delay
 from tests.support.cloud import changes, running_cloud
 from tests.support.command import Run, airflow, modelsync_alone
+from tests.support.keys import keys
 from tests.support.pipelines import running_instance
 from tests.support.until import until
 from tests.ui.servers import GOOD, SERVERS, UNREACHABLE, WRONG
@@ -350,6 +351,21 @@ def test_an_empty_list_says_where_it_has_looked(modelstore: Path) -> None:
     assert json.loads(modelsync("ls", "--json").stdout) == []
 
 
+def test_a_signature_is_printed_and_required(modelstore: Path, source: Path, tmp_path: Path) -> None:
+    pytest.importorskip("model_signing", reason="the extra `signing` is not installed in this environment")
+    for kind, content in keys().items():
+        (tmp_path / f"team.{kind}").write_bytes(content)
+    modelsync("push", source, "digits:v1")
+    required = ("--signatures", "require", "--trusted-signer", tmp_path / "team.pub")
+
+    assert "has no signature" in refused("pull", "digits:v1", tmp_path / "pulled", *required, code=1)
+    assert "has no signature" in refused("signature", "digits:v1", code=1)
+    modelsync("push", source, "digits:v1", "--sign", tmp_path / "team.key")
+
+    assert "dsseEnvelope" in json.loads(modelsync("signature", "digits:v1").stdout)
+    modelsync("pull", "digits:v1", tmp_path / "pulled", *required)
+
+
 def test_every_command_is_implemented() -> None:
     (path,) = get_provider_info()["cli"]
     (group,) = resolve_name(path)()
@@ -357,7 +373,7 @@ def test_every_command_is_implemented() -> None:
 
     assert set(commands) == {
         *("ls", "versions", "show", "push", "pull", "sync", "label", "delete", "wait", "deploy", "undeploy", "predict"),
-        *("promote", "rollback", "prune", "alias ls", "alias set", "alias rm"),
+        *("promote", "rollback", "prune", "alias ls", "alias set", "alias rm", "signature"),
     }
     for function in commands.values():
         assert callable(resolve_name(f"airflow_provider_modelsync.cli.commands:{function}"))
