@@ -164,6 +164,7 @@ class MLflowStandIn(StandIn):
             "POST registered-models/create": self._new_model,
             "GET registered-models/search": self._search_models,
             "DELETE registered-models/delete": self._delete_model,
+            "POST registered-models/get-latest-versions": self._latest_versions,
             "POST registered-models/set-tag": self._tag_model,
             "GET registered-models/alias": self._by_alias,
             "POST registered-models/alias": self._set_alias,
@@ -374,6 +375,9 @@ class MLflowStandIn(StandIn):
             pairs = model["aliases"].items()
             shown["aliases"] = [{"alias": alias, "version": version} for alias, version in pairs]
         return shown
+
+    def _latest_versions(self, asked: Json) -> Json:
+        return {"model_versions": self._shown(self._model(asked)).get("latest_versions", [])}
 
     def _new_model(self, asked: Json) -> Json:
         name = asked["name"]
