@@ -21,7 +21,9 @@ _MASK = "***"
 _SHORTEST = 4  # characters; a shorter secret protects nothing, and masking it everywhere would garble each message
 
 # None of these looks at a character more often than a fixed number of times, whatever the text is.
-_USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,20}+://)[^\s/?#@\"…'<>]++(?:@|…\Z)")
+# On Azure a container stands where others have a password.
+_CONTAINER = r"(?!(?:abfss?|az|wasbs?)://[a-z0-9-]{3,63}@)"
+_USERINFO = re.compile(rf"(?i)\b{_CONTAINER}([a-z][a-z0-9+.-]{{0,20}}+://)[^\s/?#@\"…'<>]++(?:@|…\Z)")
 _WORD = re.compile(r"[^\s\"'<>]+")
 _BARE_QUERY = re.compile(r"\?[\w.~%-]++=[^\s\"'<>]*")  # libraries name targets without scheme and host
 _PARAMETER = re.compile(

@@ -64,6 +64,7 @@ def test_a_secret_is_masked_in_every_form(form: str) -> None:
         ("at https://s3.example/k?X-Amz-Signature=1&b=2 now", "at https://s3.example/k?… now"),
         ("url: /bucket/key?sig=1 (failed)", "url: /bucket/key?… (failed)"),
         ("<a href='https://u:p@x.example/'>", "<a href='https://***@x.example/'>"),
+        ("abfs://models@acme/m, wasbs://u:p@acme/m", "abfs://models@acme/m, wasbs://***@acme/m"),
         ("grant failed: client_secret=abc&x=1", "grant failed: client_secret=***&x=1"),
         ("is it there? yes", "is it there? yes"),
     ],
