@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 # One environment for each version of Airflow with a requirements/airflow-VERSION.in, of what there was on its day.
 AIRFLOWS := $(patsubst requirements/airflow-%.in,%,$(wildcard requirements/airflow-*.in))
 # Tests that need nothing but Python.
-PLAIN := not mounts and not mlflow and not vendor and not oci and not s3 and not stores and not celery and not ui and not e2e and not slow_calls
+PLAIN := not load and not mounts and not mlflow and not vendor and not oci and not s3 and not stores and not celery and not ui and not e2e and not slow_calls
 # What a change breaks most often: the core, the operators, and what the store in a directory promises as all do.
 FAST := tests/core tests/conformance tests/operators
 # Without byte code on disk each process of the tests would compile them again.
@@ -38,7 +38,7 @@ define install-wheel
 endef
 with-wheel = PYTHONSAFEPATH=1 $1/bin/python -m pytest --import-mode=append
 
-.PHONY: demo nginx bench bench-quick bench-growth test test-fast test-mounts test-machines mutants reliability test-schedules bindfs test-s3 test-stores s3-table node test-oci test-celery test-e2e test-slow-calls test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-stores bench-oci bench-huggingface bench-mlflow bench-polling docs sbom licences check format lock lock-airflow wheel clean
+.PHONY: demo nginx bench bench-quick bench-growth test test-fast test-mounts test-machines mutants reliability test-schedules test-load bindfs test-s3 test-stores s3-table node test-oci test-celery test-e2e test-slow-calls test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-stores bench-oci bench-huggingface bench-mlflow bench-polling docs sbom licences check format lock lock-airflow wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -70,6 +70,10 @@ test-machines: $(READY)
 # Two tasks at each registry in any order of their requests, killed, cancelled, refused, heard of late: 20,000 requests.
 test-schedules: $(READY)
 	MODELSYNC_STEPS=$${MODELSYNC_STEPS:-2500} $(BIN)/python -m pytest -n 0 tests/conformance/test_schedules.py $(PYTEST_ARGS)
+
+# Many at once, and what is left of them: its figures are in docs/reliability.md.
+test-load: $(READY)
+	$(BIN)/python -m pytest -m load -n 0 -s tests/load $(PYTEST_ARGS)
 
 # The documents' table of faults, from the tests' marks.
 reliability: $(READY)

@@ -475,3 +475,36 @@ def test_a_refused_call_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(durable, "_syncfs", lambda descriptor: -1)
     with pytest.raises(OSError):  # noqa: PT011 - its number is whatever was last
         durable.sync_file_system(tmp_path)
+
+
+def test_what_was_set_aside_before_is_removed_when_more_is(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    with durable.staging(place, KEY) as staged:
+        for number in range(2):
+            place.mkdir()
+            (place / str(number)).touch()
+            staged.set_aside(place)
+        assert not place.exists()
+        staged.put_back(place)
+        assert [path.name for path in place.iterdir()] == ["1"]
+
+
+def test_a_small_file_takes_the_place_of_what_is_there(tmp_path: Path) -> None:
+    place = tmp_path / "record"
+    place.write_bytes(b"old")
+    with durable.staging(tmp_path / "place", KEY) as staged:
+        staged.put_file(place, b"new")
+    assert place.read_bytes() == b"new"
+
+
+def test_a_created_file_is_durable_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, fsync = [], os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    assert durable.create_file(tmp_path / "file", b"content")
+    assert [path.parent for path in synced] == [tmp_path, tmp_path.parent]
+    assert synced[-1] == tmp_path

@@ -1,0 +1,1 @@
+"""Many things at once, and what is left afterwards. `make test-load` runs them."""
