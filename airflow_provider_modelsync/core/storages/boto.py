@@ -21,6 +21,9 @@ from airflow_provider_modelsync.core.transfer.mover import Mover
 
 _AWS = re.compile(r"s3([.-][a-z0-9-]+)?\.amazonaws\.com(\.cn)?")  # an endpoint that its region alone tells
 _FIRST_REGION = "us-east-1"
+# The mover does not ask whether a small body is wanted. The host is that of the URL: botocore tells it, too, where
+# awscrt is installed, and a proxy would get it twice.
+_LEFT_OUT = frozenset({"expect", "host"})
 # Objects in them cannot be read, so they can be no model store.
 _ARCHIVES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 
@@ -170,8 +173,7 @@ class _Carrier:
 
         deadline = self._deadline()
         body = request.body.read() if hasattr(request.body, "read") else request.body
-        # No question whether a body is wanted: it is small.
-        headers = {name: _text(value) for name, value in request.headers.items() if name.lower() != "expect"}
+        headers = {name: _text(value) for name, value in request.headers.items() if name.lower() not in _LEFT_OUT}
         answer = self._mover.call(
             request.method,
             request.url,
