@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from airflow.configuration import conf
 
+from airflow_provider_modelsync.provider_info import get_provider_info
 from tests.docs.documents import DOCUMENTS, ROOT, anchors, links, settings
 
 LARGEST = 100_000  # bytes of a picture
@@ -33,7 +34,7 @@ def test_every_page_is_linked_from_the_first_one() -> None:
     assert set(DOCUMENTS) - linked == {first}
 
 
-def test_every_picture_is_shown() -> None:
+def test_every_picture_is_shown_and_every_connection_form_has_one() -> None:
     pictures = {path.relative_to(ROOT) for path in (ROOT / "docs" / "images").iterdir()}
     shown = {
         (document.parent / link).resolve().relative_to(ROOT)
@@ -41,8 +42,10 @@ def test_every_picture_is_shown() -> None:
         for link in links(document)
         if link.endswith((".png", ".svg")) and "://" not in link
     }
+    forms = {f"connection-{one['connection-type']}.png" for one in get_provider_info()["connection-types"]}
 
     assert pictures == shown
+    assert forms <= {picture.name for picture in pictures}
     assert max(path.stat().st_size for path in (ROOT / "docs" / "images").iterdir()) < LARGEST
 
 
