@@ -6,7 +6,8 @@ Airflow says; where an older one keeps it, or what stands in for it, is said her
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Coroutine
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -95,6 +96,8 @@ WAITING = "deferred"  # what is the state of a task while its trigger waits
 REMOVED = "removed"  # when nobody knows the task any more
 UNDER_WAY = (None, "scheduled", "queued", "running")  # and after: of its next part or its next try
 
+_exchanges: set[asyncio.Task[Any]] = set()  # under way; a loop itself remembers none
+
 
 async def in_thread(call: Callable[..., T], *arguments: Any) -> T:
     """Return what a call returns that blocks, and may look connections up; for the event loop.
@@ -103,7 +106,19 @@ async def in_thread(call: Callable[..., T], *arguments: Any) -> T:
     """
     from asgiref.sync import sync_to_async
 
-    return await sync_to_async(call, thread_sensitive=False)(*arguments)
+    return await _whole(sync_to_async(call, thread_sensitive=False)(*arguments))
+
+
+async def _whole(exchange: Coroutine[Any, Any, T]) -> T:
+    """Wait for an exchange with the supervisor, which goes on to its end when nobody waits for it any more.
+
+    A triggerer of Airflow 3.0 takes the answer to half of one for that to the next, and dies.
+    """
+    task = asyncio.ensure_future(exchange)
+    _exchanges.add(task)
+    task.add_done_callback(_exchanges.discard)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # told to whoever waits still
+    return await asyncio.shield(task)
 
 
 def fernet_keys() -> list[str]:
@@ -116,7 +131,7 @@ def fernet_keys() -> list[str]:
 async def aget_connection(conn_id: str) -> Connection:
     """Return a connection; for the event loop."""
     if hasattr(BaseHook, "aget_connection"):  # 3.1
-        return await BaseHook.aget_connection(conn_id)
+        return await _whole(BaseHook.aget_connection(conn_id))
     return await in_thread(BaseHook.get_connection, conn_id)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import TaskStatesResult
+from asgiref.sync import async_to_sync
 
-from airflow_provider_modelsync.compat import REMOVED, aget_connection, state_of
+from airflow_provider_modelsync.compat import REMOVED, aget_connection, in_thread, state_of
 from airflow_provider_modelsync.core.models import TransferStats
 from airflow_provider_modelsync.core.transfer.progress import Tally
 from airflow_provider_modelsync.hooks.metrics import measured
@@ -40,6 +42,24 @@ async def test_a_trigger_can_ask_what_became_of_its_task(
     task = SimpleNamespace(dag_id="dag", task_id="deploy", run_id="run", map_index=3)
 
     assert await state_of(task) == state
+
+
+async def test_what_is_asked_of_a_supervisor_is_answered_whoever_stops_waiting() -> None:
+    asked, go_on, answered = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def answer() -> None:
+        asked.set()
+        await go_on.wait()
+        answered.set()
+
+    waits = asyncio.ensure_future(in_thread(async_to_sync(answer)))  # as Airflow asks: from a thread, by its loop
+    await asked.wait()
+    waits.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waits
+    go_on.set()
+    async with asyncio.timeout(30):
+        await answered.wait()
 
 
 async def test_the_event_loop_finds_connections(connect: Connect) -> None:
