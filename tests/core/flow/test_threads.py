@@ -71,9 +71,11 @@ async def test_calls_that_hang_are_reported(
 
 
 async def test_threads_do_not_hold_up_the_end_of_the_process(mount: threading.Event) -> None:
+    others = set(threading.enumerate())  # of tests before
     hanging = asyncio.create_task(Threads().run(mount.wait))
     await asyncio.sleep(0.01)
 
-    assert [thread.daemon for thread in threading.enumerate() if thread.name == "modelsync"] == [True]
+    started = set(threading.enumerate()) - others
+    assert [thread.daemon for thread in started if thread.name == "modelsync"] == [True]
     mount.set()
     await hanging

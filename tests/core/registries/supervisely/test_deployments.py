@@ -363,7 +363,7 @@ def test_undeploying_stops_the_task_and_may_be_repeated(cv: Connection, server: 
 
 def test_undeploying_the_own_app_shuts_it_down(app: SuperviselyApp) -> None:
     assert direct(app).undeploy("").failed
-    assert app.down.wait(2)
+    assert app.down.wait(30)
     assert direct(app).deployment("").gone
     assert direct(app).undeploy("").gone
 

@@ -120,7 +120,7 @@ def test_freezing_tells_what_the_app_says(connection: Connection, name: str | No
 
 def test_shutting_an_app_down_by_its_address_takes_the_route_that_works(app: SuperviselyApp) -> None:
     assert direct(app).ask(lambda session: session.shutdown()) in ("terminating", "stopped")
-    assert app.down.wait(2)
+    assert app.down.wait(30)
     assert app.count("POST", "^/sly/shutdown$") == 1
     assert direct(app).ask(lambda session: session.shutdown()) == "stopped"
 
