@@ -67,7 +67,7 @@ test-machines: $(READY)
 	MODELSYNC_STEPS=$${MODELSYNC_STEPS:-10000} $(BIN)/python -m pytest -n 0 tests/core/test_machines.py \
 		tests/core/registries/modelstore/test_machine.py $(PYTEST_ARGS)
 
-# Two tasks at each registry in any order of their requests, killed, cancelled, refused, heard of late: 20,000 requests.
+# Two tasks at each registry, their requests in random orders, killed, cancelled, refused, heard of late.
 test-schedules: $(READY)
 	MODELSYNC_STEPS=$${MODELSYNC_STEPS:-2500} $(BIN)/python -m pytest -n 0 tests/conformance/test_schedules.py $(PYTEST_ARGS)
 
