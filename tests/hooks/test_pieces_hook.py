@@ -24,6 +24,7 @@ from tests.standins.pieces import JUNK, Download, PiecesStandIn, Progress
 from tests.support.pieces import CANCEL, CONNECTION, DOWNLOAD, ENDLESS, PHI, quickly, running_host, verbs
 
 SOON = Patience(seconds=10, poll_interval=0.05)
+LATE = Patience(seconds=60, poll_interval=5)  # looks come too late for a test: messages have to do
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_progress_comes_as_percent_and_state(server: PiecesStandIn, hook: Pieces
 @pytest.mark.parametrize("shape", ["no status", "unknown status", "new status", "integers"])
 def test_progress_makes_sense_of_whatever_messages_say(server: PiecesStandIn, hook: PiecesHook, shape: str) -> None:
     server.progress = [Progress(shape=shape, junk=JUNK)]
-    steps = list(hook.download_progress("Phi 2", patience=SOON))
+    steps = list(hook.download_progress("Phi 2", patience=LATE))
 
     assert {state for _, state in steps[1:-1]} <= {"IN-PROGRESS", "VERIFYING"}
     assert steps[-1] == (100.0, "COMPLETED")
@@ -98,14 +99,14 @@ def test_progress_makes_sense_of_whatever_messages_say(server: PiecesStandIn, ho
 def test_progress_without_a_socket_ends_all_the_same(server: PiecesStandIn, hook: PiecesHook) -> None:
     server.progress = [Progress(upgrade=500)]
 
-    assert list(hook.download_progress("Phi 2", patience=SOON))[-1] == (100.0, "COMPLETED")
+    assert list(hook.download_progress("Phi 2", patience=LATE))[-1] == (100.0, "COMPLETED")
 
 
 def test_a_download_that_fails_ends_the_progress(server: PiecesStandIn, hook: PiecesHook) -> None:
     server.download = Download(outcome="FAILED")
 
     with pytest.raises(VersionFailed, match="FAILED") as failed:
-        list(hook.download_progress("Phi 2", patience=SOON))
+        list(hook.download_progress("Phi 2", patience=LATE))
     assert (failed.value.model, failed.value.connection) == ("Phi 2", CONNECTION)
 
 

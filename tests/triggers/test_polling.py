@@ -205,8 +205,8 @@ async def test_a_deadline_is_kept_while_a_look_hangs(
     server: BentoCloudStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base, "LAST_LOOK", 0.1)
-    server.fault("GET", "", Delay(1.5), times=None)
-    async with running(sensor(deadline=time.time() + 0.6)) as (waiting,):
+    server.fault("GET", "", Delay(2), times=None)
+    async with running(sensor(deadline=time.time() + 1.2)) as (waiting,):
         assert (await waiting)["status"] == "timeout"
         assert server.count() == 1
 
