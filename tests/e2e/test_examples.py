@@ -232,7 +232,7 @@ def test_the_connection_form_knows_the_model_store(airflow: LocalAirflow) -> Non
 
     assert form["hook_name"] == "Model Store"
     assert form["standard_fields"]["host"]["title"] == "Root"
-    assert form["standard_fields"]["password"]["title"] == "Secret access key"
+    assert form["standard_fields"]["password"]["title"] == "Secret key, key file (JSON) or signature"
     assert form["extra_fields"]["max_workers"]["schema"]["title"] == "Threads"
 
 
