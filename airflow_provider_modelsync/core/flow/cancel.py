@@ -18,6 +18,9 @@ class CancelToken:
     :param parent: a token whose cancellation counts for this one, too.
     """
 
+    # Seconds that stuck threads get once the work is over for everyone: a kill must end in 4 s.
+    patience = 3.0
+
     def __init__(self, parent: CancelToken | None = None) -> None:
         self._parent = parent
         self._cancelled = False
@@ -53,6 +56,8 @@ class Grace(CancelToken):
     :param other: the token of the work that is cleaned up after; it may be cancelled before or meanwhile.
     :param seconds: how much later.
     """
+
+    patience = 0.5  # on top of its own seconds
 
     def __init__(self, other: CancelToken, seconds: float) -> None:
         super().__init__()

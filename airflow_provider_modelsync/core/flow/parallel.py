@@ -15,8 +15,6 @@ T = TypeVar("T")
 
 _TICK = 0.1  # seconds between two looks at whether the wait is to end
 
-_GRACE = 3.0  # seconds that stuck threads get once the work is over for everyone: a kill must end in 4 s
-
 
 def for_each(
     fn: Callable[[T, CancelToken], None],
@@ -59,7 +57,7 @@ def for_each(
             next(thread for thread in threads if thread.is_alive() or thread is threads[-1]).join(0.1)
     finally:
         token.cancel()
-        end = time.monotonic() + _GRACE
+        end = time.monotonic() + cancel.patience
         for thread in threads:
             thread.join(max(0.0, end - time.monotonic()))
     cancel.check()
