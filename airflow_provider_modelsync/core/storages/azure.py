@@ -23,7 +23,7 @@ from airflow_provider_modelsync.core.errors import BeginAgain, InvalidInput, Not
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.http.storage import Refusal
 from airflow_provider_modelsync.core.redact import secrets_of, show_url
-from airflow_provider_modelsync.core.storages.azure_auth import AzureSettings, OpenCredential, credentials_for
+from airflow_provider_modelsync.core.storages.azure_auth import VERSION, AzureSettings, OpenCredential, credentials_for
 from airflow_provider_modelsync.core.storages.base import LARGEST_RECORD, Abilities, Listed, StoredObject
 from airflow_provider_modelsync.core.storages.rest import RestBucket, read_xml
 from airflow_provider_modelsync.core.transfer.mover import MovedResponse
@@ -97,6 +97,7 @@ class Container(RestBucket):
     """
 
     wrong_etag: ClassVar[str] = "0x0"
+    usual_headers: ClassVar[Mapping[str, str]] = {"x-ms-version": VERSION}
 
     def __init__(
         self, authority: str, settings: AzureSettings, opened: OpenCredential | None = None, *, base: str = ""
@@ -123,12 +124,6 @@ class Container(RestBucket):
             is_https=urlsplit(place.service).scheme == "https",
             opened=opened,
         )
-
-    def _signed(self, method: str, url: str, headers: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-        return self._credentials.sign(url, headers)
-
-    def _renew(self) -> None:
-        self._credentials.renew()
 
     def _may_be_stale(self, refusal: Refusal) -> bool:
         # A signature's end is told by 403; Azurite has another word for it.
@@ -239,10 +234,10 @@ class Container(RestBucket):
 
     def copy(self, origin: Listed, key: str, sha256: str) -> str | None:
         doing = f"copying {origin.key}"
-        source = self._credentials.sign(self._url(origin.key), {})[0]
+        source = self._url(origin.key)
         headers = {
             **_condition(None),
-            "x-ms-copy-source": source,
+            "x-ms-copy-source": self._credentials.proof("GET", source).on(source),
             "x-ms-source-if-match": f'"{origin.etag}"',
             _SHA256: sha256,
         }
@@ -306,7 +301,7 @@ class Container(RestBucket):
             if upload_id is not None and refusal.code in _ODD_BLOCKS:
                 self.abort(key, upload_id)
                 raise BeginAgain(f"{doing}: somebody else has left blocks at this name, which are gone now")
-            raise self._error(answer, doing, not_found=BeginAgain)
+            raise self._error(answer, doing, address.refused, not_found=BeginAgain)
         # The service has compared the bytes with their MD5; of a block it tells no tag.
         return Stored(sums.size, _tag(answer) if upload_id is None else sums.md5)
 

@@ -11,27 +11,28 @@ import base64
 import binascii
 import hmac
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from hashlib import sha256
 from importlib.util import find_spec
-from typing import Any, Protocol
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 from pydantic import SecretStr
 
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError, RegistryUnavailable, Unauthorized
-from airflow_provider_modelsync.core.flow.forks import Lock
 from airflow_provider_modelsync.core.http.faults import classify
 from airflow_provider_modelsync.core.redact import excerpt, guard_logs
 from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.storages.rest import Credentials, Proof
 
 VERSION = "2023-11-03"  # of the REST API
 _SCOPE = "https://storage.azure.com/.default"  # of tokens, in every cloud
 _SIGNED_SECONDS = 3600
 _RENEWED_SECONDS = 1800  # before the end, whatever the clocks
 _TOKEN_SECONDS = 300  # that a token is to be good for
+_OVER = datetime.min.replace(tzinfo=UTC)
 _PERMISSIONS = "rcwdl"  # read, create, write, delete, list; the service demands this order
 
 # What a connection of somebody else's is good for: an object with ``get_token``, with ``account_key`` or with
@@ -61,16 +62,6 @@ class AzureSettings(RegistrySettings):
     @property
     def further_connections(self) -> tuple[str, ...]:
         return (self.azure_conn_id,) if self.azure_conn_id else ()
-
-
-class Credentials(Protocol):
-    """What proves who we are."""
-
-    def sign(self, url: str, headers: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-        """Return URL and headers of a request with what proves who sends it."""
-
-    def renew(self) -> None:
-        """Hear that it was refused."""
 
 
 def credentials_for(
@@ -128,44 +119,40 @@ def _key_of(settings: AzureSettings, secret: str) -> bytes:
         ) from None
 
 
-class _Signature:
+class _Signature(Credentials):
     """A shared access signature that somebody was given, or the query of a URL that holds one."""
 
     def __init__(self, text: str) -> None:
+        super().__init__()
         self._query = text.strip().lstrip("?&")
         guard_logs(value for name, value in parse_qsl(self._query) if name == "sig")
 
-    def sign(self, url: str, headers: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-        return _with(url, self._query), {**headers, "x-ms-version": VERSION}
+    def _current(self, method: str, url: str) -> Proof:
+        return Proof(self._query, query=self._query)
 
-    def renew(self) -> None:
+    def _forget(self) -> None:
         """There is no other."""
 
 
-class _Key:
+class _Key(Credentials):
     """An account's key."""
 
     def __init__(self, account: str, container: str, key: bytes, *, is_https: bool) -> None:
+        super().__init__()
         self._resource = f"/blob/{account}/{container}"
         self._key = key
         self._protocol = "https" if is_https else "https,http"
-        self._lock = Lock()
-        self._query, self._end = "", datetime.min.replace(tzinfo=UTC)
+        self._query, self._end = "", _OVER
 
-    def sign(self, url: str, headers: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-        return _with(url, self._signed()), {**headers, "x-ms-version": VERSION}
-
-    def renew(self) -> None:
-        with self._lock:
-            self._end = datetime.min.replace(tzinfo=UTC)
-
-    def _signed(self) -> str:
+    def _current(self, method: str, url: str) -> Proof:
         now = datetime.now(UTC)
-        with self._lock:
-            if self._end - now < timedelta(seconds=_RENEWED_SECONDS):
-                self._end = now + timedelta(seconds=_SIGNED_SECONDS)
-                self._query = self._sign(self._end.strftime("%Y-%m-%dT%H:%M:%SZ"))
-            return self._query
+        if self._end - now < timedelta(seconds=_RENEWED_SECONDS):
+            self._end = now + timedelta(seconds=_SIGNED_SECONDS)
+            self._query = self._sign(self._end.strftime("%Y-%m-%dT%H:%M:%SZ"))
+        return Proof(self._query, query=self._query)
+
+    def _forget(self) -> None:
+        self._end = _OVER
 
     def _sign(self, end: str) -> str:
         nothing = ""
@@ -180,51 +167,43 @@ class _Key:
         return urlencode(told)
 
 
-class _Tokens:
+class _Tokens(Credentials):
     """Tokens of Microsoft Entra ID."""
 
     def __init__(self, opened: OpenCredential) -> None:
+        super().__init__()
         self._open = opened
-        self._lock = Lock()
         self._credential: Any = None
         self._token, self._end = "", 0.0
 
-    def sign(self, url: str, headers: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-        return url, {**headers, "x-ms-version": VERSION, "Authorization": f"Bearer {self._fresh()}"}
+    def _current(self, method: str, url: str) -> Proof:
+        if self._end - time.time() < _TOKEN_SECONDS:
+            if self._credential is None:
+                self._credential = self._open()
+            self._token, self._end = _ask(self._credential)
+        return Proof(self._token, {"Authorization": f"Bearer {self._token}"})
 
-    def renew(self) -> None:
+    def _forget(self) -> None:
         # A credential remembers its tokens, so the next one has to be asked of another.
-        with self._lock:
-            self._credential, self._end = None, 0.0
-
-    def _fresh(self) -> str:
-        with self._lock:
-            if self._end - time.time() < _TOKEN_SECONDS:
-                if self._credential is None:
-                    self._credential = self._open()
-                self._token, self._end = _ask(self._credential)
-            return self._token
+        self._credential, self._end = None, 0.0
 
 
-class _Opened:
+class _Opened(Credentials):
     """What another connection stands for, which is opened when it is needed."""
 
     def __init__(self, opened: OpenCredential, meant: Callable[[Any, OpenCredential], Credentials]) -> None:
+        super().__init__()
         self._open = opened
         self._meant = meant
-        self._lock = Lock()
         self._credentials: Credentials | None = None
 
-    def sign(self, url: str, headers: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-        with self._lock:
-            if self._credentials is None:
-                self._credentials = self._meant(self._open(), self._open)
-            credentials = self._credentials
-        return credentials.sign(url, headers)
+    def _current(self, method: str, url: str) -> Proof:
+        if self._credentials is None:
+            self._credentials = self._meant(self._open(), self._open)
+        return self._credentials.proof(method, url)
 
-    def renew(self) -> None:
-        with self._lock:
-            self._credentials = None
+    def _forget(self) -> None:
+        self._credentials = None
 
 
 def _of_object(credential: Any, opened: OpenCredential, account: str, container: str, *, is_https: bool) -> Credentials:
@@ -241,10 +220,6 @@ def _of_object(credential: Any, opened: OpenCredential, account: str, container:
     if isinstance(text, str) and _is_signature(text):
         return _Signature(text)
     raise InvalidInput("that connection holds no credentials for Azure Blob Storage", argument="azure_conn_id")
-
-
-def _with(url: str, query: str) -> str:
-    return f"{url}{'&' if urlsplit(url).query else '?'}{query}"
 
 
 def _ask(credential: Any) -> tuple[str, float]:

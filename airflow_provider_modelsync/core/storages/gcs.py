@@ -23,13 +23,12 @@ from xml.sax.saxutils import escape
 from pydantic import BaseModel, Field, ValidationError
 
 from airflow_provider_modelsync.core.errors import BeginAgain, InvalidInput, RegistryUnavailable, Unauthorized
-from airflow_provider_modelsync.core.flow.forks import Lock
 from airflow_provider_modelsync.core.http.network import READ_SECONDS
 from airflow_provider_modelsync.core.http.storage import Refusal
 from airflow_provider_modelsync.core.redact import excerpt, guard_logs, secrets_of, show_url
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.storages.base import LARGEST_RECORD, Abilities, Listed, OpenSession, StoredObject
-from airflow_provider_modelsync.core.storages.rest import RestBucket, read_xml
+from airflow_provider_modelsync.core.storages.rest import Credentials, Proof, RestBucket, read_xml
 from airflow_provider_modelsync.core.transfer.mover import MovedResponse, Mover
 from airflow_provider_modelsync.core.transfer.plan import Address, Stored, Sums
 from airflow_provider_modelsync.core.transfer.watchdog import Pace
@@ -115,7 +114,7 @@ class GcsBucket(RestBucket):
         self.abilities = Abilities(True, True, True, True, True)
         self._objects = f"{endpoint}/storage/v1/b/{quote(name, safe='')}/o"
         self._place = f"{endpoint}/{quote(name, safe='')}"
-        self._tokens = _Tokens(self.mover, settings, credentials or partial(_credentials_of, settings))
+        self._credentials = _Tokens(self.mover, settings, credentials or partial(_credentials_of, settings))
 
     def url(self, key: str) -> str:
         return f"gs://{self.name}/{key}"
@@ -338,7 +337,7 @@ class GcsBucket(RestBucket):
                 return Stored(sums.size, found.etag)
             raise BeginAgain(f"{doing}: another writer has stored something else there, or removed it")
         if not 200 <= answer.status < 300:
-            raise self._error(answer, doing, not_found=BeginAgain)
+            raise self._error(answer, doing, address.refused, not_found=BeginAgain)
         said = answer.headers.get(_HASH, "")
         if "crc32c=" in said and address.headers[_HASH] not in said:
             raise RegistryUnavailable(f"{doing}: the storage has stored other bytes than were sent")
@@ -362,12 +361,6 @@ class GcsBucket(RestBucket):
 
     def _json(self, key: str) -> str:
         return f"{self._objects}/{quote(key, safe='')}"
-
-    def _signed(self, method: str, url: str, headers: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-        return url, self._tokens.added(method, url, headers)
-
-    def _renew(self) -> None:
-        self._tokens.renew()
 
     def _refusal(self, answer: MovedResponse) -> Refusal:
         plain = super()._refusal(answer)
@@ -463,48 +456,44 @@ class _Answer:
     data: bytes
 
 
-class _Tokens:
-    """The credentials of a bucket. Safe to use from many threads."""
+class _Tokens(Credentials):
+    """Google's credentials."""
 
     def __init__(self, mover: Mover, settings: RegistrySettings, credentials: OpenSession) -> None:
+        super().__init__()
         self._mover = mover
         self._settings = settings
         self._secrets = secrets_of(settings)
         self._open = credentials
         self._credentials: Any = None
-        self._lock = Lock()
 
-    def added(self, method: str, url: str, headers: Mapping[str, str]) -> dict[str, str]:
-        """Return a request's headers with what proves who sends it."""
+    def _current(self, method: str, url: str) -> Proof:
         from google.auth import exceptions
 
         doing = "asking for a token of Google Cloud"
-        signed = dict(headers)
-        with self._lock:
-            try:
-                if self._credentials is None:
-                    self._credentials = self._open()
-                self._credentials.before_request(self._ask, method, url, signed)
-            # From nothing: their texts may quote what was sent.
-            except exceptions.DefaultCredentialsError:
-                raise Unauthorized(
-                    "no usable Google credentials are to be found",
-                    remedy="Put the JSON of a key file into the password, name a gcp_conn_id, or let the worker have "
-                    "application default credentials",
-                ) from None
-            except exceptions.GoogleAuthError as error:
-                said = excerpt(str(error.args[0]) if error.args else type(error).__name__, self._secrets)
-                kind = RegistryUnavailable if error.retryable else Unauthorized
-                raise kind(f"{doing}: {said}") from None
+        added: dict[str, str] = {}
+        try:
+            if self._credentials is None:
+                self._credentials = self._open()
+            self._credentials.before_request(self._ask, method, url, added)
+        # From nothing: their texts may quote what was sent.
+        except exceptions.DefaultCredentialsError:
+            raise Unauthorized(
+                "no usable Google credentials are to be found",
+                remedy="Put the JSON of a key file into the password, name a gcp_conn_id, or let the worker have "
+                "application default credentials",
+            ) from None
+        except exceptions.GoogleAuthError as error:
+            said = excerpt(str(error.args[0]) if error.args else type(error).__name__, self._secrets)
+            kind = RegistryUnavailable if error.retryable else Unauthorized
+            raise kind(f"{doing}: {said}") from None
         # In lower case by one library's habit.
-        token = signed.pop("authorization", None)
-        return signed if token is None else {**signed, "Authorization": token}
+        token = added.pop("authorization", None)
+        return Proof(token or "", added if token is None else {**added, "Authorization": token})
 
-    def renew(self) -> None:
-        """Have the next request ask for another token."""
-        with self._lock:
-            if self._credentials is not None and hasattr(self._credentials, "expiry"):
-                self._credentials.token = None
+    def _forget(self) -> None:
+        if hasattr(self._credentials, "expiry"):
+            self._credentials.token = None
 
     def _ask(
         self,

@@ -308,6 +308,22 @@ def test_a_token_that_is_refused_is_asked_for_anew(store: GcsStore, source: Path
     assert store.gcs.count("POST", "^/token$") == 6
 
 
+@pytest.mark.row("A2")
+def test_a_token_that_many_requests_find_refused_is_renewed_once(store: GcsStore) -> None:
+    bucket = GcsStore(store.gcs, {"password": json.dumps(store.gcs.key_file())}).bucket
+    assert bucket.put("models/one", b"one")
+    found = bucket.head("models/one")
+    assert found
+    addresses = [bucket.address_get(found) for _ in range(3)]
+    store.gcs.tokens.clear()
+    for address in addresses:
+        with bucket.mover.get(address.url, address.headers) as answer:
+            assert answer.status == 401
+        address.refused()
+        assert bucket.head("models/one") == found
+    assert store.gcs.count("POST", "^/token$") == 2
+
+
 @pytest.mark.row("A1", of="rest")
 def test_a_token_that_stays_refused_is_one_clear_refusal(store: GcsStore) -> None:
     stranger = GcsStore(store.gcs, credentials=lambda: Token("canary-token-of-a-stranger"))
