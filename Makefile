@@ -10,8 +10,9 @@ VENDORS := $(patsubst requirements/vendor-%.txt,%,$(wildcard requirements/vendor
 READY := $(VENV)/.ready
 # One environment for each version of Airflow with a requirements/airflow-VERSION.in, of what there was on its day.
 AIRFLOWS := $(patsubst requirements/airflow-%.in,%,$(wildcard requirements/airflow-*.in))
-# Tests that need nothing but Python.
-PLAIN := not load and not mounts and not mlflow and not vendor and not oci and not s3 and not stores and not celery and not ui and not e2e and not slow_calls
+# Tests that need nothing but Python, and of these the ones that a person waits for.
+ALONE := not load and not mounts and not mlflow and not vendor and not oci and not s3 and not stores and not celery and not ui and not e2e and not slow_calls
+PLAIN := $(ALONE) and not faults and not documents
 # What a change breaks most often: the core, the operators, and what the store in a directory promises as all do.
 FAST := tests/core tests/conformance tests/operators
 # Without byte code on disk each process of the tests would compile them again.
@@ -38,13 +39,21 @@ define install-wheel
 endef
 with-wheel = PYTHONSAFEPATH=1 $1/bin/python -m pytest --import-mode=append
 
-.PHONY: demo nginx bench bench-quick bench-growth test test-fast test-mounts test-machines mutants reliability test-schedules test-load bindfs test-s3 test-stores s3-table node test-oci test-celery test-e2e test-slow-calls test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-stores bench-oci bench-huggingface bench-mlflow bench-polling docs sbom licences check format lock lock-airflow wheel clean
+.PHONY: demo nginx bench bench-quick bench-growth test test-faults test-documents test-fast test-mounts test-machines mutants reliability test-schedules test-load bindfs test-s3 test-stores s3-table node test-oci test-celery test-e2e test-slow-calls test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-stores bench-oci bench-huggingface bench-mlflow bench-polling docs sbom licences check format lock lock-airflow wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "$(PLAIN)" -n auto --dist loadgroup $(PYTEST_ARGS)
+
+# Transfers that are stopped, killed, raced and lied to at each of their steps; bounds of memory and disk.
+test-faults: $(READY)
+	$(BIN)/python -m pytest -m "$(ALONE) and faults" -n auto --dist loadgroup $(PYTEST_ARGS)
+
+# Every block of code in the documents does what they say.
+test-documents: $(READY)
+	$(BIN)/python -m pytest -m "$(ALONE) and documents" -n auto --dist loadgroup tests/docs $(PYTEST_ARGS)
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m "$(PLAIN) and not slow" -k "not moto and not s3 and (modelstore or not conformance)" -n auto --dist loadgroup $(FAST) $(PYTEST_ARGS)

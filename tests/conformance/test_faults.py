@@ -26,7 +26,7 @@ from tests.standins.proxy import Proxy
 PUSH, PULL = Capability.PUSH, Capability.PULL
 KILL_SECONDS = 4.0
 
-pytestmark = pytest.mark.once_each
+pytestmark = [pytest.mark.once_each, pytest.mark.faults]
 
 
 @pytest.fixture

@@ -33,6 +33,8 @@ from airflow_provider_modelsync.core.transfer.mover import Mover
 from tests.conformance.bench import Bench, needs
 from tests.core.registries.modelstore.actors import Task, paused
 
+pytestmark = pytest.mark.faults
+
 STEPS = int(os.environ.get("MODELSYNC_STEPS", "150"))
 LENGTH = 30  # requests of one schedule, about
 

@@ -24,7 +24,7 @@ from tests.core.processes import killed_at
 from tests.core.stores import Snapshot, Store, age, hidden, snapshot, write_tree
 from tests.support.steps import some_of
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 
 # What a version or a target is: its files and its labels. ``None`` = it is not there.
 State = tuple[Snapshot, dict[str, str]] | None

@@ -26,7 +26,7 @@ from airflow_provider_modelsync.core.transfer.control import Control
 from tests.core.processes import Work, at_once, killed_at
 from tests.core.stores import Store, write_tree
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 
 STEPS = int(os.environ.get("MODELSYNC_STEPS", "100"))  # `make test-machines` takes more
 LENGTH = 25

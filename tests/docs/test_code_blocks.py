@@ -55,6 +55,8 @@ from tests.support.command import airflow
 from tests.support.examples import run_dag
 from tests.support.until import until
 
+pytestmark = pytest.mark.documents
+
 # The tutorial's are steps of one way, which ``test_tutorial.py`` goes.
 BLOCKS = [block for block in code_blocks() if not block.where.startswith(TUTORIAL)]
 PATIENCE = 30  # seconds

@@ -11,6 +11,8 @@ from tests.docs.test_code_blocks import KINDS
 from tests.docs.tutorial import DOCUMENT, dag_files
 from tests.docs.world import world_of
 
+pytestmark = pytest.mark.documents
+
 
 def test_each_step_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, airflow_database: Path) -> None:
     steps = [block for block in code_blocks() if block.where.startswith(f"{DOCUMENT}:")]

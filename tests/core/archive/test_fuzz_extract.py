@@ -46,7 +46,7 @@ WHOLE = tar(
     pax(record("comment", "c"), kind=b"g"),
     GOOD,
 )
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 
 HEADERS = [offset for offset in range(0, len(WHOLE), 512) if WHOLE[offset + 257 : offset + 262] == b"ustar"]
 PARTS = [part for case in CASES if case.limits is None and len(part := case.build("nowhere")) < 1 << 16]

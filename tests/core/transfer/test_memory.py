@@ -39,7 +39,7 @@ from airflow_provider_modelsync.core.verbs.drive import driver_for
 from tests.standins.bentocloud import BentoCloudStandIn, StoredObject
 from tests.standins.wallaroo import WallarooStandIn
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 
 KIB = 1 << 10
 MIB = 1 << 20

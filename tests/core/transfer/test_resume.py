@@ -30,7 +30,7 @@ from tests.standins.bentocloud import BentoCloudStandIn, StoreError
 from tests.standins.http_server import Answer, Request, Reset, Respond
 from tests.support.steps import some_of
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 
 KIB = 1 << 10
 PART, PARTS = 64 * KIB, 3  # of a push, in these tests

@@ -44,7 +44,7 @@ from tests.standins.http_server import (
 )
 from tests.support.until import until
 
-pytestmark = pytest.mark.usefixtures("no_waiting")
+pytestmark = [pytest.mark.usefixtures("no_waiting"), pytest.mark.faults]
 
 ROOT = Path(__file__).parents[4]
 TRIES = 5  # of one request

@@ -32,6 +32,8 @@ from tests.standins.http_server import Answer, LoseAnswer, Refusal, Request, Res
 from tests.standins.mlflow import MLflowStandIn
 from tests.support.steps import some_of
 
+pytestmark = pytest.mark.faults
+
 Worker = Callable[..., Bench]
 
 

@@ -21,6 +21,8 @@ from tests.core.registries.modelstore.actors import (
     source_of,
 )
 
+pytestmark = pytest.mark.faults
+
 A, B = source_of("a"), source_of("b")
 Begin = Callable[[World], list[Task]]
 LATE = "late"

@@ -41,6 +41,8 @@ from tests.core.registries.modelstore.buckets import PART, BucketStore, SeenFrom
 from tests.core.registries.modelstore.test_claims import no_hindrance
 from tests.core.stores import write_tree
 
+pytestmark = pytest.mark.faults
+
 STEPS = int(os.environ.get("MODELSYNC_STEPS", "1000"))
 BUCKET_STEPS = int(os.environ.get("MODELSYNC_STEPS", "100"))
 LENGTH = 50  # of one run

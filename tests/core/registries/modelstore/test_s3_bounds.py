@@ -15,6 +15,8 @@ from airflow_provider_modelsync.core.registries.modelstore.registry import Model
 from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings
 from tests.standins.fault_server import Drip, FaultServer, Send, Talk
 
+pytestmark = pytest.mark.faults
+
 
 def list_versions(url: str, seconds: float = 20) -> None:
     fields = {

@@ -37,6 +37,8 @@ from tests.standins.http_server import FlipBit, LoseAnswer, Reset
 from tests.standins.s3 import Action, After, Before, Request, Respond, Stall
 from tests.support.until import until
 
+pytestmark = pytest.mark.faults
+
 CANARY = "canary-7f+3/a=secret"  # holds characters that look different once quoted
 
 

@@ -18,6 +18,8 @@ from tests.core.stores import snapshot, write_tree
 from tests.standins.http_server import LoseAnswer
 from tests.standins.s3 import Action, Before, Respond
 
+pytestmark = pytest.mark.faults
+
 LARGE = random.Random("large").randbytes(PART + 9)  # goes in two parts
 FILES = {"large.bin": LARGE, "small.bin": b"small" * 100, "vocab.txt": b"one"}
 DAMAGES = {

@@ -28,6 +28,8 @@ from tests.services.ceph_rgw import rgw
 from tests.standins.s3 import S3StandIn
 from tests.support.steps import some_of
 
+pytestmark = pytest.mark.faults
+
 SMALLEST = 5 << 20  # bytes of a part that Ceph takes
 ONE = Control(workers=1)  # so that nothing else is under way when it is killed
 

@@ -17,6 +17,8 @@ from tests.core.registries.modelstore.buckets import PART, SeenFromInside, bucke
 from tests.core.stores import write_tree
 from tests.standins.s3 import After
 
+pytestmark = pytest.mark.faults
+
 HOUR = 3600.0
 LARGE = random.Random("large").randbytes(2 * PART)
 CLAIM = b'{"digest": "sha256:%s"}' % (b"0" * 64)

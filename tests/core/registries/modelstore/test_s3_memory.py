@@ -21,6 +21,8 @@ from airflow_provider_modelsync.core.verbs.push import push as push_model
 from tests.core.registries.modelstore.buckets import BucketStore, bucket_store
 from tests.core.transfer.test_memory import MIB, ROOT, measured, sparse
 
+pytestmark = pytest.mark.faults
+
 SIZE = 300 * MIB
 WORKERS, PART = 4, 16 * MIB
 

@@ -32,6 +32,8 @@ from tests.standins.authority import Authority
 from tests.standins.s3 import After, Before, Request, Respond, S3StandIn
 from tests.standins.s3_quirks import STORAGES
 
+pytestmark = pytest.mark.faults
+
 FIELDS: dict[str, dict[str, Any]] = {
     "AWS, policy that demands encryption": {"server_side_encryption": "aws:kms", "sse_kms_key_id": "key-1"},
     "AWS, requester pays": {"request_payer": "requester"},

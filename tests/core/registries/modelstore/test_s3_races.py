@@ -43,6 +43,8 @@ from tests.standins.s3 import After, Before, Request, Respond
 from tests.standins.s3_quirks import Quirk
 from tests.support.steps import some_of
 
+pytestmark = pytest.mark.faults
+
 ONE = Control(workers=1)
 
 
