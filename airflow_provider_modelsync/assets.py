@@ -22,6 +22,7 @@ SCHEME = "modelsync"
 BENTO_SCHEME = "modelsync-bento"
 _IN_NAMES = "!()"  # what connection ids may hold and an address, too
 _IN_PATHS = "/@"
+_IN_ASCII_NAMES = " /@()"
 
 
 def model_asset(conn_id: str, name: str, **more: Any) -> Asset:
@@ -48,7 +49,14 @@ def bento_asset(conn_id: str, name: str, **more: Any) -> Asset:
 
 def _asset(scheme: str, conn_id: str, name: str, more: Mapping[str, Any]) -> Asset:
     uri = f"{scheme}://{quote(conn_id, safe=_IN_NAMES)}/{quote(name, safe=_IN_PATHS)}"
-    return Asset(**{"name": f"{name} ({conn_id})", "uri": uri, **more})
+    readable = f"{name} ({conn_id})"
+    try:
+        return Asset(**{"name": readable, "uri": uri, **more})
+    except ValueError:
+        if readable.isascii():
+            raise
+        # Over MySQL, and in its oldest version, Airflow takes ASCII only.
+        return Asset(**{"name": quote(readable, safe=_IN_ASCII_NAMES), "uri": uri, **more})
 
 
 def sanitize_uri(uri: SplitResult) -> SplitResult:

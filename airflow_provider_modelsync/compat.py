@@ -7,7 +7,9 @@ Airflow says; where an older one keeps it, or what stands in for it, is said her
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
+from operator import attrgetter
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -84,6 +86,7 @@ __all__ = [
     "in_thread",
     "state_of",
     "stats",
+    "template_fields",
 ]
 
 _AIRFLOW = tuple(map(int, __version__.split(".")[:2]))
@@ -95,6 +98,9 @@ TELLS_OF_KILLS = hasattr(BaseTrigger, "on_kill")
 WAITING = "deferred"  # what is the state of a task while its trigger waits
 REMOVED = "removed"  # when nobody knows the task any more
 UNDER_WAY = (None, "scheduled", "queued", "running")  # and after: of its next part or its next try
+
+# What tasks may have as arguments, but 3.0 stores under no such name: its scheduler could not load the DAG again.
+_TAKEN = ("output",) if _AIRFLOW < (3, 1) else ()
 
 _exchanges: set[asyncio.Task[Any]] = set()  # under way; a loop itself remembers none
 
@@ -119,6 +125,33 @@ async def _whole(exchange: Coroutine[Any, Any, T]) -> T:
     task.add_done_callback(_exchanges.discard)
     task.add_done_callback(lambda done: done.cancelled() or done.exception())  # told to whoever waits still
     return await asyncio.shield(task)
+
+
+class _Fields(tuple[str, ...]):
+    """Template fields, among which Airflow finds a field by its argument's name, too."""
+
+    __slots__ = ()
+
+    def __contains__(self, name: object) -> bool:
+        return name in _TAKEN or super().__contains__(name)
+
+
+def template_fields(kind: type[Any], names: Iterable[str]) -> tuple[str, ...]:
+    """Return the template fields of a task: of its arguments' names, where this Airflow takes those.
+
+    :param kind: the task's class. It gets an attribute for each field that is called otherwise.
+    :param names: of its arguments, and fields that it inherits.
+    """
+    wanted = dict.fromkeys(names)
+    taken = [name for name in _TAKEN if name in wanted]
+    for name in taken:
+        setattr(kind, f"{name}_", property(attrgetter(name), partial(_set, name)))
+    fields = dict.fromkeys(f"{name}_" if name in taken else name for name in wanted)
+    return _Fields(fields) if taken else tuple(fields)
+
+
+def _set(name: str, task: Any, value: Any) -> None:
+    setattr(task, name, value)
 
 
 def fernet_keys() -> list[str]:

@@ -55,6 +55,7 @@ def environment(home: Path, dags: Path, connections: Mapping[str, Mapping[str, A
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
         "AIRFLOW__CORE__FERNET_KEY": "",
         "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+        "AIRFLOW__API__ENABLE_XCOM_DESERIALIZE_SUPPORT": "True",  # later ones always do
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
         "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
         "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",  # a busy machine

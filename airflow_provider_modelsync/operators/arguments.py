@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from airflow.sdk import ObjectStoragePath
 
-from airflow_provider_modelsync.compat import conf
+from airflow_provider_modelsync.compat import conf, template_fields
 from airflow_provider_modelsync.core.arguments import Reads, Signature, is_nothing, looks_structured, shown, structure
 from airflow_provider_modelsync.core.errors import InvalidInput
 
@@ -53,8 +53,7 @@ class TakesArguments:
         constructors = [vars(base)["__init__"] for base in reversed(cls.__mro__) if _is_ours(base)]
         cls._signature = Signature(*constructors)
         if "template_fields" not in vars(cls):
-            inherited = (name for name in cls.template_fields if name not in cls._signature.names)
-            cls.template_fields = (*cls._signature.names, *inherited)
+            cls.template_fields = template_fields(cls, (*cls._signature.names, *cls.template_fields))
 
     def read_arguments(self) -> None:
         """Put what each argument means in the place of what was given for it.

@@ -14,7 +14,6 @@ from importlib.util import find_spec
 
 import pytest
 from airflow import providers_manager
-from airflow.sdk import DAG
 from airflow.sdk.definitions import context
 from airflow.triggers.base import BaseTrigger
 from packaging.requirements import Requirement
@@ -22,7 +21,7 @@ from packaging.version import Version
 
 from airflow_provider_modelsync.operators.deployment import PredictOperator
 from tests.docs.documents import ROOT, code_in, table
-from tests.support.versions import DagSerialization, masker
+from tests.support.versions import RETRIES_KILLED, masker
 
 PAGE = "docs/upgrading.md"
 ROWS = {row.pop(""): row for row in table(PAGE, "")}
@@ -70,14 +69,9 @@ for example in sys.argv[1:]:
     return f"all but {', '.join(broken)}" if broken else "all"
 
 
-def predicts() -> bool:
-    with DAG("predicting", schedule=None) as dag:
-        PredictOperator(task_id="predict", deployment="fraud", inputs=[1], output="/srv/predictions.jsonl")
-    try:
-        DagSerialization.from_dict(DagSerialization.to_dict(dag))
-    except AttributeError:
-        return False
-    return True
+def output_field() -> str:
+    (field,) = {"output", "output_"} & {*PredictOperator.template_fields}
+    return f"`{field}`"
 
 
 # Each row's cell in the column of an Airflow, by what that Airflow is and has: nothing of compat decides it.
@@ -92,7 +86,8 @@ CELLS: dict[str, Callable[[], str]] = {
     "watchers of the same model share one look": lambda: "yes" if shares_streams() else "no",
     "commands": lambda: "both" if takes_commands() else "`modelsync`",
     "`proxy` is masked in connections": lambda: "yes" if masker.should_hide_value_for_key("proxy") else "add it",
-    "`PredictOperator`": lambda: "yes" if predicts() else "no: its DAG does not load",
+    "a task whose process is killed has its next try": lambda: "yes" if RETRIES_KILLED else "no: clear it",
+    "`output` of `PredictOperator` as a rendered template": output_field,
     "[examples](../example_dags)": examples,
 }
 

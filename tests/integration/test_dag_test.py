@@ -11,6 +11,7 @@ from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.triggers import model as triggers
 from tests.support.scripted import Script
+from tests.support.versions import activate_assets
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +23,9 @@ def run_round_trip(**conf: Any) -> tuple[str, dict[str, str], dict[str, Any]]:
     """Run the DAG; return its state, those of its tasks, and what they left."""
     from tests.integration.dags.round_trip import round_trip
 
-    run = round_trip().test(run_conf=conf)
+    dag = round_trip()
+    activate_assets(dag)
+    run = dag.test(run_conf=conf)
     instances = run.get_task_instances()
     left = {instance.task_id: instance.xcom_pull(task_ids=instance.task_id) for instance in instances}
     return str(run.state), {instance.task_id: str(instance.state) for instance in instances}, left

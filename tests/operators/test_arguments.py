@@ -225,7 +225,7 @@ def test_all_classes_are_looked_at() -> None:
 def test_every_argument_is_a_template_field_of_its_own_name(kind: type[BaseOperator]) -> None:
     operator = kind(task_id="task", **usual(kind))
 
-    assert set(kind.template_fields) == set(public_arguments(kind))
+    assert {name.rstrip("_") for name in kind.template_fields} == set(public_arguments(kind))
     assert set(kind.template_fields_renderers) <= set(kind.template_fields)
     assert {name: getattr(operator, name) for name in usual(kind)} == usual(kind)
 

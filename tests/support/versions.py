@@ -28,7 +28,21 @@ for place in ("airflow.lineage.hook", "airflow.sdk.lineage"):
     with suppress(ImportError):
         lineage = import_module(place)
 
+# Whether a task whose process is killed has its next try by itself: before 3.1 it fails, whatever its retries.
+RETRIES_KILLED = hasattr(import_module("airflow.sdk.execution_time.supervisor").ActivitySubprocess, "_should_retry")
+
 since_3_3 = pytest.mark.skipif(not TELLS_OF_KILLS, reason="this Airflow is older than what is tested")
+
+
+def activate_assets(dag: Any) -> None:
+    """Have the assets that a DAG names known to Airflow: before 3.1 ``dag.test()`` leaves it to the DAG processor."""
+    from airflow.models import dag as models
+
+    if hasattr(models.DAG, "bulk_write_to_db"):
+        from airflow.dag_processing.bundles.manager import DagBundlesManager
+
+        DagBundlesManager().sync_bundles_to_db()
+        models.DAG.bulk_write_to_db("dags-folder", None, [DagSerialization.from_dict(DagSerialization.to_dict(dag))])
 
 
 def refuse_to_block(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> None:
