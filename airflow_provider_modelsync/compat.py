@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
 from functools import partial
 from operator import attrgetter
 from pkgutil import resolve_name
@@ -18,6 +19,7 @@ from airflow.triggers.base import BaseTrigger
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseHook, Connection, conf
+    from airflow.sdk._shared.secrets_masker import _secrets_masker as _masker
     from airflow.sdk.exceptions import (
         AirflowException,
         AirflowFailException,
@@ -55,6 +57,11 @@ else:
     AirflowTaskTimeout = _exceptions.AirflowTaskTimeout
     TaskDeferred = _exceptions.TaskDeferred
 
+    _masker = _first(
+        "airflow.sdk._shared.secrets_masker:_secrets_masker",
+        "airflow.sdk.execution_time.secrets_masker:_secrets_masker",
+    )
+
     stats = _first("airflow.sdk.observability.stats", "airflow.stats")  # 3.2
     if not hasattr(stats, "incr"):  # before 3.3 a class of the module has what are functions of the module now
         stats = stats.Stats
@@ -84,6 +91,7 @@ __all__ = [
     "conf",
     "fernet_keys",
     "in_thread",
+    "mask_secret",
     "state_of",
     "stats",
     "template_fields",
@@ -103,6 +111,8 @@ UNDER_WAY = (None, "scheduled", "queued", "running")  # and after: of its next p
 _TAKEN = ("output",) if _AIRFLOW < (3, 1) else ()
 
 _exchanges: set[asyncio.Task[Any]] = set()  # under way; a loop itself remembers none
+_loop: asyncio.AbstractEventLoop | None = None  # where they are
+_MASKING_SECONDS = 10.0  # for telling a triggerer's supervisor of a secret
 
 
 async def in_thread(call: Callable[..., T], *arguments: Any) -> T:
@@ -120,11 +130,31 @@ async def _whole(exchange: Coroutine[Any, Any, T]) -> T:
 
     A triggerer of Airflow 3.0 takes the answer to half of one for that to the next, and dies.
     """
+    global _loop
+    _loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(exchange)
     _exchanges.add(task)
     task.add_done_callback(_exchanges.discard)
     task.add_done_callback(lambda done: done.cancelled() or done.exception())  # told to whoever waits still
     return await asyncio.shield(task)
+
+
+def mask_secret(secret: Any) -> None:
+    """Have Airflow hide a secret in whatever is logged; from any thread but that of an event loop.
+
+    A triggerer before 3.2 dies when its supervisor is told from anywhere but its own loop.
+    """
+    from airflow.sdk.execution_time import task_runner
+    from airflow.sdk.execution_time.comms import MaskSecret
+    from airflow.sdk.log import mask_secret as mask
+
+    supervisor: Any = getattr(task_runner, "SUPERVISOR_COMMS", None)
+    if _AIRFLOW >= (3, 2) or _loop is None or not hasattr(supervisor, "_async_writer"):
+        mask(secret)
+        return
+    _masker().add_mask(secret)
+    with suppress(TimeoutError):
+        asyncio.run_coroutine_threadsafe(supervisor.asend(MaskSecret(value=secret)), _loop).result(_MASKING_SECONDS)
 
 
 class _Fields(tuple[str, ...]):

@@ -11,7 +11,7 @@ from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import TaskStatesResult
 from asgiref.sync import async_to_sync
 
-from airflow_provider_modelsync.compat import REMOVED, aget_connection, in_thread, state_of
+from airflow_provider_modelsync.compat import REMOVED, aget_connection, in_thread, mask_secret, state_of
 from airflow_provider_modelsync.core.models import TransferStats
 from airflow_provider_modelsync.core.transfer.progress import Tally
 from airflow_provider_modelsync.hooks.metrics import measured
@@ -60,6 +60,27 @@ async def test_what_is_asked_of_a_supervisor_is_answered_whoever_stops_waiting()
     go_on.set()
     async with asyncio.timeout(30):
         await answered.wait()
+
+
+async def test_a_supervisor_learns_of_a_secret_by_its_own_loop_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, told = asyncio.get_running_loop(), []
+
+    class Comms:
+        """As a triggerer has it: what is sent from elsewhere than its loop upsets the answers."""
+
+        _async_writer = None
+
+        async def asend(self, message: Any) -> None:
+            told.append((message.value, asyncio.get_running_loop()))
+
+        def send(self, message: Any) -> None:
+            asyncio.run_coroutine_threadsafe(self.asend(message), loop).result()
+
+    await in_thread(lambda: None)  # each wait begins with one: it looks its connection up
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", Comms(), raising=False)
+    await asyncio.to_thread(mask_secret, "a-token-of-today")
+
+    assert told == [("a-token-of-today", loop)]
 
 
 async def test_the_event_loop_finds_connections(connect: Connect) -> None:
