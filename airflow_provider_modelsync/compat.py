@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
-from contextlib import suppress
 from functools import partial
 from operator import attrgetter
 from pkgutil import resolve_name
@@ -19,7 +18,6 @@ from airflow.triggers.base import BaseTrigger
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseHook, Connection, conf
-    from airflow.sdk._shared.secrets_masker import _secrets_masker as _masker
     from airflow.sdk.exceptions import (
         AirflowException,
         AirflowFailException,
@@ -57,11 +55,6 @@ else:
     AirflowTaskTimeout = _exceptions.AirflowTaskTimeout
     TaskDeferred = _exceptions.TaskDeferred
 
-    _masker = _first(
-        "airflow.sdk._shared.secrets_masker:_secrets_masker",
-        "airflow.sdk.execution_time.secrets_masker:_secrets_masker",
-    )
-
     stats = _first("airflow.sdk.observability.stats", "airflow.stats")  # 3.2
     if not hasattr(stats, "incr"):  # before 3.3 a class of the module has what are functions of the module now
         stats = stats.Stats
@@ -91,7 +84,6 @@ __all__ = [
     "conf",
     "fernet_keys",
     "in_thread",
-    "mask_secret",
     "state_of",
     "stats",
     "template_fields",
@@ -111,8 +103,7 @@ UNDER_WAY = (None, "scheduled", "queued", "running")  # and after: of its next p
 _TAKEN = ("output",) if _AIRFLOW < (3, 1) else ()
 
 _exchanges: set[asyncio.Task[Any]] = set()  # under way; a loop itself remembers none
-_loop: asyncio.AbstractEventLoop | None = None  # where they are
-_MASKING_SECONDS = 10.0  # for telling a triggerer's supervisor of a secret
+_mended: set[type] = set()
 
 
 async def in_thread(call: Callable[..., T], *arguments: Any) -> T:
@@ -130,8 +121,7 @@ async def _whole(exchange: Coroutine[Any, Any, T]) -> T:
 
     A triggerer of Airflow 3.0 takes the answer to half of one for that to the next, and dies.
     """
-    global _loop
-    _loop = asyncio.get_running_loop()
+    _let_threads_ask()
     task = asyncio.ensure_future(exchange)
     _exchanges.add(task)
     task.add_done_callback(_exchanges.discard)
@@ -139,22 +129,28 @@ async def _whole(exchange: Coroutine[Any, Any, T]) -> T:
     return await asyncio.shield(task)
 
 
-def mask_secret(secret: Any) -> None:
-    """Have Airflow hide a secret in whatever is logged; from any thread but that of an event loop.
+def _let_threads_ask() -> None:
+    """Have whatever thread asks a triggerer's supervisor do so by the triggerer's loop, as since 3.2.
 
-    A triggerer before 3.2 dies when its supervisor is told from anywhere but its own loop.
+    Before, a thread that the loop knows nothing of reads the answers by a loop of its own, and the triggerer dies.
+    Airflow itself asks there: it has the supervisor hide secrets of each connection that is read.
     """
     from airflow.sdk.execution_time import task_runner
-    from airflow.sdk.execution_time.comms import MaskSecret
-    from airflow.sdk.log import mask_secret as mask
 
-    supervisor: Any = getattr(task_runner, "SUPERVISOR_COMMS", None)
-    if _AIRFLOW >= (3, 2) or _loop is None or not hasattr(supervisor, "_async_writer"):
-        mask(secret)
+    kind: Any = type(getattr(task_runner, "SUPERVISOR_COMMS", None))
+    if _AIRFLOW >= (3, 2) or kind.__name__ != "TriggerCommsDecoder" or kind in _mended:
         return
-    _masker().add_mask(secret)
-    with suppress(TimeoutError):
-        asyncio.run_coroutine_threadsafe(supervisor.asend(MaskSecret(value=secret)), _loop).result(_MASKING_SECONDS)
+    _mended.add(kind)
+    send, loop = kind.send, asyncio.get_running_loop()
+
+    def ask(self: Any, message: Any) -> Any:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run_coroutine_threadsafe(self.asend(message), loop).result()
+        return send(self, message)  # which says that a loop must not wait here
+
+    kind.send = ask
 
 
 class _Fields(tuple[str, ...]):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
+from airflow.jobs.triggerer_job_runner import TriggerCommsDecoder
 from airflow.sdk.execution_time import task_runner
-from airflow.sdk.execution_time.comms import TaskStatesResult
+from airflow.sdk.execution_time.comms import MaskSecret, TaskStatesResult, _ResponseFrame
 from asgiref.sync import async_to_sync
 
-from airflow_provider_modelsync.compat import REMOVED, aget_connection, in_thread, mask_secret, state_of
+from airflow_provider_modelsync import compat
+from airflow_provider_modelsync.compat import REMOVED, aget_connection, in_thread, state_of
 from airflow_provider_modelsync.core.models import TransferStats
 from airflow_provider_modelsync.core.transfer.progress import Tally
 from airflow_provider_modelsync.hooks.metrics import measured
@@ -62,25 +66,32 @@ async def test_what_is_asked_of_a_supervisor_is_answered_whoever_stops_waiting()
         await answered.wait()
 
 
-async def test_a_supervisor_learns_of_a_secret_by_its_own_loop_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    loop, told = asyncio.get_running_loop(), []
+@pytest.mark.skipif(hasattr(TriggerCommsDecoder, "start_reader"), reason="threads ask by the loop here")
+async def test_a_thread_that_asks_a_triggerer_s_supervisor_gets_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, supervisor = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=ours)
+    monkeypatch.setattr(TriggerCommsDecoder, "send", TriggerCommsDecoder.send)
+    monkeypatch.setattr(compat, "_mended", set())
+    comms: Any = TriggerCommsDecoder(async_writer=writer, async_reader=reader, socket=ours)
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", comms, raising=False)
+    told = []
 
-    class Comms:
-        """As a triggerer has it: what is sent from elsewhere than its loop upsets the answers."""
+    def answer() -> None:
+        for _ in range(2):
+            size = int.from_bytes(supervisor.recv(4, socket.MSG_WAITALL), "big")
+            number, body = msgspec.msgpack.decode(supervisor.recv(size, socket.MSG_WAITALL))
+            told.append(body["value"])
+            supervisor.sendall(_ResponseFrame(id=number).as_bytes())
 
-        _async_writer = None
-
-        async def asend(self, message: Any) -> None:
-            told.append((message.value, asyncio.get_running_loop()))
-
-        def send(self, message: Any) -> None:
-            asyncio.run_coroutine_threadsafe(self.asend(message), loop).result()
-
+    answering = asyncio.ensure_future(asyncio.to_thread(answer))
     await in_thread(lambda: None)  # each wait begins with one: it looks its connection up
-    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", Comms(), raising=False)
-    await asyncio.to_thread(mask_secret, "a-token-of-today")
+    for secret in ("a-token-of-today", "a-token-of-tomorrow"):
+        await asyncio.to_thread(comms.send, MaskSecret(value=secret))
 
-    assert told == [("a-token-of-today", loop)]
+    await answering
+    assert told == ["a-token-of-today", "a-token-of-tomorrow"]
+    writer.close()
+    supervisor.close()
 
 
 async def test_the_event_loop_finds_connections(connect: Connect) -> None:

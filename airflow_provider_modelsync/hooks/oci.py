@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from airflow_provider_modelsync.compat import mask_secret
+from airflow.sdk.log import mask_secret
+
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 
 if TYPE_CHECKING:

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperatorLink, ObjectStoragePath
+from airflow.sdk.log import mask_secret
 from pydantic import ValidationError
 
-from airflow_provider_modelsync.compat import AirflowTaskTimeout, mask_secret
+from airflow_provider_modelsync.compat import AirflowTaskTimeout
 from airflow_provider_modelsync.core.arguments import (
     Command,
     DeploymentName,

@@ -138,6 +138,7 @@ EVERYWHERE = {
     },
     "airflow.sdk.definitions.asset": {"AssetRef"},
     "airflow.sdk.execution_time.xcom": {"XCom"},
+    "airflow.sdk.log": {"mask_secret"},
     "airflow.triggers.base": {"BaseEventTrigger", "BaseTrigger", "TriggerEvent"},
 }
 VERSIONED = {"compat", "forms"}  # all that may know a version of Airflow
