@@ -236,6 +236,7 @@ class HuggingFaceStandIn(StandIn):
                 headers["RateLimit"] = f'"{kind}";r={self.quotas[kind]};t={self.reset}'
                 headers["RateLimit-Policy"] = f'"fixed window";"{kind}";q=1000;w=300'
             headers["X-Request-Id"] = f"Root=1-{next(self._numbers)}"
+            headers["Set-Cookie"] = "token=of-a-session; Path=/"  # which the CDN, of the same host here, refuses
             is_chunked = answer.chunked or ("content-length" in self.hidden and request.method == "GET")
             return replace(answer, headers=headers, chunked=is_chunked)
 
@@ -470,6 +471,8 @@ class HuggingFaceStandIn(StandIn):
         self, request: HubRequest, body: Any, user: str | None, name: str, revision: str, path: str
     ) -> Answer:
         commit = self.at(self.found(request, name, user), revision)
+        if request.query.get("etag") != commit.tree[path].oid:
+            return refusal(400, "the address is not the one that was given")
         return self.small(request, commit.tree[path], {"X-Repo-Commit": commit.id})
 
     def small(self, request: HubRequest, file: File, headers: dict[str, str]) -> Answer:

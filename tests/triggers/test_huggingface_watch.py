@@ -12,7 +12,6 @@ import pytest
 
 from airflow_provider_modelsync.triggers import model
 from airflow_provider_modelsync.triggers.model import ModelVersionEventTrigger
-from airflow_provider_modelsync.triggers.watching import Listings
 from tests.conftest import Connect
 from tests.standins.huggingface import WRITE, HuggingFaceStandIn
 from tests.support.until import until
@@ -27,13 +26,22 @@ def server(tmp_path: Path, connect: Connect) -> Iterator[HuggingFaceStandIn]:
         yield server
 
 
-def test_watching_fifty_models_costs_one_resolver_request_each_an_interval(server: HuggingFaceStandIn) -> None:
+@pytest.mark.parametrize("dags", [1, 3])
+def test_watching_fifty_models_costs_one_resolver_request_each_an_interval(
+    server: HuggingFaceStandIn, dags: int
+) -> None:
+    """Airflow gives watchers with equal keys one stream."""
     for name in MODELS:
         server.publish(name, {"a.json": b"{}"})
+    watchers = [ModelVersionEventTrigger("huggingface_default", name) for name in MODELS for _ in range(dags)]
+    watched = {watcher.shared_stream_key(): watcher.serialize()[1] for watcher in watchers}
 
     async def look(rounds: int) -> list[int]:
         counts = []
-        streams: list[Any] = [Listings("huggingface_default", name, 0.01).open_stream() for name in MODELS]
+        streams: list[Any] = [
+            ModelVersionEventTrigger.create_shared_stream_producer({**kwargs, "poll_interval": 0.01}).open_stream()
+            for kwargs in watched.values()
+        ]
         for _ in range(rounds):
             before = len(server.requests)
             await asyncio.gather(*(anext(stream) for stream in streams))

@@ -20,6 +20,7 @@ from airflow_provider_modelsync.core.errors import (
     InvalidInput,
     ModelNotFound,
     ModelSyncError,
+    NotSupported,
     RegistryUnavailable,
     Unauthorized,
 )
@@ -40,6 +41,7 @@ ATTRIBUTES = ".gitattributes"  # which the Hub makes with every repository: no p
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 _NEXT = re.compile(r"<([^<>]*)>\s*;[^,]*\brel=\"?next\"?")
+_DISABLED = "Access to this resource is disabled"  # which no code tells
 _IDENTITY = {"Accept-Encoding": "identity"}  # else the CDN ignores ranges, and proxies leave lengths out
 
 
@@ -322,6 +324,8 @@ class Hub:
         if status == 404 or code in ("RevisionNotFound", "EntryNotFound"):
             what = "file" if code == "EntryNotFound" else "commit, branch or tag"
             return ModelNotFound(f"{said}: there is no such {what}{trace}")
+        if words.startswith(_DISABLED):
+            return NotSupported(f"{doing}: the Hub has disabled the model{trace}")
         if status in (401, 403):
             return Unauthorized(f"{said}: the token does not allow this{trace}", argument="password")
         error = status_error(status, headers, body or json.dumps({"error": words}), doing, secrets=secrets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from airflow_provider_modelsync.core.errors import (
 from airflow_provider_modelsync.core.registries.huggingface import push as pushing
 from tests.core.registries.huggingface.hub import NAME, Worker
 from tests.core.stores import write_tree
-from tests.standins.http_server import LoseAnswer, Reset, Respond
+from tests.standins.http_server import Answer, LoseAnswer, Reset, Respond, Rewrite, json_answer
 from tests.standins.huggingface import READ, HuggingFaceStandIn
 
 MODEL = {"config.json": b"{}", "weights.bin": b"w" * 5000, "sub/a b#1?%41ü+.txt": b"odd", "empty.txt": b""}
@@ -68,7 +69,7 @@ def test_what_is_asked_of_lfs_is_plain(server: HuggingFaceStandIn, worker: Worke
     assert batch.body["transfers"] == ["basic", "multipart"]
     assert batch.headers["accept"] == batch.headers["content-type"] == "application/vnd.git-lfs+json"
     for request in server.find("PUT"):
-        assert "authorization" not in request.headers
+        assert request.headers.keys() <= {"host", "accept-encoding", "user-agent", "content-length"}
         assert int(request.headers["content-length"]) <= 2000
     assert server.count("POST", "/complete_multipart") == server.count("POST", "/objects/verify") == 1
 
@@ -227,6 +228,113 @@ def test_a_refused_object_is_told(server: HuggingFaceStandIn, worker: Worker, so
         worker.push(source, NAME)
 
 
+# What servers do in their own way
+
+
+def test_a_renamed_model_is_pushed_to_under_its_old_name(
+    server: HuggingFaceStandIn, worker: Worker, tmp_path: Path, source: Path
+) -> None:
+    worker.push(write_tree(tmp_path / "old", {"a.txt": b"a"}), NAME)
+    server.rename(NAME, "acme/new")
+    pushed = worker.push(source, f"{NAME}:v1.0")
+    assert server.tree("acme/new") == server.tree("acme/new", "v1.0") == MODEL
+    assert pushed.ref == f"acme/new:{server.repositories['acme/new'].head.id}"
+    assert NAME not in server.repositories
+
+
+def test_more_files_than_a_call_takes_are_asked_of_in_several(
+    server: HuggingFaceStandIn, worker: Worker, tmp_path: Path
+) -> None:
+    files = {f"{number}.bin": b"%d" % number for number in range(257)}
+    for content in files.values():  # which other models have brought
+        (server.objects / hashlib.sha256(content).hexdigest()).write_bytes(content)
+    worker.push(write_tree(tmp_path / "many", files), NAME)
+    assert server.tree(NAME) == files
+    assert [len(request.body["files"]) for request in server.find("POST", "/preupload/")][-2:] == [256, 1]
+    assert [len(request.body["objects"]) for request in server.find("POST", "/objects/batch")] == [256, 1]
+    assert server.count("POST", "/commit/main") == 1
+
+
+def test_an_empty_file_travels_in_the_commit_whatever_the_server_says(
+    server: HuggingFaceStandIn, worker: Worker, source: Path
+) -> None:
+    def lfs(told: Any) -> Any:
+        return told | {"files": [file | {"uploadMode": "lfs"} for file in told["files"]]}
+
+    server.fault("POST", "/preupload/", Rewrite(lfs), nth=2)
+    (source / "config.json").unlink()
+    (source / "sub" / "a b#1?%41ü+.txt").unlink()
+    worker.push(source, NAME)
+    assert server.tree(NAME) == {path: MODEL[path] for path in ("weights.bin", "empty.txt")}
+    (batch,) = server.find("POST", "/objects/batch")
+    assert [wanted["size"] for wanted in batch.body["objects"]] == [5000]
+
+
+def test_what_is_there_already_may_be_ignored(
+    server: HuggingFaceStandIn, worker: Worker, tmp_path: Path, source: Path
+) -> None:
+    worker.push(source, NAME)
+
+    def same(told: Any) -> Any:  # so a server of another kind says that it has the content
+        return told | {"files": [file | {"shouldIgnore": file["path"] != "more.txt"} for file in told["files"]]}
+
+    server.fault("POST", "/preupload/", Rewrite(same), times=None)
+    (source / "more.txt").write_bytes(b"more")
+    worker.push(source, NAME)
+    assert server.tree(NAME) == {**MODEL, "more.txt": b"more"}
+
+
+def test_an_upload_that_is_finished_elsewhere_gets_no_token(
+    server: HuggingFaceStandIn, worker: Worker, source: Path
+) -> None:
+    seen: list[Any] = []
+
+    def elsewhere(request: Any, body: Any) -> Answer:
+        seen.append(request)
+        if "uploadId" in request.query:
+            return server.complete(request, json.loads(b"".join(body)), None)
+        return json_answer(200, {})
+
+    other = server.listen("bucket", elsewhere)
+
+    def move(told: Any) -> Any:
+        for entry in told["objects"]:
+            for action in entry.get("actions", {}).values():
+                action["href"] = action["href"].replace(server.url, other)
+        return told
+
+    server.fault("POST", "/objects/batch", Rewrite(move))
+    worker.push(source, NAME)
+    assert server.tree(NAME) == MODEL
+    assert len(seen) == 2
+    assert not [request for request in seen if "authorization" in request.headers]
+
+
+@pytest.mark.parametrize("change", [{"chunk_size": "1000"}, {"chunk_size": "x"}, {"00004": "http://127.0.0.1:9/4"}])
+def test_parts_that_do_not_fit_the_file_are_not_sent(
+    server: HuggingFaceStandIn, worker: Worker, source: Path, change: dict[str, str]
+) -> None:
+    def other(told: Any) -> Any:
+        told["objects"][0]["actions"]["upload"]["header"] |= change
+        return told
+
+    server.fault("POST", "/objects/batch", Rewrite(other), times=None)
+    with pytest.raises(RegistryUnavailable, match=r"parts that 'weights.bin' is to go up in do not fit"):
+        worker.push(source, NAME)
+    assert server.count("PUT") == 0
+
+
+def test_what_the_hub_tells_of_a_model_may_be_behind_its_branches(
+    server: HuggingFaceStandIn, worker: Worker, tmp_path: Path, source: Path
+) -> None:
+    worker.push(write_tree(tmp_path / "old", {"a.txt": b"a"}), NAME)
+    behind = Respond(404, {"error": "no"}, {"X-Error-Code": "RevisionNotFound"})
+    server.fault("GET", f"^/api/models/{NAME}(/revision/.*)?$", behind, times=None)
+    pushed = worker.push(source, NAME)
+    assert commits(server)[0] == pushed.version
+    assert pushed.digest == digest_directory(source)
+
+
 # Faults
 
 
@@ -344,3 +452,19 @@ def test_the_same_files_from_another_worker_at_once_are_one_commit(
     server.routes = tuple((m, p, late if serve is make else serve) for m, p, serve in server.routes)
     assert worker.push(source, NAME).version == theirs[0]
     assert len(commits(server)) == 2
+
+
+def test_a_tag_that_somebody_else_makes_meanwhile_is_not_taken_for_ours(
+    server: HuggingFaceStandIn, worker: Worker, source: Path
+) -> None:
+    theirs = server.publish(NAME, {"theirs.txt": b"t"})
+    make = HuggingFaceStandIn.make_commit
+
+    def late(self: HuggingFaceStandIn, *args: Any, **parts: Any) -> Any:
+        self.repositories[NAME].tags["v1.0"] = self.repositories[NAME].commits[theirs]
+        return make(self, *args, **parts)
+
+    server.routes = tuple((m, p, late if serve is make else serve) for m, p, serve in server.routes)
+    with pytest.raises(VersionConflict, match=theirs):
+        worker.push(source, f"{NAME}:v1.0")
+    assert server.repositories[NAME].tags["v1.0"].id == theirs

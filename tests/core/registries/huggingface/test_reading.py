@@ -228,10 +228,17 @@ def test_a_gated_model_is_pulled_by_who_was_let_in(server: HuggingFaceStandIn, t
 
 
 def test_a_disabled_model_is_refused(server: HuggingFaceStandIn, worker: Worker, tmp_path: Path) -> None:
-    server.publish(NAME, MODEL)
+    commit = server.publish(NAME, MODEL)
     server.repositories[NAME].disabled = True
     with pytest.raises(NotSupported, match="disabled"):
         worker.pull(NAME, tmp_path / "target")
+    server.fault("*", "", Respond(403, b"", {"X-Error-Message": "Access to this resource is disabled."}), times=None)
+    for flow in (worker.registry.read_version(NAME, "0" * 40), worker.registry.alias(NAME, "main")):
+        with pytest.raises(NotSupported, match="disabled"):
+            worker.run(flow)
+    with pytest.raises(NotSupported, match="disabled"):
+        worker.pull(f"{NAME}:{commit}", tmp_path / "target")
+    assert not (tmp_path / "target").exists()
 
 
 @pytest.mark.parametrize("level", ["unsafe", "suspicious"])
@@ -483,7 +490,60 @@ def test_a_mirror_that_sends_on_to_the_hub_by_308_is_followed_without_the_token(
         assert [request for request in hub.find() if "authorization" in request.headers] == []
 
 
+def test_a_cdn_that_knows_no_ranges_is_read_whole(server: HuggingFaceStandIn, worker: Worker, tmp_path: Path) -> None:
+    model = {**MODEL, "large.bin": bytes(range(256)) * 4096 * 20}
+    server.publish(NAME, model)
+    for running in server._servers:
+        if running.origin == "cdn":
+            serve = running.answer
+
+            def whole(request: Any, body: Any, serve: Any = serve) -> Any:
+                request.headers.pop("range", None)
+                return serve(request, body)
+
+            running.answer = whole
+    worker.pull(NAME, tmp_path / "target")
+    assert held(tmp_path / "target") == model
+
+
+def test_a_file_of_which_the_storage_has_less_is_never_accepted(
+    server: HuggingFaceStandIn, worker: Worker, tmp_path: Path
+) -> None:
+    model = {**MODEL, "large.bin": bytes(range(256)) * 4096 * 20}
+    server.publish(NAME, model)
+    place = server.objects / hashlib.sha256(model["large.bin"]).hexdigest()
+    place.write_bytes(model["large.bin"][: 17 * MIB])  # where the last range begins there is nothing: 416
+    with pytest.raises(ModelSyncError):
+        worker.pull(NAME, tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
 # Rate limits
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("HEAD", "/resolve/.*safetensors"), ("GET", "/resolve/.*json"), ("GET", "/resolve-cache/"), ("GET", "/tree/")],
+)
+@pytest.mark.parametrize("headers", [{"RateLimit": '"resolvers";r=0;t=1'}, {"RateLimit": '"resolvers";r=7;t=250'}, {}])
+def test_a_pull_goes_on_when_the_quota_begins_anew(
+    server: HuggingFaceStandIn, worker: Worker, tmp_path: Path, method: str, path: str, headers: dict[str, str]
+) -> None:
+    server.publish(NAME, MODEL)
+    server.fault(method, path, Respond(429, b"<html>slow down</html>", headers))
+    worker.pull(NAME, tmp_path / "target")
+    assert held(tmp_path / "target") == MODEL
+
+
+def test_a_pull_that_would_have_to_wait_for_long_is_left_to_the_next_try(
+    server: HuggingFaceStandIn, worker: Worker, tmp_path: Path
+) -> None:
+    server.publish(NAME, CONFIGS)
+    limit = {"RateLimit": '"resolvers";r=0;t=301'}
+    server.fault("GET", "/resolve/", Respond(429, b"", limit), times=None)
+    with pytest.raises(RegistryUnavailable, match="wait 301 s, which is too long"):
+        worker.pull(NAME, tmp_path / "target")
+    assert server.count("GET", "/resolve/") <= len(CONFIGS), "each is asked for once, and nobody waits"
 
 
 def test_a_used_up_quota_is_waited_for(server: HuggingFaceStandIn, worker: Worker) -> None:
@@ -563,7 +623,113 @@ def test_hashes_that_another_server_tells_of_small_files_are_told_apart(
     assert held(tmp_path / "target") == MODEL
 
 
+def at_a_path(server: HuggingFaceStandIn, prefix: str) -> str:
+    """Have the Hub be reached below a path, too, as behind a proxy that knows repositories of several kinds."""
+
+    def answer(request: Any, body: Any) -> Any:
+        if not request.raw.startswith(prefix):
+            return Answer(404, b"<html>no such repository</html>", {"Content-Type": "text/html"})
+        request.raw = request.raw.removeprefix(prefix)
+        told = server.answer(request, body)
+        moved = {
+            name: value.replace(f"{server.url}/", f"{server.url}{prefix}/") if name == "Link" else value
+            for name, value in told.headers.items()
+        }
+        return replace(told, headers=moved)
+
+    server._servers[0].answer = answer
+    return f"{server.url}{prefix}"
+
+
+def test_the_base_url_may_have_a_path(server: HuggingFaceStandIn, tmp_path: Path) -> None:
+    server.small_redirects, server.page = False, 4
+    server.publish(NAME, MODEL)
+    worker = Worker(server, host=at_a_path(server, "/artifactory/api/huggingfaceml/hub"))
+    worker.pull(NAME, tmp_path / "target")
+    assert held(tmp_path / "target") == MODEL
+    pushed = worker.push(tmp_path / "target", "acme/copy:v1")
+    assert server.tree("acme/copy", "v1") == MODEL
+    assert worker.get("acme/copy@v1").version == pushed.version
+    assert [found.name for found in worker.run(worker.registry.list_models(Query(names=("acme/c*",))))] == ["acme/copy"]
+    assert all(request.path.startswith("/artifactory/") for request in server.find() if request.origin == "api")
+
+
+def test_refusals_without_words_are_understood_by_their_headers(
+    server: HuggingFaceStandIn, worker: Worker, tmp_path: Path
+) -> None:
+    """So answers KohakuHub, whose missing models are 404 for somebody without a token, too."""
+    for token in (None, READ):
+        for code, words in {
+            "RepoNotFound": "it does not exist, or",
+            "RevisionNotFound": "no such commit, branch or tag",
+            "EntryNotFound": "no such file",
+        }.items():
+            server.faults.clear()
+            server.fault("*", "", Respond(404, b"", {"X-Error-Code": code}), times=None)
+            with pytest.raises(ModelNotFound, match=words):
+                Worker(server, token=token).pull(f"{NAME}:{'0' * 40}", tmp_path / "target")
+
+
+def test_what_a_server_tells_of_the_newest_files_is_not_taken_for_an_older_commit(
+    server: HuggingFaceStandIn, worker: Worker, tmp_path: Path
+) -> None:
+    """KohakuHub tells the ids of the newest files, whatever the revision."""
+    first = server.publish(NAME, {"config.json": b"1", "same.json": b"same"})
+    second = server.publish(NAME, {"config.json": b"2", "same.json": b"same"})
+    newest = {path: hashlib.sha256(content).hexdigest() for path, content in server.tree(NAME).items()}
+    told = Rewrite(lambda entries: [entry | {"oid": newest.get(entry["path"], entry["oid"])} for entry in entries])
+    server.fault("GET", "/tree/", told, times=None)
+    worker.pull(f"{NAME}:{second}", tmp_path / "second")
+    assert held(tmp_path / "second") == server.tree(NAME)
+    with pytest.raises(DigestMismatch, match=r"'config\.json' do not match the hash that its registry tells"):
+        worker.pull(f"{NAME}:{first}", tmp_path / "first")
+    worker.pull(f"{NAME}:{first}", tmp_path / "first", include=["same.json"])
+    assert held(tmp_path / "first") == {"same.json": b"same"}
+
+
+def test_files_in_chunks_of_the_hubs_own_are_pulled_as_any(
+    server: HuggingFaceStandIn, worker: Worker, tmp_path: Path
+) -> None:
+    server.publish(NAME, MODEL)
+
+    def chunked(entries: Any) -> Any:
+        return [entry | ({"xetHash": "ab" * 32} if "lfs" in entry else {}) for entry in entries]
+
+    server.fault("GET", "/tree/", Rewrite(chunked), times=None)
+    worker.pull(NAME, tmp_path / "target")
+    assert held(tmp_path / "target") == MODEL
+    assert server.count("*", "/xet-") == 0
+
+
+def test_a_pull_request_is_read_by_its_name(server: HuggingFaceStandIn, worker: Worker, tmp_path: Path) -> None:
+    commit = server.publish(NAME, MODEL)
+    server.publish(NAME, {"a.txt": b"a"})
+    repository = server.repositories[NAME]
+    repository.pulls["refs/pr/1"] = repository.commits[commit]
+    for model in (f"{NAME}:refs/pr/1", f"{NAME}@refs/pr/1"):
+        assert worker.get(model).ref == f"{NAME}:{commit}"
+
+
 # The digest of what others have pushed
+
+
+def test_a_mirror_that_has_small_files_elsewhere_gets_them_read_without_the_token(
+    server: HuggingFaceStandIn, worker: Worker, tmp_path: Path
+) -> None:
+    with HuggingFaceStandIn(tmp_path / "hub") as hub:
+        commit = server.publish(NAME, MODEL)
+        assert hub.publish(NAME, MODEL) == commit
+        serve = server.answer
+
+        def sending_on(request: Any, body: Any) -> Any:
+            if "/resolve/" in request.path and request.method == "GET":
+                return Answer(307, b"", {"Location": f"{hub.url}{request.raw}"})
+            return serve(request, body)
+
+        server._servers[0].answer = sending_on
+        assert worker.run(worker.registry.with_digest(worker.get(NAME))).digest is not None
+        assert hub.count("GET", "/resolve") > 0
+        assert not [request for request in hub.find() if {"authorization", "cookie"} & request.headers.keys()]
 
 
 def test_the_digest_is_found_out_by_reading_small_files_only(
