@@ -112,7 +112,7 @@ class LocalAirflow:
         self.env = dict(env)
         self.home = Path(env["AIRFLOW_HOME"])
         self.base_url = f"http://127.0.0.1:{port}"
-        self._client = httpx.Client(base_url=self.base_url, timeout=30, trust_env=False)
+        self._client = httpx.Client(base_url=self.base_url, timeout=60, trust_env=False)
 
     def wait_until_healthy(self, seconds: float, *components: str) -> None:
         """Wait until the api-server answers, and says that others are well, too."""
@@ -162,7 +162,7 @@ class LocalAirflow:
                 return state
         raise AssertionError
 
-    def wait_for_task(self, dag_id: str, run_id: str, task_id: str, state: str, seconds: float = 60) -> None:
+    def wait_for_task(self, dag_id: str, run_id: str, task_id: str, state: str, seconds: float = 120) -> None:
         """Wait until a task is in a state."""
         for _ in _until(seconds, f"{dag_id} {run_id} {task_id} to be {state}"):
             if self.tasks(dag_id, run_id)[task_id]["state"] == state:
