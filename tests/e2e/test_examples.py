@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import pytest
 import yaml
 
 from airflow_provider_modelsync.core.archive.digest import digest_directory
-from airflow_provider_modelsync.core.verbs.promote import line_of
 from airflow_provider_modelsync.hooks.bentocloud import BentoCloudHook
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.hooks.wallaroo import WallarooHook
@@ -100,43 +100,54 @@ def test_wallaroo_train_push_deploy(airflow: LocalAirflow, wallaroo: WallarooSta
     assert_one_version(run, lambda: wallaroo.versions_of("digits"))
 
 
-def champion_runs(airflow: LocalAirflow) -> Callable[..., tuple[Run, str, str]]:
-    """Return what runs a DAG, and tells which version is champion then, and which one is served."""
+@dataclass(frozen=True)
+class Outcome:
+    """What a run has led to.
 
-    def run(dag_id: str, **conf: Any) -> tuple[Run, str, str]:
-        done = Run.start(airflow, dag_id, **conf).succeed()
+    :param run: of a DAG about the champion.
+    :param champion: the version that is champion then.
+    :param served: the one that is served then.
+    """
+
+    run: Run
+    champion: str
+    served: str
+
+    @classmethod
+    def of(cls, run: Run) -> Outcome:
+        """Wait for a run's success, and see what it has led to."""
+        run.succeed()
         champion = ModelStoreHook("modelsync_default").get("champion-digits@champion")
         served = WallarooHook("wallaroo_default").deployment("champion-digits").model
-        return done, champion.ref, str(served)
-
-    return run
+        return cls(run, champion.ref, str(served))
 
 
-def test_champion_challenger(airflow: LocalAirflow, wallaroo: WallarooStandIn) -> None:
-    run = champion_runs(airflow)
-    _, first, first_served = run("champion_challenger", rounds=5)
-    better, second, second_served = run("champion_challenger", rounds=2000)
-    assert first != second
-    assert first_served != second_served
-    told = better.left("promote")
-    assert (told["promoted"], told["from"], told["to"]) == (True, first, second)
-    assert better.left("predict")["count"] == 50
-    assert better.left("deploy")["ready"]
-    worse, *now = run("champion_challenger", rounds=6)
-    assert (worse.left("promote")["promoted"], now) == (False, [second, second_served])
-    assert (worse.states["promote"], worse.states["deploy"]) == ("skipped", "skipped")
+@pytest.fixture(scope="module")
+def challenged(airflow: LocalAirflow, wallaroo: WallarooStandIn) -> list[Outcome]:
+    """A first model, a better one, and one that is worse than that."""
+    return [Outcome.of(Run.start(airflow, "champion_challenger", rounds=rounds)) for rounds in (5, 2000, 6)]
 
 
-def test_rollback_champion(airflow: LocalAirflow, wallaroo: WallarooStandIn) -> None:
-    run = champion_runs(airflow)
-    for rounds in (4, 3000):  # of which the second is better, whoever was champion before
-        _, champion, served = run("champion_challenger", rounds=rounds)
-    alias = ModelStoreHook("modelsync_default").run(lambda store: store.alias("champion-digits", "champion"))
-    before = f"champion-digits:{line_of(alias)[-2]}"
-    back, *now = run("rollback_champion")
-    assert (back.left("back")["from"], back.left("back")["to"]) == (champion, before)
-    assert now[0] == before
-    assert now[1] != served
+def test_champion_challenger(challenged: list[Outcome]) -> None:
+    first, better, worse = challenged
+    assert first.champion != better.champion
+    assert first.served != better.served
+    told = better.run.left("promote")
+    assert (told["promoted"], told["from"], told["to"]) == (True, first.champion, better.champion)
+    assert better.run.left("predict")["count"] == 50
+    assert better.run.left("deploy")["ready"]
+    assert worse.run.left("promote")["promoted"] is False
+    assert (worse.champion, worse.served) == (better.champion, better.served)
+    assert (worse.run.states["promote"], worse.run.states["deploy"]) == ("skipped", "skipped")
+
+
+def test_rollback_champion(airflow: LocalAirflow, challenged: list[Outcome]) -> None:
+    first, better, _ = challenged
+    back = Outcome.of(Run.start(airflow, "rollback_champion"))
+    told = back.run.left("back")
+    assert (told["from"], told["to"]) == (better.champion, first.champion)
+    assert back.champion == first.champion
+    assert back.served != better.served
 
 
 def test_supervisely_batch_predict(airflow: LocalAirflow, detector: SuperviselyApp, images: Path) -> None:

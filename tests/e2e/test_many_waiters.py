@@ -19,7 +19,7 @@ AWAITED = [f"awaited-{number}" for number in range(MODELS)]
 LOOKS = 4
 
 
-def test_200_sensors_ask_once_per_interval_and_model(
+def test_sensors_ask_once_per_interval_and_model(
     airflow: LocalAirflow, bentocloud: BentoCloudStandIn, source: Path
 ) -> None:
     run = Run.start(airflow, "many_waiters")

@@ -1,4 +1,4 @@
-"""Two hundred sensors that wait in the triggerer for five models."""
+"""Forty sensors that wait in the triggerer for five models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from airflow.sdk import dag
 
 from airflow_provider_modelsync.sensors.model import ModelVersionSensor
 
-SENSORS, MODELS = 200, 5
+SENSORS, MODELS = 40, 5
 INTERVAL = 5.0  # seconds
 
 
