@@ -119,7 +119,7 @@ class ModelVersionEventTrigger(BaseEventTrigger):
         watch: Watch | None = None
         async for listing in shared_stream:
             watch = watch or await memory.recall(listing.watch)
-            for version in watch.news(listing.versions):
+            for version in watch.news(listing.sight):
                 yield TriggerEvent(version.to_event())
             if watch.has_changed or memory.is_behind:
                 listing.notes.append((memory, watch.keep()))

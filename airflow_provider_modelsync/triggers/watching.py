@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_modelsync.compat import AdvanceItem, SharedStreamProducer, in_thread
 from airflow_provider_modelsync.core.flow.steps import Flow
-from airflow_provider_modelsync.core.models import ModelVersion
 from airflow_provider_modelsync.core.registries.base import Registry
-from airflow_provider_modelsync.core.verbs.watch import Seen, Watch, look_at
+from airflow_provider_modelsync.core.verbs.watch import Seen, Sight, Watch, look_at
 from airflow_provider_modelsync.triggers.polling import pause_after, shared
 
 if TYPE_CHECKING:
@@ -26,12 +25,12 @@ log = logging.getLogger("modelsync")
 class Listing:
     """All versions of a model at one time, or what an alias points to.
 
-    :param versions: in any state.
+    :param sight: versions in any state, as watches take them.
     :param watch: what tells which of them are new.
     :param notes: who is to remember what, once Airflow has the events that watchers have made of it.
     """
 
-    versions: Sequence[ModelVersion]
+    sight: Sight
     watch: type[Watch] = Seen
     notes: list[tuple[Memory, JsonValue]] = field(default_factory=list)
 
@@ -65,7 +64,7 @@ class Listings(SharedStreamProducer):
         try:
             while True:
                 try:
-                    watch, versions = await polls.look(
+                    watch, sight = await polls.look(
                         self._conn_id, lambda hook: hook.arun(self._look, model=self._model)
                     )
                 except Exception as error:
@@ -75,7 +74,7 @@ class Listings(SharedStreamProducer):
                     failures += 1
                 else:
                     failures = 0
-                    listing = Listing(versions, watch)
+                    listing = Listing(sight, watch)
                     yield listing, listing
                 await asyncio.sleep(pause_after(failures, self._interval))
         finally:
@@ -88,7 +87,7 @@ class Listings(SharedStreamProducer):
             else:
                 await item.broker_payload.settle()
 
-    def _look(self, registry: Registry) -> Flow[tuple[type[Watch], list[ModelVersion]]]:
+    def _look(self, registry: Registry) -> Flow[tuple[type[Watch], Sight]]:
         return look_at(registry, self._model)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import zlib
+from collections.abc import Iterator
 
 import httpx
 
@@ -20,6 +21,7 @@ from airflow_provider_modelsync.core.redact import show_url
 ANSWER_BYTES = 4 << 20  # of a successful answer, decoded, unless the request allows for more
 LISTING_BYTES = 8 << 20  # of one that tells all that there is, without pages
 ERROR_BYTES = 64 << 10  # of any other; the rest is not even received
+SLICE = 512 << 10  # bytes unpacked at once: an event loop waits that long
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 _this_thread = threading.local()
 _ANSWER_BYTES = "modelsync_answer_bytes"
@@ -91,7 +93,9 @@ def _send(client: httpx.Client, request: httpx.Request) -> httpx.Response:
     try:
         body = _Body(response)
         for raw in response.iter_raw():
-            if not body.add(raw):
+            for _ in body.add(raw):
+                pass
+            if body.is_full:
                 break
     finally:
         response.close()
@@ -103,7 +107,9 @@ async def _asend(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Res
     try:
         body = _Body(response)
         async for raw in response.aiter_raw():
-            if not body.add(raw):
+            for _ in body.add(raw):
+                await asyncio.sleep(0)
+            if body.is_full:
                 break
     finally:
         await response.aclose()
@@ -130,17 +136,25 @@ class _Body:
         elif coding not in ("", "identity"):
             self._give_up(f"content coding {coding!r}")
 
-    def add(self, raw: bytes) -> bool:
-        """Take bytes as received; return whether more are wanted."""
-        room = self._limit - len(self._content) + 1  # one more than allowed tells that there is more
-        if self._readable and self._inflate is None:
-            self._content += raw[:room]
-        elif self._readable and self._inflate is not None:
+    @property
+    def is_full(self) -> bool:
+        """Whether no more bytes are wanted."""
+        return not self._readable or len(self._content) > self._limit
+
+    def add(self, raw: bytes) -> Iterator[None]:
+        """Take bytes as received; stop in between where they unpack to many."""
+        while raw and not self.is_full:
+            room = self._limit - len(self._content) + 1  # one more than allowed tells that there is more
+            if self._inflate is None:
+                self._content += raw[:room]
+                return
             try:
-                self._content += self._inflate.decompress(raw, room)
+                self._content += self._inflate.decompress(raw, min(room, SLICE))
             except zlib.error as error:
                 self._give_up(str(error))
-        return self._readable and len(self._content) <= self._limit
+            raw = self._inflate.unconsumed_tail
+            if raw:
+                yield
 
     def whole(self) -> httpx.Response:
         """Return the answer with the body it has now."""

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import gc
 from collections.abc import Callable, Coroutine, Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +23,7 @@ import httpx
 
 from airflow_provider_modelsync.core.flow import exchange
 from airflow_provider_modelsync.core.flow.cancel import CancelToken, Grace
+from airflow_provider_modelsync.core.flow.forks import generation
 from airflow_provider_modelsync.core.flow.loop import LoopThread
 from airflow_provider_modelsync.core.flow.parallel import for_each, interruptible
 from airflow_provider_modelsync.core.flow.threads import Threads
@@ -236,6 +239,7 @@ class AsyncDriver:
                 if weight < _LIGHT:
                     step.succeed(result)
                 else:
+                    _set_old_objects_aside(generation())
                     await self._off_the_loop(step, result)
         return step.result
 
@@ -305,6 +309,18 @@ class _Stepper(Generic[T]):
         except StopIteration as stop:
             self.result: T = stop.value
             self.finished = True
+
+
+@functools.lru_cache(maxsize=1)
+def _set_old_objects_aside(process: int) -> None:
+    """Have full garbage collections pass over what there is already, once in a process.
+
+    Much that is received soon brings one about, and it stops all threads while it looks through all that the process
+    holds: some 200,000 objects of a triggerer's modules, which takes longer than an event loop may stand still.
+
+    :param process: which one.
+    """
+    gc.freeze()
 
 
 def _weight_of(result: Any) -> int:

@@ -13,11 +13,10 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar
 
 import httpx
-from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic_core import from_json
+from pydantic import TypeAdapter, ValidationError
 
 from airflow_provider_modelsync import __version__
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError, RegistryUnavailable
@@ -44,6 +43,7 @@ from airflow_provider_modelsync.core.http.faults import (
     status_error,
 )
 from airflow_provider_modelsync.core.http.network import CONNECT_SECONDS, READ_SECONDS
+from airflow_provider_modelsync.core.http.slices import in_slices
 from airflow_provider_modelsync.core.redact import excerpt, secrets_of, show_url
 from airflow_provider_modelsync.core.settings import RegistrySettings
 
@@ -394,7 +394,7 @@ def read_json(response: httpx.Response, shape: type[T], doing: str = "") -> T:
         if len(content) < _LARGE:
             value: T = _adapter(shape).validate_json(content)
         else:
-            value = _adapter(shape).validate_python(_in_slices(from_json(content), shape))
+            value = _adapter(shape).validate_python(in_slices(content, shape))
     except ValidationError as error:
         faults = error.errors(include_input=False, include_url=False, include_context=False)
     except ValueError:
@@ -406,21 +406,6 @@ def read_json(response: httpx.Response, shape: type[T], doing: str = "") -> T:
         raise RegistryUnavailable(f"{doing}: the answer is not JSON but {said or 'empty'}")
     shown = "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {fault['msg']}" for fault in faults[:5])
     raise RegistryUnavailable(f"{doing}: the answer is not as expected: {excerpt(shown, secrets)}")
-
-
-def _in_slices(data: Any, shape: Any) -> Any:
-    """Return what was read from JSON, with its lists handed out one entry at a time where the shape wants lists.
-
-    Otherwise all of a list is checked in one call of pydantic, during which no other thread runs: no event loop either.
-    """
-    if isinstance(data, list) and get_origin(shape) is list:
-        return (entry for entry in data)
-    if isinstance(data, dict) and isinstance(shape, type) and issubclass(shape, BaseModel):
-        for name, field in shape.model_fields.items():
-            key = field.alias or name
-            if get_origin(field.annotation) is list and isinstance(data.get(key), list):
-                data[key] = (entry for entry in data[key])
-    return data
 
 
 def _may_repeat(request: httpx.Request) -> bool:

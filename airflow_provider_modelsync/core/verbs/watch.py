@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
@@ -16,6 +16,7 @@ from airflow_provider_modelsync.core.registries.base import ANY, Registry
 # What a watcher remembers must fit into 64 KiB of JSON; a mark takes twelve bytes.
 LIMIT = 5000
 _MARKS = TypeAdapter(set[str])
+Sight = Mapping[str, ModelVersion]
 
 
 class Seen:
@@ -34,13 +35,12 @@ class Seen:
             raise ValueError("not what a watch remembers") from None
         self.has_changed = False  # whether the last listing has brought something to keep
 
-    def news(self, versions: Iterable[ModelVersion]) -> list[ModelVersion]:
+    def news(self, listed: Sight) -> list[ModelVersion]:
         """Return the versions to tell, oldest first, and remember them.
 
-        :param versions: all versions of the model, in any state.
+        :param listed: all versions of the model, in any state.
         """
         before = self._marks
-        listed = {_mark(version): version for version in versions}
         if before is None:
             final = (VersionStatus.READY, VersionStatus.FAILED)
             self._marks = {mark for mark, version in listed.items() if version.status in final}
@@ -71,13 +71,13 @@ class Moves:
         self._last = kept  # empty while there was nothing
         self.has_changed = False  # whether the last look has brought something to keep
 
-    def news(self, versions: Iterable[ModelVersion]) -> list[ModelVersion]:
+    def news(self, listed: Sight) -> list[ModelVersion]:
         """Return the version to tell, and remember it.
 
-        :param versions: what the alias points to; nothing while it is not there, or what it points to is not ready.
+        :param listed: what the alias points to; nothing while it is not there, or what it points to is not ready.
         """
         before = self._last
-        found = next(iter(versions), None)
+        found = next(iter(listed.values()), None)
         self._last = found.version if found else before or ""
         self.has_changed = self._last != before
         return [found] if found and self.has_changed and before is not None else []
@@ -90,8 +90,8 @@ class Moves:
 Watch = Seen | Moves
 
 
-def look_at(registry: Registry, model: str) -> Flow[tuple[type[Watch], list[ModelVersion]]]:
-    """Return what there is to see of a model or of an alias, and what tells what is new of it.
+def look_at(registry: Registry, model: str) -> Flow[tuple[type[Watch], Sight]]:
+    """Return what tells what is new of a model or of an alias, and what there is to see of it, ready for any number.
 
     :raises InvalidInput: for an exact version, which never becomes another.
     """
@@ -99,12 +99,17 @@ def look_at(registry: Registry, model: str) -> Flow[tuple[type[Watch], list[Mode
     if ref.version is not None:
         raise InvalidInput("an exact version is nothing to watch; name only the model, or an alias", argument="model")
     if ref.alias is None:
-        return Seen, (yield from registry.list_versions(ref.name, ANY))
+        return Seen, sight_of((yield from registry.list_versions(ref.name, ANY)))
     try:
         found = yield from registry.get(ref)
     except ModelNotFound:
-        return Moves, []
-    return Moves, [found] if found.ready else []
+        return Moves, {}
+    return Moves, sight_of([found] if found.ready else [])
+
+
+def sight_of(versions: Iterable[ModelVersion]) -> Sight:
+    """Return versions by their marks."""
+    return {_mark(version): version for version in versions}
 
 
 def _mark(version: ModelVersion) -> str:

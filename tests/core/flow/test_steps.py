@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import gzip
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +12,7 @@ import httpx
 import pytest
 
 from airflow_provider_modelsync.core.errors import Cancelled
+from airflow_provider_modelsync.core.flow import exchange, steps
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.steps import (
     AsyncDriver,
@@ -320,6 +323,56 @@ def test_pages_that_are_much_together_count(size: int) -> None:
             return await AsyncDriver(client).run(flow())
 
     assert (asyncio.run(run()) != threading.get_ident()) == (size > 1000)
+
+
+@pytest.mark.row("T13", of="calls")
+def test_once_much_is_received_full_garbage_collections_pass_over_what_was_there_before() -> None:
+    """They would stop the event loop for as long as it takes to look through all modules of the process."""
+
+    def flow(size: int) -> Flow[None]:
+        yield from call(lambda: ["x"] * size)
+
+    steps._set_old_objects_aside.cache_clear()
+    there = {"x": [object]}
+    asyncio.run(AsyncDriver().run(flow(10)))
+    assert _is_looked_through(there)
+    asyncio.run(AsyncDriver().run(flow(3000)))
+    assert not _is_looked_through(there)
+    later = {"x": [object]}
+    asyncio.run(AsyncDriver().run(flow(3000)))
+    assert _is_looked_through(later)  # only once: what comes later is looked after
+
+
+def _is_looked_through(thing: object) -> bool:
+    return any(one is thing for one in gc.get_objects())  # but for those that are set aside
+
+
+@pytest.mark.row("T13", of="calls")
+def test_the_loop_goes_on_while_much_is_unpacked() -> None:
+    packed = gzip.compress(b"x" * (4 << 20))
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=httpx.ByteStream(packed))
+
+    async def run() -> tuple[int, int]:
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0)
+                turns += 1
+
+        counting = asyncio.create_task(count())
+        async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+            response = await exchange.asend(client, httpx.Request("GET", "http://x/"))
+        counting.cancel()
+        return len(response.content), turns
+
+    assert len(packed) < 64 << 10  # which is received at once
+    size, turns = asyncio.run(run())
+    assert size == 4 << 20
+    assert turns > size // exchange.SLICE // 2
 
 
 def test_cancelling_while_a_flow_computes_off_the_loop_is_told_to_it() -> None:

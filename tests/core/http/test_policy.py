@@ -14,7 +14,8 @@ import time
 import traceback
 import tracemalloc
 import zlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 from pydantic import BaseModel, Field
+from pydantic_core import from_json
 
 from airflow_provider_modelsync.core.errors import (
     Cancelled,
@@ -39,7 +41,7 @@ from airflow_provider_modelsync.core.errors import (
 )
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.steps import AsyncDriver, Flow, Policy, Sleep, SyncDriver, send
-from airflow_provider_modelsync.core.http import network
+from airflow_provider_modelsync.core.http import network, slices
 from airflow_provider_modelsync.core.http.addresses import check_server_url
 from airflow_provider_modelsync.core.http.faults import classify, retry_after
 from airflow_provider_modelsync.core.http.policy import (
@@ -467,37 +469,66 @@ class Page(BaseModel):
 
 
 @pytest.mark.row("T13", of="calls")
-def test_a_long_list_is_read_in_slices_during_which_other_threads_run() -> None:
-    """In one call of pydantic no thread but its own would run: the event loop would stand still."""
+@pytest.mark.parametrize(("shape", "entries_of"), [(Page, lambda page: page.entries), (list[Entry], list)])
+def test_a_long_list_is_read_in_slices_between_which_other_threads_run(
+    shape: Any, entries_of: Callable[[Any], list[Entry]]
+) -> None:
+    """In one call of a parser no thread but its own would run: the event loop would stand still."""
     entry = {"name": "a" * 50, "facts": {str(n): "x" * 30 for n in range(10)}, "made": "2026-01-01T00:00:00Z"}
-    body = json.dumps({"total": 7, "items": [entry] * 4000}).encode()
-    looks: list[bool] = []
+    listed: Any = [entry] * 4000
+    body = json.dumps({"total": 7, "items": listed} if shape is Page else listed).encode()
+    parsed: Counter[str] = Counter()
+    turns = 0  # of Python's code, at which the interpreter lets others run
 
-    async def read() -> Page:
-        reading = asyncio.ensure_future(asyncio.to_thread(read_json, json_response(body), Page))
-        while not reading.done():
-            await asyncio.sleep(0)
-            running = [name for stack in sys._current_frames().values() for name in _functions(stack)]
-            looks.append(any(name.startswith("_in_slices") for name in running))
-        return await reading
+    def count(frame: FrameType, event: str, what: Any) -> None:
+        nonlocal turns
+        turns += event == "call" and frame.f_code.co_filename == slices.__file__
+        if event == "c_call":
+            parsed[what.__name__] += 1
 
-    page = asyncio.run(read())
-    assert len(page.entries) == 4000
-    assert page.entries[-1].made.year == 2026
-    assert sum(looks) > 2  # times that the loop ran while the list was being checked
-    assert len(read_json(json_response(json.dumps([entry] * 1000).encode()), list[Entry])) == 1000
+    sys.setprofile(count)
+    try:
+        found = entries_of(read_json(json_response(body), shape))
+    finally:
+        sys.setprofile(None)
+    assert len(found) == 4000
+    assert found[-1].made.year == 2026
+    assert parsed["from_json"] >= len(body) // slices.SLICE
+    assert turns >= 4000  # once for each entry that is checked
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("[]", "{}", " [ 1 , 2 ] ", '"x"', "3", "null", "[[],[1]]", '{"items": null}', '{"a": 1, "a": 2}', "[NaN]"),
+        *('{"items": [{"a": "é\\u00e9"}, {"b": 1}], "total": 3}', '{ "a" : [ ] , "items" : [ ] }', "[1,\n\t2]"),
+        *("", " ", "[1,]", "[,1]", '{"a": 1,}', '{"a" 1}', "{1: 2}", "[1 2]", "[1", '{"a":', "[1]]", "[1] x", "[01]"),
+        *('["\\ud800"]', "\ufeff[1]", '["a\nb"]', '{"a": {"b": [1, {"c": 2}]}}'),
+    ],
+)
+@pytest.mark.parametrize("shape", [list[Any], Page, Any])
+@pytest.mark.parametrize("size", [1, 10, slices.SLICE])
+def test_slices_say_what_the_whole_says(text: str, shape: Any, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slices, "SLICE", size)
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: whole(entry) for key, entry in value.items()}
+        return [whole(entry) for entry in value] if isinstance(value, (list, Iterator)) else value
+
+    try:
+        expected = repr(from_json(text))
+    except ValueError:
+        with pytest.raises(ValueError):  # noqa: PT011  # whatever it says
+            whole(slices.in_slices(text.encode(), shape))
+    else:
+        assert repr(whole(slices.in_slices(text.encode(), shape))) == expected
 
 
 def test_what_is_wrong_in_a_long_list_is_named() -> None:
     body = json.dumps({"total": 7, "items": [{"name": "a" * 300_000}]}).encode()
     with pytest.raises(RegistryUnavailable, match=r"items\.0\.facts: Field required"):
         read_json(json_response(body), Page)
-
-
-def _functions(frame: FrameType | None) -> Iterator[str]:
-    while frame is not None:
-        yield frame.f_code.co_qualname
-        frame = frame.f_back
 
 
 def test_a_compressed_answer_is_read(caller: Caller) -> None:

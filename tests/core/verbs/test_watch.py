@@ -9,7 +9,7 @@ import pytest
 
 from airflow_provider_modelsync.core.models import ModelVersion, VersionStatus
 from airflow_provider_modelsync.core.verbs import watch as module
-from airflow_provider_modelsync.core.verbs.watch import LIMIT, Moves, Seen
+from airflow_provider_modelsync.core.verbs.watch import LIMIT, Moves, Seen, sight_of
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -22,7 +22,7 @@ def version(name: str, status: str = "ready", *, age: int = 0) -> ModelVersion:
 
 def told(seen: Seen | Moves, *versions: ModelVersion) -> list[str]:
     """Show a listing; return what is told."""
-    return [new.version for new in seen.news(versions)]
+    return [new.version for new in seen.news(sight_of(versions))]
 
 
 def test_what_is_ready_or_has_failed_at_first_sight_is_never_told() -> None:

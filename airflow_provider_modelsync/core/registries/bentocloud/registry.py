@@ -212,7 +212,7 @@ class BentoCloud(Registry, Aliases, KeepsSignatures, Deploys):
         while start is not None:
             doing = f"looking for the newest {name}"
             records, start = yield from self._page(_versions_of(name), start, query, doing)
-            if chosen := [version for version in self._chosen(records, query, name) if version.ready]:
+            if chosen := [version for version in self._chosen(records, query, name).values() if version.ready]:
                 return max(chosen, key=lambda version: version.age_key)
         return None
 
@@ -220,15 +220,23 @@ class BentoCloud(Registry, Aliases, KeepsSignatures, Deploys):
         if not query.matches_name(name):
             return []
         query = yield from self._meant(query)
-        records = yield from self._all(_versions_of(name), query, f"listing the versions of {name}")
+        chosen: dict[str, ModelVersion] = {}
+        held: list[ModelRecord] = []  # that an alias points to, or has pointed to
+
+        def take(records: list[ModelRecord]) -> None:
+            chosen.update(self._chosen(records, query, name))
+            held.extend(record for record in records if any(is_ours(label.key) for label in record.labels))
+
+        yield from self._each_page(_versions_of(name), query, f"listing the versions of {name}", take)
         # Of a list that the server has shortened nothing tells who holds an alias.
-        holders = {} if query.labels else holders_of(records)
+        holders = {} if query.labels else holders_of(held)
         pointing: dict[str, tuple[str, ...]] = {}
-        for alias, held in sorted(holders.items()):
-            pointing[held[0].record.version] = (*pointing.get(held[0].record.version, ()), alias)
-        chosen = self._chosen(records, query, name)
-        found = [one.model_copy(update={"aliases": pointing.get(one.version, ())}) for one in chosen]
-        return _ordered(found, query)
+        for alias, (present, *_) in sorted(holders.items()):
+            pointing[present.record.version] = (*pointing.get(present.record.version, ()), alias)
+        for version, aliases in pointing.items():
+            if pointed := chosen.get(f"{name}:{version}"):
+                chosen[pointed.ref] = pointed.model_copy(update={"aliases": aliases})
+        return _ordered(chosen.values(), query)
 
     def list_models(self, query: Query) -> Flow[list[ModelVersion]]:
         newest: dict[str, ModelVersion] = {}
@@ -239,8 +247,11 @@ class BentoCloud(Registry, Aliases, KeepsSignatures, Deploys):
 
     def list_all(self, query: Query) -> Flow[list[ModelVersion]]:
         query = yield from self._meant(query)
-        records = yield from self._all("/api/v1/models", query, "listing the models")
-        return _ordered(self._chosen(records, query), query)
+        chosen: dict[str, ModelVersion] = {}
+        yield from self._each_page(
+            "/api/v1/models", query, "listing the models", lambda records: chosen.update(self._chosen(records, query))
+        )
+        return _ordered(chosen.values(), query)
 
     def delete(self, ref: ModelRef) -> Flow[bool]:
         return self._delete(Tag.of(ref))
@@ -294,7 +305,9 @@ class BentoCloud(Registry, Aliases, KeepsSignatures, Deploys):
 
     def _holders(self, name: str) -> Flow[dict[str, list[Holder]]]:
         doing = f"looking for aliases of {name}"
-        return holders_of((yield from self._all(_versions_of(name), ANY, doing)))
+        records: list[ModelRecord] = []
+        yield from self._each_page(_versions_of(name), ANY, doing, records.extend)
+        return holders_of(records)
 
     def repository(self, ref: ModelRef) -> Flow[Repository]:
         """Return what the versions of a model belong to."""
@@ -457,8 +470,8 @@ class BentoCloud(Registry, Aliases, KeepsSignatures, Deploys):
     def _record(self, tag: Tag, *, seconds: float | None = None) -> Flow[ModelRecord | None]:
         return self._calls.find("GET", tag.path, ModelRecord, f"reading {tag}", seconds=seconds)
 
-    def _all(self, path: str, query: Query, doing: str) -> Flow[list[ModelRecord]]:
-        records: list[ModelRecord] = []
+    def _each_page(self, path: str, query: Query, doing: str, take: Callable[[list[ModelRecord]], None]) -> Flow[None]:
+        """Have each page of a list taken; whole lists of records would be a burden to the garbage collector."""
         seen: set[tuple[str | None, str]] = set()
         start: int | None = 0
         while start is not None:
@@ -467,8 +480,7 @@ class BentoCloud(Registry, Aliases, KeepsSignatures, Deploys):
             seen |= {(record.repository.name if record.repository else None, record.version) for record in more}
             if more and len(seen) == known:
                 raise RegistryUnavailable(f"{doing}: the server repeats a page of its list")
-            records += more
-        return records
+            take(more)
 
     def _page(self, path: str, start: int, query: Query, doing: str) -> Flow[tuple[list[ModelRecord], int | None]]:
         """Return one page, and where the next one starts; a missing repository has none.
@@ -487,15 +499,16 @@ class BentoCloud(Registry, Aliases, KeepsSignatures, Deploys):
         goes_on = end < page.total if page.total else len(page.items) >= _PAGE
         return page.items, end if page.items and goes_on else None
 
-    def _chosen(self, records: Sequence[ModelRecord], query: Query, name: str | None = None) -> list[ModelVersion]:
+    def _chosen(self, records: Sequence[ModelRecord], query: Query, name: str | None = None) -> dict[str, ModelVersion]:
+        """Return by reference what a query chooses: pages may overlap when versions come or go meanwhile."""
         versions = {}
         for record in records:
             owner = name or (record.repository.name if record.repository else None)
             if owner is not None:
                 version = self._version_of(record, owner)
                 if query.matches(version):
-                    versions[version.ref] = version  # pages may overlap when versions come or go meanwhile
-        return list(versions.values())
+                    versions[version.ref] = version
+        return versions
 
     def page_of(self, model: ModelVersion | None = None) -> str | None:
         """Return where the console shows a model or a bento; its routes are the API's without the prefix.
