@@ -1,8 +1,9 @@
 """Push to and pull from real MLflow servers against their own client: `make bench-mlflow`.
 
 One server passes bytes on to and from its own disk, the other signs parts for a bucket in moto. Ours and theirs push
-and pull a model of one file in turn, each in a process of its own, imports not counted. Ours hashes and compares every
-byte, theirs compares nothing. Only ratios within one run mean anything.
+and pull a model of one file in turn, each in a process of its own, which has moved a small model before: what is loaded
+on the way does not count. Ours hashes and compares every byte, theirs compares nothing. Only ratios within one run mean
+anything.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.fair import hashing_seconds, prepare, turns
 from benchmarks.s3 import MIB, WORKERS, write
 from tests.services.mlflow import Tracking, shared
 
@@ -40,13 +42,14 @@ def measure(work):
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     print(json.dumps({"wall": wall, "cpu": cpu, "memory": (resident()["VmHWM"] - memory) / 1024}))
 
-verb, url, name, place = sys.argv[1:]
+verb, url, name, place, small = sys.argv[1:]
 """
 OURS = """
 from pathlib import Path
 import airflow_provider_modelsync.core.transfer.connections
 import airflow_provider_modelsync.core.transfer.download
 import airflow_provider_modelsync.core.transfer.upload
+from airflow_provider_modelsync.core.archive.digest import checksum_for
 from airflow_provider_modelsync.core.models import Query
 from airflow_provider_modelsync.core.registries.mlflow.registry import MLflow, MLflowSettings
 from airflow_provider_modelsync.core.transfer.control import Control
@@ -56,7 +59,7 @@ from airflow_provider_modelsync.core.verbs.push import push
 
 registry = MLflow(MLflowSettings.read("bench", {"host": url}))
 
-def work():
+def move(verb, name, place):
     with driver_for(registry) as driver:
         ref, control = registry.parse(name), Control(workers=WORKERS)
         if verb == "push":
@@ -64,15 +67,19 @@ def work():
         else:
             pull(registry, driver, ref, Path(place), control, query=Query())
 
-measure(work)
+checksum_for(1 << 40)  # loads what the guard of large models needs
+move("push", f"{name} {verb} small", small)
+move("pull", f"{name} {verb} small", f"{place}-of-{name}-{verb}")
+measure(lambda: move(verb, name, place))
 """.replace("WORKERS", str(WORKERS))
 THEIRS = """
+from pathlib import Path
 import mlflow
 import mlflow.artifacts
 
 client = mlflow.MlflowClient()
 
-def work():
+def move(verb, name, place):
     if verb == "push":
         logged = client.create_logged_model("0", "bench")
         client.log_model_artifacts(logged.model_id, place)
@@ -80,18 +87,25 @@ def work():
         client.create_registered_model(name)
         client.create_model_version(name, f"models:/{logged.model_id}", model_id=logged.model_id)
     else:
+        Path(place).mkdir(parents=True, exist_ok=True)
         mlflow.artifacts.download_artifacts(f"models:/{name}/1", dst_path=place)
 
-measure(work)
+move("push", f"{name} {verb} small", small)
+move("pull", f"{name} {verb} small", f"{place}-of-{name}-{verb}")
+measure(lambda: move(verb, name, place))
 """
 
 Figures = dict[str, float]
 
 
-def run(script: str, server: Tracking, verb: str, name: str, place: Path) -> Figures:
-    """Have a process of its own push or pull, and return what it measured."""
+def run(script: str, server: Tracking, verb: str, name: str, place: Path, source: Path) -> Figures:
+    """Have a process of its own push or pull, and return what it measured.
+
+    :param source: the model; beside it there is a small one.
+    """
+    prepare(source if verb == "push" else None)
     python = server.python if script is THEIRS else Path(sys.executable)
-    words = [str(python), "-c", METER + script, verb, server.url, name, str(place)]
+    words = [str(python), "-c", METER + script, verb, server.url, name, str(place), str(source.parent / "small")]
     env = {**server.client_env(), "PYTHONPATH": str(ROOT), "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
     done = subprocess.run(words, env=env, cwd=place.parent, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -108,6 +122,7 @@ def main() -> None:
     parser.add_argument("--disk", type=Path, default=Path(tempfile.gettempdir()), help="where the models lie")
     arguments = parser.parse_args()
     gib = arguments.mib / 1024
+    print(f"SHA-256 alone costs {hashing_seconds():.2f} CPU-s/GiB here.\n")
     print(
         "| transfer | CPU-s/GiB, ours | theirs | ratio | wall s, ours | theirs | MiB of memory, ours | theirs | kept |"
     )
@@ -115,17 +130,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="modelsync-bench-", dir=arguments.disk) as scratch:
         disk = Path(scratch)
         source = write(disk / "source", {"model.bin": arguments.mib * MIB}, "mlflow")
+        write(disk / "small", {"model.bin": MIB}, "small")
         for way, kind in WAYS.items():
             server = shared(kind)
             runs: dict[tuple[str, str], list[Figures]] = {}
             for number in range(arguments.pairs):
-                for who, script in (("ours", OURS), ("theirs", THEIRS)):
+                for who, script in turns((("ours", OURS), ("theirs", THEIRS)), number):
                     name, target = f"{who}-{number}", disk / who / "model"
                     target.parent.mkdir(exist_ok=True)
                     for verb, place in (("push", source), ("pull", target)):
-                        if script is THEIRS:
-                            target.mkdir(exist_ok=True)
-                        runs.setdefault((verb, who), []).append(run(script, server, verb, name, place))
+                        runs.setdefault((verb, who), []).append(run(script, server, verb, name, place, source))
                     shutil.rmtree(target.parent)
                 print(f"  {way}: pair {number + 1} of {arguments.pairs}", file=sys.stderr, flush=True)
             for verb in ("push", "pull"):

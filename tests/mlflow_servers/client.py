@@ -2,8 +2,8 @@
 
     python client.py
 
-Each line of standard input is a JSON array: a name of `COMMANDS` and its arguments. Each is answered by one line of
-JSON: `[true, result]`, or `[false, traceback]`. The server is that of MLFLOW_TRACKING_URI.
+Each line of standard input is a JSON array: a tracking server's URL, a name of `COMMANDS`, and its arguments. Each is
+answered by one line of JSON: `[true, result]`, or `[false, traceback]`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import sys
 import traceback
 from pathlib import Path
 from typing import Any
+
+# Else what a model needs is found out by loading it once more, in a process of its own.
+_NEEDS = {"pip_requirements": ["scikit-learn"]}
 
 
 def _trained() -> Any:
@@ -26,7 +29,7 @@ def save(directory: str) -> None:
     """Write a model of scikit-learn that doubles and adds one, as `mlflow` writes it."""
     import mlflow.sklearn
 
-    mlflow.sklearn.save_model(_trained(), directory)
+    mlflow.sklearn.save_model(_trained(), directory, **_NEEDS)
 
 
 def log(name: str) -> str:
@@ -34,7 +37,7 @@ def log(name: str) -> str:
     import mlflow.sklearn
 
     with mlflow.start_run():
-        logged = mlflow.sklearn.log_model(_trained(), "model", registered_model_name=name)
+        logged = mlflow.sklearn.log_model(_trained(), "model", registered_model_name=name, **_NEEDS)
     return str(logged.registered_model_version)
 
 
@@ -100,9 +103,12 @@ def main() -> None:
     # What libraries print must not get between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    import mlflow
+
     for line in sys.stdin:
-        name, *arguments = json.loads(line)
+        url, name, *arguments = json.loads(line)
         try:
+            mlflow.set_tracking_uri(url)
             answer = [True, COMMANDS[name](*arguments)]
         except Exception:
             answer = [False, traceback.format_exc()]

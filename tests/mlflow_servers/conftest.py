@@ -5,29 +5,42 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from airflow_provider_modelsync.core.registries.mlflow.registry import MLflow, MLflowSettings
-from tests.services.mlflow import Tracking, shared
+from tests.conformance.bench import Bench
+from tests.conformance.registries import mlflow_under_test
+from tests.services.mlflow import Tracking, client_env, python_of, shared
+from tests.services.moto_server import running_moto
 from tests.standins.mlflow import MLflowStandIn
+
+STAND_INS = ["stand-in", "stand-in-2"]
+KINDS = ["local", "bucket", "direct", "local-2", "bucket-2", "direct-2"]
+every_server = pytest.mark.parametrize("server", [*KINDS, *STAND_INS], indirect=True)
+both_generations = pytest.mark.parametrize("server", ["local", "local-2", *STAND_INS], indirect=True)
+_NUMBERS = count()
+
+Client = Callable[..., Any]
 
 
 class Vendor:
-    """The unmodified client, in a process of its own."""
+    """The unmodified client of a generation, in a process of its own."""
 
-    def __init__(self, server: Tracking) -> None:
-        command = [str(server.python), str(Path(__file__).parent / "client.py")]
-        self._process = subprocess.Popen(
-            command, env=server.client_env(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    def __init__(self, generation: int, home: Path) -> None:
+        command = [str(python_of(generation)), str(Path(__file__).parent / "client.py")]
+        with running_moto() as s3:
+            env = client_env(s3, home)
+        self._process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def __call__(self, name: str, *arguments: Any) -> Any:
+    def __call__(self, *words: Any) -> Any:
+        """Have it do something; the words are those of ``client.py``."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([name, *map(_plain, arguments)]) + "\n")
+        self._process.stdin.write(json.dumps(list(map(_plain, words))) + "\n")
         self._process.stdin.flush()
         done, result = json.loads(self._process.stdout.readline())
         if not done:
@@ -45,18 +58,31 @@ def _plain(value: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def vendor_of() -> Iterator[Callable[[Tracking], Vendor]]:
-    """Returns the client of a server, started when it is first wanted."""
-    running: dict[str, Vendor] = {}
+def vendor_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], Vendor]]:
+    """Returns the client of a generation, started when it is first wanted."""
+    running: dict[int, Vendor] = {}
 
-    def of(server: Tracking) -> Vendor:
-        if server.url not in running:
-            running[server.url] = Vendor(server)
-        return running[server.url]
+    def of(generation: int) -> Vendor:
+        if generation not in running:
+            running[generation] = Vendor(generation, tmp_path_factory.mktemp("vendor"))
+        return running[generation]
 
     yield of
     for vendor in running.values():
         vendor.close()
+
+
+@pytest.fixture(scope="session")
+def saved(vendor_of: Callable[[int], Vendor], tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Returns a model as the client of a generation saves it; nobody changes it."""
+
+    @cache
+    def of(generation: int) -> Path:
+        place = tmp_path_factory.mktemp("saved") / "model"
+        vendor_of(generation)("file:///nowhere", "save", place)
+        return place
+
+    return of
 
 
 @pytest.fixture
@@ -72,15 +98,29 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Tracking]
 
 
 @pytest.fixture
-def vendor(server: Tracking, vendor_of: Callable[[Tracking], Vendor]) -> Vendor:
-    return vendor_of(server)
+def vendor(server: Tracking, vendor_of: Callable[[int], Vendor]) -> Client:
+    """The client of the server's generation, which talks to it."""
+    return partial(vendor_of(server.generation), server.url)
 
 
 @pytest.fixture
-def registry(server: Tracking) -> MLflow:
+def trained(server: Tracking, saved: Callable[[int], Path]) -> Path:
+    """A model as the client has saved it."""
+    return saved(server.generation)
+
+
+@pytest.fixture
+def ml(server: Tracking, tmp_path: Path) -> Bench:
     """Ours, as a connection without a login makes it."""
-    return connect(server)
+    return connect(server, tmp_path)
 
 
-def connect(server: Tracking, **fields: Any) -> MLflow:
-    return MLflow(MLflowSettings.read("mlflow_default", {"host": server.url, **server.bucket_fields, **fields}))
+def connect(server: Tracking, scratch: Path, **fields: Any) -> Bench:
+    """Return a worker of ours, whose connection has further fields."""
+    return Bench(mlflow_under_test(server.url, lambda: None, **server.bucket_fields, **fields), scratch)
+
+
+@pytest.fixture
+def name() -> str:
+    """A model that is not there yet."""
+    return f"model it's {next(_NUMBERS)}"

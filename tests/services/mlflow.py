@@ -1,4 +1,4 @@
-"""Real MLflow tracking servers, in environments of their own, each in one process on a free port of 127.0.0.1."""
+"""Real MLflow tracking servers, in environments of their own, each on a free port of 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -89,14 +89,8 @@ class Tracking:
             self.ask("DELETE", "/api/2.0/mlflow/registered-models/delete", {"name": model["name"]})
 
     def client_env(self) -> dict[str, str]:
-        """What the vendor's client needs in its environment."""
-        return {
-            **_QUIET,
-            **_aws(self.s3),
-            "MLFLOW_TRACKING_URI": self.url,
-            "PATH": os.environ["PATH"],
-            "HOME": str(self.directory),
-        }
+        """What the vendor's client needs in its environment to use this server."""
+        return {**client_env(self.s3, self.directory), "MLFLOW_TRACKING_URI": self.url}
 
 
 _QUIET = {
@@ -105,6 +99,15 @@ _QUIET = {
     "GIT_PYTHON_REFRESH": "quiet",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
+
+
+def client_env(s3: S3Service | None, home: Path) -> dict[str, str]:
+    """Return what the vendor's client needs in its environment, whatever its server.
+
+    :param s3: the storage that it may have to reach by itself.
+    :param home: a directory of its own.
+    """
+    return {**_QUIET, **_aws(s3), "PATH": os.environ["PATH"], "HOME": str(home)}
 
 
 def python_of(generation: int) -> Path:
@@ -118,95 +121,91 @@ def python_of(generation: int) -> Path:
 @cache
 def shared(kind: str) -> Tracking:
     """Return a server of a kind that the whole process uses."""
-    stack = ExitStack()
-    atexit.register(stack.close)
-    return stack.enter_context(_Running(kind))
+    generation, application, facts = KINDS[kind]
+    directory, port = Path(mkdtemp(prefix="modelsync-mlflow-")), free_port()
+    s3 = _bucket() if f"s3://{BUCKET}" in " ".join(facts.values()) else None
+    environment = {
+        **client_env(s3, directory),
+        "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{directory}/store.db",
+        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(directory / "artifacts"),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "any",
+        **facts,
+    }
+    where = ["--host", "127.0.0.1", "--port", str(port)]
+    if kind == "login":
+        places = ["--backend-store-uri", environment["_MLFLOW_SERVER_FILE_STORE"], "--serve-artifacts"]
+        places += ["--artifacts-destination", environment["_MLFLOW_SERVER_ARTIFACT_DESTINATION"]]
+        module, arguments = "mlflow", ["server", *where, "--workers", "1", *places, *application]
+    elif generation == 3:
+        module, arguments = "uvicorn", [*where, "--log-level", "warning", *application]
+    else:
+        module, arguments = "gunicorn", ["--workers", "1", "--bind", f"127.0.0.1:{port}", *application]
+    url = f"http://127.0.0.1:{port}"
+    _hatchery(generation).start(module, arguments, environment, directory, f"{url}/health")
+    return Tracking(url, generation, directory, s3, kind.startswith("direct"))
 
 
-class _Running:
-    def __init__(self, kind: str) -> None:
-        self._kind = kind
-
-    def __enter__(self) -> Tracking:
-        generation, application, facts = KINDS[self._kind]
-        directory, port = Path(mkdtemp(prefix="modelsync-mlflow-")), free_port()
-        s3 = None
-        if f"s3://{BUCKET}" in " ".join(facts.values()):
-            s3 = self._bucket()
-        environment = {
-            **_QUIET,
-            **_aws(s3),
-            "PATH": os.environ["PATH"],
-            "HOME": str(directory),
-            "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{directory}/store.db",
-            "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(directory / "artifacts"),
-            "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
-            "MLFLOW_FLASK_SERVER_SECRET_KEY": "any",
-            **facts,
-        }
-        command = [str(python_of(generation)), "-m"]
-        if self._kind == "login":
-            places = ["--backend-store-uri", environment["_MLFLOW_SERVER_FILE_STORE"], "--serve-artifacts"]
-            places += ["--artifacts-destination", environment["_MLFLOW_SERVER_ARTIFACT_DESTINATION"]]
-            where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-            command += ["mlflow", "server", *where, *places, *application]
-        elif generation == 3:
-            command += ["uvicorn", "--host", "127.0.0.1", "--port", str(port), "--log-level", "warning", *application]
-        else:
-            command += ["gunicorn", "--workers", "1", "--bind", f"127.0.0.1:{port}", *application]
-        url = f"http://127.0.0.1:{port}"
-        self._process = _started(command, environment, directory, f"{url}/health")
-        return Tracking(url, generation, directory, s3, self._kind.startswith("direct"))
-
-    def __exit__(self, *_: object) -> None:
-        _end(self._process)
-
-    def _bucket(self) -> S3Service:
-        with running_moto() as s3:
-            s3.client().create_bucket(Bucket=BUCKET)
-            return s3
+def _bucket() -> S3Service:
+    with running_moto() as s3:
+        s3.client().create_bucket(Bucket=BUCKET)
+        return s3
 
 
 @contextmanager
 def served(server: Tracking, uri: str) -> Iterator[str]:
     """Have the vendor's own command serve a model; yield where it answers."""
     port, directory = free_port(), Path(mkdtemp(prefix="modelsync-mlflow-served-"))
-    where = ["--host", "127.0.0.1", "--port", str(port), "--env-manager", "local"]
-    command = [str(server.python), "-m", "mlflow", "models", "serve", "-m", uri, *where]
+    arguments = ["models", "serve", "-m", uri, "--host", "127.0.0.1", "--port", str(port), "--env-manager", "local"]
     # Its own server is started by a name that is looked for in the path.
     environment = {**server.client_env(), "PATH": f"{server.python.parent}:{os.environ['PATH']}"}
     url = f"http://127.0.0.1:{port}"
-    process = _started(command, environment, directory, f"{url}/ping")
+    group = _hatchery(server.generation).start("mlflow", arguments, environment, directory, f"{url}/ping")
     try:
         yield url
     finally:
-        _end(process)
+        os.killpg(group, signal.SIGTERM)
 
 
-def _started(command: list[str], environment: dict[str, str], directory: Path, sign: str) -> subprocess.Popen[bytes]:
-    """Start a process in a group of its own, and wait until it answers."""
-    path = directory / "log"
-    with path.open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=directory, env=environment, stdout=log, stderr=log, start_new_session=True
+class _Hatchery:
+    """What starts the servers of a generation, and ends them with this process."""
+
+    def __init__(self, generation: int) -> None:
+        command = [str(python_of(generation)), "-P", str(Path(__file__).parent / "mlflow_hatchery.py")]
+        environment = {**_QUIET, "PATH": os.environ["PATH"]}
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
         )
-    deadline = time.monotonic() + _PATIENCE
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urlopen(sign, timeout=60):
-                return process
-        except HTTPError:
-            break
-        except OSError:
-            time.sleep(0.5)
-    _end(process)
-    raise RuntimeError(f"the server has ended, or does not answer: {path.read_text()[-2000:]}")
+        atexit.register(self._end)
+
+    def start(self, module: str, arguments: list[str], environment: dict[str, str], directory: Path, sign: str) -> int:
+        """Start a server and wait until it answers; return its process's id, which leads a group."""
+        facts = {"module": module, "arguments": arguments, "environment": environment, "directory": str(directory)}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(facts) + "\n")
+        self._process.stdin.flush()
+        pid = int(self._process.stdout.readline())
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
+            try:
+                os.kill(pid, 0)
+                with urlopen(sign, timeout=60):
+                    return pid
+            except (HTTPError, ProcessLookupError):
+                break
+            except OSError:
+                time.sleep(0.2)
+        log = (directory / "log").read_text()[-2000:]
+        raise RuntimeError(f"the server has ended, or does not answer: {log}")
+
+    def _end(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    process.wait()
+_hatchery = cache(_Hatchery)
 
 
 def _aws(s3: S3Service | None) -> dict[str, str]:

@@ -19,6 +19,7 @@ import json
 import re
 import shutil
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -89,7 +90,6 @@ class MLflowStandIn(StandIn):
         self.uploads: dict[str, Json] = {}
         self.deleted: set[str] = set()
         self._clock = itertools.count(1_795_944_743_626, 1_000)
-        self._ids = itertools.count(1)
         self._parts = threading.Lock()
 
     def __enter__(self) -> MLflowStandIn:
@@ -584,7 +584,7 @@ class MLflowStandIn(StandIn):
     def _write(self, target: Path, body: Iterator[bytes]) -> None:
         """Write a file: it appears whole or not at all."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        staged = target.parent / f".part-{next(self._ids)}"
+        staged = target.parent / f".part-{uuid.uuid4().hex}"
         try:
             with staged.open("wb") as file:
                 for block in body:
@@ -676,7 +676,7 @@ class MLflowStandIn(StandIn):
         return file_answer(target, target.stat().st_size, headers, request.headers.get("range", ""))
 
     def _new_id(self) -> str:
-        return hashlib.md5(str(next(self._ids)).encode(), usedforsecurity=False).hexdigest()
+        return uuid.uuid4().hex
 
 
 class _Handler(Handler):
