@@ -23,18 +23,20 @@ from airflow_provider_modelsync.core.errors import (
     TargetExists,
     VersionConflict,
 )
-from airflow_provider_modelsync.core.models import NOBODY, Alias, ModelRef, ModelVersion, Query
+from airflow_provider_modelsync.core.models import NOBODY, Alias, ModelRef, ModelVersion, Query, SyncedVersion
 from airflow_provider_modelsync.core.registries.base import Capability
 from airflow_provider_modelsync.core.registries.capabilities import Aliases, Deploys, KeepsSignatures, Predicts
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.verbs.checks import Checks
+from airflow_provider_modelsync.core.verbs.drive import driver_for
 from airflow_provider_modelsync.core.verbs.predict import predict, start_predict
 from airflow_provider_modelsync.core.verbs.promote import promote, rollback
 from airflow_provider_modelsync.core.verbs.prune import Retention, prune
 from airflow_provider_modelsync.core.verbs.push import version_of
+from airflow_provider_modelsync.core.verbs.sync import Selection, Side, sync
 from airflow_provider_modelsync.core.verbs.wait import find_deployment, find_version
 from tests.conformance.bench import Bench, needs
-from tests.core.stores import CancelAfter, hidden, snapshot
+from tests.core.stores import CancelAfter, Store, hidden, snapshot
 from tests.support.at_once import at_once
 
 PUSH, PULL, FORCE = Capability.PUSH, Capability.PULL, Capability.FORCE
@@ -288,6 +290,41 @@ def test_what_is_not_there_cannot_be_pulled_and_leaves_no_target(bench: Bench) -
     with pytest.raises(ModelNotFound):
         bench.pull(bench.name, target)
     assert not target.exists()
+
+
+# Sync: what goes by way of a store goes from each registry to each other
+
+
+@needs(PUSH)
+def test_a_model_is_synced_here_and_found_the_next_time(bench: Bench, tmp_path: Path) -> None:
+    store, source = Store(tmp_path / "store"), bench.source("one")
+    store.push(source, "fraud:v1")
+    options = {"fraud": bench.under_test.push_options}
+    chosen = Selection(models=["fraud"], rename={"fraud": bench.name}, options=options)
+    for outcome in ("copied", "skipped"):
+        assert [one.outcome for one in _synced(bench, chosen, store, is_target=True)] == [outcome]
+        bench.under_test.settle()
+    assert len(bench.ready_versions(bench.name)) == 1
+    assert bench.get(bench.name).digest == digest_directory(source)
+
+
+@needs(PULL)
+def test_a_model_is_synced_from_here(bench: Bench, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    bench.publish("one", f"{bench.name}:v1" if bench.offers(CHOOSE_VERSION) else bench.name)
+    chosen = Selection(models=[bench.name], rename={bench.name: "fraud"})
+    (copied,) = _synced(bench, chosen, store, is_target=False)
+    assert copied.outcome == "copied"
+    store.pull("fraud", tmp_path / "target")
+    assert snapshot(tmp_path / "target") == snapshot(bench.source("one"))
+
+
+def _synced(bench: Bench, chosen: Selection, store: Store, *, is_target: bool) -> tuple[SyncedVersion, ...]:
+    """Sync with a store in a directory."""
+    with bench.under_test.driver(bench.registry, None) as driver, driver_for(store.registry) as other:
+        sides = [Side(store.registry, other), Side(bench.registry, driver)]
+        source, target = sides if is_target else sides[::-1]
+        return sync(source, target, chosen, Control(workers=2)).versions
 
 
 # Reading, by both drivers
