@@ -166,7 +166,7 @@ test-vendors: $(READY) $(VENDORS:%=.venv-vendors/%/.ready)
 
 # MLflow's own servers of two generations, and its own client.
 test-mlflow: $(READY) .venv-mlflow/3/.ready .venv-mlflow/2/.ready
-	$(BIN)/python -m pytest -m mlflow tests/mlflow_servers tests/conformance $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m mlflow -n auto --dist loadfile tests/mlflow_servers tests/conformance $(PYTEST_ARGS)
 
 # Minutes long, and for a quiet machine.
 bench-transfer: $(READY) nginx

@@ -45,6 +45,8 @@ from airflow_provider_modelsync.core.registries.mlflow.records import (
 _TITLE = "modelsync"  # a logged model's name may hold less than a model's
 _MODEL_DIRECTORY = "model"
 _COPY = re.compile(r"models:/(?!m-)")
+_OF_LOGGED = re.compile(r"(?:^models:|/models)/(m-[0-9a-f]+)(?:$|/artifacts/?$)")
+_OF_RUN = re.compile(rf"^runs:/([0-9a-f]+)/{_MODEL_DIRECTORY}$|/([0-9a-f]+)/artifacts/{_MODEL_DIRECTORY}/?$")
 _NOT_ACTIVE = re.compile(r"must be in the 'active' state")
 _USED_BY = f"{OURS}push."
 _LONGEST_PUSH = 7 * 24 * 3600 * 1000  # milliseconds; what began earlier is taken for dead
@@ -109,9 +111,21 @@ class Holders(ABC):
     def settle(self, holder: Holder) -> Flow[None]:
         """Say that all files are there."""
 
-    @abstractmethod
     def of_version(self, record: VersionRecord) -> Flow[Holder | None]:
-        """Return what holds a version's bytes, if a push of ours has made it."""
+        """Return what holds a version's bytes, if a push of ours has made it; a copy's are those of what it is of."""
+        if not _COPY.match(record.source):
+            holder = yield from self.at(record.source)
+            return holder if holder and record.source == holder.source else None
+        place = yield from self._copied_place(record)
+        holder = (yield from self.at(place)) if place else None
+        return holder if holder and place in (holder.root, holder.source) else None
+
+    @abstractmethod
+    def at(self, place: str) -> Flow[Holder | None]:
+        """Return what a place belongs to, if a push of ours has made it.
+
+        :param place: a version's source, or where its files are.
+        """
 
     @abstractmethod
     def fail(self, holder: Holder, **more: Any) -> Flow[None]:
@@ -131,17 +145,16 @@ class Holders(ABC):
                 if version.source == holder.source:
                     return True
                 if _COPY.match(version.source):
-                    place = yield from self._calls.find(
-                        "GET",
-                        "model-versions/get-download-uri",
-                        DownloadUri,
-                        "looking for copies",
-                        params={"name": version.name, "version": version.version},
-                        **more,
-                    )
-                    if place and place.artifact_uri in (holder.root, holder.source):
+                    place = yield from self._copied_place(version, **more)
+                    if place in (holder.root, holder.source):
                         return True
         return False
+
+    def _copied_place(self, record: VersionRecord, **more: Any) -> Flow[str | None]:
+        """Return where the files of a copy are."""
+        path, ask = "model-versions/get-download-uri", {"name": record.name, "version": record.version}
+        found = yield from self._calls.find("GET", path, DownloadUri, "looking for copies", params=ask, **more)
+        return found.artifact_uri if found else None
 
     @property
     @abstractmethod
@@ -191,14 +204,12 @@ class LoggedModels(Holders):
     def settle(self, holder: Holder) -> Flow[None]:
         yield from self._mark(holder, "LOGGED_MODEL_READY")
 
-    def of_version(self, record: VersionRecord) -> Flow[Holder | None]:
-        if not record.source.startswith("models:/m-"):
+    def at(self, place: str) -> Flow[Holder | None]:
+        named = _OF_LOGGED.search(place)
+        if named is None:
             return None
         found = yield from self._calls.find(
-            "GET",
-            f"logged-models/{record.source.removeprefix('models:/')}",
-            LoggedModelAnswer,
-            "reading the logged model",
+            "GET", f"logged-models/{named[1]}", LoggedModelAnswer, "reading the logged model"
         )
         return _logged(found.model.info) if found and _value(found.model.info.tags, NAME) else None
 
@@ -266,10 +277,11 @@ class Runs(Holders):
     def settle(self, holder: Holder) -> Flow[None]:
         yield from self._mark(holder, "FINISHED")
 
-    def of_version(self, record: VersionRecord) -> Flow[Holder | None]:
-        if not record.run_id or record.source != f"runs:/{record.run_id}/{_MODEL_DIRECTORY}":
+    def at(self, place: str) -> Flow[Holder | None]:
+        named = _OF_RUN.search(place)
+        if named is None:
             return None
-        run = yield from self._get(record.run_id)
+        run = yield from self._get(named[1] or named[2])
         return _run(run) if run and _value(run.data.tags, NAME) else None
 
     def fail(self, holder: Holder, **more: Any) -> Flow[None]:
