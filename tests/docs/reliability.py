@@ -84,7 +84,7 @@ def _place(file: Path, needed: frozenset[Capability], is_networked: bool) -> fro
         able = {name for name, provider in PROVIDERS.items() if needed <= provider.registry_type.capabilities}
         reached = {name for name in COLUMNS if not is_networked or used_by(name) & {"calls", "storage", "rest"}}
         return frozenset(name for name in reached if able & set(COLUMNS[name].providers))
-    if not inside.startswith(("core/registries/", "core/storages/")):
+    if not inside.startswith(("core/registries/", "core/storages/", "stores/")):
         return None
     found = {name: column for name, column in COLUMNS.items() if any(inside.startswith(path) for path in column.tests)}
     longest = {

@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
+import http.client
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+
+class Answer(Protocol):
+    """An answer as ``http.client`` has it."""
+
+    status: int
+
+    def getheaders(self) -> Iterable[tuple[str, str]]: ...
+    def read(self, size: int | None = None, /) -> bytes: ...
+
+
+class Connection(Protocol):
+    """A connection for one request, as ``http.client`` has it."""
+
+    host: str
+    port: int
+
+    def putrequest(
+        self, method: str, url: str, skip_host: bool = False, skip_accept_encoding: bool = False
+    ) -> None: ...
+    def putheader(self, name: str, value: str, /) -> None: ...
+    def endheaders(self) -> None: ...
+    def send(self, block: bytes, /) -> None: ...
+    def getresponse(self) -> Answer: ...
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -45,6 +73,20 @@ class S3Service:
         name = f"test-{secrets.token_hex(8)}"
         self._own_client.create_bucket(Bucket=name)
         return name
+
+    def etag(self, bucket: str, key: str) -> str | None:
+        """Return an object's ETag, or ``None`` when it is not there."""
+        try:
+            return str(self._own_client.head_object(Bucket=bucket, Key=key)["ETag"]).strip('"')
+        except self._own_client.exceptions.ClientError:
+            return None
+
+    def connection(self) -> Connection:
+        """Return a connection for one request."""
+        place = urlsplit(self.endpoint)
+        assert place.hostname
+        assert place.port
+        return http.client.HTTPConnection(place.hostname, place.port)
 
     @cached_property
     def _own_client(self) -> Any:

@@ -61,6 +61,11 @@ class Request:
     actions: list[Action] = field(default_factory=list)
 
     @property
+    def is_write(self) -> bool:
+        """Whether it may change something."""
+        return self.method not in ("GET", "HEAD")
+
+    @property
     def part(self) -> int | None:
         number = self.query.get("partNumber", "")
         return int(number) if number.isdigit() else None
@@ -130,6 +135,20 @@ class Rewrite(Action):
     """Change the JSON answer."""
 
     change: Callable[[Json], Any]
+
+
+@dataclass(frozen=True)
+class Before(Action):
+    """Call this before anything is done; of proxies."""
+
+    hook: Callable[[Any], object]
+
+
+@dataclass(frozen=True)
+class After(Action):
+    """Call this when the server has done its work and the client does not know yet; of proxies."""
+
+    hook: Callable[[Any], object]
 
 
 def html_error_page(status: int = 502, size: int = 10 * MIB) -> Respond:
@@ -327,6 +346,12 @@ class StandIn:
             self.requests.append(request)
             request.actions = [fault.action for fault in self.faults if fault.due(request)]
             request.fault = next(iter(request.actions), None)
+
+    def clear(self) -> None:
+        """Forget all requests and faults."""
+        with self.lock:
+            self.requests.clear()
+            self.faults.clear()
 
     def find(self, method: str = "*", path: str = "", *, part: int | None = None) -> list[Any]:
         """The requests that match, in order of arrival."""

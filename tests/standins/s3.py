@@ -17,7 +17,6 @@ import base64
 import contextlib
 import hashlib
 import hmac
-import http.client
 import io
 import re
 import ssl
@@ -27,7 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any, Self, TypeVar
@@ -35,12 +34,15 @@ from urllib.parse import quote, unquote, urlsplit
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-from tests.services.s3 import S3Service
+from tests.services import s3 as services
+from tests.services.s3 import Connection, S3Service
 from tests.standins import http_server
 from tests.standins.http_server import (
     BLOCK,
     Action,
+    After,
     Answer,
+    Before,
     FlipBit,
     Handler,
     HangUp,
@@ -151,20 +153,6 @@ class Stall(Action):
 
     after: int = 0
     seconds: float = 60
-
-
-@dataclass(frozen=True)
-class Before(Action):
-    """Call this before anything is done."""
-
-    hook: Callable[[Request], object]
-
-
-@dataclass(frozen=True)
-class After(Action):
-    """Call this when the service has done its work and the client does not know yet."""
-
-    hook: Callable[[Request], object]
 
 
 T = TypeVar("T")
@@ -404,12 +392,6 @@ class S3StandIn(StandIn):
 
     # -- the log
 
-    def clear(self) -> None:
-        """Forget all requests and faults."""
-        with self.lock:
-            self.requests.clear()
-            self.faults.clear()
-
     @property
     def operations(self) -> Counter[str]:
         """How often each operation was asked for."""
@@ -505,16 +487,8 @@ class S3StandIn(StandIn):
 
     def _etag(self, bucket: str, key: str) -> str | None:
         """An object's ETag as clients see it."""
-        try:
-            etag = str(self._past.head_object(Bucket=bucket, Key=key)["ETag"]).strip('"')
-        except self._past.exceptions.ClientError:
-            return None
-        return _disguised(etag) if self.opaque_etags else etag
-
-    @cached_property
-    def _past(self) -> Any:
-        """A client that goes past the proxy."""
-        return self.backend.client()
+        etag = self.backend.etag(bucket, key)
+        return _disguised(etag) if etag and self.opaque_etags else etag
 
     def _check_parts(self, upload: str, xml: bytes) -> None:
         """Refuse a completion that names a part's checksum wrongly."""
@@ -524,7 +498,7 @@ class S3StandIn(StandIn):
             if not named <= self._checksums.get((upload, number), set()):
                 raise Refusal(400, "InvalidPart", "One or more of the specified parts could not be found.")
 
-    def done(self, request: Request, answer: http.client.HTTPResponse) -> None:
+    def done(self, request: Request, answer: services.Answer) -> None:
         """Remember what the service did; a part has the sum that came with it, or that the service has found."""
         upload = request.query.get("uploadId", "")
         with self.lock:
@@ -598,7 +572,7 @@ class _Handler(Handler):
             try:
                 self.take(body)
                 self.server.stand_in.check(self.entry, self.signed_path, body)
-                with contextlib.closing(self.backend()) as backend:
+                with contextlib.closing(self.server.stand_in.backend.connection()) as backend:
                     self.conclude(self.exchange(backend, body))
             except Refusal as refusal:
                 self.entry.code = refusal.code
@@ -664,26 +638,21 @@ class _Handler(Handler):
 
     # -- the service behind
 
-    def backend(self) -> http.client.HTTPConnection:
-        url = urlsplit(self.server.stand_in.backend.endpoint)
-        assert url.hostname
-        return http.client.HTTPConnection(url.hostname, url.port)
-
-    def exchange(self, backend: http.client.HTTPConnection, body: IO[bytes]) -> _Answer:
+    def exchange(self, backend: Connection, body: IO[bytes]) -> _Answer:
         """Let the service answer."""
         stand_in = self.server.stand_in
         with stand_in.writing if self.entry.operation in _WRITES else contextlib.nullcontext():
             stand_in.check_conditions(self.entry)
             answer = self.forward(backend, body)
-            if self.entry.operation == "GetObject" and answer.status < http.HTTPStatus.MULTIPLE_CHOICES:
+            if self.entry.operation == "GetObject" and answer.status < HTTPStatus.MULTIPLE_CHOICES:
                 return _Answer(answer.status, headers=self.headers_of(answer), read=answer.read)
             text = answer.read()
         if error := re.search(rb"<Error>.*?<Code>(\w+)", text, re.DOTALL):
             self.entry.code = error[1].decode()
-        elif answer.status < http.HTTPStatus.MULTIPLE_CHOICES:
+        elif answer.status < HTTPStatus.MULTIPLE_CHOICES:
             stand_in.done(self.entry, answer)
         headers = self.headers_of(answer)
-        if self.command != "HEAD" and answer.status != http.HTTPStatus.NO_CONTENT:
+        if self.command != "HEAD" and answer.status != HTTPStatus.NO_CONTENT:
             headers["content-length"] = str(len(text))
         for quirk in stand_in.quirks:
             text = quirk.rewrite(self.entry, text) if quirk.rewrite else text
@@ -692,7 +661,7 @@ class _Handler(Handler):
         shown = _disguised_tags(text) if stand_in.opaque_etags else text
         return _Answer(answer.status, headers=headers, read=io.BytesIO(shown).read)
 
-    def forward(self, backend: http.client.HTTPConnection, body: IO[bytes]) -> http.client.HTTPResponse:
+    def forward(self, backend: Connection, body: IO[bytes]) -> services.Answer:
         """Pass the request on. The service is told the host that the client knows, for that is what was signed."""
         opaque = self.server.stand_in.opaque_etags
         if opaque and self.command == "POST":
@@ -709,7 +678,7 @@ class _Handler(Handler):
             backend.send(block)
         return backend.getresponse()
 
-    def headers_of(self, answer: http.client.HTTPResponse) -> dict[str, str]:
+    def headers_of(self, answer: services.Answer) -> dict[str, str]:
         """What the client gets to see."""
         headers = {name.lower(): value for name, value in answer.getheaders() if name.lower() not in _HOP}
         for quirk in self.server.stand_in.quirks:

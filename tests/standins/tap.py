@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import http.client
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_plus, urlsplit
 
 from tests.standins import http_server
-from tests.standins.http_server import Action, Answer, Handler, StandIn
+from tests.standins.http_server import After, Answer, Before, Handler, StandIn
 
 _HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 _OWN = {*_HOP, "date", "server"}  # what the proxy says itself
@@ -37,25 +36,6 @@ class Request(http_server.Request):
     def matches(self, method: str, path: re.Pattern[str], part: int | None) -> bool:
         # Of what a listing asks for, only its query tells.
         return method in ("*", self.method) and path.search(unquote_plus(self.target)) is not None
-
-    @property
-    def is_write(self) -> bool:
-        """Whether it may change something."""
-        return self.method not in ("GET", "HEAD")
-
-
-@dataclass(frozen=True)
-class Before(Action):
-    """Call this before anything is done."""
-
-    hook: Callable[[Request], object]
-
-
-@dataclass(frozen=True)
-class After(Action):
-    """Call this when the server has done its work and the client does not know yet."""
-
-    hook: Callable[[Request], object]
 
 
 @dataclass(frozen=True)
@@ -85,12 +65,6 @@ class Tap(StandIn):
     def __init__(self, server: str) -> None:
         super().__init__(handler=_Handler, stall_seconds=_PATIENCE)
         self._behind = urlsplit(server)
-
-    def clear(self) -> None:
-        """Forget requests and faults."""
-        with self.lock:
-            self.requests.clear()
-            self.faults.clear()
 
     def answer(self, request: http_server.Request, body: Any) -> Answer:
         assert isinstance(request, Request)

@@ -1,26 +1,28 @@
-"""Runs every test on every storage."""
+"""Runs every test on every storage: on moto with all other tests, on the others where they are started."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
+import moto.s3.models
 import pytest
 
 from airflow_provider_modelsync.core.registries.modelstore import buckets
 from airflow_provider_modelsync.core.transfer import plan
-from tests.stores.storages import STORAGES, Place, RealStore, Storage, store_in
+from tests.core.registries.modelstore.buckets import BucketStore
+from tests.stores.storages import STORAGES, Opened, Storage
 
-Running = Callable[[str], Callable[[], Place]]
+Running = Callable[[str], Opened]
 
 
 @pytest.fixture(scope="session")
 def running() -> Iterator[Running]:
     """Starts a storage at its first use; what it returns makes a place in it."""
     with ExitStack() as stack:
-        started: dict[str, Callable[[], Place]] = {}
+        started: dict[str, Opened] = {}
 
-        def start(name: str) -> Callable[[], Place]:
+        def start(name: str) -> Opened:
             if name not in started:
                 started[name] = stack.enter_context(STORAGES[name].running())
             return started[name]
@@ -28,9 +30,7 @@ def running() -> Iterator[Running]:
         yield start
 
 
-@pytest.fixture(
-    params=[pytest.param(name, marks=getattr(pytest.mark, storage.mark)) for name, storage in STORAGES.items()]
-)
+@pytest.fixture(params=[pytest.param(name, marks=storage.marks) for name, storage in STORAGES.items()])
 def name(request: pytest.FixtureRequest) -> str:
     found: str = request.param
     return found
@@ -46,10 +46,13 @@ def part(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> int:
     """Bytes of a part: as few as the storage takes, so that the tests' files are small."""
     monkeypatch.setattr(plan, "_MIB", storage.smallest_part)
     monkeypatch.setattr(buckets, "_WORTH_COPYING", 1)
+    monkeypatch.setattr(moto.s3.models, "S3_UPLOAD_PART_MIN_SIZE", storage.smallest_part)
     return 5 * storage.smallest_part
 
 
 @pytest.fixture
-def store(name: str, part: int, running: Running) -> Iterator[RealStore]:
-    with store_in(running(name)(), part_size_mib=5) as store:
+def store(name: str, part: int, running: Running, request: pytest.FixtureRequest) -> Iterator[BucketStore]:
+    if STORAGES[name].is_here:
+        request.getfixturevalue("no_waiting")
+    with running(name)() as store:
         yield store

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 from typing import Any, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
+
+import pytest
 
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
 from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings
 from airflow_provider_modelsync.core.storages.base import Bucket
-from tests.core.registries.modelstore.buckets import KIB, BucketStore
+from tests.core.registries.modelstore.buckets import KIB, BucketStore, bucket_store
 from tests.services import azurite
 from tests.services.ceph_rgw import rgw
 from tests.services.s3 import S3Service
 from tests.services.s3_servers import running_ministack
 from tests.standins.gcs import GcsStandIn
-from tests.standins.tap import After, Request, Tap
+from tests.standins.tap import Tap
 
 MIB = 1 << 20
+Opened = Callable[[], AbstractContextManager[BucketStore]]  # opens a model store in a new place
 
 
 @dataclass(frozen=True)
@@ -48,25 +47,32 @@ class Storage:
 
     :param running: runs it, and returns what makes a new place in it.
     :param smallest_part: bytes of the parts of an upload that it takes.
-    :param mark: the mark of all tests with it.
+    :param marks: of all tests with it.
+    :param is_here: whether it runs in the tests' own process, where nothing is worth waiting for.
     :param replaces_once: whether of many who replace one object at once one wins. A model store replaces none.
     """
 
-    running: Callable[[], AbstractContextManager[Callable[[], Place]]]
+    running: Callable[[], AbstractContextManager[Opened]]
     smallest_part: int = 16 * KIB
-    mark: str = "stores"
+    marks: tuple[pytest.MarkDecorator, ...] = (pytest.mark.stores,)
+    is_here: bool = False
     replaces_once: bool = True
 
 
 @contextmanager
-def _azurite() -> Iterator[Callable[[], Place]]:
+def _moto() -> Iterator[Opened]:
+    yield bucket_store
+
+
+@contextmanager
+def _azurite() -> Iterator[Opened]:
     service = azurite.shared()
 
     def new() -> Place:
         root = f"abfs://{service.new_container()}@{service.account}/models"
         return Place(root, service.url, {"password": service.key})
 
-    yield new
+    yield lambda: store_in(new())
 
 
 def _in_s3(service: S3Service) -> Place:
@@ -75,27 +81,28 @@ def _in_s3(service: S3Service) -> Place:
 
 
 @contextmanager
-def _ceph() -> Iterator[Callable[[], Place]]:
-    yield lambda: _in_s3(rgw())
+def _ceph() -> Iterator[Opened]:
+    yield lambda: store_in(_in_s3(rgw()))
 
 
 @contextmanager
-def _ministack() -> Iterator[Callable[[], Place]]:
+def _ministack() -> Iterator[Opened]:
     with running_ministack() as service:
-        yield lambda: _in_s3(service)
+        yield lambda: store_in(_in_s3(service))
 
 
 @contextmanager
-def _gcs() -> Iterator[Callable[[], Place]]:
+def _gcs() -> Iterator[Opened]:
     with GcsStandIn(page=50, rewritten=64 * KIB, smallest_part=16 * KIB) as gcs:
         key = json.dumps(gcs.key_file())
-        yield lambda: Place(f"gs://{gcs.new_bucket()}/models", gcs.url, {"password": key})
+        yield lambda: store_in(Place(f"gs://{gcs.new_bucket()}/models", gcs.url, {"password": key}))
 
 
 STORAGES: Mapping[str, Storage] = {
+    "moto": Storage(_moto, marks=(), is_here=True),
     "azurite": Storage(_azurite),
-    "gcs": Storage(_gcs),
-    "ceph": Storage(_ceph, smallest_part=MIB, mark="s3", replaces_once=False),
+    "gcs": Storage(_gcs, is_here=True),
+    "ceph": Storage(_ceph, smallest_part=MIB, marks=(pytest.mark.s3,), replaces_once=False),
     "ministack": Storage(_ministack, smallest_part=MIB),
 }
 
@@ -112,9 +119,8 @@ class RealStore(BucketStore):
     direct: Mapping[str, Any] | None = None
 
     @property
-    def tap(self) -> Tap:
-        """The proxy before the storage."""
-        return cast(Tap, self.s3)
+    def root(self) -> str:
+        return str(self.fields["host"])
 
     @cached_property
     def registry(self) -> ModelStore:
@@ -153,65 +159,12 @@ class RealStore(BucketStore):
             found.setdefault(key.removeprefix("models/"), {}).update(sizes)
         return found
 
-    def sent(self) -> dict[str, int]:
-        """Bytes of each file that went up and were taken."""
-        found: dict[str, int] = {}
-        for request in self.tap.find("PUT"):
-            key = request.path.partition("/models/")[2]
-            is_file = "/.modelsync" not in request.path and request.query.get("comp") in (None, "block")
-            if is_file and request.received and 200 <= request.status < 300:
-                found[key] = found.get(key, 0) + request.received
-        return found
-
-    def fetched(self, key: str) -> int:
-        """Bytes of a file that came down."""
-        return sum(request.sent for request in self.tap.find("GET", f"/models/{key}") if request.status in (200, 206))
-
 
 @contextmanager
-def store_in(place: Place, part_size_mib: int) -> Iterator[RealStore]:
+def store_in(place: Place) -> Iterator[RealStore]:
     """Have a model store in an empty place, with a tap before it."""
     url = urlsplit(place.endpoint)
     with Tap(f"{url.scheme}://{url.netloc}") as tap:
-        usual = {"host": place.root, "part_size_mib": part_size_mib, **place.fields}
+        usual = {"host": place.root, "part_size_mib": 5, **place.fields}
         tapped = {**usual, "endpoint_url": f"{tap.url}{url.path}"}
         yield RealStore(cast(Any, tap), tapped, direct={**usual, "endpoint_url": place.endpoint})
-
-
-def is_killed_at(tap: Tap, work: Callable[[], Any], *, nth: int, method: str = "write", path: str = "") -> bool:
-    """Run a function in a process that is killed when its n-th such request has been served, but not answered.
-
-    :param method: of the request, or "write" for any that may change something.
-    :param path: what its path and query match.
-    :return: whether it came that far.
-    """
-    ready, go = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(go)
-        os.read(ready, 1)  # returns once the parent has closed its end
-        try:
-            work()
-        except BaseException as error:
-            print(f"the child failed: {error!r}", file=sys.stderr, flush=True)
-            os._exit(1)
-        os._exit(0)
-    numbers = count(1)
-
-    def served(request: Request) -> None:
-        if (method != "write" or request.is_write) and next(numbers) == nth:
-            os.kill(pid, signal.SIGKILL)
-
-    tap.clear()
-    tap.fault("*" if method == "write" else method, path, After(served), times=None)
-    os.close(ready)
-    os.close(go)
-    _, status = os.waitpid(pid, 0)
-    tap.clear()
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the work failed by itself"
-    return os.WIFSIGNALED(status)
-
-
-def told(request: Request) -> str:
-    """Return a request for a message."""
-    return f"{request.method} {unquote(request.target)}"

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from airflow_provider_modelsync.core.errors import InvalidInput
+from airflow_provider_modelsync.core.http.policy import USER_AGENT
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.storages.base import LARGEST_ANSWER, LARGEST_RECORD, Deadline
 from airflow_provider_modelsync.core.transfer.mover import Mover
@@ -107,6 +108,7 @@ def connect(bucket: str, settings: S3Settings, session: Any, mover: Mover, deadl
             region_name=region,
             config=Config(
                 signature_version="s3v4",
+                user_agent=USER_AGENT,  # which botocore would put together anew for each request, for a millisecond
                 # Else presigned URLs name a host that serves old regions only.
                 s3={"addressing_style": style, "us_east_1_regional_endpoint": "regional"},
                 # The sums are this project's own; storages other than AWS know few of botocore's.

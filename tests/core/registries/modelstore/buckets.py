@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from itertools import count
 from pathlib import Path
@@ -21,16 +21,22 @@ from typing import Any, TypeVar
 import boto3
 
 from airflow_provider_modelsync.core.archive.digest import FileEntry, digest_of
+from airflow_provider_modelsync.core.errors import ModelSyncError
 from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver
 from airflow_provider_modelsync.core.models import ModelVersion, PulledModel, Query
 from airflow_provider_modelsync.core.registries.modelstore import claims
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
 from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings
+from airflow_provider_modelsync.core.storages.base import Bucket
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.verbs.pull import pull
 from airflow_provider_modelsync.core.verbs.push import push
-from tests.services.moto_server import running_moto
-from tests.standins.s3 import After, Request, S3StandIn
+from tests.core.stores import write_tree
+from tests.services.moto_server import holding, objects_in, running_moto
+from tests.standins import http_server
+from tests.standins.http_server import StandIn
+from tests.standins.s3 import After, Before, Request, S3StandIn
+from tests.support.steps import some_of
 
 T = TypeVar("T")
 
@@ -41,6 +47,9 @@ FILES = r"^models/(?!.*/\.modelsync/)"
 MANIFEST, CLAIM, LABELS = r"\.json$", r"\.claim$", r"\.labels$"
 
 random_bytes = random.Random(7).randbytes
+
+Step = Callable[[str], Any]  # what is done with a model
+Work = Callable[[Any, str], object]  # what is done by a store with a model
 
 
 _KEYS = {"login", "password", "session_token", "aws_conn_id"}
@@ -80,10 +89,26 @@ class BucketStore:
     def bucket(self) -> str:
         return self.elsewhere or self.s3.bucket
 
+    @property
+    def root(self) -> str:
+        return f"s3://{self.bucket}/models"
+
+    @property
+    def front(self) -> StandIn:
+        """What all requests go by."""
+        return self.s3
+
+    @cached_property
+    def behind(self) -> Bucket:
+        """The bucket itself, as another worker sees it."""
+        store: Any = self.again().registry._store
+        bucket: Bucket = store._bucket
+        return bucket
+
     @cached_property
     def registry(self) -> ModelStore:
         usual = {
-            "host": f"s3://{self.bucket}/models",
+            "host": self.root,
             "endpoint_url": self.s3.endpoint,
             "region_name": "us-east-1",
             "login": self.s3.access_key,
@@ -169,6 +194,37 @@ class BucketStore:
             found.setdefault(upload["Key"].removeprefix("models/"), {}).update(sizes)
         return found
 
+    def killed_at_each_write(self, prepare: Work, work: Work) -> Iterator[tuple[str, BucketStore, str]]:
+        """Yield a store and a model as work is left that is killed at some of its writes, and what write that was.
+
+        :param prepare: what is done before.
+        """
+        for nth in some_of(count(1)):
+            model = f"fraud-{nth}:v1"
+            prepare(self, model)
+            if not is_killed_at(self.front, partial(work, self.again(), model), "write", nth=nth):
+                assert nth > 6
+                return
+            yield f"write {nth}", self, model
+
+    # -- what went by
+
+    def sent(self) -> dict[str, int]:
+        """Bytes of each file that went up and were taken."""
+        found: dict[str, int] = {}
+        for request in self.front.find("PUT"):
+            key = request.path.partition("/models/")[2]
+            is_file = "/.modelsync" not in request.path and request.query.get("comp") in (None, "block")
+            if is_file and request.received and 200 <= request.status < 300:
+                found[key] = found.get(key, 0) + request.received
+        return found
+
+    def fetched(self, key: str) -> int:
+        """Bytes of a file that came down."""
+        return sum(request.sent for request in self.front.find("GET", f"models/{key}") if request.status in (200, 206))
+
+    # -- what is there, by its meaning
+
     def manifest(self, model: str) -> dict[str, Any] | None:
         """Return what is published of a version, as its records say, ``None`` when nothing is."""
         name, _, version = model.partition(":")
@@ -234,8 +290,11 @@ class BucketStore:
         return [key for mark in "/~" for key in listing(f"{name}/{version}{mark}")]
 
 
-class SeenFromInside(BucketStore):
+class MotoStore(BucketStore):
     """One whose contents are read where moto keeps them: in no time, and without a request."""
+
+    def again(self, **fields: Any) -> MotoStore:
+        return MotoStore(self.s3, {**self.fields, **fields}, elsewhere=self.elsewhere)
 
     def keys(self, prefix: str = "") -> list[str]:
         below = f"models/{prefix}"
@@ -244,22 +303,101 @@ class SeenFromInside(BucketStore):
     def content(self, key: str) -> bytes:
         return bytes(self._objects[f"models/{key}"].value)
 
+    def open_uploads(self) -> list[tuple[str, str]]:
+        return [(upload.key_name, upload.id) for upload in self._uploads]
+
+    def uploads(self, prefix: str = "") -> dict[str, dict[int, int]]:
+        found: dict[str, dict[int, int]] = {}
+        for upload in self._uploads:
+            if upload.key_name.startswith(f"models/{prefix}"):
+                sizes = {number: len(part.value) for number, part in upload.parts.items()}
+                found.setdefault(upload.key_name.removeprefix("models/"), {}).update(sizes)
+        return found
+
+    def killed_at_each_write(self, prepare: Work, work: Work) -> Iterator[tuple[str, MotoStore, str]]:
+        # Reading changes nothing: who is killed after it leaves what the write before has left.
+        model = "fraud:v1"
+        prepare(self, model)
+        held = holding(self.bucket)
+        steps: list[tuple[str, MotoStore, str]] = []
+
+        def keep(request: Request | None = None) -> None:
+            name = f"{self.bucket}-{len(steps)}"
+            twin = copy.deepcopy(held.buckets[self.bucket])
+            twin.name = name
+            held.buckets[name] = twin
+            steps.append((told(request) if request else "nothing", replace(self, elsewhere=name), model))
+
+        def served(request: Request) -> None:
+            if request.is_write:
+                keep(request)
+
+        keep()
+        self.s3.clear()
+        self.s3.fault("*", "", After(served), times=None)
+        work(self.again(), model)
+        # So the same comes of it on a storage that does not look at conditions on deletions.
+        assert not any("if-match" in request.headers for request in self.s3.find("DELETE"))
+        self.s3.clear()
+        assert len(steps) > 6
+        yield from some_of(steps)
+
+    @property
+    def _uploads(self) -> list[Any]:
+        return list(holding(self.bucket).buckets[self.bucket].multiparts.values())
+
     @property
     def _objects(self) -> Any:
-        return _moto_holding(self.bucket).buckets[self.bucket].keys
-
-
-def _moto_holding(bucket: str) -> Any:
-    from moto.s3.models import s3_backends
-
-    return next(region for account in s3_backends.values() for region in account.values() if bucket in region.buckets)
+        return objects_in(self.bucket)
 
 
 @contextmanager
-def bucket_store(**options: Any) -> Iterator[BucketStore]:
+def bucket_store(**options: Any) -> Iterator[MotoStore]:
     """Run moto behind a stand-in; ``options`` are the stand-in's."""
     with running_moto() as moto, S3StandIn(moto, **options) as s3:
-        yield BucketStore(s3)
+        yield MotoStore(s3)
+
+
+def told(request: http_server.Request) -> str:
+    """Return a request for a message."""
+    return f"{request.method} {request.path} {request.query}"
+
+
+def make(root: Path, text: str, part: int = PART) -> Path:
+    """Write a model with a file that goes in parts and one that does not."""
+    files = {"weights.bin": random.Random(text).randbytes(part + 9), "vocab.txt": text.encode()}
+    return write_tree(root / text, files)
+
+
+def outcome(step: Step, model: str) -> Any:
+    try:
+        return step(model)
+    except ModelSyncError as error:
+        return error
+
+
+def at_every_step(
+    store: BucketStore, first: Step, second: Step, prepare: Step = lambda model: None
+) -> Iterator[tuple[str, str, Any, Any]]:
+    """Let the second run as a whole before the first's n-th request is served, each time on a model of its own.
+
+    Yields the model, the request, and what became of both: what they returned or raised.
+    """
+    for nth in some_of(count(1)):
+        model, seconds, requests = f"fraud-{nth}:v1", [], []
+        prepare(model)
+        store.front.clear()
+
+        def meet(request: http_server.Request) -> None:
+            requests.append(told(request))  # noqa: B023
+            seconds.append(outcome(second, model))  # noqa: B023
+
+        store.front.fault("*", f"/fraud-{nth}/|^$", Before(meet), nth=nth)
+        result = outcome(first, model)
+        if not seconds:
+            assert nth > 3
+            return
+        yield model, requests[0], result, seconds[0]
 
 
 def body_bytes(s3: S3StandIn) -> int:
@@ -267,39 +405,12 @@ def body_bytes(s3: S3StandIn) -> int:
     return sum(request.received for request in s3.find("PUT", FILES))
 
 
-def killed_after_each_write(store: BucketStore, work: Callable[[], Any]) -> list[tuple[str, BucketStore]]:
-    """Run a function once; return the store as each of its writes has left it, as a kill right then would have.
-
-    Reading changes nothing: who is killed after it leaves what the write before has left. The bucket before the first
-    write is the first of them.
-    """
-    backend = _moto_holding(store.bucket)
-    found: list[tuple[str, BucketStore]] = []
-
-    def keep(what: str) -> None:
-        name = f"{store.bucket}-{len(found)}"
-        twin = copy.deepcopy(backend.buckets[store.bucket])
-        twin.name = name
-        backend.buckets[name] = twin
-        found.append((what, BucketStore(store.s3, store.fields, elsewhere=name)))
-
-    def served(request: Request) -> None:
-        if request.method not in ("GET", "HEAD"):
-            keep(f"{request.operation} {request.key}")
-
-    keep("nothing")
-    store.s3.fault("*", "", After(served), times=None)
-    work()
-    # So the same comes of it on a storage that does not look at conditions on deletions.
-    assert not any("if-match" in request.headers for request in store.s3.find("DELETE"))
-    store.s3.clear()
-    return found
-
-
-def is_killed_at(s3: S3StandIn, work: Callable[[], Any], what: str, key: str = "", *, nth: int = 1) -> bool:
+def is_killed_at(front: StandIn, work: Callable[[], Any], what: str, key: str = "", *, nth: int = 1) -> bool:
     """Run a function in a process that is killed when its n-th such request has been served, but not answered.
 
-    :param what: an operation, or "write": any that changes something.
+    :param front: the proxy that the requests go by.
+    :param what: what it may be asked for, or "write": anything that may change something.
+    :param key: what the proxy finds in a request.
     :return: whether it came that far.
     """
     ready, go = os.pipe()
@@ -315,15 +426,15 @@ def is_killed_at(s3: S3StandIn, work: Callable[[], Any], what: str, key: str = "
         os._exit(0)
     numbers = count(1)
 
-    def served(request: Request) -> None:
-        if (what != "write" or request.method not in ("GET", "HEAD")) and next(numbers) == nth:
+    def served(request: http_server.Request) -> None:
+        if (what != "write" or request.is_write) and next(numbers) == nth:
             os.kill(pid, signal.SIGKILL)
 
-    s3.clear()
-    s3.fault("*" if what == "write" else what, key, After(served), times=None)
+    front.clear()
+    front.fault("*" if what == "write" else what, key, After(served), times=None)
     os.close(ready)
     os.close(go)
     _, status = os.waitpid(pid, 0)
-    s3.clear()
+    front.clear()
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the work failed by itself"
     return os.WIFSIGNALED(status)

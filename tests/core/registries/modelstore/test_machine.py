@@ -37,7 +37,7 @@ from tests.core.registries.modelstore.actors import (
     seen_in,
     source_of,
 )
-from tests.core.registries.modelstore.buckets import PART, BucketStore, SeenFromInside, bucket_store, random_bytes
+from tests.core.registries.modelstore.buckets import PART, BucketStore, bucket_store, random_bytes
 from tests.core.registries.modelstore.test_claims import no_hindrance
 from tests.core.stores import write_tree
 
@@ -251,7 +251,7 @@ def bucket(small_parts: None, no_waiting: None, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Mover, "call", paused_call)
     monkeypatch.setattr(Mover, "put", paused_put)
     with bucket_store() as store:
-        yield SeenFromInside(store.s3, {"timeout_seconds": 3600})
+        yield store.again(timeout_seconds=3600)
 
 
 @pytest.mark.slow

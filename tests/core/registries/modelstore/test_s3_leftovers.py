@@ -13,7 +13,7 @@ from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.core.registries.modelstore import claims
 from airflow_provider_modelsync.core.verbs.aliases import set_alias
 from airflow_provider_modelsync.core.verbs.prune import Retention, prune
-from tests.core.registries.modelstore.buckets import PART, SeenFromInside, bucket_store
+from tests.core.registries.modelstore.buckets import PART, MotoStore, bucket_store
 from tests.core.stores import write_tree
 from tests.standins.s3 import After
 
@@ -24,7 +24,7 @@ LARGE = random.Random("large").randbytes(2 * PART)
 CLAIM = b'{"digest": "sha256:%s"}' % (b"0" * 64)
 
 
-class Aging(SeenFromInside):
+class Aging(MotoStore):
     """A store whose objects, and parts of uploads, can be made to look old."""
 
     def age(self, *prefixes: str) -> None:

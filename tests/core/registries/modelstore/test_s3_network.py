@@ -9,7 +9,7 @@ import pytest
 
 from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavailable
-from tests.core.registries.modelstore.buckets import PART, BucketStore, random_bytes
+from tests.core.registries.modelstore.buckets import PART, BucketStore, MotoStore, random_bytes
 from tests.core.stores import snapshot, write_tree
 from tests.services.moto_server import running_moto
 from tests.standins.proxy import Proxy
@@ -19,7 +19,7 @@ from tests.standins.s3 import S3StandIn
 @pytest.fixture
 def store(small_parts: None, no_waiting: None) -> Iterator[BucketStore]:
     with running_moto() as moto, S3StandIn(moto) as s3:
-        yield BucketStore(s3)
+        yield MotoStore(s3)
 
 
 @pytest.fixture

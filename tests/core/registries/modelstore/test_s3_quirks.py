@@ -24,7 +24,7 @@ from airflow_provider_modelsync.core.errors import (
 from airflow_provider_modelsync.core.storages import s3 as modelstore_bucket
 from airflow_provider_modelsync.core.transfer import checkpoint
 from airflow_provider_modelsync.core.transfer.control import Control
-from tests.core.registries.modelstore.buckets import FILES, PART, RECORDS, BucketStore, is_killed_at
+from tests.core.registries.modelstore.buckets import FILES, PART, RECORDS, BucketStore, MotoStore, is_killed_at
 from tests.core.stores import snapshot, write_tree
 from tests.services.moto_server import running_moto
 from tests.services.s3 import S3Service
@@ -86,7 +86,7 @@ class FileMemory:
 @contextmanager
 def store_in(moto: S3Service, *quirks: str, **fields: Any) -> Iterator[BucketStore]:
     with S3StandIn(moto, quirks=quirks) as s3:
-        yield BucketStore(s3, fields)
+        yield MotoStore(s3, fields)
 
 
 @contextmanager
