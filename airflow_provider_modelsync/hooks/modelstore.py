@@ -39,6 +39,17 @@ class ModelStoreHook(RegistryHook):
         return self.registry_type()(settings, *sessions)
 
 
+def _knowing(connection: Connection, hook: type[Any]) -> type[Any]:
+    """Return a hook that asks nobody for its connection: on the triggerer's event loop nobody may be asked."""
+
+    class Known(hook):  # type: ignore[misc]
+        @classmethod
+        def get_connection(cls, conn_id: str) -> Connection:
+            return connection
+
+    return Known
+
+
 class _GoogleCredentials:
     """Opens the credentials that a connection of Airflow's Google provider stands for, impersonation included."""
 
@@ -53,16 +64,7 @@ class _GoogleCredentials:
                 "Airflow's Google provider is needed for it: install airflow-provider-modelsync[google]",
                 argument="gcp_conn_id",
             ) from None
-        connection = self._connection
-
-        class Known(GoogleBaseHook):  # type: ignore[misc]
-            """Asks nobody for the connection: it is known, and on the triggerer's event loop nobody may be asked."""
-
-            @classmethod
-            def get_connection(cls, conn_id: str) -> Connection:
-                return connection
-
-        return Known(gcp_conn_id=connection.conn_id).get_credentials()
+        return _knowing(self._connection, GoogleBaseHook)(gcp_conn_id=self._connection.conn_id).get_credentials()
 
 
 class _AzureCredential:
@@ -80,16 +82,7 @@ class _AzureCredential:
                 "airflow-provider-modelsync[microsoft-azure]",
                 argument="azure_conn_id",
             ) from None
-        connection = self._connection
-
-        class Known(WasbHook):  # type: ignore[misc]
-            """Asks nobody for the connection: it is known, and on the triggerer's event loop nobody may be asked."""
-
-            @classmethod
-            def get_connection(cls, conn_id: str) -> Connection:
-                return connection
-
-        service = Known(wasb_conn_id=connection.conn_id).get_conn()
+        service = _knowing(self._connection, WasbHook)(wasb_conn_id=self._connection.conn_id).get_conn()
         # A signature may stand in the service's address alone.
         return service.credential or urlsplit(service.url).query
 

@@ -6,12 +6,12 @@ import hashlib
 import io
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from airflow_provider_modelsync.core.archive.digest import FileEntry, Source
 from airflow_provider_modelsync.core.archive.names import show
-from airflow_provider_modelsync.core.errors import BeginAgain, InvalidInput, ModelNotFound, ModelSyncError
+from airflow_provider_modelsync.core.errors import InvalidInput, ModelNotFound, ModelSyncError
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.parallel import for_each
 from airflow_provider_modelsync.core.flow.steps import Flow, call, call_remote
@@ -20,10 +20,10 @@ from airflow_provider_modelsync.core.registries.mlflow.places import Place
 from airflow_provider_modelsync.core.registries.mlflow.records import MANIFEST_BYTES
 from airflow_provider_modelsync.core.storages.base import Listed, OpenSession
 from airflow_provider_modelsync.core.storages.s3 import S3Bucket
+from airflow_provider_modelsync.core.storages.writer import FileWriter, open_uploads
 from airflow_provider_modelsync.core.transfer.mover import MovedResponse, with_retries
 from airflow_provider_modelsync.core.transfer.plan import (
     Address,
-    OpenObject,
     PutObjects,
     Stored,
     Sums,
@@ -97,18 +97,18 @@ class InBucket(Place):
             yield from self._objects()
         if path not in self._seen:
             raise ModelNotFound(f"{show(path)} is not in {self.show()}")
-        return (yield from self._call(call, self._bucket.address_get, self._seen[path]))
+        return (yield from _asked(call, self._bucket.address_get, self._seen[path]))
 
     def etags(self) -> Flow[dict[str, str]]:
         found = yield from self._objects()
         return {path: tag for path, one in found.items() if (tag := self._bucket.wanted(one))}
 
     def content(self, path: str) -> Flow[bytes | None]:
-        found = yield from self._call(call_remote, self._bucket.get, self.key_of(path))
+        found = yield from _asked(call_remote, self._bucket.get, self.key_of(path))
         return found.content if found is not None and len(found.content) <= MANIFEST_BYTES else None
 
     def put(self, path: str, content: bytes, doing: str) -> Flow[None]:
-        yield from self._call(call_remote, self._put, self.key_of(path), content, doing)
+        yield from _asked(call_remote, self._put, self.key_of(path), content, doing)
 
     def files(self) -> Flow[dict[str, int]]:
         return {path: found.size for path, found in (yield from self._objects()).items()}
@@ -117,19 +117,20 @@ class InBucket(Place):
         return not (yield from self._objects())
 
     def remove(self, **more: Any) -> Flow[None]:
-        yield from self._call(call_remote, self._remove)
+        yield from _asked(call_remote, self._remove)
 
     def way_up(self, source: Source) -> Flow[PutObjects]:
         """Return how a model's files become objects here, as far as earlier tries have not brought them."""
         there = yield from self._objects()
         part_size = choose_part_size(max(file.size for file in source.files), self._part_size_mib)
         large = [file.path for file in source.files if file.size > part_size]
-        begun = (yield from self._call(call_remote, self._begun, large)) if large else {}
-        writer = _Writer(self, self._bucket, part_size, there)
+        keys = [self.key_of(path) for path in large]
+        begun = (yield from _asked(call_remote, open_uploads, self._bucket, self._prefix, keys)) if large else {}
+        writer = _Writer(self._bucket, self.key_of, part_size, there)
         return PutObjects(source=source, writer=writer, open=begun, copies=frozenset())
 
     def _objects(self) -> Flow[dict[str, Listed]]:
-        self._seen = yield from self._call(call_remote, self._list)
+        self._seen = yield from _asked(call_remote, self._list)
         return self._seen
 
     def _list(self) -> dict[str, Listed]:
@@ -147,15 +148,6 @@ class InBucket(Place):
 
         with_retries(once, cancel=CancelToken())
 
-    def _begun(self, paths: Iterable[str]) -> dict[str, OpenObject]:
-        """Return the unfinished upload of each file; of several the one that has most."""
-        found: dict[str, OpenObject] = {}
-        for key, upload_id in self._bucket.uploads(self._prefix, [self.key_of(path) for path in paths]):
-            path, parts = key.removeprefix(self._prefix), self._bucket.parts(key, upload_id)
-            if parts is not None and (path not in found or len(parts) > len(found[path].parts)):
-                found[path] = OpenObject(upload_id, parts)
-        return found
-
     def _remove(self) -> None:
         if not _OF_ONE_HOLDER.search(self._prefix):
             _log.warning("nothing is removed in %s: it is no place of one logged model or run", self.show())
@@ -165,71 +157,35 @@ class InBucket(Place):
         keys = [found.key for found in self._bucket.objects(self._prefix)]
         for_each(lambda key, _: self._bucket.delete(key), keys, workers=_DELETERS, cancel=CancelToken())
 
-    def _call(self, how: Callable[..., Flow[T]], fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Flow[T]:
-        try:
-            return (yield from how(fn, *args, **kwargs))
-        except ModelSyncError as error:
-            raise _of_this_connection(error) from None
 
+class _Writer(FileWriter):
+    """How files go up, over what is there. Methods as of :class:`~..transfer.plan.ObjectWriter`."""
 
-class _Writer:
-    """How files go up. Methods as of :class:`~..transfer.plan.ObjectWriter`."""
-
-    def __init__(self, place: InBucket, bucket: S3Bucket, part_size: int, there: Mapping[str, Listed]) -> None:
-        self.part_size = part_size
-        self._place = place
-        self._bucket = bucket
-        self._there = there
+    _bucket: S3Bucket
 
     def whole(self, file: FileEntry, sums: Sums) -> Flow[Address]:
-        return call_remote(self._bucket.address_put, self._key(file), sums, file.sha256, overwrites=True)
-
-    def begin(self, file: FileEntry) -> Flow[str]:
-        return call_remote(self._bucket.begin, self._key(file), file.sha256)
-
-    def part(self, file: FileEntry, upload_id: str, number: int, sums: Sums) -> Flow[Address]:
-        return call(self._bucket.address_part, self._key(file), upload_id, number, sums)
+        return self._ask(call_remote, self._bucket.address_put, self._key(file), sums, file.sha256, overwrites=True)
 
     def receipt(
         self, file: FileEntry, upload_id: str | None, sums: Sums, address: Address, answer: MovedResponse, doing: str
     ) -> Stored:
         try:
-            return self._bucket.receipt(self._key(file), upload_id, sums, address, answer, doing)
+            return super().receipt(file, upload_id, sums, address, answer, doing)
         except ModelSyncError as error:
             raise _of_this_connection(error) from None
 
-    def is_part(self, sums: Sums, stored: Stored) -> bool:
-        return self._bucket.is_part(sums, stored)
+    def _ask(self, how: Callable[..., Flow[T]], fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Flow[T]:
+        return _asked(how, fn, *args, **kwargs)
 
-    def find(self, file: FileEntry, count: int, parts: Iterable[Sums]) -> Flow[str | None]:
-        found = self._there.get(file.path)
-        if found is None:
-            return None
-        is_it = yield from call(self._bucket.is_file, found, file.size, file.sha256, count, parts)
-        return found.etag if is_it else None
-
-    def sent(self, file: FileEntry, upload_id: str, number: int, stored: Stored) -> None:
-        pass  # the storage is asked
-
-    def complete(self, file: FileEntry, upload_id: str, parts: Mapping[int, Stored]) -> Flow[str]:
-        return call_remote(self._complete, file, upload_id, parts)
-
-    def copy(self, file: FileEntry) -> Flow[str | None]:
+    def _known_tag(self, file: FileEntry) -> str | None:
         return None
-        yield  # a flow that needs no step
 
-    def _key(self, file: FileEntry) -> str:
-        return self._place.key_of(file.path)
 
-    def _complete(self, file: FileEntry, upload_id: str, parts: Mapping[int, Stored]) -> str:
-        etag = self._bucket.complete(self._key(file), upload_id, parts, file.sha256)
-        if etag is not None:
-            return etag
-        # The answer to an earlier request was lost, or another push of the same bytes was faster.
-        found = self._bucket.head(self._key(file))
-        if found is None or (found.size, found.sha256) != (file.size, file.sha256):
-            raise BeginAgain(f"the storage knows the upload of {show(file.path)} no more")
-        return found.etag
+def _asked(how: Callable[..., Flow[T]], fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Flow[T]:
+    try:
+        return (yield from how(fn, *args, **kwargs))
+    except ModelSyncError as error:
+        raise _of_this_connection(error) from None
 
 
 def _of_this_connection(error: ModelSyncError) -> ModelSyncError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Set
 from datetime import datetime
+from functools import partial
 from typing import cast
 
 from pydantic import JsonValue
@@ -29,8 +30,8 @@ from airflow_provider_modelsync.core.registries.modelstore import claims
 from airflow_provider_modelsync.core.registries.modelstore.probe import probe
 from airflow_provider_modelsync.core.registries.modelstore.store import Entry, Manifest, Record, Store, StorePlan
 from airflow_provider_modelsync.core.storages.base import Bucket, Listed
+from airflow_provider_modelsync.core.storages.writer import FileWriter, open_uploads
 from airflow_provider_modelsync.core.transfer.checkpoint import OpenUpload, UploadMemory
-from airflow_provider_modelsync.core.transfer.mover import MovedResponse
 from airflow_provider_modelsync.core.transfer.plan import (
     Address,
     GetFiles,
@@ -38,7 +39,6 @@ from airflow_provider_modelsync.core.transfer.plan import (
     PushRequest,
     PutObjects,
     Stored,
-    Sums,
     UploadPlan,
     choose_part_size,
 )
@@ -275,14 +275,9 @@ class BucketStore(Store):
         return {file.path: by_hash[file.sha256] for file in manifest.files if file.sha256 in by_hash}
 
     def _open_uploads(self, manifest: Manifest, part_size: int, memory: _Memory) -> dict[str, OpenObject]:
-        """Return the unfinished upload of each file; of several, as after a lost answer, the one that has most."""
-        prefix = self._files(manifest)
-        found: dict[str, OpenObject] = {}
+        """Return the unfinished upload of each file, as far as storage or task know."""
         keys = [self.key_of(manifest, file.path) for file in manifest.files if file.size > part_size]
-        for key, upload_id in self._bucket.uploads(prefix, keys):
-            path, parts = key.removeprefix(prefix), self._bucket.parts(key, upload_id)
-            if parts is not None and (path not in found or len(parts) > len(found[path].parts)):
-                found[path] = OpenObject(upload_id, parts)
+        found = open_uploads(self._bucket, self._files(manifest), keys)
         if self._bucket.abilities.part_lists is not True:
             for file in manifest.files:
                 if file.size > part_size and (known := memory.recall(file, self.key_of(manifest, file.path))):
@@ -350,7 +345,7 @@ class _Memory:
         return {"place": f"{self._bucket.place}: {key}", "sha256": file.sha256, "part_size": self.part_size}
 
 
-class _Writer:
+class _Writer(FileWriter):
     """How the files of one version go up. Methods as of :class:`~..transfer.plan.ObjectWriter`."""
 
     def __init__(
@@ -362,47 +357,14 @@ class _Writer:
         origins: Mapping[str, Listed],
         there: Mapping[str, Listed],
     ) -> None:
-        self.part_size = memory.part_size
+        super().__init__(bucket, partial(store.key_of, manifest), memory.part_size, there)
         self._memory = memory
         self._store = store
-        self._bucket = bucket
-        self._manifest = manifest
         self._origins = origins
-        self._there = there
         self._copies = True
-
-    def whole(self, file: FileEntry, sums: Sums) -> Flow[Address]:
-        # What another push of the same bytes has stored meanwhile stays.
-        there = self._there.get(file.path)
-        etag = there.etag if there else None
-        return call_remote(self._bucket.address_put, self._key(file), sums, file.sha256, etag=etag)
-
-    def begin(self, file: FileEntry) -> Flow[str]:
-        return call_remote(self._begin, file)
-
-    def part(self, file: FileEntry, upload_id: str, number: int, sums: Sums) -> Flow[Address]:
-        return call(self._bucket.address_part, self._key(file), upload_id, number, sums)
-
-    def receipt(
-        self, file: FileEntry, upload_id: str | None, sums: Sums, address: Address, answer: MovedResponse, doing: str
-    ) -> Stored:
-        return self._bucket.receipt(self._key(file), upload_id, sums, address, answer, doing)
-
-    def is_part(self, sums: Sums, stored: Stored) -> bool:
-        return self._bucket.is_part(sums, stored)
-
-    def find(self, file: FileEntry, count: int, parts: Iterable[Sums]) -> Flow[str | None]:
-        found = self._there.get(file.path)
-        if found is None:
-            return None
-        is_it = yield from call(self._bucket.is_file, found, file.size, file.sha256, count, parts)
-        return found.etag if is_it else None
 
     def sent(self, file: FileEntry, upload_id: str, number: int, stored: Stored) -> None:
         self._memory.sent(upload_id, number, stored)
-
-    def complete(self, file: FileEntry, upload_id: str, parts: Mapping[int, Stored]) -> Flow[str]:
-        return call_remote(self._complete, file, upload_id, parts)
 
     def copy(self, file: FileEntry) -> Flow[str | None]:
         if not self._copies:
@@ -417,34 +379,12 @@ class _Writer:
             self._copies = False
             return None
 
-    def _key(self, file: FileEntry) -> str:
-        return self._store.key_of(self._manifest, file.path)
-
     def _begin(self, file: FileEntry) -> str:
-        upload_id = self._bucket.begin(self._key(file), file.sha256)
+        upload_id = super()._begin(file)
         self._store.begun(self._key(file), upload_id)
         self._memory.begun(file, self._key(file), upload_id)
         return upload_id
 
-    def _complete(self, file: FileEntry, upload_id: str, parts: Mapping[int, Stored]) -> str:
-        etag = None
-        if not self._stored(file):
-            there = self._there.get(file.path)
-            etag = self._bucket.complete(
-                self._key(file), upload_id, parts, file.sha256, etag=there.etag if there else None
-            )
-        if etag is not None:
-            self._store.completed(upload_id)
-            self._memory.completed(upload_id)
-            return etag
-        # The answer to an earlier request was lost, or another writer of the same bytes was faster.
-        if (found := self._stored(file)) is None:
-            raise BeginAgain(f"the storage knows the upload of {names.show(file.path)} no more")
-        return found
-
-    def _stored(self, file: FileEntry) -> str | None:
-        """Return the tag of an object that was put together of these bytes."""
-        found = self._bucket.head(self._key(file))
-        if found is None or (found.size, found.sha256) != (file.size, file.sha256):
-            return None
-        return found.etag
+    def _completed(self, upload_id: str) -> None:
+        self._store.completed(upload_id)
+        self._memory.completed(upload_id)
