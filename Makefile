@@ -39,7 +39,7 @@ define install-wheel
 endef
 with-wheel = PYTHONSAFEPATH=1 $1/bin/python -m pytest --import-mode=append
 
-.PHONY: demo nginx bench bench-quick bench-growth test test-faults test-documents test-fast test-mounts test-machines mutants reliability test-schedules test-load bindfs test-s3 test-stores s3-table node test-oci test-celery test-e2e test-slow-calls test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-stores bench-oci bench-huggingface bench-mlflow bench-polling docs sbom licences check format lock lock-airflow wheel clean
+.PHONY: demo nginx bench bench-quick bench-growth test test-faults test-documents test-fast test-mounts test-machines mutants reliability test-schedules test-load bindfs test-stores s3-table node test-oci test-celery test-e2e test-slow-calls test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-stores bench-oci bench-huggingface bench-mlflow bench-polling docs sbom licences check format lock lock-airflow wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -58,14 +58,10 @@ test-documents: $(READY)
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m "$(PLAIN) and not slow" -k "not moto and not s3 and (modelstore or not conformance)" -n auto --dist loadgroup $(FAST) $(PYTEST_ARGS)
 
-# The model store on real storages, which are started for them.
-test-s3: $(READY) ceph .venv-s3/.ready
+# The model store on Ceph, the clouds' emulators and further servers, which are started for it: one suite for all.
+test-stores: $(READY) ceph .venv-s3/.ready .azurite/.ready
 	$(BIN)/python -m tests.services.ceph_rgw -- \
-		$(BIN)/python -m pytest -m s3 -n auto --dist loadfile $(PYTEST_ARGS)
-
-# The model store on the clouds' own emulators and further servers: one suite for all.
-test-stores: $(READY) .venv-s3/.ready .azurite/.ready
-	$(BIN)/python -m pytest -m stores -n auto --dist loadfile tests/stores tests/conformance tests/docs/test_storages.py $(PYTEST_ARGS)
+		$(BIN)/python -m pytest -m "s3 or stores" -n auto --dist loadgroup $(PYTEST_ARGS)
 
 # Two machines that mount one directory: two FUSE mounts, whose locks know nothing of each other.
 test-mounts: $(READY) bindfs

@@ -2,7 +2,7 @@
 
 ``python -m tests.services.ceph_rgw -- <command>`` starts it, runs the command with ``MODELSYNC_RGW`` in its
 environment, stops it, and ends as the command did. Tests call :func:`rgw`. Needs the programs of Debian's ``radosgw``,
-``ceph-mon``, ``ceph-osd`` and ``ceph-common`` (``make test-s3`` installs them), and no privileges.
+``ceph-mon``, ``ceph-osd`` and ``ceph-common`` (``make test-stores`` installs them), and no privileges.
 
 Where it is no AWS (version 16): it ignores ``If-None-Match`` on CompleteMultipartUpload, and stores and checks no
 ``x-amz-checksum-*``.
@@ -61,6 +61,7 @@ osd_crush_chooseleaf_type = 0
 rgw_data = {root}/run
 rgw_frontends = beast endpoint=127.0.0.1:{gateway}
 rgw_thread_pool_size = 64
+rgw_multipart_min_part_size = 16384
 rgw_gc_obj_min_wait = 60
 rgw_gc_processor_period = 60
 """
@@ -75,7 +76,7 @@ _KEYS = {
 def rgw() -> S3Service:
     """The gateway that the tests were started with."""
     if ENVIRONMENT not in os.environ:
-        pytest.fail("no Ceph gateway is running: start these tests with `make test-s3`", pytrace=False)
+        pytest.fail("no Ceph gateway is running: start these tests with `make test-stores`", pytrace=False)
     url = urlsplit(os.environ[ENVIRONMENT])
     assert url.username
     assert url.password

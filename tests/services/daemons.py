@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PATIENCE = 60.0  # seconds for a start
@@ -38,7 +38,7 @@ def daemon(
     with log.open("wb") as output, tempfile.TemporaryFile("w+") as given:
         given.write(stdin)
         given.seek(0)
-        process = subprocess.Popen(leashed, cwd="/", stdin=given, stdout=output, stderr=output)
+        process = subprocess.Popen(leashed, cwd="/", stdin=given, stdout=output, stderr=output, process_group=0)
     try:
         deadline = time.monotonic() + PATIENCE
         while not ready():
@@ -49,6 +49,8 @@ def daemon(
     finally:
         process.send_signal(end)
         process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it has started and left
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""Further servers that speak S3, each a process of its own on a free port of 127.0.0.1.
+"""Further servers that speak S3 or Google's API, each a process of its own on a free port of 127.0.0.1.
 
-They come from an environment of their own, ``.venv-s3``, which ``make test-s3`` builds of what is locked for it.
+They come from an environment of their own, ``.venv-s3``, which ``make test-stores`` builds of what is locked for it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def program(name: str) -> str:
     """Return the path of a server's program."""
     path = PROGRAMS / name
     if not path.exists():
-        pytest.fail(f"there is no {path}: start these tests with `make test-s3`", pytrace=False)
+        pytest.fail(f"there is no {path}: start these tests with `make test-stores`", pytrace=False)
     return str(path)
 
 
@@ -49,7 +49,7 @@ def running_ministack() -> AbstractContextManager[S3Service]:
     """Run MiniStack's S3. Its own command would listen on all addresses."""
     return _running(
         "ministack",
-        lambda port, root: (program("hypercorn"), "ministack.app:app", "--bind", f"127.0.0.1:{port}"),
+        lambda port, root: (program("hypercorn"), "ministack.app:app", "--workers", "0", "--bind", f"127.0.0.1:{port}"),
         checks_signatures=True,
         SERVICES="s3",
         GATEWAY_PORT="{port}",
@@ -90,6 +90,18 @@ def running_rclone() -> AbstractContextManager[S3Service]:
             *("--auth-key", "test,test", "--cache-dir", f"{root}/cache", "--config", f"{root}/config"),
         ),
         checks_signatures=True,
+    )
+
+
+def running_gcs_emulator() -> AbstractContextManager[S3Service]:
+    """Run an emulator of Google Cloud Storage that knows no conditions, with the bucket ``test``."""
+    return _running(
+        "gcs-emulator",
+        lambda port, root: (
+            *(program("gcp-storage-emulator"), "start", "--host", "127.0.0.1", "--port", str(port)),
+            *("--in-memory", "--quiet", "--default-bucket", "test"),
+        ),
+        checks_signatures=False,
     )
 
 

@@ -97,5 +97,5 @@ def test_a_wrong_call_is_explained() -> None:
 
 def test_tests_without_a_gateway_say_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENVIRONMENT, raising=False)
-    with pytest.raises(pytest.fail.Exception, match="make test-s3"):
+    with pytest.raises(pytest.fail.Exception, match="make test-stores"):
         rgw()

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
-import moto.s3.models
 import pytest
 
-from airflow_provider_modelsync.core.registries.modelstore import buckets
-from airflow_provider_modelsync.core.transfer import plan
-from tests.core.registries.modelstore.buckets import BucketStore
+from tests.core.registries.modelstore.buckets import PART, BucketStore
 from tests.stores.storages import STORAGES, Opened, Storage
 
 Running = Callable[[str], Opened]
@@ -42,12 +39,9 @@ def storage(name: str) -> Storage:
 
 
 @pytest.fixture
-def part(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Bytes of a part: as few as the storage takes, so that the tests' files are small."""
-    monkeypatch.setattr(plan, "_MIB", storage.smallest_part)
-    monkeypatch.setattr(buckets, "_WORTH_COPYING", 1)
-    monkeypatch.setattr(moto.s3.models, "S3_UPLOAD_PART_MIN_SIZE", storage.smallest_part)
-    return 5 * storage.smallest_part
+def part(small_parts: None) -> int:
+    """Bytes of a part: few, so that the tests' files are small."""
+    return PART
 
 
 @pytest.fixture

@@ -25,13 +25,11 @@ from airflow_provider_modelsync.core.errors import (
     RegistryUnavailable,
     Unauthorized,
 )
-from airflow_provider_modelsync.core.registries.modelstore import buckets
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
 from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings
 from airflow_provider_modelsync.core.storages.azure import Place
 from airflow_provider_modelsync.core.storages.azure_auth import AzureSettings
 from airflow_provider_modelsync.core.storages.base import Bucket
-from airflow_provider_modelsync.core.transfer import plan
 from tests.core.registries.modelstore.buckets import KIB, BucketStore
 from tests.core.stores import snapshot, write_tree
 from tests.standins.azure import AzureStandIn
@@ -60,10 +58,7 @@ def store_in(server: AzureStandIn, opened: Any = None, **fields: Any) -> Store:
     return Store(server, found, opened=opened)  # type: ignore[arg-type]
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch, no_waiting: None) -> None:
-    monkeypatch.setattr(plan, "_MIB", 16 * KIB)
-    monkeypatch.setattr(buckets, "_WORTH_COPYING", 1)
+pytestmark = pytest.mark.usefixtures("small_parts", "no_waiting")
 
 
 @pytest.fixture

@@ -31,7 +31,6 @@ from airflow_provider_modelsync.core.registries.modelstore import buckets
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
 from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings
 from airflow_provider_modelsync.core.storages.gcs import GcsBucket
-from airflow_provider_modelsync.core.transfer import plan
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.plan import Sums
 from airflow_provider_modelsync.core.verbs.pull import pull
@@ -94,10 +93,7 @@ def gcs() -> Iterator[GcsStandIn]:
         yield gcs
 
 
-@pytest.fixture(autouse=True)
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "_MIB", 16 * KIB)
-    monkeypatch.setattr(buckets, "_WORTH_COPYING", 1)
+pytestmark = pytest.mark.usefixtures("small_parts")
 
 
 @pytest.fixture
