@@ -27,6 +27,8 @@ WHOLE := $(addprefix tests/e2e/,test_interruptions.py test_watch.py test_state_u
 	test_examples.py::test_train_push_wait_pull)
 
 CORE := tests/core tests/conformance
+# Where tests of real storages are.
+ON_STORAGES := $(addprefix tests/,stores conformance core/registries/modelstore services standins docs/test_storages.py)
 
 # What is tested is the wheel: the checkout, which has the tests, is looked into after all that is installed.
 define sync-for-wheel
@@ -61,7 +63,7 @@ test-fast: $(READY)
 # The model store on Ceph, the clouds' emulators and further servers, which are started for it: one suite for all.
 test-stores: $(READY) ceph .venv-s3/.ready .azurite/.ready
 	$(BIN)/python -m tests.services.ceph_rgw -- \
-		$(BIN)/python -m pytest -m "s3 or stores" -n auto --dist loadgroup $(PYTEST_ARGS)
+		$(BIN)/python -m pytest -m "s3 or stores" -n auto --dist loadgroup $(ON_STORAGES) $(PYTEST_ARGS)
 
 # Two machines that mount one directory: two FUSE mounts, whose locks know nothing of each other.
 test-mounts: $(READY) bindfs
