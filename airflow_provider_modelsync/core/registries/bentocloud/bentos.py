@@ -34,7 +34,6 @@ from airflow_provider_modelsync.core.registries.bentocloud.api import BUILD_AT, 
 from airflow_provider_modelsync.core.registries.bentocloud.records import YAML_LIMIT, json_of, read_yaml
 from airflow_provider_modelsync.core.registries.bentocloud.registry import ROUNDS, BentoCloud
 from airflow_provider_modelsync.core.registries.bentocloud.upload import (
-    ABORT_SECONDS,
     Tag,
     TagPlan,
     UploadRecord,
@@ -193,13 +192,13 @@ class Bentos(BentoCloud):
         if is_there:
             return UploadPlan(ref=request.ref, way=None, existing=self._bento_version(record, bento.tag))
         with still_there(bento.tag):
-            way, started_at = yield from self._uploads.way_up(bento.tag, record, layout, request.memory)
+            way = yield from self._uploads.way_up(bento.tag, record, layout, request.memory)
         if way is None:
             found = yield from self._bento(bento.tag)
             if found is None or not _holds(found, bento.digest):
                 raise replaced(bento.tag)
             return UploadPlan(ref=request.ref, way=None, existing=self._bento_version(found, bento.tag))
-        return _BentoPlan(ref=request.ref, way=way, tag=bento.tag, started_at=started_at, digest=bento.digest)
+        return _BentoPlan(ref=request.ref, way=way, tag=bento.tag, digest=bento.digest)
 
     def finish_push(self, plan: UploadPlan) -> Flow[ModelVersion]:
         plan = cast(_BentoPlan, plan)
@@ -212,16 +211,6 @@ class Bentos(BentoCloud):
                 f"{self.title} gave {plan.tag} up: {record.upload_finished_reason or 'no reason given'}"
             )
         return self._bento_version(record, plan.tag)
-
-    def abort_push(self, plan: UploadPlan, error: BaseException) -> Flow[None]:
-        plan = cast(_BentoPlan, plan)
-        if isinstance(error, (VersionConflict, VersionFailed)):  # the record is somebody else's, or has failed already
-            return
-        record = yield from self._bento(plan.tag, seconds=ABORT_SECONDS)
-        if record is None or not _holds(record, plan.digest) or not plan.owns(record):
-            return  # another push has replaced it, goes on with it, or has brought it to its end
-        reason = f"{type(error).__name__}: {error}"[:500]
-        yield from self._uploads.report(plan.tag, "failed", reason, seconds=ABORT_SECONDS)
 
     def _require_models(self, bento: _Bento) -> Flow[None]:
         """Raise unless the models that a bento was built with are there; it could not be deployed without."""
@@ -270,8 +259,8 @@ class Bentos(BentoCloud):
             raise replaced(plan.tag)
         return record
 
-    def _bento(self, tag: Tag, *, seconds: float | None = None) -> Flow[UploadRecord | None]:
-        return self._calls.find("GET", tag.path, UploadRecord, f"reading {tag}", seconds=seconds)
+    def _bento(self, tag: Tag) -> Flow[UploadRecord | None]:
+        return self._calls.find("GET", tag.path, UploadRecord, f"reading {tag}")
 
     def _bento_version(self, record: UploadRecord, tag: Tag) -> ModelVersion:
         return ModelVersion(

@@ -64,7 +64,6 @@ from airflow_provider_modelsync.core.registries.bentocloud.records import (
     make_draft,
 )
 from airflow_provider_modelsync.core.registries.bentocloud.upload import (
-    ABORT_SECONDS,
     PROXY,
     Tag,
     TagPlan,
@@ -347,11 +346,11 @@ class BentoCloud(Registry, Aliases, KeepsSignatures, Deploys):
         if record.build_at and record.build_at != draft.build_at:  # an earlier try's record
             layout = yield from call(draft.layout, record.build_at)
         with still_there(tag):
-            way, started_at = yield from self._uploads.way_up(tag, record, layout, request.memory)
+            way = yield from self._uploads.way_up(tag, record, layout, request.memory)
         if way is None:
             existing = yield from self.read_version(tag.name, tag.version)
             return UploadPlan(ref=request.ref, way=None, existing=existing)
-        return _ModelPlan(ref=request.ref, way=way, tag=tag, started_at=started_at, digest=draft.digest)
+        return _ModelPlan(ref=request.ref, way=way, tag=tag, digest=draft.digest)
 
     def finish_push(self, plan: UploadPlan) -> Flow[ModelVersion]:
         plan = cast(_ModelPlan, plan)
@@ -365,14 +364,9 @@ class BentoCloud(Registry, Aliases, KeepsSignatures, Deploys):
         return self._version_of(record, plan.tag.name)
 
     def abort_push(self, plan: UploadPlan, error: BaseException) -> Flow[None]:
-        plan = cast(_ModelPlan, plan)
-        if isinstance(error, (VersionConflict, VersionFailed)):  # the record is somebody else's, or has failed already
-            return
-        record = yield from self._record(plan.tag, seconds=ABORT_SECONDS)
-        if record is None or record.digest != plan.digest or not plan.owns(record):
-            return  # another push has replaced it, goes on with it, or has brought it to its end
-        reason = f"{type(error).__name__}: {error}"[:500]
-        yield from self._uploads.report(plan.tag, "failed", reason, seconds=ABORT_SECONDS)
+        """Leave the record as it is: see :meth:`Uploads.finish`."""
+        return
+        yield
 
     def plan_pull(self, version: ModelVersion) -> Flow[DownloadPlan]:
         tag = Tag(version.name, version.version)
@@ -467,8 +461,8 @@ class BentoCloud(Registry, Aliases, KeepsSignatures, Deploys):
             raise replaced(plan.tag)
         return record
 
-    def _record(self, tag: Tag, *, seconds: float | None = None) -> Flow[ModelRecord | None]:
-        return self._calls.find("GET", tag.path, ModelRecord, f"reading {tag}", seconds=seconds)
+    def _record(self, tag: Tag) -> Flow[ModelRecord | None]:
+        return self._calls.find("GET", tag.path, ModelRecord, f"reading {tag}")
 
     def _each_page(self, path: str, query: Query, doing: str, take: Callable[[list[ModelRecord]], None]) -> Flow[None]:
         """Have each page of a list taken; whole lists of records would be a burden to the garbage collector."""

@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Annotated, Literal, TypeVar
 
 import httpx
@@ -49,7 +48,6 @@ from airflow_provider_modelsync.core.transfer.plan import (
 )
 
 PROXY = "proxy"  # the strategy of a server that passes bytes on itself
-ABORT_SECONDS = 1.5  # for each of two calls: a killed task has little time to say goodbye
 _SINGLE_PUT_LIMIT = 5 << 30  # bytes that S3 takes in one request
 
 _MD5 = re.compile(r"[0-9a-f]{32}")
@@ -139,20 +137,9 @@ class TagPlan(UploadPlan):
     """How a version gets up.
 
     :param tag: the version.
-    :param started_at: when the server says that this upload was started: another push of the same bytes starts anew.
     """
 
     tag: Tag
-    started_at: datetime | None
-
-    def owns(self, record: UploadRecord | None) -> bool:
-        """Whether a record tells of this very upload, and of none that has ended."""
-        return (
-            record is not None
-            and record.status is not VersionStatus.READY
-            # The server starts the upload of bytes that it takes itself once more.
-            and (self.is_proxy or record.upload_started_at == self.started_at)
-        )
 
     @property
     def is_proxy(self) -> bool:
@@ -185,13 +172,17 @@ class Uploads:
         self._part_size_mib = part_size_mib
 
     def finish(self, plan: TagPlan) -> Flow[None]:
-        """Say that all bytes are there."""
+        """Say that all bytes are there.
+
+        Nothing is ever said of an upload that has failed: the server would mark the record as failed even if another
+        push of the same bytes has finished it meanwhile. Its state stays what it is, and the next push goes on with it.
+        """
         if plan.is_proxy:
             return
         with still_there(plan.tag):
             if isinstance(plan.way, PutParts):
                 yield from self.complete(plan.tag, plan.way)
-            yield from self.report(plan.tag, "success", "")
+            yield from self._report_success(plan.tag)
 
     def ensure_repository(
         self, tag: Tag, description: str | None = None, labels: Mapping[str, str] | None = None
@@ -216,13 +207,10 @@ class Uploads:
         doing = f"describing the {tag.kind} {tag.name}"
         return (yield from self._calls.need("PATCH", tag.repository, Repository, doing, json=changes))
 
-    def way_up(
-        self, tag: Tag, record: UploadRecord, layout: TarLayout, memory: UploadMemory
-    ) -> Flow[tuple[UploadWay | None, datetime | None]]:
+    def way_up(self, tag: Tag, record: UploadRecord, layout: TarLayout, memory: UploadMemory) -> Flow[UploadWay | None]:
         """Start the upload in the way that the server wishes.
 
-        :return: the way, and when the server says that it was started. No way when another push of the same bytes has
-            ended well since the record was read.
+        :return: the way; ``None`` when another push of the same bytes has ended well since the record was read.
         """
         strategy = record.transmission_strategy
         presigned = None
@@ -231,16 +219,13 @@ class Uploads:
         doing = f"starting the upload of {tag}"
         started = yield from self._calls.need("PATCH", f"{tag.path}/start_upload", UploadRecord, doing)
         if started.upload_finished_at != record.upload_finished_at and not started.upload_finished_reason:
-            yield from self.report(tag, "success", "")  # as it was until this start opened it again
-            return None, None
-        way: UploadWay
+            yield from self._report_success(tag)  # as it was until this start opened it again
+            return None
         if strategy == PROXY or (presigned is not None and not presigned.presigned_upload_url):
-            way = PutArchive(layout, self.proxy(tag, "upload"), is_proxy=True)
-        elif presigned is not None and layout.size <= _SINGLE_PUT_LIMIT:
-            way = PutArchive(layout, self.presigning(tag, "upload", presigned))
-        else:
-            way = yield from self._parts(tag, record, layout, memory)
-        return way, started.upload_started_at
+            return PutArchive(layout, self.proxy(tag, "upload"), is_proxy=True)
+        if presigned is not None and layout.size <= _SINGLE_PUT_LIMIT:
+            return PutArchive(layout, self.presigning(tag, "upload", presigned))
+        return (yield from self._parts(tag, record, layout, memory))
 
     def _parts(self, tag: Tag, record: UploadRecord, layout: TarLayout, memory: UploadMemory) -> Flow[UploadWay]:
         """Take up the upload that an earlier try began, or begin one."""
@@ -351,12 +336,10 @@ class Uploads:
             raise ModelNotFound(f"{tag} is gone")
         return record
 
-    def report(self, tag: Tag, status: str, reason: str, *, seconds: float | None = None) -> Flow[None]:
-        body = {"status": status, "reason": reason}
-        path = f"{tag.path}/finish_upload"
-        yield from self._calls.need(
-            "PATCH", path, UploadRecord, f"reporting {tag} as {status}", json=body, seconds=seconds
-        )
+    def _report_success(self, tag: Tag) -> Flow[None]:
+        body = {"status": "success", "reason": ""}
+        doing = f"reporting {tag} as success"
+        yield from self._calls.need("PATCH", f"{tag.path}/finish_upload", UploadRecord, doing, json=body)
 
 
 def _etag_of(parts: Sequence[str]) -> str | None:

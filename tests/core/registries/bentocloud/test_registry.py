@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
@@ -9,6 +10,7 @@ import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,14 @@ from airflow_provider_modelsync.core.errors import (
     VersionConflict,
     VersionFailed,
 )
+from airflow_provider_modelsync.core.flow.steps import Flow
 from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.models import ModelReference, ModelVersion, TransferStats, VersionStatus
 from airflow_provider_modelsync.core.registries.bentocloud import records as bentocloud_model
 from airflow_provider_modelsync.core.registries.bentocloud import registry as bentocloud
 from airflow_provider_modelsync.core.registries.bentocloud.registry import BentoCloud, BentoCloudSettings
+from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.transfer.plan import UploadPlan
 from tests.core.registries.bentocloud.cloud import (
     DOWNLOAD,
     FINISH,
@@ -97,6 +102,19 @@ def changed(**fields: Any) -> Rewrite:
 def seed_ours(server: BentoCloudStandIn, version: str, digest: str, **more: Any) -> None:
     """Put a record there as a push of ours leaves it, without content."""
     server.seed("digits", version, metadata={"modelsync": {"digest": digest}}, **more)
+
+
+class FailingCloud(Cloud):
+    """Fails once all bytes are there, before it says so."""
+
+    @cached_property
+    def registry(self) -> BentoCloud:
+        class Failing(BentoCloud):
+            def finish_push(self, plan: UploadPlan) -> Flow[ModelVersion]:
+                raise RegistryUnavailable("the network has gone")
+                yield
+
+        return Failing(super().registry.settings)
 
 
 class TestPush:
@@ -427,18 +445,30 @@ class TestPush:
         assert server.count("PATCH", FINISH) == 0
         assert cloud.record.upload_status == "uploading"
 
-    @pytest.mark.parametrize("strategy", STRATEGIES)
+    @pytest.mark.parametrize("strategy", [*STRATEGIES, "presigned_url"])
     @pytest.mark.row("P13")
-    def test_that_fails_leaves_a_version_alone_that_another_one_has_finished(
-        self, server: BentoCloudStandIn, cloud: Cloud, source: Path, strategy: str | None
+    def test_that_fails_takes_nothing_back_from_another_one_at_whichever_request_that_comes(
+        self, server: BentoCloudStandIn, source: Path, strategy: str | None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         server.transmission_strategy = strategy
-        server.fault("PUT", ".", Respond(413))
-        server.fault("GET", VERSION, changed(upload_status="success"), nth=2)
+        arrived, steps = server.arrived, itertools.count(1)
+        outcome: list[ModelVersion] = []
 
-        with pytest.raises(NotSupported, match="413"):
-            cloud.push(source)
-        assert server.count("PATCH", FINISH) == 0
+        def let_another_one_in(request: Request) -> None:
+            if next(requests) == step:
+                monkeypatch.setattr(server, "arrived", arrived)
+                outcome.append(Cloud(server).push(source, f"digits:v{step}"))
+            arrived(request)
+
+        for step in steps:
+            requests = itertools.count(1)
+            monkeypatch.setattr(server, "arrived", let_another_one_in)
+            with contextlib.suppress(RegistryUnavailable):  # it comes to nothing where the other one is first
+                FailingCloud(server).push(source, f"digits:v{step}", control=Control(is_last_try=True))
+            if len(outcome) < step:
+                break
+            assert Cloud(server).get(f"digits:v{step}").ready, f"request {step}"
+        assert step > (5 if strategy == "proxy" else 6)
 
     @pytest.mark.parametrize("step", ["/start_upload$", "/presign_upload_url$", OBJECT, UPLOAD, FINISH])
     def test_whose_record_is_deleted_meanwhile_is_a_conflict(
