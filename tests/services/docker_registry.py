@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener, urlopen
 
 import pytest
 import yaml
@@ -32,6 +32,11 @@ def is_installed() -> bool:
 needs_registry = pytest.mark.skipif(
     not is_installed(), reason=f"needs Debian's package {PROGRAM}, which `make test-oci` brings"
 )
+
+
+class _Stay(HTTPRedirectHandler):
+    def redirect_request(self, *args: Any, **more: Any) -> None:
+        return None
 
 
 @dataclass
@@ -56,12 +61,14 @@ class DockerRegistry:
         below = self.directory / "docker" / "registry" / "v2" / "repositories" / namespace
         return sorted(path.as_posix() for path in below.rglob("*"))
 
-    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, Any, bytes]:
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, *, follow: bool = True, **headers: str
+    ) -> tuple[int, Any, bytes]:
         """Make a plain call, as no client of ours does; return status, headers and body."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         request = Request(f"{self.url}{path}", body, named, method=method)
         try:
-            with urlopen(request) as answer:
+            with (urlopen if follow else build_opener(_Stay).open)(request) as answer:
                 return answer.status, answer.headers, answer.read()
         except OSError as error:
             if not hasattr(error, "code"):
@@ -83,11 +90,14 @@ def shared() -> DockerRegistry:
 
 
 @contextmanager
-def running(directory: Path, *, relative: bool = False, **settings: Any) -> Iterator[DockerRegistry]:
+def running(
+    directory: Path, *, relative: bool = False, secret: str = "any", **settings: Any
+) -> Iterator[DockerRegistry]:
     """Have a registry on a free port.
 
     :param directory: its own.
     :param relative: whether it names places relatively.
+    :param secret: seals what it gives away about uploads.
     :param settings: parts of its configuration, merged into the usual one.
     """
     port = free_port()
@@ -100,7 +110,7 @@ def running(directory: Path, *, relative: bool = False, **settings: Any) -> Iter
         "version": 0.1,
         "log": {"level": "error", "accesslog": {"disabled": True}},
         "storage": storage,
-        "http": {"addr": f"127.0.0.1:{port}", "secret": "any", "relativeurls": relative},
+        "http": {"addr": f"127.0.0.1:{port}", "secret": secret, "relativeurls": relative},
         **settings,
     }
     directory.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,8 @@ class Quirks:
     :param relative: whether it names places relatively.
     :param page: entries of a page; 0 gives all and heeds no ``n``.
     :param catalog: whether it lists its repositories.
-    :param delete: ``digest``, ``both``, ``no``, or ``untagged`` when a manifest with tags cannot be deleted.
+    :param delete: ``digest``, ``both``, ``no``, ``hidden`` when it answers as if nothing was there, or ``untagged``
+        when a manifest with tags cannot be deleted.
     :param immutable: status and code with which a tag is kept where it is; None lets it move.
     :param repositories_exist: whether a repository must be there before a push.
     :param empty_blobs: whether a blob may have no bytes.
@@ -88,7 +89,8 @@ ECR = Quirks(
 )
 # https://github.com/fluxcd/pkg/issues/328 (deleting); https://github.com/containers/skopeo/issues/1101 (no pieces)
 GAR = Quirks(auth="bearer", service="gar.test", page=100, catalog=False, delete="untagged", chunks=False)
-# https://github.com/goharbor/harbor/issues/9427 (412); https://github.com/goharbor/harbor/issues/13573 (catalog)
+# https://github.com/goharbor/harbor/issues/9427 (412); https://github.com/goharbor/harbor/issues/13573 (catalog);
+# https://goharbor.io/docs/main/working-with-projects/working-with-images/create-tag-immutability-rules/ (no deletion)
 HARBOR = Quirks(
     auth="bearer",
     service="harbor-registry",
@@ -303,11 +305,14 @@ class OCIStandIn(StandIn):
         how, is_digest = self.quirks.delete, reference.startswith("sha256:")
         if how == "no":
             raise _refused(405, "UNSUPPORTED", "The operation is unsupported.")
+        if how == "hidden":
+            raise _refused(404, "MANIFEST_UNKNOWN", "unknown manifest")
+        if not is_digest and how == "digest":
+            raise _refused(400, "DIGEST_INVALID", "provided digest did not match uploaded content")
+        is_kept = reference in repository.tags or reference in repository.tags.values()
+        if is_kept and self.tag_rule and self.quirks.immutable:
+            raise _refused(self.quirks.immutable[0], self.quirks.immutable[1], f"the tag {reference} is immutable")
         if not is_digest:
-            if how == "digest":
-                raise _refused(400, "DIGEST_INVALID", "provided digest did not match uploaded content")
-            if self.tag_rule and self.quirks.immutable:
-                raise _refused(self.quirks.immutable[0], self.quirks.immutable[1], f"the tag {reference} is immutable")
             if repository.tags.pop(reference, None) is None:
                 raise _refused(404, "MANIFEST_UNKNOWN", "unknown manifest")
             return Answer(202)

@@ -180,7 +180,7 @@ class Login:
         if token is None or token.header == sent:
             wanted = (*scopes, *(scope for scope in challenge.scopes if scope not in scopes))
             yield from self._locked(lambda: self._renew(scopes, token, wanted))
-        return {"Authorization": shared.tokens[scopes].header}
+        return (yield from self.headers(scopes))
 
     def forget(self, sent: str) -> None:
         """Hear that a token was refused: whoever asks for headers gets another one."""

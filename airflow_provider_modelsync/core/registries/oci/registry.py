@@ -256,10 +256,7 @@ class OCIRegistry(Registry, Aliases, KeepsSignatures):
         if alias_of(alias, found) is None:
             raise InvalidInput(f"{name}:{alias} is a version itself, not an alias of one", argument="alias")
         refusal = yield from self._tags.remove(name, alias, found)
-        if refusal.status == 404:
-            return False
-        _require_deleted(refusal, f"removing {name}@{alias}")
-        return True
+        return (yield from self._is_deleted(name, alias, refusal, f"removing {name}@{alias}"))
 
     # -- changes
 
@@ -284,8 +281,17 @@ class OCIRegistry(Registry, Aliases, KeepsSignatures):
                 for one in (*sharing, tag):
                     _require_deleted((yield from self._api.delete_manifest(name, one)), doing)
                 refusal = yield from self._api.delete_manifest(name, digest)
+        return (yield from self._is_deleted(name, tag, refusal, doing))
+
+    def _is_deleted(self, name: str, tag: str, refusal: Refusal, doing: str) -> Flow[bool]:
+        """Whether a tag went away by what was asked; ``False`` when somebody else has removed it meanwhile.
+
+        :raises NotSupported: when it is still there.
+        """
         if refusal.status == 404:
-            return False
+            if (yield from self._tags.digest(name, tag)) is None:
+                return False
+            raise _no_deletion(doing)
         _require_deleted(refusal, doing)
         return True
 
@@ -475,6 +481,10 @@ class OCIRegistry(Registry, Aliases, KeepsSignatures):
         if (begun := uploads.pop(file.sha256, None)) is not None:
             yield from self._end(name, begun)  # what was cut there cannot be gone on with everywhere
         location = yield from self._api.begin_upload(name, digest, siblings.get(digest))
+        if location is None and (yield from self._api.has_blob(name, digest, file.size, actions=PUSH)):
+            return None
+        if location is None:  # mounted by a cache that knows what is gone
+            location = yield from self._api.begin_upload(name, digest)
         if location is None:
             return None
         uploads[file.sha256] = location
@@ -524,8 +534,12 @@ def _require_deleted(refusal: Refusal, doing: str) -> None:
     if refusal.is_immutable:
         raise NotSupported(f"{doing}: the registry keeps it: {refusal.text[:200]}")
     if refusal.status == 405:
-        raise NotSupported(f"{doing}: the registry does not delete over its API, or is set up not to")
+        raise _no_deletion(doing)
     refusal.raise_for_status(doing)
+
+
+def _no_deletion(doing: str) -> NotSupported:
+    return NotSupported(f"{doing}: the registry does not delete over its API, or is set up not to")
 
 
 def _conflict(ref: ModelRef, found: Found, digest: str, version: str | None = None) -> VersionConflict:

@@ -154,7 +154,8 @@ class Tags:
     def remove(self, name: str, tag: str, found: Found) -> Flow[Refusal]:
         """Remove a tag alone, and leave what it stands for to other tags.
 
-        Where a registry only deletes manifests with all their tags, the tag is given one of its own first.
+        Where a registry only deletes manifests with all their tags, the tag is given one of its own first, and what it
+        had when that cannot be deleted either.
         """
         refusal = yield from self._api.delete_manifest(name, tag)
         if refusal.status not in (400, 404, 405):
@@ -165,7 +166,13 @@ class Tags:
         put = yield from self._api.put_manifest(name, tag, found.stored.media_type, content)
         put.raise_for_status(f"removing the tag {tag} of {name}")
         digest = yield from self.digest(name, tag)
-        return refusal if digest is None else (yield from self._api.delete_manifest(name, digest))
+        if digest is None:
+            return refusal
+        done = yield from self._api.delete_manifest(name, digest)
+        if done.status >= 300:
+            put = yield from self._api.put_manifest(name, tag, found.stored.media_type, found.stored.content)
+            put.raise_for_status(f"leaving the tag {tag} of {name} where it was")
+        return done
 
     def _size(self) -> int:
         return sum(len(found.stored.content) for found in self._known.values())

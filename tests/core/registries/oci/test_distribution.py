@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
+import math
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,12 +22,14 @@ import pytest
 
 from airflow_provider_modelsync.core.archive.digest import FileEntry, digest_directory
 from airflow_provider_modelsync.core.errors import (
+    InvalidInput,
     ModelSyncError,
     NotSupported,
     RegistryUnavailable,
     Unauthorized,
     VersionConflict,
 )
+from airflow_provider_modelsync.core.flow.steps import Flow
 from airflow_provider_modelsync.core.registries.oci.api import MANIFEST_BYTES
 from airflow_provider_modelsync.core.registries.oci.layouts import Blobs, Draft, Facts, PushOptions
 from airflow_provider_modelsync.core.transfer import large_files
@@ -95,7 +101,7 @@ def _relative(directory: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 @contextmanager
-def _s3(directory: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _s3(directory: Path, *, logins: bool = True) -> Iterator[tuple[str, dict[str, Any]]]:
     """Blobs in a storage that the registry leads on to, behind a login that the storage must not see."""
     with running_moto() as moto, TokenServer() as tokens:
         bucket = moto.new_bucket()
@@ -109,9 +115,8 @@ def _s3(directory: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             "v4auth": True,
             "chunksize": 5 << 20,
         }
-        with running(
-            directory, storage={"s3": s3, "delete": {"enabled": True}}, **tokens.settings(directory)
-        ) as server:
+        guard = tokens.settings(directory) if logins else {}
+        with running(directory, storage={"s3": s3, "delete": {"enabled": True}}, **guard) as server:
             yield server.url, LOGIN
 
 
@@ -124,6 +129,8 @@ def test_models_are_kept_whatever_the_login_and_the_storage(
 ) -> None:
     with kind(tmp_path / "registry") as (url, login):
         team = Team(f"{url}/{name}", login)
+        assert team.run(lambda registry: registry.test()).startswith("Connected")
+        assert team.versions() == [], "nobody knows the name"
         for version, options in (("v1", {}), ("v2", {"layout": "image"})):
             team.push(source, f"digits:{version}", options=options)
             team.pull(tmp_path / version, f"digits:{version}")
@@ -131,12 +138,20 @@ def test_models_are_kept_whatever_the_login_and_the_storage(
         assert team.versions() == ["v2", "v1"]
         assert "digits:v2" in team.models()
         assert team.label(stage="prod").labels == {"stage": "prod"}
+        mounted = team.push(source, "copy:v1", options={"mount_from": ["digits"]})
+        assert mounted.transfer is not None
+        assert mounted.transfer.sent_bytes < 1000, "only the configuration is another"
+        team.pull(tmp_path / "copy", "copy:v1")
+        assert snapshot(tmp_path / "copy") == snapshot(source)
         assert team.delete()
+        assert not team.delete()
         assert team.versions() == ["v2"]
+        assert team.delete("digits:v2")
+        assert team.versions() == [], "it says null"
         if login:
             wrong = Team(f"{url}/{name}", {**login, "password": "wrong-8c1d"})
             with pytest.raises(Unauthorized):
-                wrong.get("digits:v2")
+                wrong.get("copy:v1")
 
 
 @pytest.mark.slow
@@ -153,6 +168,24 @@ def test_large_files_come_by_ranges_from_where_the_registry_leads(
             team.push(source, f"digits:{version}", options=options)
             team.pull(tmp_path / version, f"digits:{version}")
             assert snapshot(tmp_path / version) == snapshot(source)
+        again = team.push(source, "digits:v3")
+        assert again.transfer is not None
+        assert again.transfer.sent_bytes < 1000, "what a redirect leads to is there"
+
+
+@pytest.mark.oci
+def test_no_storage_has_to_keep_a_blob_without_bytes(server: DockerRegistry, name: str, tmp_path: Path) -> None:
+    """Its own files can, an S3 cannot. Hence empty files lie in a tar."""
+    assert digest_of(b"") == put_blob(server, f"{name}/m", b"")
+    with _s3(tmp_path / "registry", logins=False) as (url, _):
+        behind = replace(server, url=url)
+        _, headers, _ = behind.ask("POST", f"/v2/{name}/m/blobs/uploads/", b"")
+        place = headers["Location"].removeprefix(url)
+        assert behind.ask("PUT", f"{place}&digest={digest_of(b'')}", b"")[0] == 500
+        status, headers, _ = behind.ask(
+            "HEAD", f"/v2/{name}/m/blobs/{put_blob(behind, f'{name}/m', b'x')}", follow=False
+        )
+        assert (status, headers.get("Content-Length", "0")) == (307, "0"), "so a HEAD tells no size"
 
 
 def test_a_token_that_ends_between_requests_is_replaced(tmp_path: Path, source: Path, name: str) -> None:
@@ -166,6 +199,40 @@ def test_a_token_that_ends_between_requests_is_replaced(tmp_path: Path, source: 
         team.push(source)
         team.pull(tmp_path / "target")
     assert snapshot(tmp_path / "target") == snapshot(source)
+
+
+@pytest.mark.parametrize("options", [{}, {"layout": "image"}], ids=["modelpack", "image"])
+def test_a_token_that_is_refused_in_the_midst_of_bodies_is_replaced(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, options: dict[str, str]
+) -> None:
+    """Bodies are larger than what the kernel takes before the registry answers, and closes."""
+    monkeypatch.setattr(large_files, "PIECE", 3 << 20)
+    source = write_tree(tmp_path / "source", {"a.bin": os.urandom(9 << 20), "b.bin": b"b" * 5000, "c.bin": b"c"})
+    directory = tmp_path / "registry"
+    with TokenServer() as tokens, running(directory, **tokens.settings(directory)) as server:
+        team = Team(f"{server.url}/{name}", LOGIN)
+        stale: list[str] = []
+        for verb in ("upload_address", "blob_address"):
+            monkeypatch.setattr(team.registry._api, verb, partial(_after_it_ended, team, tokens, stale, verb))
+        team.push(source, control=Control(workers=1), options=options)
+        sends = len(stale)
+        team.pull(tmp_path / "target", control=Control(workers=1))
+    assert sends >= 2
+    assert len(stale) - sends >= 2
+    assert snapshot(tmp_path / "target") == snapshot(source)
+
+
+def _after_it_ended(team: Team, tokens: TokenServer, stale: list[str], verb: str, *args: Any) -> Flow[Any]:
+    """Ask for an address with a token that the registry takes no more, though it was to last; not twice in a row."""
+    login = team.registry._api.login
+    if len(stale) % 2 == 0:
+        tokens.life = -3600
+        for scopes in list(login._shared.tokens):
+            ended = yield from login._fetch(scopes)
+            login._shared.tokens[scopes] = replace(ended, renew_at=math.inf)
+        tokens.life = 300
+    stale.append(verb)
+    return (yield from getattr(type(team.registry._api), verb)(team.registry._api, *args))
 
 
 def test_nobody_pushes_without_a_login(tmp_path: Path, source: Path, name: str) -> None:
@@ -294,8 +361,6 @@ def test_one_request_alone_stores_nothing(server: DockerRegistry, name: str) -> 
 
 def test_an_upload_that_was_cut_is_lost_for_good(server: DockerRegistry, name: str) -> None:
     """Hence a place is never used twice, and no piece is gone on with."""
-    import http.client
-
     _, headers, _ = server.ask("POST", f"/v2/{name}/m/blobs/uploads/", b"")
     place = headers["Location"].removeprefix(server.url)
     connection = http.client.HTTPConnection(server.host)
@@ -364,6 +429,44 @@ def test_deletion_may_be_switched_off(tmp_path: Path, source: Path, name: str) -
         assert team.versions() == ["v1"]
 
 
+def test_a_mount_of_what_only_its_cache_knows_is_found_out(tmp_path: Path, source: Path, name: str) -> None:
+    directory = tmp_path / "registry"
+    storage = {"filesystem": {"rootdirectory": str(directory / "storage")}, "cache": {"blobdescriptor": "inmemory"}}
+    with running(directory, storage=storage) as server:
+        team = Team(f"{server.url}/{name}")
+        team.push(source, "base:v1")
+        gone = digest_of(FILES["config.json"])
+        shutil.rmtree(server.directory / "docker/registry/v2/blobs/sha256" / gone[7:9] / gone[7:])
+        path = f"/v2/{name}/raw/blobs/uploads/?mount={gone}"
+        assert server.ask("POST", f"{path}&from={name}/base", b"")[0] == 201
+        team.push(source, "digits:v1", options={"mount_from": ["base"]})
+        team.pull(tmp_path / "target")
+    assert snapshot(tmp_path / "target") == snapshot(source)
+
+
+@pytest.mark.parametrize("secret", ["any", "another"])
+def test_a_place_that_another_replica_does_not_know_is_asked_for_anew(
+    team: Team, server: DockerRegistry, source: Path, tmp_path: Path, name: str, secret: str
+) -> None:
+    """Places are sealed: replicas, and a registry before and after a restart, need the same secret."""
+    storage = {"filesystem": {"rootdirectory": str(server.directory)}, "delete": {"enabled": True}}
+    with running(tmp_path / "replica", storage=storage, secret=secret) as replica:
+        begin, begun = team.registry._api.begin_upload, 0
+
+        def elsewhere(*args: Any) -> Flow[str | None]:
+            nonlocal begun
+            location = yield from begin(*args)
+            begun += 1
+            return location.replace(server.url, replica.url) if location and begun % 2 else location
+
+        team.registry._api.begin_upload = elsewhere  # type: ignore[method-assign]
+        team.push(source, control=Control(workers=1))
+    distinct = len(set(FILES.values()) - {b""}) + 2  # with the tar of empty files, and the configuration
+    assert begun == (distinct if secret == "any" else 2 * distinct)
+    team.pull(tmp_path / "target")
+    assert snapshot(tmp_path / "target") == snapshot(source)
+
+
 def test_what_its_cache_takes_for_there_is_found_out(tmp_path: Path, source: Path, name: str) -> None:
     """After a garbage collection without a restart, HEAD still tells of blobs that are gone, and so does a manifest."""
     directory = tmp_path / "registry"
@@ -391,3 +494,78 @@ def test_a_blob_is_not_asked_for_beyond_its_end(server: DockerRegistry, team: Te
     assert team.run(lambda registry: registry._api.has_blob("digits", digest, 1000))
     assert not team.run(lambda registry: registry._api.has_blob("digits", digest, 999))
     assert not team.run(lambda registry: registry._api.has_blob("digits", digest_of(b"none"), 4))
+
+
+def test_nothing_is_asked_for_beyond_a_blob_s_end(server: DockerRegistry, name: str) -> None:
+    """There it announces the blob's length and sends an error of a few bytes."""
+    path = f"/v2/{name}/m/blobs/{put_blob(server, f'{name}/m', b'x' * 1000)}"
+    with pytest.raises(http.client.IncompleteRead):
+        server.ask("GET", path, Range="bytes=1000-1099")
+    assert server.ask("GET", path, Range="bytes=990-999")[2] == b"x" * 10
+    assert server.ask("HEAD", path, If_Match='"another"')[0] == 412
+
+
+def test_a_name_that_no_repository_can_have_is_no_route(server: DockerRegistry, team: Team, source: Path) -> None:
+    """It says 404 as of anything that is not there, so names are checked before."""
+    status, headers, _ = server.ask("GET", "/v2/team/Digits/tags/list")
+    assert (status, headers.get_content_type()) == (404, "text/plain")
+    for model in ("Digits:v1", "digits:-v1", "a//b:v1"):
+        with pytest.raises(InvalidInput):
+            team.push(source, model)
+
+
+def test_a_mount_names_where_from(server: DockerRegistry, name: str) -> None:
+    path = f"/v2/{name}/m/blobs/uploads/?mount={put_blob(server, f'{name}/base', b'x')}"
+    assert server.ask("POST", path, b"")[0] == 202
+    assert server.ask("POST", f"{path}&from={name}/base", b"")[0] == 201
+
+
+def test_pieces_are_taken_wherever_they_belong(server: DockerRegistry, name: str) -> None:
+    """Hence blobs go up whole. Only the digest tells in the end."""
+    _, headers, _ = server.ask("POST", f"/v2/{name}/m/blobs/uploads/", b"")
+    for first in (0, 600):
+        place = headers["Location"].removeprefix(server.url)
+        status, headers, _ = server.ask(
+            "PATCH",
+            place,
+            bytes([first // 600]) * 400,
+            Content_Range=f"{first}-{first + 399}",
+            Content_Type="application/octet-stream",
+        )
+        assert status == 202
+    assert headers["Range"] == "0-799"
+    place = headers["Location"].removeprefix(server.url)
+    status, _, body = server.ask("PUT", f"{place}&digest={digest_of(bytes(1000))}", b"")
+    assert (status, json.loads(body)["errors"][0]["code"]) == (400, "DIGEST_INVALID")
+
+
+def test_tags_beside_a_digest_are_not_set(server: DockerRegistry, team: Team, source: Path, name: str) -> None:
+    """Hence one request for each tag."""
+    team.push(source)
+    content = server.ask("GET", f"/v2/{name}/digits/manifests/v1", Accept=MANIFEST)[2]
+    path = f"/v2/{name}/digits/manifests/{digest_of(content)}"
+    assert server.ask("PUT", f"{path}?tag=a&tag=b", content, Content_Type=MANIFEST)[0] == 201
+    assert team.versions() == ["v1"]
+    known = f'"{digest_of(content)}"'
+    assert server.ask("GET", f"/v2/{name}/digits/manifests/v1", Accept=MANIFEST, If_None_Match=known)[0] == 304
+
+
+def test_referrers_are_not_listed_and_signatures_found_by_a_tag(
+    server: DockerRegistry, team: Team, source: Path, name: str
+) -> None:
+    team.push(source, sign=lambda model, name: b'{"by": "us"}')
+    version = team.get()
+    digest = version.raw["digest"]
+    assert server.ask("GET", f"/v2/{name}/digits/referrers/{digest}")[0] == 404
+    found = team.run(lambda registry: registry._referrers.signatures("digits", digest))
+    assert found == [b'{"by": "us"}']
+    assert team.run(lambda registry: registry.signatures(version)) == found
+    assert team.versions() == ["v1"]
+
+
+@pytest.mark.oci
+def test_nine_thousand_files_are_taken(team: Team, tmp_path: Path) -> None:
+    source = write_tree(tmp_path / "source", {f"{number:05}.bin": b"x" for number in range(9000)})
+    pushed = team.push(source)
+    assert pushed.raw["layers"] == 9000
+    assert Team(team.url).get().digest == pushed.digest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,22 @@ def test_what_a_sibling_has_is_mounted(server: OCIStandIn, source: Path, how: st
     Team.of(server, **fields).push(source, "digits:v1", options=options)
     assert sent(server) - before < 1000, "only the configuration is another"
     assert server.find("POST", "digits/blobs/uploads/$")[0].query["from"] == "team/base"
+
+
+def test_a_mount_of_what_only_a_cache_still_knows_is_found_out(
+    server: OCIStandIn, team: Team, source: Path, tmp_path: Path
+) -> None:
+    team.push(source, "base:v1")
+    begin = team.registry._api.begin_upload
+
+    def believing(name: str, digest: str, sibling: str | None = None) -> Flow[str | None]:
+        location = yield from begin(name, digest)
+        return None if sibling else location
+
+    team.registry._api.begin_upload = believing  # type: ignore[method-assign]
+    team.push(source, options={"mount_from": ["base"]})
+    team.pull(tmp_path / "target")
+    assert snapshot(tmp_path / "target") == snapshot(source)
 
 
 def test_a_token_for_a_mount_counts_for_both(source: Path) -> None:
@@ -368,6 +385,40 @@ def test_registries_that_do_not_delete_say_so(source: Path, quirks: Quirks) -> N
         team.push(source)
         with pytest.raises(NotSupported, match="does not delete over its API"):
             team.delete()
+
+
+@pytest.mark.parametrize("delete", ["no", "hidden"])
+def test_what_cannot_be_deleted_stays_as_it_is(server: OCIStandIn, team: Team, source: Path, delete: str) -> None:
+    team.push(source)
+    team.alias("champion")
+    server.quirks = replace(server.quirks, delete=delete)
+    before = dict(server.repositories["team/digits"].tags)
+    with pytest.raises(NotSupported, match="does not delete over its API"):
+        team.delete()
+    with pytest.raises(NotSupported, match="does not delete over its API"):
+        team.run(lambda registry: registry.delete_alias("digits", "champion"))
+    assert server.repositories["team/digits"].tags == before
+    assert team.versions() == ["v1"]
+
+
+def test_what_a_rule_keeps_is_not_deleted(source: Path) -> None:
+    with OCIStandIn(HARBOR) as server:
+        team = Team.of(server)
+        team.push(source)
+        server.tag_rule = True
+        with pytest.raises(NotSupported, match="the registry keeps it"):
+            team.delete()
+        assert team.versions() == ["v1"]
+
+
+def test_a_proxy_that_takes_no_large_bodies_is_named(server: OCIStandIn, team: Team, source: Path) -> None:
+    """As nginx in front of Harbor does: https://github.com/goharbor/harbor/issues/3270."""
+    page = b"<html><head><title>413 Request Entity Too Large</title></head></html>"
+    server.fault("PUT", UPLOAD, Respond(413, page, {"Content-Type": "text/html"}), times=None)
+    with pytest.raises(NotSupported, match="413") as caught:
+        team.push(source, control=Control(workers=1))
+    assert "raise its limit" in str(caught.value.remedy)
+    assert server.count("PUT", UPLOAD) == 1
 
 
 def test_a_repository_that_has_to_exist_is_asked_for(source: Path) -> None:
