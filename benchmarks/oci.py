@@ -49,6 +49,10 @@ Figures = dict[str, float]
 
 def child(verb: str, url: str, place: str) -> None:
     """Push or pull with this provider, and print what it cost this process."""
+    import awscrt.checksums
+    import pathspec.gitignore  # what is loaded late counts for nobody, either
+
+    import airflow_provider_modelsync.core.http.backends
     import airflow_provider_modelsync.core.transfer.connections
     import airflow_provider_modelsync.core.transfer.download
     import airflow_provider_modelsync.core.transfer.upload  # noqa: F401
@@ -59,6 +63,7 @@ def child(verb: str, url: str, place: str) -> None:
     from airflow_provider_modelsync.core.verbs.pull import pull
     from airflow_provider_modelsync.core.verbs.push import push
 
+    del awscrt, pathspec
     registry = OCIRegistry(OCISettings.read("bench", {"host": url}))
     before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     with driver_for(registry) as driver:

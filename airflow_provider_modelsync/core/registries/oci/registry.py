@@ -24,6 +24,7 @@ from airflow_provider_modelsync.core.errors import (
     ModelSyncError,
     NotSupported,
     RegistryUnavailable,
+    UnsafeArchive,
     VersionConflict,
 )
 from airflow_provider_modelsync.core.flow.steps import Flow, Policy, call, together
@@ -50,6 +51,7 @@ from airflow_provider_modelsync.core.registries.oci.manifest import (
     MODELPACK,
     OUR_LABELS,
     OUR_SIGNATURES,
+    Descriptor,
     Manifest,
     labels_of,
     metadata_of,
@@ -514,6 +516,7 @@ class OCIRegistry(Registry, Aliases, KeepsSignatures):
         if found.contents is None:
             fault = found.fault or NotSupported("its layers are not files with a path")
             raise type(fault)(f"{version.ref} cannot be pulled: {fault.message}")
+        yield from self._check_config(version, found.manifest.config)
         contents = found.contents
         way = GetFiles(
             contents.files,
@@ -522,6 +525,18 @@ class OCIRegistry(Registry, Aliases, KeepsSignatures):
             slices=contents.slices,
         )
         return DownloadPlan(version=version, way=way)
+
+    def _check_config(self, version: ModelVersion, config: Descriptor | None) -> Flow[None]:
+        """Raise unless the configuration that a manifest names is there as it says: readers go by it."""
+        if config is None:
+            return
+        if config.size > MANIFEST_BYTES:
+            raise UnsafeArchive(f"{version.ref} cannot be pulled: its configuration would have {config.size} bytes")
+        content = yield from self._api.blob(version.name, config.digest, MANIFEST_BYTES)
+        if len(content) != config.size:
+            raise UnsafeArchive(
+                f"{version.ref} cannot be pulled: its configuration has {len(content)} bytes instead of {config.size}"
+            )
 
 
 def _exact(ref: ModelRef) -> str:

@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 
 from airflow_provider_modelsync.core.archive.digest import digest_directory
-from airflow_provider_modelsync.core.errors import InvalidInput, NotSupported, UnsafeArchive, VersionConflict
+from airflow_provider_modelsync.core.errors import (
+    InvalidInput,
+    ModelNotFound,
+    ModelSyncError,
+    NotSupported,
+    RegistryUnavailable,
+    UnsafeArchive,
+    VersionConflict,
+)
 from airflow_provider_modelsync.core.registries.oci import layouts
 from airflow_provider_modelsync.core.transfer import large_files
 from tests.core.registries.oci.team import FILES, Team, digest_of, layer, of_another_tool, write_model
@@ -282,6 +290,27 @@ def test_a_digest_that_is_not_that_of_the_layers_is_not_believed(
 def test_a_false_size_is_found_out(server: OCIStandIn, team: Team, tmp_path: Path, no_waiting: None, size: int) -> None:
     of_another_tool(server, [layer(b"1234", "a", size=size)], [b"1234"])
     with pytest.raises(Exception, match="instead of"):
+        team.pull(tmp_path / "target", "foreign:v1")
+    assert not (tmp_path / "target").exists()
+
+
+CONFIGS: dict[str, tuple[dict[str, Any], type[ModelSyncError]]] = {
+    "short": ({"size": 3}, UnsafeArchive),
+    "long": ({"size": 1}, UnsafeArchive),
+    "huge": ({"size": 5 << 20}, UnsafeArchive),
+    "other bytes": ({"digest": digest_of(b"false"), "size": 5}, RegistryUnavailable),
+    "none": ({"digest": digest_of(b"none"), "size": 4}, ModelNotFound),
+}
+
+
+@pytest.mark.parametrize(("said", "error"), CONFIGS.values(), ids=CONFIGS)
+def test_a_configuration_that_is_not_what_the_manifest_says_is_found_out(
+    server: OCIStandIn, team: Team, tmp_path: Path, no_waiting: None, said: dict[str, Any], error: type[ModelSyncError]
+) -> None:
+    config = {"mediaType": "application/vnd.unknown.config.v1+json", "digest": digest_of(b"{}"), "size": 2, **said}
+    of_another_tool(server, [layer(b"x", "a")], [b"x"], config=config)
+    server.repositories["team/foreign"].blobs[digest_of(b"false")] = b"wrong"
+    with pytest.raises(error):
         team.pull(tmp_path / "target", "foreign:v1")
     assert not (tmp_path / "target").exists()
 
