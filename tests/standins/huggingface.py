@@ -108,6 +108,7 @@ class Repository:
     branches: dict[str, Commit]
     tags: dict[str, Commit] = field(default_factory=dict)
     pulls: dict[str, Commit] = field(default_factory=dict)
+    closed: set[str] = field(default_factory=set)
     private: bool = False
     gated: str | bool = False
     let_in: set[str] = field(default_factory=set)
@@ -287,6 +288,11 @@ class HuggingFaceStandIn(StandIn):
             raise Refusal(refusal(403, f"You don't have the required permissions to perform this action on {name}."))
         return repository
 
+    def writable(self, request: HubRequest, name: str, user: str | None) -> Repository:
+        """What a call about a commit may change; a pull request may be made by any user who sees the model."""
+        is_proposal = "create_pr" in request.query and user is not None
+        return self.found(request, name, user, write=not is_proposal)
+
     def owns(self, user: str | None, name: str) -> bool:
         return user is not None and name.partition("/")[0] in (user, *self.orgs[user])
 
@@ -407,6 +413,23 @@ class HuggingFaceStandIn(StandIn):
             listed["pullRequests"] = told("", repository.pulls)
         return json_answer(200, {**listed, "converts": []})
 
+    def discussions(self, request: HubRequest, body: Any, user: str | None, name: str) -> Answer:
+        repository = self.found(request, name, user)
+        listed = [
+            {
+                "num": int(ref.rpartition("/")[2]),
+                "title": commit.title,
+                "status": status,
+                "isPullRequest": True,
+                "createdAt": commit.date,
+                "author": {"name": "alice"},
+                "repo": {"name": repository.id, "type": "model"},
+            }
+            for ref, commit in repository.pulls.items()
+            if (status := "closed" if ref in repository.closed else "open") == request.query.get("status", status)
+        ]
+        return json_answer(200, {"discussions": listed, "count": len(listed), "start": 0})
+
     def commits(self, request: HubRequest, body: Any, user: str | None, name: str, revision: str) -> Answer:
         commit = self.at(self.found(request, name, user), revision)
         listed = [
@@ -496,7 +519,7 @@ class HuggingFaceStandIn(StandIn):
         return json_answer(200, {"errors": [], "warnings": []})
 
     def preupload(self, request: HubRequest, body: Any, user: str | None, name: str, revision: str) -> Answer:
-        repository = self.found(request, name, user, write=True)
+        repository = self.writable(request, name, user)
         head = self.at(repository, revision)
         if len(body["files"]) > 256:
             return refusal(400, "too many files")
@@ -515,7 +538,7 @@ class HuggingFaceStandIn(StandIn):
         return json_answer(200, {"files": told, "commitOid": head.id})
 
     def lfs_batch(self, request: HubRequest, body: Any, user: str | None, name: str) -> Answer:
-        self.found(request, name, user, write=True)
+        self.found(request, name, user, write="ref" in body)
         assert body["operation"] == "upload"
         if len(body["objects"]) > 256:
             return refusal(413, "too many objects")
@@ -565,7 +588,7 @@ class HuggingFaceStandIn(StandIn):
         return json_answer(200, body)
 
     def make_commit(self, request: HubRequest, body: Any, user: str | None, name: str, revision: str) -> Answer:
-        repository = self.found(request, name, user, write=True)
+        repository = self.writable(request, name, user)
         head = self.at(repository, revision)
         lines = [json.loads(line) for line in body.splitlines() if line.strip()]
         header = lines[0]["value"]
@@ -576,10 +599,12 @@ class HuggingFaceStandIn(StandIn):
             self.apply(tree, line["key"], line["value"])
         description = header.get("description") or ""
         if request.query.get("create_pr"):
-            repository.branches["refs/pr/1"] = head
-            made = self.commit(repository, "refs/pr/1", tree, header["summary"], description)
-            repository.pulls["refs/pr/1"] = repository.branches.pop("refs/pr/1")
-            more = {"pullRequestUrl": f"{self.url}/{name}/discussions/1"}
+            number = len(repository.pulls) + 1
+            ref = f"refs/pr/{number}"
+            repository.branches[ref] = head
+            made = self.commit(repository, ref, tree, header["summary"], description)
+            repository.pulls[ref] = repository.branches.pop(ref)
+            more = {"pullRequestUrl": f"{self.url}/{name}/discussions/{number}"}
         else:
             made = self.commit(repository, revision, tree, header["summary"], description)
             more = {}
@@ -664,6 +689,7 @@ class HuggingFaceStandIn(StandIn):
         ("GET", _MODEL + r"/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", tree_page),
         ("POST", _MODEL + r"/paths-info/(?P<revision>[^/]+)", paths_info),
         ("GET", _MODEL + r"/refs", refs),
+        ("GET", _MODEL + r"/discussions", discussions),
         ("GET", _MODEL + r"/commits/(?P<revision>[^/]+)", commits),
         ("POST", _MODEL + r"/preupload/(?P<revision>[^/]+)", preupload),
         ("POST", _MODEL + r"/commit/(?P<revision>[^/]+)", make_commit),

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
+from urllib.parse import urljoin
 
 import httpx
 
@@ -83,6 +84,12 @@ Origin = tuple[str, str, int | None]
 def _read(url: str) -> httpx.URL:
     """Read a URL. A transfer looks at the same few again and again, and reading one takes a tenth of a millisecond."""
     return httpx.URL(url)
+
+
+@lru_cache(maxsize=256)
+def joined(url: str, location: str) -> httpx.URL:
+    """Return where a URL leads to as another sees it, as :meth:`httpx.URL.join` does, which reads both each time."""
+    return _read(urljoin(str(_read(url)), str(_read(location))))
 
 
 def origin_of(url: httpx.URL | str) -> Origin:
@@ -187,7 +194,7 @@ def redirect_target(url: str, location: str, settings: RegistrySettings, *, base
     """
     shown = show_url(url, secrets_of(settings))
     try:
-        target = _read(url).join(location)
+        target = joined(url, location)
     except (httpx.InvalidURL, ValueError):
         raise InvalidInput(f"{shown} redirects to something that is no URL", argument="host") from None
     if origin_of(target) == origin_of(url) and not target.userinfo:

@@ -25,7 +25,7 @@ from airflow_provider_modelsync.core.errors import (
     Unauthorized,
 )
 from airflow_provider_modelsync.core.flow.steps import Flow, send
-from airflow_provider_modelsync.core.http.addresses import origin_of, redirect_target
+from airflow_provider_modelsync.core.http.addresses import joined, origin_of, redirect_target
 from airflow_provider_modelsync.core.http.faults import status_error, trace_in
 from airflow_provider_modelsync.core.http.policy import ApiClient, read_json
 from airflow_provider_modelsync.core.redact import excerpt, secrets_of
@@ -237,7 +237,7 @@ class Hub:
         if not found:
             return None
         try:
-            url = httpx.URL(self.base_url).join(found[1])
+            url = joined(self.base_url, found[1])
         except (httpx.InvalidURL, ValueError):
             return None
         if origin_of(url) == origin_of(self.base_url):
@@ -343,7 +343,7 @@ def _leads_elsewhere(response: httpx.Response) -> bool:
     if response.status_code not in (301, 302, 303):
         return False
     try:
-        target = response.request.url.join(response.headers["Location"])
+        target = joined(str(response.request.url), response.headers["Location"])
     except (httpx.InvalidURL, ValueError):
         return False
     return origin_of(target) != origin_of(response.request.url)

@@ -46,6 +46,7 @@ _MOST_INLINE = 128 << 20  # bytes that may travel in the commit itself
 _REFUSED = frozenset({".git", ".cache", ".."})
 _COMMIT_SECONDS = 120.0  # a commit may take 60
 _LOOKS = 3  # at the head, after an answer that was lost
+_PULLS = 10  # the newest open pull requests, of which one may be what is to be proposed
 _LFS = {"Accept": "application/vnd.git-lfs+json", "Content-Type": "application/vnd.git-lfs+json"}
 
 
@@ -56,6 +57,7 @@ class PushOptions(BaseModel):
     :param private: whether a model that is made by the push can be seen by its owners only.
     :param message: the commit's title.
     :param keep_card: whether a ``README.md`` that the source does not have stays as it is.
+    :param create_pr: whether the commit is proposed by a pull request to the branch, which needs no right to write.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,6 +66,12 @@ class PushOptions(BaseModel):
     private: bool = True
     message: str = Field(default="", max_length=500)
     keep_card: bool = True
+    create_pr: bool = False
+
+    @property
+    def params(self) -> dict[str, str]:
+        """What calls about the branch say."""
+        return {"create_pr": "1"} if self.create_pr else {}
 
     @classmethod
     def read(cls, options: Mapping[str, Any]) -> PushOptions:
@@ -110,8 +118,24 @@ class _Batch(BaseModel):
     objects: list[_Object]
 
 
-class _Committed(BaseModel):
+class _Discussion(BaseModel):
+    number: int = Field(alias="num")
+
+
+class _Discussions(BaseModel):
+    found: list[_Discussion] = Field(alias="discussions")
+
+
+class Committed(BaseModel):
+    """A commit that was made.
+
+    :param pull: where the pull request is that proposes it, if one does.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
     commit: str = Field(alias="commitOid")
+    pull: Text = Field(default="", alias="pullRequestUrl")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +222,14 @@ class Pushes:
         doing = f"asking where {change.name} goes up to"
         found: dict[str, Blob] = {}
         for part in _parts_of(files):
+            wanted: dict[str, Any] = {
+                "operation": "upload",
+                "transfers": ["basic", "multipart"],
+                "hash_algo": "sha256",
+                "objects": [{"oid": file.sha256, "size": file.size} for file in part],
+            }
+            if not change.options.create_pr:
+                wanted["ref"] = {"name": change.options.branch}
             batch = yield from self._hub.need(
                 "POST",
                 f"{change.name}.git/info/lfs/objects/batch",
@@ -205,15 +237,7 @@ class Pushes:
                 doing,
                 name=change.name,
                 headers=_LFS,
-                content=json.dumps(
-                    {
-                        "operation": "upload",
-                        "transfers": ["basic", "multipart"],
-                        "hash_algo": "sha256",
-                        "ref": {"name": change.options.branch},
-                        "objects": [{"oid": file.sha256, "size": file.size} for file in part],
-                    }
-                ).encode(),
+                content=json.dumps(wanted).encode(),
             )
             objects = {entry.oid: entry for entry in batch.objects}
             for file in part:
@@ -260,8 +284,8 @@ class Pushes:
             response = yield from self._hub.answer("POST", blob.verify, json=body, may_repeat=True)
             self._hub.refuse(response, doing, change.name)
 
-    def commit(self, change: Change) -> Flow[str]:
-        """Make the commit, and return its id. An answer that is lost is settled by looking at the head.
+    def commit(self, change: Change) -> Flow[Committed]:
+        """Make the commit, or propose it. An answer that is lost is settled by looking at the head.
 
         :raises BeginAgain: when somebody else has moved the branch.
         """
@@ -274,6 +298,7 @@ class Pushes:
                 response = yield from self._hub.answer(
                     "POST",
                     path,
+                    params=change.options.params,
                     content=body,
                     headers={"Content-Type": "application/x-ndjson"},
                     seconds=_COMMIT_SECONDS,
@@ -285,18 +310,38 @@ class Pushes:
                 if response.status_code < 500 and response.status_code != 412:
                     return (yield from self._committed(response, doing, change))
                 lost = RegistryUnavailable(f"{doing}: the server answered {response.status_code}")
+            if change.options.create_pr and (proposed := (yield from self.proposed(change))):
+                return proposed
             head = yield from self._head(change)
             if head != change.parent:
                 if (yield from self.holds(change, head)):
-                    return head
+                    return Committed(commit=head)
                 raise BeginAgain(f"{doing}: somebody else has moved {change.options.branch} to {head}")
             yield from sleep(float(look))  # with its parent named, it cannot be made twice
         raise lost
 
-    def _committed(self, response: httpx.Response, doing: str, change: Change) -> Flow[str]:
+    def _committed(self, response: httpx.Response, doing: str, change: Change) -> Flow[Committed]:
         self._hub.refuse(response, doing, change.name)
-        return read_json(response, _Committed, doing).commit
+        return read_json(response, Committed, doing)
         yield
+
+    def proposed(self, change: Change) -> Flow[Committed | None]:
+        """Return the commit of an open pull request that proposes the model already."""
+        name, doing = change.name, f"looking at the pull requests of {change.name}"
+        found = yield from self._hub.need(
+            "GET",
+            model_path(name, "discussions"),
+            _Discussions,
+            doing,
+            name=name,
+            params={"type": "pull_request", "status": "open"},
+        )
+        numbers = sorted((one.number for one in found.found), reverse=True)
+        for number in numbers[:_PULLS]:
+            commit = yield from self._hub.head(name, f"refs/pr/{number}")
+            if commit is not None and (yield from self.holds(change, commit)):
+                return Committed(commit=commit, pull=f"{self._hub.base_url}/{name}/discussions/{number}")
+        return None
 
     def _head(self, change: Change) -> Flow[str]:
         doing = f"looking at the branches of {change.name}"
@@ -340,10 +385,10 @@ class Pushes:
         body = {"files": (yield from call(_samples_of, source, files))}
         for is_made in (False, True):
             response = yield from self._hub.answer(
-                "POST", model_path(name, "preupload", options.branch), json=body, may_repeat=True
+                "POST", model_path(name, "preupload", options.branch), params=options.params, json=body, may_repeat=True
             )
             code = response.headers.get("X-Error-Code")
-            if response.status_code != 404 or is_made:
+            if response.status_code != 404 or is_made or options.create_pr:
                 break
             if code == "RevisionNotFound":
                 yield from self._make_branch(name, options.branch)

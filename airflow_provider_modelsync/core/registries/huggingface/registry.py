@@ -242,13 +242,14 @@ class HuggingFaceHub(Registry, Aliases):
 
     def delete_alias(self, name: str, alias: str) -> Flow[bool]:
         refs = yield from self._refs(name)
-        if any(branch.name == alias for branch in refs.branches):
-            raise InvalidInput(f"{name}@{alias} is a branch; only tags are removed here", argument="alias")
-        response = yield from self._hub.answer("DELETE", model_path(name, "tag", alias))
+        kind = "branch" if any(branch.name == alias for branch in refs.branches) else "tag"
+        if kind == "branch" and alias == MAIN:
+            raise InvalidInput(f"{name}@{alias} is a branch that every model has", argument="alias")
+        response = yield from self._hub.answer("DELETE", model_path(name, kind, alias))
         self._memory.histories.pop(name, None)
         if response.status_code == 404 and response.headers.get("X-Error-Code") != "RepoNotFound":
             return False
-        self._hub.refuse(response, f"removing the tag {alias} of {name}", name)
+        self._hub.refuse(response, f"removing the {kind} {alias} of {name}", name)
         return True
 
     def _tag(self, name: str, commit: str, tag: str) -> Flow[bool]:
@@ -271,6 +272,11 @@ class HuggingFaceHub(Registry, Aliases):
                 f"{tag} is a commit, and a commit names itself; name a tag, or nothing", argument="model"
             )
         self.check(ModelRef(name=name, version=options.branch))
+        if tag is not None and options.create_pr:
+            raise InvalidInput(
+                f"what a pull request proposes is not tagged as {tag} before it is merged; push it without a version",
+                argument="model",
+            )
         if tag is not None and (tagged := (yield from self._tagged(request.source, name, tag, options))):
             return UploadPlan(ref=request.ref, way=None, existing=tagged)
         change = yield from self._pushes.compare(request.source, name, options)
@@ -278,6 +284,9 @@ class HuggingFaceHub(Registry, Aliases):
             if tag is not None:
                 yield from self._tag_as(name, change.parent, tag)
             existing = yield from self._made(change, change.parent)
+            return UploadPlan(ref=request.ref, way=None, existing=existing)
+        if options.create_pr and (proposed := (yield from self._pushes.proposed(change))):
+            existing = yield from self._made(change, proposed.commit, proposed.pull)
             return UploadPlan(ref=request.ref, way=None, existing=existing)
         blobs = yield from self._pushes.blobs(change, change.large)
         files = tuple(file for file in change.large if file.path in blobs)
@@ -297,10 +306,10 @@ class HuggingFaceHub(Registry, Aliases):
 
     def finish_push(self, plan: UploadPlan) -> Flow[ModelVersion]:
         plan = cast(CommitPlan, plan)
-        commit = yield from self._pushes.commit(plan.change)
+        made = yield from self._pushes.commit(plan.change)
         if plan.tag is not None:
-            yield from self._tag_as(plan.change.name, commit, plan.tag)
-        return (yield from self._made(plan.change, commit))
+            yield from self._tag_as(plan.change.name, made.commit, plan.tag)
+        return (yield from self._made(plan.change, made.commit, made.pull))
 
     def abort_push(self, plan: UploadPlan, error: BaseException) -> Flow[None]:
         yield from ()  # objects that no commit names are no version: the Hub clears them away by itself
@@ -329,13 +338,15 @@ class HuggingFaceHub(Registry, Aliases):
                     f"{name}@{tag} is the commit {now.version} already, and {commit} was pushed for it"
                 )
 
-    def _made(self, change: Change, commit: str) -> Flow[ModelVersion]:
-        """Return a version that was pushed, or was there already, with its digest."""
+    def _made(self, change: Change, commit: str, pull: str = "") -> Flow[ModelVersion]:
+        """Return a version that was pushed or proposed, or was there already, with its digest."""
         self._memory.histories.pop(change.name, None)
         try:
             version = yield from self._at(change.name, commit)
         except ModelNotFound:  # what the Hub tells of a model can be behind
             version = self._commit_of(change.name, commit, ())
+        if pull:
+            version = version.model_copy(update={"metadata": {**version.metadata, "pull_request": pull}})
         if change.kept is not None:
             return (yield from self.with_digest(version))
         return version.model_copy(update={"digest": change.source.digest, "size_bytes": change.source.size_bytes})

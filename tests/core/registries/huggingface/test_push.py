@@ -14,6 +14,7 @@ from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.core.errors import (
     BeginAgain,
     InvalidInput,
+    ModelNotFound,
     ModelSyncError,
     NotSupported,
     RegistryUnavailable,
@@ -24,7 +25,7 @@ from airflow_provider_modelsync.core.registries.huggingface import push as pushi
 from tests.core.registries.huggingface.hub import NAME, Worker
 from tests.core.stores import write_tree
 from tests.standins.http_server import Answer, LoseAnswer, Reset, Respond, Rewrite, json_answer
-from tests.standins.huggingface import READ, HuggingFaceStandIn
+from tests.standins.huggingface import READ, WRITE, HuggingFaceStandIn
 
 MODEL = {"config.json": b"{}", "weights.bin": b"w" * 5000, "sub/a b#1?%41ü+.txt": b"odd", "empty.txt": b""}
 
@@ -172,6 +173,62 @@ def test_a_branch_is_no_tag_to_be_moved(server: HuggingFaceStandIn, worker: Work
     ):
         with pytest.raises(InvalidInput, match="is a branch"):
             worker.run(verb())
+
+
+def test_a_branch_is_removed_and_the_main_one_is_not(server: HuggingFaceStandIn, worker: Worker, source: Path) -> None:
+    worker.push(source, NAME, options={"branch": "exp/one"})
+    assert worker.run(worker.registry.delete_alias(NAME, "exp/one")) is True
+    assert worker.run(worker.registry.delete_alias(NAME, "exp/one")) is False
+    assert list(server.repositories[NAME].branches) == ["main"]
+
+
+# Pull requests
+
+
+@pytest.mark.parametrize("token", [WRITE, READ])
+def test_a_commit_is_proposed_once(server: HuggingFaceStandIn, source: Path, tmp_path: Path, token: str) -> None:
+    worker = Worker(server, token=token)
+    before = server.publish(NAME, {"theirs.txt": b"t"})
+    proposed = worker.push(source, NAME, options={"create_pr": True})
+    assert server.repositories[NAME].head.id == before
+    assert server.tree(NAME, "refs/pr/1") == MODEL
+    assert proposed.version == server.repositories[NAME].pulls["refs/pr/1"].id
+    assert proposed.metadata["pull_request"] == f"{server.url}/{NAME}/discussions/1"
+    worker.pull(proposed.ref, tmp_path / "target")
+    assert proposed.digest == digest_directory(tmp_path / "target")
+    again = worker.push(source, NAME, options={"create_pr": True})
+    assert again.transfer is not None
+    assert again.transfer.skipped
+    assert (again.version, again.metadata["pull_request"]) == (proposed.version, proposed.metadata["pull_request"])
+    server.repositories[NAME].closed.add("refs/pr/1")
+    worker.push(source, NAME, options={"create_pr": True})
+    assert list(server.repositories[NAME].pulls) == ["refs/pr/1", "refs/pr/2"], "what was turned down counts no more"
+
+
+@pytest.mark.parametrize("action", [LoseAnswer(), Respond(504)])
+def test_a_lost_answer_to_a_proposal_is_settled_by_what_is_proposed(
+    server: HuggingFaceStandIn, worker: Worker, source: Path, action: Any
+) -> None:
+    server.publish(NAME, {"theirs.txt": b"t"})
+    server.fault("POST", "/commit/main", action)
+    proposed = worker.push(source, NAME, options={"create_pr": True})
+    assert {ref: commit.id for ref, commit in server.repositories[NAME].pulls.items()} == {
+        "refs/pr/1": proposed.version
+    }
+    assert proposed.metadata["pull_request"] == f"{server.url}/{NAME}/discussions/1"
+
+
+def test_what_is_there_is_not_proposed_and_nothing_is_made_for_a_proposal(
+    server: HuggingFaceStandIn, worker: Worker, source: Path
+) -> None:
+    with pytest.raises(ModelNotFound):
+        worker.push(source, NAME, options={"create_pr": True})
+    assert server.repositories == {}
+    pushed = worker.push(source, NAME)
+    assert worker.push(source, NAME, options={"create_pr": True}).version == pushed.version
+    assert server.repositories[NAME].pulls == {}
+    with pytest.raises(InvalidInput, match="not tagged as v1 before it is merged"):
+        worker.push(source, f"{NAME}:v1", options={"create_pr": True})
 
 
 # Refusals
