@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -427,6 +428,32 @@ def test_deletion_may_be_switched_off(tmp_path: Path, source: Path, name: str) -
         with pytest.raises(NotSupported, match="does not delete over its API"):
             team.delete()
         assert team.versions() == ["v1"]
+
+
+def test_blobs_that_are_collected_during_a_push_are_sent_again(
+    server: DockerRegistry, team: Team, tmp_path: Path
+) -> None:
+    source = write_tree(tmp_path / "source", {"a.bin": os.urandom(5000), "b.bin": os.urandom(5000)})
+    gone = hashlib.sha256((source / "b.bin").read_bytes()).hexdigest()
+    blob = server.directory / "docker/registry/v2/blobs/sha256" / gone[:2] / gone
+    link = (
+        server.directory / f"docker/registry/v2/repositories/{urlsplit(team.url).path[1:]}/digits/_layers/sha256/{gone}"
+    )
+    publish, rounds = team.registry.finish_push, 0
+
+    def collected(plan: Any) -> Flow[Any]:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 1:
+            shutil.rmtree(blob)
+            shutil.rmtree(link)
+        return (yield from publish(plan))
+
+    team.registry.finish_push = collected  # type: ignore[method-assign]
+    team.push(source)
+    assert rounds == 2
+    team.pull(tmp_path / "target")
+    assert snapshot(tmp_path / "target") == snapshot(source)
 
 
 def test_a_mount_of_what_only_its_cache_knows_is_found_out(tmp_path: Path, source: Path, name: str) -> None:
