@@ -269,6 +269,37 @@ def test_a_signature_belongs_to_the_bytes(store: Store, model: Path, keys: Path,
     pull(store, target, keys / "team.pub", ref="fraud:v2")
 
 
+def test_a_signature_goes_with_the_last_version_of_its_bytes(store: Store, model: Path, keys: Path) -> None:
+    push(store, model, sign=str(keys / "team.key"))
+    push(store, model, "fraud:v2")
+    write_tree(model, {"weights.bin": b"others"})
+    push(store, model, "fraud:v3", sign=str(keys / "team.key"))
+    left = []
+    for version in ("v1", "v2", "v3"):
+        store.run(store.registry.delete(store.registry.parse(f"fraud:{version}")))
+        left.append(len([*store.root.rglob("*.sig")]))
+    assert left == [2, 1, 0]
+
+
+def test_a_push_that_begins_while_a_signature_is_removed_has_it_again(
+    store: Store, model: Path, keys: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(store, model, sign=str(keys / "team.key"))
+    place: Any = store.registry._store
+    remove = place.remove
+
+    def let_a_push_in(name: str, records: Any) -> None:
+        if any(record.endswith(".sig") for record in records):
+            monkeypatch.setattr(place, "remove", remove)
+            push(store, model, "fraud:v2", sign=str(keys / "team.key"))
+        remove(name, records)
+
+    monkeypatch.setattr(place, "remove", let_a_push_in)
+    store.run(store.registry.delete(store.registry.parse("fraud:v1")))
+
+    pull(store, target, keys / "team.pub", ref="fraud:v2")
+
+
 def test_a_sync_requires_and_takes_signatures_along(
     store: Store, model: Path, keys: Path, target: Path, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar, ParamSpec, TypeVar, cast
 
 from airflow_provider_modelsync.core.archive import names
-from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavailable
+from airflow_provider_modelsync.core.errors import Cancelled, InvalidInput, ModelSyncError, RegistryUnavailable
 from airflow_provider_modelsync.core.flow.steps import Flow, call, call_remote
 from airflow_provider_modelsync.core.models import LATEST, Alias, ModelRef, ModelVersion, Query, require_json
 from airflow_provider_modelsync.core.redact import secrets_of, show_url
@@ -27,6 +28,7 @@ from airflow_provider_modelsync.core.storages.gcs import GcsBucket
 from airflow_provider_modelsync.core.storages.s3 import S3Bucket
 from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, PushRequest, UploadPlan
 
+_log = logging.getLogger("modelsync")
 _BUCKET = re.compile(r"[A-Za-z0-9._:@-]+")
 _BUCKETS: Mapping[str, Callable[..., Bucket]] = {
     "s3": S3Bucket,
@@ -121,7 +123,7 @@ class ModelStore(Registry, Aliases, KeepsSignatures, Tidies):
         return self._call(self._store.list_models, query)
 
     def delete(self, ref: ModelRef) -> Flow[bool]:
-        return self._call(self._store.delete, ref.name, _exact(ref))
+        return self._call(self._delete, ref.name, _exact(ref))
 
     def set_labels(self, ref: ModelRef, labels: Mapping[str, str | None]) -> Flow[ModelVersion]:
         require_json("labels", labels)
@@ -183,6 +185,34 @@ class ModelStore(Registry, Aliases, KeepsSignatures, Tidies):
     def _keep_signature(self, name: str, digest: str, signature: bytes) -> None:
         self._store.create(name, f"{_signed(digest)}.{name_of(signature)}", signature)
 
+    def _delete(self, name: str, version: str) -> bool:
+        existed = self._store.delete(name, version)
+        try:
+            self._drop_signatures(name)
+        except Cancelled:
+            raise
+        except ModelSyncError as error:
+            _log.warning("signatures that nothing belongs to any more may be left of %s: %s", name, error)
+        return existed
+
+    def _drop_signatures(self, name: str) -> None:
+        """Remove signatures of files that no version holds and no push is about to publish."""
+        if not (kept := [record for record in self._store.entries(name) if _SIGNATURE.fullmatch(record)]):
+            return
+        held = self._store.digests(name)
+        found = {record: self._store.read(name, record) for record in kept if _digest_in(record) not in held}
+        dropped = {record: signature.content for record, signature in found.items() if signature is not None}
+        if not dropped:
+            return
+        self._store.remove(name, dropped)
+        needed = [*dropped]
+        try:
+            held = self._store.digests(name)
+            needed = [record for record in dropped if _digest_in(record) in held]
+        finally:
+            for record in needed:  # a push that has begun since has found it in its place
+                self._store.create(name, record, dropped[record])
+
     def _plan_pull(self, version: ModelVersion) -> DownloadPlan:
         manifest = self._store.read_manifest(version.name, version.version)
         if manifest.digest != version.digest:
@@ -193,6 +223,10 @@ class ModelStore(Registry, Aliases, KeepsSignatures, Tidies):
 
 def _signed(digest: str) -> str:
     return digest.removeprefix("sha256:")
+
+
+def _digest_in(record: str) -> str:
+    return f"sha256:{record.partition('.')[0]}"
 
 
 def _store_at(settings: RegistrySettings, session: OpenSession | None) -> Store:

@@ -400,6 +400,25 @@ class Store(ABC):
         found = [version.model_copy(update={"aliases": pointing.get(version.version, ())}) for version in found]
         return sorted(filter(query.matches, found), key=lambda version: version.age_key, reverse=True)
 
+    def digests(self, name: str) -> set[str]:
+        """Return the digests of all that is published of a model, or claimed to be.
+
+        :raises ModelSyncError: when a record that tells one cannot be read.
+        """
+        found: set[str] = set()
+        entries = self.entries(name)
+        for version, records in claims.by_version(entries).items():
+            try:
+                state = self._state(name, version, records, entries, Summary)
+            except _Moved:
+                state = self.look(name, version)
+            if state.damage:
+                raise state.damage
+            if state.view.open and state.view.claimant is None:
+                raise Damaged(f"the claim on {name}:{version} cannot be read")
+            found |= {digest for digest in (state.view.digest, state.view.claimant) if digest}
+        return found
+
     def list_models(self, query: Query) -> list[ModelVersion]:
         """Return the newest version of each name that a query chooses, newest first."""
         found: list[ModelVersion] = []
