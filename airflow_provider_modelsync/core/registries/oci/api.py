@@ -278,6 +278,7 @@ class Api:
         """Return the names of all models of the connection.
 
         :raises NotSupported: when the registry does not list its repositories, and the connection names none.
+        :raises Unauthorized: when it refuses the login altogether.
         """
         if self._settings.repositories:
             return list(self._settings.repositories)
@@ -285,6 +286,8 @@ class Api:
         try:
             pages = yield from self._pages("v2/_catalog", _CATALOG, doing)
         except (ModelNotFound, NotSupported, Unauthorized, InvalidInput) as error:
+            if isinstance(error, Unauthorized) and not self.login.is_anonymous:
+                yield from self.test()  # a login that counts nowhere is told as such
             raise NotSupported(
                 f"{self._title} at {self.root} does not list its repositories to this login ({error.message}); name "
                 "them in the connection's extra `repositories`"

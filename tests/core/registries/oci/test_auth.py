@@ -12,7 +12,13 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError, RegistryUnavailable, Unauthorized
+from airflow_provider_modelsync.core.errors import (
+    InvalidInput,
+    ModelSyncError,
+    NotSupported,
+    RegistryUnavailable,
+    Unauthorized,
+)
 from airflow_provider_modelsync.core.registries.oci import auth
 from airflow_provider_modelsync.core.registries.oci.auth import Challenge
 from airflow_provider_modelsync.core.transfer import large_files
@@ -20,7 +26,7 @@ from airflow_provider_modelsync.core.transfer.control import Control
 from tests.core.registries.oci.team import BLOBS, UPLOAD, Team, write_model
 from tests.core.stores import snapshot
 from tests.standins.http_server import Respond
-from tests.standins.oci import DISTRIBUTION, GHCR, HARBOR, OCIStandIn
+from tests.standins.oci import DISTRIBUTION, ECR, GHCR, HARBOR, OCIStandIn, Quirks
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
 
@@ -126,6 +132,15 @@ def test_a_wrong_password_is_refused_told_and_not_repeated(
         assert "wrong-8c1d" not in str(caught.value)
     assert server.count("GET", "^/token$") == 1
     assert "wrong-8c1d" not in caplog.text
+
+
+@pytest.mark.parametrize("quirks", [HARBOR, ECR], ids=["bearer", "basic"])
+def test_a_wrong_password_is_told_as_such_where_nothing_is_listed_either(quirks: Quirks) -> None:
+    with OCIStandIn(quirks) as server:
+        with pytest.raises(Unauthorized, match="401"):
+            Team.of(server, password="wrong-8c1d").models()
+        with pytest.raises(NotSupported, match="extra `repositories`"):
+            Team.of(server).models()
 
 
 def test_a_token_is_renewed_before_it_ends(server: OCIStandIn, source: Path) -> None:
