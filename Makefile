@@ -155,6 +155,11 @@ test-slow-calls: $(READY) .venv-vendors/bentocloud/.ready
 test-ui: $(READY) chromium
 	$(BIN)/python -m pytest -m ui tests/ui $(PYTEST_ARGS)
 
+# Those of another Airflow, from here: its environment has the wheel, and the browser none of it.
+test-ui-%: $(READY) chromium .venv-airflow/%/.ready wheel
+	$(call install-wheel,.venv-airflow/$*)
+	MODELSYNC_AIRFLOW=$(abspath .venv-airflow/$*/bin/python) $(BIN)/python -m pytest -m ui tests/ui $(PYTEST_ARGS)
+
 screenshots: $(READY) chromium
 	$(BIN)/python -m tests.ui.screenshots docs/images
 

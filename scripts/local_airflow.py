@@ -24,7 +24,8 @@ from typing import Any
 
 import httpx
 
-AIRFLOW = (sys.executable, "-m", "airflow")
+# That of this environment; the connection forms of another are tested from here, too.
+AIRFLOW = (os.environ.get("MODELSYNC_AIRFLOW", sys.executable), "-m", "airflow")
 TERMINAL = {"success", "failed"}
 _PAGE = 100  # more are not given at once
 

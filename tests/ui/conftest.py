@@ -19,6 +19,13 @@ def airflow(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -
 
 
 @pytest.fixture(scope="session")
+def is_old(airflow: LocalAirflow) -> bool:
+    """Whether that Airflow asks hooks for its forms, which are simpler then."""
+    major, minor, *_ = airflow.get("/version")["version"].split(".")
+    return (int(major), int(minor)) < (3, 2)
+
+
+@pytest.fixture(scope="session")
 def connections(airflow: LocalAirflow) -> Iterator[ConnectionsPage]:
     """The page of connections in a browser."""
     with browser_page() as page:

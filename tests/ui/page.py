@@ -40,7 +40,7 @@ class Form:
 
     def sections(self) -> list[str]:
         """The titles of the sections."""
-        return self.dialog.locator("button[aria-expanded]").all_inner_texts()
+        return self.dialog.locator("button[data-scope=accordion][aria-expanded]").all_inner_texts()
 
     def open(self, section: str) -> Locator:
         """Open a section, which closes the others."""
