@@ -270,8 +270,8 @@ async def test_new_credentials_are_found_when_the_old_ones_are_refused(
 ) -> None:
     async with running(*(sensor(f"{name}:v2") for name in MODELS)) as waiting:
         await asked(server, len(MODELS))
-        server.tokens = {"renewed": None}
         connect(CONNECTION, conn_type="bentocloud", host=server.url, password="renewed")
+        server.tokens = {"renewed": None}  # then: threads of waits look up as soon as they are refused
         for name in MODELS:
             server.seed(name, "v2")
         events = await asyncio.gather(*waiting)
