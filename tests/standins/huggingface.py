@@ -144,7 +144,8 @@ class HuggingFaceStandIn(StandIn):
 
     `page`: entries of a page; `chunk_size`: files above it go up in parts of it; `quotas`: kind → requests that are
     left; `reset`: seconds until they begin anew; `hidden`: headers that a mirror loses, in lower case; `upstream`:
-    what a mirror calls itself in links; `small_redirects`: whether small files come by way of `resolve-cache`.
+    what a mirror calls itself in links; `small_redirects`: whether small files come by way of `resolve-cache`;
+    `sets_cookies`: whether answers do.
     """
 
     def __init__(self, scratch: Path, *, chunk_size: int = 5 << 20, **more: Any) -> None:
@@ -163,6 +164,7 @@ class HuggingFaceStandIn(StandIn):
         self.hidden: set[str] = set()
         self.upstream: str | None = None
         self.small_redirects = True
+        self.sets_cookies = False
         self.expires = 4_000_000_000
         self.is_read_only = False
         self.cdn_url = ""
@@ -237,7 +239,8 @@ class HuggingFaceStandIn(StandIn):
                 headers["RateLimit"] = f'"{kind}";r={self.quotas[kind]};t={self.reset}'
                 headers["RateLimit-Policy"] = f'"fixed window";"{kind}";q=1000;w=300'
             headers["X-Request-Id"] = f"Root=1-{next(self._numbers)}"
-            headers["Set-Cookie"] = "token=of-a-session; Path=/"  # which the CDN, of the same host here, refuses
+            if self.sets_cookies:
+                headers["Set-Cookie"] = "token=of-a-session; Path=/"  # which the CDN, of the same host here, refuses
             is_chunked = answer.chunked or ("content-length" in self.hidden and request.method == "GET")
             return replace(answer, headers=headers, chunked=is_chunked)
 
@@ -260,7 +263,8 @@ class HuggingFaceStandIn(StandIn):
             return refusal(401, "Invalid credentials in Authorization header")
         for method, pattern, serve in self.routes:
             found = re.fullmatch(pattern, request.raw)
-            if found and request.method in method.split():
+            asked = "GET" if request.method == "HEAD" and "HEAD" not in method.split() else request.method
+            if found and asked in method.split():
                 if self.is_read_only and request.method not in ("GET", "HEAD"):
                     return refusal(404, "Repository not found", "RepoNotFound")
                 parts = {key: unquote(value) for key, value in found.groupdict().items() if value is not None}
@@ -686,7 +690,7 @@ class HuggingFaceStandIn(StandIn):
         ),
         ("GET", _MODEL, info),
         ("GET", _MODEL + r"/revision/(?P<revision>[^/]+)", info),
-        ("GET", _MODEL + r"/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", tree_page),
+        ("GET", _MODEL + r"/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+)?)?", tree_page),
         ("POST", _MODEL + r"/paths-info/(?P<revision>[^/]+)", paths_info),
         ("GET", _MODEL + r"/refs", refs),
         ("GET", _MODEL + r"/discussions", discussions),

@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
+from airflow_provider_modelsync.core.archive.names import show
 from airflow_provider_modelsync.core.errors import (
     InvalidInput,
     ModelNotFound,
@@ -269,11 +270,11 @@ class Hub:
         here = Address(
             url,
             headers={**self.credentials(), **_IDENTITY},
-            explain=lambda said, doing: self._refused(said, doing, name),
+            explain=lambda said, doing: self._refused(said, f"{doing}, {show(path)} of {name}", name),
         )
         if not is_large:
             return here
-        doing = f"looking for {path} of {name}"
+        doing = f"looking for {show(path)} of {name}"
         response = yield from self.answer("HEAD", url, headers=_IDENTITY, wanted=_leads_elsewhere)
         asked = str(response.request.url)
         if 300 <= response.status_code < 400 and "Location" in response.headers:
@@ -328,6 +329,10 @@ class Hub:
             return NotSupported(f"{doing}: the Hub has disabled the model{trace}")
         if status in (401, 403):
             return Unauthorized(f"{said}: the token does not allow this{trace}", argument="password")
+        if status == 405:
+            return NotSupported(
+                f"{said}: {self.base_url} does not offer this, as a mirror that can only be read{trace}"
+            )
         error = status_error(status, headers, body or json.dumps({"error": words}), doing, secrets=secrets)
         if isinstance(error, InvalidInput):
             return InvalidInput(f"{error.message}{trace}")

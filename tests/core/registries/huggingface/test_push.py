@@ -33,6 +33,7 @@ MODEL = {"config.json": b"{}", "weights.bin": b"w" * 5000, "sub/a b#1?%41ü+.txt
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[HuggingFaceStandIn]:
     with HuggingFaceStandIn(tmp_path / "hub", chunk_size=2000) as server:
+        server.sets_cookies = True
         yield server
 
 
@@ -277,6 +278,12 @@ def test_what_the_hub_would_drop_or_refuse_is_refused_before_a_byte(
     assert server.count("PUT") == 0
 
 
+def test_a_mirror_that_takes_nothing_is_told_as_such(server: HuggingFaceStandIn, worker: Worker, source: Path) -> None:
+    server.fault("POST", "", Respond(405, b"Method Not Allowed"), times=None)
+    with pytest.raises(NotSupported, match="a mirror that can only be read"):
+        worker.push(source, NAME)
+
+
 def test_a_refused_object_is_told(server: HuggingFaceStandIn, worker: Worker, source: Path) -> None:
     oid = hashlib.sha256(MODEL["weights.bin"]).hexdigest()
     refused = {"objects": [{"oid": oid, "size": 5000, "error": {"code": 422, "message": "no room"}}]}
@@ -364,7 +371,7 @@ def test_an_upload_that_is_finished_elsewhere_gets_no_token(
     worker.push(source, NAME)
     assert server.tree(NAME) == MODEL
     assert len(seen) == 2
-    assert not [request for request in seen if "authorization" in request.headers]
+    assert not [request for request in seen if {"authorization", "cookie"} & request.headers.keys()]
 
 
 @pytest.mark.parametrize("change", [{"chunk_size": "1000"}, {"chunk_size": "x"}, {"00004": "http://127.0.0.1:9/4"}])
