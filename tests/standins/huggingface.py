@@ -145,7 +145,7 @@ class HuggingFaceStandIn(StandIn):
     `page`: entries of a page; `chunk_size`: files above it go up in parts of it; `quotas`: kind → requests that are
     left; `reset`: seconds until they begin anew; `hidden`: headers that a mirror loses, in lower case; `upstream`:
     what a mirror calls itself in links; `small_redirects`: whether small files come by way of `resolve-cache`;
-    `sets_cookies`: whether answers do.
+    `is_strict`: whether answers set cookies, and redirects are followed only with their query.
     """
 
     def __init__(self, scratch: Path, *, chunk_size: int = 5 << 20, **more: Any) -> None:
@@ -164,7 +164,7 @@ class HuggingFaceStandIn(StandIn):
         self.hidden: set[str] = set()
         self.upstream: str | None = None
         self.small_redirects = True
-        self.sets_cookies = False
+        self.is_strict = False
         self.expires = 4_000_000_000
         self.is_read_only = False
         self.cdn_url = ""
@@ -239,7 +239,7 @@ class HuggingFaceStandIn(StandIn):
                 headers["RateLimit"] = f'"{kind}";r={self.quotas[kind]};t={self.reset}'
                 headers["RateLimit-Policy"] = f'"fixed window";"{kind}";q=1000;w=300'
             headers["X-Request-Id"] = f"Root=1-{next(self._numbers)}"
-            if self.sets_cookies:
+            if self.is_strict:
                 headers["Set-Cookie"] = "token=of-a-session; Path=/"  # which the CDN, of the same host here, refuses
             is_chunked = answer.chunked or ("content-length" in self.hidden and request.method == "GET")
             return replace(answer, headers=headers, chunked=is_chunked)
@@ -498,7 +498,7 @@ class HuggingFaceStandIn(StandIn):
         self, request: HubRequest, body: Any, user: str | None, name: str, revision: str, path: str
     ) -> Answer:
         commit = self.at(self.found(request, name, user), revision)
-        if request.query.get("etag") != commit.tree[path].oid:
+        if self.is_strict and request.query.get("etag") != commit.tree[path].oid:  # clients of 0.36 lose the query
             return refusal(400, "the address is not the one that was given")
         return self.small(request, commit.tree[path], {"X-Repo-Commit": commit.id})
 

@@ -33,7 +33,7 @@ MODEL = {"config.json": b"{}", "weights.bin": b"w" * 5000, "sub/a b#1?%41ü+.txt
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[HuggingFaceStandIn]:
     with HuggingFaceStandIn(tmp_path / "hub", chunk_size=2000) as server:
-        server.sets_cookies = True
+        server.is_strict = True
         yield server
 
 

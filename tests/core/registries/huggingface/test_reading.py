@@ -42,7 +42,7 @@ MODEL = {**CONFIGS, **SHARDS, "sub/a b#1?%41ü+.txt": b"odd", "empty.txt": b"", 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[HuggingFaceStandIn]:
     with HuggingFaceStandIn(tmp_path / "hub") as server:
-        server.sets_cookies = True
+        server.is_strict = True
         yield server
 
 
