@@ -301,6 +301,7 @@ _AUTHENTICATION = [
         "It is masked in every form, and addresses are shown without their query.",
         ("calls", "storage", "rest"),
         each=True,
+        but={"pieces": "it has no credentials"},
     ),
 ]
 _PROCESSES = [

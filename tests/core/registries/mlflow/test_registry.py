@@ -420,6 +420,17 @@ def test_pages_that_never_end_are_ended(server: MLflowStandIn, ml: Bench, source
 
 
 @pytest.mark.row("A5")
+def test_the_storage_behind_a_server_does_not_see_the_token(worker: Worker, tmp_path: Path) -> None:
+    source = write_tree(tmp_path / "large", {"w.bin": b"w" * (17 << 20)})
+    with MLflowStandIn(tmp_path / "closed", storage="s3", user="canary-token") as closed:
+        bench = worker(host=closed.url, token="canary-token")
+        bench.push(source, NAME)
+        bench.pull(NAME, bench.target())
+        to_storage = [request for request in closed.requests if request.origin == "storage"]
+        assert {request.method for request in to_storage} >= {"PUT", "GET"}
+        assert not any("authorization" in request.headers for request in to_storage)
+
+
 def test_large_files_go_in_parts_past_the_server_and_come_by_ranges(
     bucket: MLflowStandIn, before_bucket: Bench, tmp_path: Path
 ) -> None:

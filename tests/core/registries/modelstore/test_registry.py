@@ -370,7 +370,6 @@ def test_a_push_whose_claim_was_taken_over_leaves_the_version_to_whoever_took_it
     assert store.records("fraud") == ["v1.~2.json"]
 
 
-@pytest.mark.row("P13")
 def test_a_failed_push_gives_its_claim_and_its_staging_up(store: Store, old: Path, new: Path) -> None:
     plan = _plan(store, old)
     store.run(store.registry.abort_push(plan, RuntimeError()))

@@ -112,6 +112,11 @@ def test_a_file_of_any_size_goes_up_and_comes_down(store: BucketStore, tmp_path:
     store.pull("fraud:v1", tmp_path / "target")
     assert snapshot(tmp_path / "target") == snapshot(source)
     assert store.s3.count("UploadPart") == (-(-size // PART) if size > PART else 0)
+    bytes_moved = [
+        request for verb in ("PutObject", "UploadPart", "GetObject") for request in store.s3.find(verb, FILES)
+    ]
+    assert {request.operation for request in bytes_moved} >= {"PutObject", "GetObject"}
+    assert not any("authorization" in request.headers for request in bytes_moved)
 
 
 def test_a_version_pushed_again_with_the_same_bytes_is_as_new_as_its_manifest(

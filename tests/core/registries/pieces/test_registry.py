@@ -485,7 +485,6 @@ class TestWire:
         assert (asked.method, asked.path, asked.body) == (recorded["method"], recorded["path"], body)
         assert asked.headers["content-type"] == recorded["headers"]["content-type"]
 
-    @pytest.mark.row("A8")
     def test_the_application_is_named_only_when_it_is_known(self, server: PiecesStandIn, host: Host) -> None:
         host.get(CLOUD["id"])
         Host(server, {"application_id": "aaaa"}).get(CLOUD["id"])
