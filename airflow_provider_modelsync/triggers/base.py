@@ -163,9 +163,9 @@ async def _see_through(work: Coroutine[Any, Any, T]) -> T:
 
 
 _UNDER_WAY: set[asyncio.Task[Any]] = set()
-# For asking what became of a task. An old triggerer sets up what answers when it is first asked, seconds on a busy
-# machine; one that stops may have nobody left to ask.
-_STATE_SECONDS = 20.0
+# For asking what became of a task. An old triggerer sets up what answers when it is first asked, which takes a busy
+# machine half a minute; one that stops may have nobody left to ask.
+_STATE_SECONDS = 60.0
 _LOOK_UP_PAUSE = 0.5  # seconds until a connection that could not be read is looked up again
 
 
