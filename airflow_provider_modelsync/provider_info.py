@@ -263,7 +263,10 @@ _CONNECTION_TYPES: list[dict[str, Any]] = [
                 "Bucket",
                 {
                     "aws_access_key_id": _field(
-                        "Access key id", "string", "For artifacts in a bucket that is reached past the server."
+                        "Access key id",
+                        "string",
+                        "For artifacts in a bucket that is reached past the server.",
+                        format="password",  # Airflow masks it by its name
                     ),
                     "aws_secret_access_key": _field(
                         "Secret access key", "string", "Empty: AWS's own chain.", format="password"

@@ -184,7 +184,7 @@ FORMS: dict[str, dict[str, dict[str, Field]]] = {
             "workspace": Field("Workspace", "fraud-team"),
         },
         BUCKET: {
-            "aws_access_key_id": Field("Access key id", "AKIAEXAMPLE"),
+            "aws_access_key_id": _secret("Access key id"),
             "aws_secret_access_key": _secret("Secret access key"),
             **_S3,
         },
