@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -122,7 +123,7 @@ def python_of(generation: int) -> Path:
 def shared(kind: str) -> Tracking:
     """Return a server of a kind that the whole process uses."""
     generation, application, facts = KINDS[kind]
-    directory, port = Path(mkdtemp(prefix="modelsync-mlflow-")), free_port()
+    directory, port = _scratch(), free_port()
     s3 = _bucket() if f"s3://{BUCKET}" in " ".join(facts.values()) else None
     environment = {
         **client_env(s3, directory),
@@ -152,10 +153,17 @@ def _bucket() -> S3Service:
         return s3
 
 
+def _scratch() -> Path:
+    """Return a directory that goes with this process."""
+    directory = Path(mkdtemp(prefix="modelsync-mlflow-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
 @contextmanager
 def served(server: Tracking, uri: str) -> Iterator[str]:
     """Have the vendor's own command serve a model; yield where it answers."""
-    port, directory = free_port(), Path(mkdtemp(prefix="modelsync-mlflow-served-"))
+    port, directory = free_port(), _scratch()
     arguments = ["models", "serve", "-m", uri, "--host", "127.0.0.1", "--port", str(port), "--env-manager", "local"]
     # Its own server is started by a name that is looked for in the path.
     environment = {**server.client_env(), "PATH": f"{server.python.parent}:{os.environ['PATH']}"}
