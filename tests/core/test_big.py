@@ -15,6 +15,8 @@ import pytest
 
 from tests.core.stores import Store, write_tree
 
+pytestmark = pytest.mark.faults
+
 GIB, MIB = 1 << 30, 1 << 20
 SIZE = 320 * MIB
 GROWTH = 100 * MIB
@@ -24,8 +26,6 @@ _MEASURED = """
 import json, sys
 from pathlib import Path
 from tests.core.stores import Store
-
-pytestmark = pytest.mark.faults
 
 def facts():
     lines = Path("/proc/self/status").read_text().splitlines() + Path("/proc/self/io").read_text().splitlines()
