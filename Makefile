@@ -53,9 +53,9 @@ test: $(READY)
 test-faults: $(READY)
 	$(BIN)/python -m pytest -m "$(ALONE) and faults" -n auto --dist loadgroup $(PYTEST_ARGS)
 
-# Every block of code in the documents does what they say.
+# Every block of code in the documents does what they say, and so do the examples.
 test-documents: $(READY)
-	$(BIN)/python -m pytest -m "$(ALONE) and documents" -n auto --dist loadgroup tests/docs $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "$(ALONE) and documents" -n auto --dist loadgroup tests/docs tests/integration $(PYTEST_ARGS)
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m "$(PLAIN) and not slow" -k "not moto and not s3 and (modelstore or not conformance)" -n auto --dist loadgroup $(FAST) $(PYTEST_ARGS)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from airflow_provider_modelsync.core.archive.digest import digest_directory
 from tests.conftest import Connect
 from tests.standins.mlflow import MLflowStandIn
 from tests.support.examples import run_example
+
+pytestmark = pytest.mark.documents
 
 
 def test_a_trained_model_becomes_the_champion_and_is_pulled(

@@ -13,6 +13,8 @@ from tests.standins.pieces import Download, PiecesStandIn
 from tests.support.examples import run_example
 from tests.support.pieces import DOWNLOAD, PHI, quickly, running_host, verbs
 
+pytestmark = pytest.mark.documents
+
 
 @pytest.fixture
 def server(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> Iterator[PiecesStandIn]:

@@ -15,6 +15,8 @@ from tests.standins.supervisely_app import SuperviselyApp
 from tests.support.examples import run_dag, run_example
 from tests.support.images import png
 
+pytestmark = pytest.mark.documents
+
 
 @pytest.fixture
 def app() -> Iterator[SuperviselyApp]:

@@ -16,6 +16,8 @@ from tests.services.moto_server import running_moto
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.s3 import S3StandIn
 
+pytestmark = pytest.mark.documents
+
 MODELS = ("churn", "digits", "fraud")
 
 

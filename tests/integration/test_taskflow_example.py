@@ -13,6 +13,8 @@ from tests.conftest import Connect
 from tests.core.stores import write_tree
 from tests.standins.bentocloud import BentoCloudStandIn
 
+pytestmark = pytest.mark.documents
+
 
 def test_versions_go_from_task_to_task(
     airflow_database: Path, modelstore: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]

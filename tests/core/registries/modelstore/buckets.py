@@ -176,6 +176,14 @@ class BucketStore:
     def put(self, key: str, content: bytes) -> None:
         self.past.put_object(Bucket=self.bucket, Key=f"models/{key}", Body=content)
 
+    def fill(self, keys: Iterable[str]) -> None:
+        """Put many empty objects there, past HTTP."""
+        from moto.core import DEFAULT_ACCOUNT_ID
+        from moto.s3.models import s3_backends
+
+        for key in keys:
+            s3_backends[DEFAULT_ACCOUNT_ID]["aws"].put_object(self.bucket, f"models/{key}", b"")
+
     def remove(self, key: str) -> None:
         self.past.delete_object(Bucket=self.bucket, Key=f"models/{key}")
 

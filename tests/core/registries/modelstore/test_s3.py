@@ -219,8 +219,7 @@ def test_a_listing_costs_a_list_per_thousand_records_and_reads_each_version_once
 ) -> None:
     store.push(write_tree(tmp_path / "source", {"a": b"a"}), "fraud:v0")
     copy_versions(store, 50)
-    for number in range(1000):  # records that need not be read
-        store.put(f"fraud/.modelsync/dead{number}.claim", b"")
+    store.fill(f"fraud/.modelsync/dead{number}.claim" for number in range(1000))  # records that need not be read
     store.s3.clear()
     assert len(store.list_versions("fraud")) == 50
     found = operations(store)
