@@ -15,6 +15,7 @@ from functools import partial
 from airflow_provider_modelsync.core.errors import ModelSyncError, NotSupported, RegistryUnavailable
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.parallel import for_each
+from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.storages.base import Bucket, Listed
 from airflow_provider_modelsync.core.transfer.mover import Mover, with_retries
 from airflow_provider_modelsync.core.transfer.plan import Address, Stored, Sums
@@ -22,6 +23,7 @@ from airflow_provider_modelsync.core.transfer.plan import Address, Stored, Sums
 _BYTES = b"modelsync"
 _OTHER = b"other bytes"
 _SHA256 = "0" * 64  # of what is no file
+_ONCE_MORE = Backoff(attempts=2)  # as pulls do with what is not as it should be
 # What a storage can do without, and what comes of it.
 _COSTS = {
     "checks of sums": "damage on the way shows at the next pull only",
@@ -140,6 +142,11 @@ class _Probe:
             if not self._bucket.use_other_sum():
                 self._lacks("checks of sums")
                 break
+        if not with_retries(lambda: self._gives_range(key, stored), cancel=CancelToken(), backoff=_ONCE_MORE):
+            self._lacks("ranges")
+
+    def _gives_range(self, key: str, stored: Stored) -> bool:
+        """Fetch a range of what was sent: whether it comes, and not the whole."""
         address = self._bucket.address_get(Listed(key, stored.size, datetime.now(UTC), stored.etag))
         headers = {**address.headers, "Range": "bytes=1-3"}
         with self._mover.get(address.url, headers) as answer:
@@ -149,10 +156,11 @@ class _Probe:
                     address.explain(refusal, "fetching a range")
                 refusal.raise_for_store("fetching a range")
             got = answer.whole("GET", 1 << 20).body
-        if (answer.status, got) != (206, _BYTES[1:4]):
-            if got != _BYTES:
-                raise RegistryUnavailable(f"{self._bucket.place} does not return what was just sent to it")
-            self._lacks("ranges")
+        if (answer.status, got) != (206, _BYTES[1:4]) and got != _BYTES:
+            raise RegistryUnavailable(
+                f"{self._bucket.place} answers {answer.status} with {len(got)} B that are not what was just sent to it"
+            )
+        return got != _BYTES
 
     def _accepts_damage(self, key: str) -> bool:
         """Whether the storage takes bytes that are not those of their sum."""
