@@ -28,7 +28,7 @@ from airflow_provider_modelsync.core.errors import (
 )
 from airflow_provider_modelsync.core.flow.exchange import LISTING_BYTES
 from airflow_provider_modelsync.core.flow.steps import Flow, send
-from airflow_provider_modelsync.core.http.addresses import check_server_url, credentials_in, origin_of
+from airflow_provider_modelsync.core.http.addresses import check_server_url, credentials_in, joined, origin_of
 from airflow_provider_modelsync.core.http.faults import ServerBusy, retry_after, status_error
 from airflow_provider_modelsync.core.http.policy import ApiClient, read_json
 from airflow_provider_modelsync.core.models import LATEST, ModelRef
@@ -476,7 +476,7 @@ class Api:
         :param must_be_ours: whether another origin is refused, whatever it is.
         """
         try:
-            target, ours = httpx.URL(url).join(location), httpx.URL(self.root)
+            target, ours = joined(url, location), httpx.URL(self.root)
         except (httpx.InvalidURL, ValueError):
             raise RegistryUnavailable(f"the registry named a place that is no URL: {location[:100]!r}") from None
         if target.host == ours.host and target.scheme == "http" and ours.scheme == "https":
