@@ -609,7 +609,8 @@ class Handler(BaseHTTPRequestHandler):
         if isinstance(fault, Truncate):
             if not fault.clean:
                 raise HangUp
-            self.close_connection = True
+            if not answer.chunked:  # only the end of the connection ends it
+                self.close_connection = True
         if answer.chunked:
             self.wfile.write(b"0\r\n\r\n")
 
