@@ -758,7 +758,7 @@ def test_a_delay(server: BentoCloudStandIn, api: httpx.Client) -> None:
     server.fault("GET", "/models$", Delay(0.3))
     with pytest.raises(httpx.ReadTimeout):
         api.get("/api/v1/models", timeout=0.1)
-    assert api.get("/api/v1/models", timeout=0.2).status_code == 200
+    assert api.get("/api/v1/models").status_code == 200
 
 
 def test_an_early_413_can_be_read_by_a_client_that_looks(server: BentoCloudStandIn) -> None:
@@ -843,14 +843,14 @@ def test_a_hugging_face_reference_has_no_content(server: BentoCloudStandIn, api:
 
 
 def test_connections_are_kept_alive(server: BentoCloudStandIn, api: httpx.Client) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())  # those of other tests may end meanwhile
     for _ in range(5):
         assert api.get("/api/v1/models").status_code == 200
-    assert threading.active_count() - before == 1
+    assert len(set(threading.enumerate()) - before) == 1
 
 
 def test_stopping_ends_everything_at_once(tmp_path: Path) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with BentoCloudStandIn(tmp_path) as server, client(server) as api:
         api.get("/api/v1/models")
         server.fault("GET", "/models$", Delay(60))
@@ -858,7 +858,7 @@ def test_stopping_ends_everything_at_once(tmp_path: Path) -> None:
             api.get("/api/v1/models", timeout=0.1)
         started = time.monotonic()
     assert time.monotonic() - started < 30
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", urlsplit(server.url).port))
 

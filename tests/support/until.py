@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,3 +22,8 @@ def until(condition: Callable[[], T], what: str, seconds: float = 120) -> T:
                 return found
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
         time.sleep(0.02)
+
+
+async def until_async(condition: Callable[[], T], what: str) -> T:
+    """As :func:`until`, while the event loop goes on."""
+    return await asyncio.to_thread(until, condition, what)

@@ -27,7 +27,7 @@ from tests.conftest import Connect
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.http_server import Delay, Respond
 from tests.support.cloud import CANARY, CONNECTION, bodies, changes, newest, running_cloud
-from tests.support.until import until
+from tests.support.until import until_async
 from tests.support.versions import deserialize, refuse_to_block, serialize
 
 KILL_LIMIT = 4.0
@@ -80,18 +80,13 @@ async def events_of(waiting: DeploymentTrigger) -> list[dict[str, Any]]:
     return [event.payload async for event in waiting.run()]
 
 
-async def until_async(is_so: Any) -> None:
-    """Wait on the event loop until something is so."""
-    await asyncio.to_thread(until, is_so, "it")
-
-
 async def test_a_roll_out_that_an_earlier_try_takes_back_ends_the_wait_of_whoever_joined_it(
     server: BentoCloudStandIn, updated: dict[str, Any]
 ) -> None:
     """A cleared task joins what its last try has begun, while that try's trigger is still ending it."""
     waiting = asyncio.create_task(events_of(trigger(revision=updated["revision"], started=updated, joined=True)))
     looks = server.count("GET", "/demo")
-    await until_async(lambda: server.count("GET", "/demo") > looks)
+    await until_async(lambda: server.count("GET", "/demo") > looks, "a look")
     await trigger(started=updated).on_kill()
 
     (event,) = await waiting
@@ -252,7 +247,7 @@ class TestOnKill:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(trigger(started=created).on_kill(), timeout=0.05)
 
-        await until_async(lambda: {path for _, path in changes(server)} == {"/demo/terminate"})
+        await until_async(lambda: {path for _, path in changes(server)} == {"/demo/terminate"}, "the end")
 
     async def test_a_connection_that_cannot_be_read_for_now_is_read_again(
         self, server: BentoCloudStandIn, created: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -324,7 +319,7 @@ class TestWhereAirflowDoesNotTellOfKills:
         waiting = trigger(started=started, revision=started["revision"])
         waiting.task_instance = SimpleNamespace(dag_id="dag", task_id="deploy", run_id="run", map_index=3)
         task, looks = asyncio.create_task(events_of(waiting)), server.count("GET", "/demo")
-        await until_async(lambda: server.count("GET", "/demo") > looks)
+        await until_async(lambda: server.count("GET", "/demo") > looks, "a look")
         while not task.done():
             task.cancel()
             await asyncio.sleep(0.02)
@@ -375,7 +370,7 @@ class TestWhereAirflowDoesNotTellOfKills:
     ) -> None:
         states.append("failed")
         task = asyncio.create_task(events_of(trigger(revision="not-yet-there")))
-        await until_async(lambda: server.count("GET", "/demo"))
+        await until_async(lambda: server.count("GET", "/demo"), "a look")
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
