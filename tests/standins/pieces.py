@@ -321,7 +321,7 @@ class PiecesStandIn(StandIn):
         for runner in self._runners:
             runner.join()
 
-    def until(self, holds: Callable[[], object], seconds: float = 30) -> None:
+    def until(self, holds: Callable[[], object], seconds: float = 300) -> None:
         """Wait until something holds of this server."""
         deadline = time.monotonic() + seconds
         while not holds():

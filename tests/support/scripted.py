@@ -2,7 +2,8 @@
 
 It is a model store otherwise. The connection's extra ``script`` names a text file with one word a line. Each look at
 a version takes the next line; the last one stays. A status (``converting``, ``ready``, ``failed``) is what the version
-is shown in, another word is the error that the look ends with.
+is shown in, ``held`` blocks the look until the file says something else, another word is the error that the look ends
+with.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.plan import UploadPlan
 from airflow_provider_modelsync.hooks.registry import RegistryHook
 
-SLOW = 0.5  # seconds that a look at a version marked ``slow`` blocks
+_PATIENCE = 30.0  # seconds that a look is held at most
 
 
 class Script:
@@ -30,6 +31,7 @@ class Script:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._held = path.with_suffix(".held")
 
     def write(self, words: Iterable[str]) -> None:
         """Say what the next looks show."""
@@ -41,6 +43,11 @@ class Script:
     def rest(self) -> list[str]:
         """What has not been shown yet, and the last word."""
         return self.path.read_text().split()
+
+    @property
+    def holds(self) -> bool:
+        """Whether a look is held, or was."""
+        return self._held.exists()
 
     def take(self) -> VersionStatus:
         """Take the next word."""
@@ -54,10 +61,18 @@ class Script:
                 raise Unauthorized("the token was refused")
             case "broken":
                 raise ZeroDivisionError("a defect")
-            case "slow":
-                time.sleep(SLOW)
-                return VersionStatus.CONVERTING
+            case "held":
+                self._hold()
+                return self.take()
         return VersionStatus(word)
+
+    def _hold(self) -> None:
+        self._held.touch()
+        deadline = time.monotonic() + _PATIENCE
+        while self.rest == ["held"]:
+            if time.monotonic() > deadline:
+                raise AssertionError("nobody lets the look go on")
+            time.sleep(0.01)
 
 
 class ScriptedSettings(RegistrySettings):

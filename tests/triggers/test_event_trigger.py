@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from importlib import import_module
 from pathlib import Path
@@ -74,8 +74,8 @@ class OldStore(Store):
 class Triggerer:
     """What the triggerer does with watchers: one stream per key, events made persistent a little later."""
 
-    def __init__(self, ack_timeout: float = 300) -> None:
-        self.manager = SharedStreamManager(ack_timeout=ack_timeout)
+    def __init__(self, **limits: Any) -> None:
+        self.manager = SharedStreamManager(**limits)
         self.persists = True
         self.fired: list[dict[str, Any]] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -102,9 +102,7 @@ class Triggerer:
 
     async def has_fired(self, count: int) -> None:
         """Wait until so many events are there."""
-        async with asyncio.timeout(20):
-            while len(self.fired) < count:  # noqa: ASYNC110  # nothing tells of it
-                await asyncio.sleep(0.01)
+        await until_so(lambda: len(self.fired) >= count)
 
     @property
     def versions(self) -> list[str]:
@@ -128,8 +126,13 @@ async def triggerer(**arguments: Any) -> AsyncIterator[Triggerer]:
 async def looks(server: BentoCloudStandIn, more: int = 3) -> None:
     """Wait for so many more looks."""
     wanted = server.count() + more
-    async with asyncio.timeout(20):
-        while server.count() < wanted:  # noqa: ASYNC110  # the server runs in threads
+    await until_so(lambda: server.count() >= wanted)
+
+
+async def until_so(holds: Callable[[], object]) -> None:
+    """Wait until something holds that nothing tells of."""
+    async with asyncio.timeout(300):
+        while not holds():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -176,6 +179,11 @@ async def test_a_version_fires_when_it_becomes_ready(server: BentoCloudStandIn) 
     assert airflow.versions == ["fast", "slow"]
 
 
+def marks(store: Store) -> int:
+    """How many versions a watch has kept in a store."""
+    return sum(len(json.loads(value)) for value in [*store.values.values()])
+
+
 @pytest.mark.parametrize("kind", [Store, OldStore], ids=lambda kind: kind.__name__)
 async def test_a_restarted_triggerer_misses_nothing_and_repeats_nothing(
     server: BentoCloudStandIn, kind: type[Store]
@@ -184,15 +192,17 @@ async def test_a_restarted_triggerer_misses_nothing_and_repeats_nothing(
     server.seed("fraud", "slow", status="uploading")
     async with triggerer() as airflow:
         airflow.start(store)
-        await looks(server)
+        await until_so(lambda: marks(store) == 1)
         server.seed("fraud", "v2")
         server.seed("fraud", "converting", status="uploading")
-        await looks(server, 5)
+        await until_so(lambda: marks(store) == 2)
+        await looks(server)
     server.seed("fraud", "v3")
     server.model("fraud", "converting").finish("success")
     async with triggerer() as again:
         again.start(store)
-        await looks(server, 5)
+        await until_so(lambda: marks(store) == 4)
+        await looks(server)
 
     assert airflow.versions == ["v2"]
     assert sorted(again.versions) == ["converting", "v3"]
@@ -368,22 +378,24 @@ async def test_a_first_sight_is_remembered_though_another_watcher_fails(server: 
             self.written.set()
 
     store = Telling()
-    async with triggerer(ack_timeout=0.5) as airflow:
+    async with triggerer(max_subscriber_queue=5) as airflow:
         airflow.start(Hanging())
         airflow.start(store)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(300):
             await store.written.wait()
 
 
 async def test_an_event_that_airflow_does_not_get_in_time_is_never_remembered(server: BentoCloudStandIn) -> None:
-    store = Store()
-    async with triggerer(ack_timeout=0.5) as airflow:
+    store, clock = Store(), [0.0]
+    async with triggerer(ack_timeout=0.5, _now=lambda: clock[0]) as airflow:
         watcher = airflow.start(store)
         await looks(server)
         airflow.persists = False
         server.seed("fraud", "v2")
+        await airflow.has_fired(1)
+        clock[0] = 1.0
         with pytest.raises(AckTimeout):
-            await asyncio.wait_for(watcher, 20)
+            await asyncio.wait_for(watcher, 300)
     async with triggerer() as again:
         again.start(store)
         await looks(server)

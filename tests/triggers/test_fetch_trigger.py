@@ -161,7 +161,7 @@ async def test_a_triggerer_that_stops_changes_nothing(server: PiecesStandIn) -> 
     (event,) = await events_of(FetchTrigger(**before.serialize()[1]))
     assert event["status"] == "success"
     assert verbs(server) == []
-    assert not server.sockets[0].open
+    await asyncio.to_thread(server.until, lambda: not server.sockets[0].open)
 
 
 def test_a_stored_trigger_is_rebuilt_equal() -> None:
