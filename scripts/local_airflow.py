@@ -27,14 +27,21 @@ import httpx
 # That of this environment; the connection forms of another are tested from here, too.
 AIRFLOW = (os.environ.get("MODELSYNC_AIRFLOW", sys.executable), "-m", "airflow")
 TERMINAL = {"success", "failed"}
+PATIENCE = 600.0  # seconds for what comes within some on a machine that does nothing else
 _PAGE = 100  # more are not given at once
+_KEPT: list[socket.socket] = []
 
 
 def free_port() -> int:
-    """Return a TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port that nobody listens on, and that the system gives to nobody else while this process lives.
+
+    Who asks for it by its number may have it, as servers do that reuse addresses.
+    """
+    keeper = socket.socket()
+    keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    keeper.bind(("127.0.0.1", 0))
+    _KEPT.append(keeper)
+    return int(keeper.getsockname()[1])
 
 
 def environment(home: Path, dags: Path, connections: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -57,7 +64,8 @@ def environment(home: Path, dags: Path, connections: Mapping[str, Mapping[str, A
         "AIRFLOW__CORE__FERNET_KEY": "",
         "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
         "AIRFLOW__API__ENABLE_XCOM_DESERIALIZE_SUPPORT": "True",  # later ones always do
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
+        # Those who write wait for each other, by themselves for 5 s only.
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db?timeout=60",
         "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
         "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",  # a busy machine
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
@@ -113,11 +121,13 @@ class LocalAirflow:
         self.env = dict(env)
         self.home = Path(env["AIRFLOW_HOME"])
         self.base_url = f"http://127.0.0.1:{port}"
-        self._client = httpx.Client(base_url=self.base_url, timeout=60, trust_env=False)
+        # The server ends a connection that was idle for some seconds, maybe while the next request is on its way.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self._client = httpx.Client(base_url=self.base_url, timeout=60, trust_env=False, limits=limits)
 
-    def wait_until_healthy(self, seconds: float, *components: str) -> None:
+    def wait_until_healthy(self, *components: str) -> None:
         """Wait until the api-server answers, and says that others are well, too."""
-        for _ in _until(seconds, "Airflow to become healthy"):
+        for _ in _until(PATIENCE, "Airflow to become healthy"):
             try:
                 health = self._client.get("/api/v2/monitor/health").json()
             except (httpx.HTTPError, ValueError):
@@ -129,7 +139,7 @@ class LocalAirflow:
 
     def get(self, path: str, **params: Any) -> Any:
         """Return the JSON of a GET below ``/api/v2``."""
-        return self._client.get(f"/api/v2{path}", params=params).raise_for_status().json()
+        return self._ask("GET", path, params=params)
 
     def connection_types(self) -> dict[str, dict[str, Any]]:
         """Return what the user interface's connection form knows, by connection type."""
@@ -138,15 +148,15 @@ class LocalAirflow:
 
     def post(self, path: str, body: Any) -> Any:
         """Return the JSON of a POST below ``/api/v2``."""
-        return self._change("POST", path, body)
+        return self._ask("POST", path, json=body)
 
     def patch(self, path: str, body: Any) -> Any:
         """Return the JSON of a PATCH below ``/api/v2``."""
-        return self._change("PATCH", path, body)
+        return self._ask("PATCH", path, json=body)
 
-    def _change(self, method: str, path: str, body: Any) -> Any:
-        for _ in _until(60, f"{method} {path}"):
-            answer = self._client.request(method, f"/api/v2{path}", json=body)
+    def _ask(self, method: str, path: str, **what: Any) -> Any:
+        for _ in _until(PATIENCE, f"{method} {path}"):
+            answer = self._client.request(method, f"/api/v2{path}", **what)
             if answer.status_code != 500:  # as it says while others keep the database locked: nothing is changed then
                 return answer.raise_for_status().json()
         raise AssertionError
@@ -155,17 +165,17 @@ class LocalAirflow:
         """Start a run of a DAG and return its id."""
         return str(self.post(f"/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": dict(conf or {})})["dag_run_id"])
 
-    def wait(self, dag_id: str, run_id: str, seconds: float = 180) -> str:
+    def wait(self, dag_id: str, run_id: str) -> str:
         """Wait for a run's end and return its state."""
-        for _ in _until(seconds, f"{dag_id} {run_id}"):
+        for _ in _until(PATIENCE, f"{dag_id} {run_id}"):
             state = str(self.get(f"/dags/{dag_id}/dagRuns/{run_id}")["state"])
             if state in TERMINAL:
                 return state
         raise AssertionError
 
-    def wait_for_task(self, dag_id: str, run_id: str, task_id: str, state: str, seconds: float = 120) -> None:
+    def wait_for_task(self, dag_id: str, run_id: str, task_id: str, state: str) -> None:
         """Wait until a task is in a state."""
-        for _ in _until(seconds, f"{dag_id} {run_id} {task_id} to be {state}"):
+        for _ in _until(PATIENCE, f"{dag_id} {run_id} {task_id} to be {state}"):
             if self.tasks(dag_id, run_id)[task_id]["state"] == state:
                 break
 
@@ -209,9 +219,9 @@ class LocalAirflow:
         return run.stdout
 
     def log(self, dag_id: str, run_id: str, task_id: str) -> str:
-        """Return a task's log as text, all tries."""
+        """Return a task's log as text, all tries, as far as it is written: that goes on for a moment after its end."""
         directory = self.home / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}" / f"task_id={task_id}"
-        return "\n".join(path.read_text() for path in sorted(directory.rglob("*.log*")))
+        return "\n".join(path.read_text(errors="replace") for path in sorted(directory.rglob("*.log*")))
 
 
 @contextmanager
@@ -237,11 +247,11 @@ def local_airflow(
     with ExitStack() as stack:
         airflow = stack.enter_context(_api_server(home, dags, connections, database, settings or {}))
         subprocess.run((*AIRFLOW, "dags", "reserialize"), env=airflow.env, check=True, capture_output=True)
-        airflow.wait_until_healthy(90)
+        airflow.wait_until_healthy()
         # A task that the scheduler starts before the api-server answers would fail.
         for name in components:
             stack.enter_context(airflow.running(name))
-        airflow.wait_until_healthy(90, *components)
+        airflow.wait_until_healthy(*components)
         yield airflow
 
 
@@ -249,7 +259,7 @@ def local_airflow(
 def local_api_server(home: Path, *, database: Path) -> Iterator[LocalAirflow]:
     """Run a private Airflow that has an api-server only, no DAGs and no connections. Parameters as above."""
     with _api_server(home, home, {}, database, {}) as airflow:
-        airflow.wait_until_healthy(90)
+        airflow.wait_until_healthy()
         yield airflow
 
 

@@ -29,7 +29,7 @@ PART = PART_SIZE_MIB << 20
 
 def succeed(airflow: LocalAirflow, dag_id: str, run_id: str) -> list[dict[str, Any]]:
     """Wait for a run's success and return its task instances; show the logs of what has failed."""
-    state = airflow.wait(dag_id, run_id, 240)
+    state = airflow.wait(dag_id, run_id)
     instances = airflow.instances(dag_id, run_id)
     if state != "success":
         failed = [task["task_id"] for task in instances if task["state"] == "failed"]

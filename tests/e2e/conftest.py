@@ -230,8 +230,8 @@ def no_log_holds_a_secret(
     secrets = {
         CANARY,
         *(fields["password"] for fields in connections.values() if "password" in fields),
-        *wallaroo.access_tokens,
-        *(task.session_token for task in supervisely.tasks.values()),
+        *list(wallaroo.access_tokens),
+        *(task.session_token for task in list(supervisely.tasks.values())),
     }
     for path in airflow.home.rglob("*.log"):
         text = path.read_text(errors="replace")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import sqlite3
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+from airflow_provider_modelsync.compat import TELLS_OF_KILLS
 from scripts.local_airflow import TERMINAL, LocalAirflow
+from tests.support.until import until
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Run:
 
     def end(self) -> str:
         """Wait for its end and return its state."""
-        return self.airflow.wait(self.dag_id, self.run_id, 300)
+        return self.airflow.wait(self.dag_id, self.run_id)
 
     def succeed(self) -> Run:
         """Wait for its success; show the logs of what has failed."""
@@ -63,6 +66,10 @@ class Run:
     def log(self, task: str) -> str:
         """Return a task's log, all tries."""
         return self.airflow.log(self.dag_id, self.run_id, task)
+
+    def until_logged(self, task: str, text: str) -> None:
+        """Wait until a task's log says something; a task that is over may not have written all of it yet."""
+        until(lambda: text in self.log(task), f"{text!r} in the log of {task}")
 
     def clear(self, task: str) -> Run:
         """Have a finished task run again, as a person does, and wait for its success."""
@@ -98,6 +105,23 @@ class Run:
 
     def _path(self, task: str) -> str:
         return f"/dags/{self.dag_id}/dagRuns/{self.run_id}/taskInstances/{task}"
+
+
+def runs_of(airflow: LocalAirflow, dag_id: str) -> list[Run]:
+    """The runs of a DAG, which somebody else has started."""
+    return [Run(airflow, dag_id, run["dag_run_id"]) for run in airflow.get(f"/dags/{dag_id}/dagRuns")["dag_runs"]]
+
+
+def remembered(airflow: LocalAirflow, model: str) -> list[str]:
+    """What those who watch a model have kept in the asset's state store, or in what stands in for it.
+
+    :param model: connection and name, as ``connection/name``.
+    """
+    if not TELLS_OF_KILLS:
+        return [path.read_text() for path in (airflow.home.parent / "state" / "v1" / "watched").glob("*.json")]
+    with closing(sqlite3.connect(f"file:{airflow.home}/airflow.db?mode=ro", uri=True, timeout=60)) as database:
+        query = "select value from asset_state_store join asset on asset.id = asset_id where uri like ?"
+        return [value for (value,) in database.execute(query, (f"%://{model}",))]
 
 
 class Triggerer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -25,12 +26,12 @@ def test_sensors_ask_once_per_interval_and_model(
     run = Run.start(airflow, "many_waiters")
     until(lambda: states(run) == {"deferred": SENSORS}, "all sensors to wait", 900)
 
-    first = len(bentocloud.requests)
-    until(lambda: looks(bentocloud, first)[AWAITED[0]] >= LOOKS, "some looks", LOOKS * INTERVAL * 4)
+    begun, first = time.monotonic(), len(bentocloud.requests)
+    until(lambda: all(looks(bentocloud, first)[name] >= LOOKS for name in AWAITED), "some looks")
 
     seen = looks(bentocloud, first)
-    assert {*seen} == {*AWAITED}
-    assert max(seen.values()) <= LOOKS + 1
+    # The first at once, and one that was long on its way.
+    assert max(seen.values()) <= (time.monotonic() - begun) / INTERVAL + 2
     for name in AWAITED:
         bentocloud.seed(name, "v1", source)
     until(lambda: states(run) == {"success": SENSORS}, "all sensors to see their version", 900)

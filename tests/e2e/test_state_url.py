@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from airflow_provider_modelsync.compat import TELLS_OF_KILLS
 from scripts.local_airflow import LocalAirflow
 from tests.e2e.runs import Run
 from tests.standins.bentocloud import BentoCloudStandIn
-from tests.standins.http_server import Delay
+from tests.standins.http_server import Hold
 from tests.support.until import until
 from tests.support.versions import RETRIES_KILLED
 
@@ -33,7 +34,8 @@ def test_a_killed_push_sends_only_the_missing_parts(
     source.mkdir()
     (source / "weights.bin").write_bytes(random.Random(0).randbytes((PARTS - 1) * (5 << 20) + 1_000_000))
     before = bentocloud.count("PUT", OBJECT)
-    bentocloud.fault("PUT", OBJECT, Delay(1.0), nth=3)
+    killed = threading.Event()
+    bentocloud.fault("PUT", OBJECT, Hold(killed), nth=3)
     run = Run.start(airflow, "push_once_killed", source=str(source), kill=str(tmp_path / "kill"))
     until(lambda: bentocloud.count("PUT", OBJECT) == before + 3, "the third part")
     assert bool(remembered(base)) is not TELLS_OF_KILLS
@@ -43,6 +45,7 @@ def test_a_killed_push_sends_only_the_missing_parts(
         run.clear("push")
 
     run.succeed()
+    killed.set()
 
     tries = airflow.tries("push_once_killed", run.run_id, "push")
     assert [task["state"] for task in tries] == ["failed", "success"]

@@ -45,7 +45,8 @@ JSON_LIMIT = 16 * MIB
 class Request:
     """One request as it arrived. `status` 0: the connection ended without an answer; method "?": not HTTP.
 
-    `origin`: which of the stand-in's; `actions`: of all faults that are due; `fault`: the first of them.
+    `origin`: which of the stand-in's; `actions`: of all faults that are due; `fault`: the first of them; `answered`:
+    whether all of the answer was sent.
     """
 
     origin: str
@@ -59,6 +60,7 @@ class Request:
     status: int = 0
     fault: Action | None = None
     actions: list[Action] = field(default_factory=list)
+    answered: bool = False
 
     @property
     def is_write(self) -> bool:
@@ -128,6 +130,13 @@ class Delay(Action):
     """Handle the request only after this time."""
 
     seconds: float
+
+
+@dataclass(frozen=True)
+class Hold(Action):
+    """Handle the request only once this is set."""
+
+    gate: threading.Event
 
 
 @dataclass(frozen=True)
@@ -501,6 +510,9 @@ class Handler(BaseHTTPRequestHandler):
                 raise HangUp
             case Delay(seconds):
                 self.server.stand_in.stopping.wait(seconds)
+            case Hold(gate):
+                while not gate.wait(0.02) and not self.server.stand_in.stopping.is_set():
+                    pass
         self.proceed()
 
     def proceed(self) -> None:
@@ -585,6 +597,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.send_blocks(answer)
+        self.entry.answered = True
         if unread:
             self.linger()
 
@@ -615,12 +628,13 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
 
     def linger(self) -> None:
-        self.connection.shutdown(socket.SHUT_WR)
-        deadline = time.monotonic() + 1
-        while (left := deadline - time.monotonic()) > 0:
-            self.connection.settimeout(left)
-            if not self.rfile.read1(BLOCK):
-                return
+        with contextlib.suppress(OSError):  # the client has left
+            self.connection.shutdown(socket.SHUT_WR)
+            deadline = time.monotonic() + self.server.stand_in.stall_seconds
+            while (left := deadline - time.monotonic()) > 0:
+                self.connection.settimeout(left)
+                if not self.rfile.read1(BLOCK):
+                    return
 
 
 def flip_bit(block: bytes, offset: int) -> bytes:

@@ -25,13 +25,18 @@ def running_cloud(directory: Path) -> Iterator[BentoCloudStandIn]:
         yield server
 
 
-def changes(server: BentoCloudStandIn) -> list[tuple[str, str]]:
-    """What deployments were asked to become: method and rest of the path."""
+def changes(server: BentoCloudStandIn, name: str | None = None) -> list[tuple[str, str]]:
+    """What deployments were asked to become, or the one of this name: method and rest of the path."""
     return [
         (request.method, request.path.removeprefix(DEPLOYMENTS))
         for request in server.find(path=DEPLOYMENTS)
-        if request.method != "GET"
+        if request.method != "GET" and name in (None, _deployment(request))
     ]
+
+
+def _deployment(request: Request) -> str:
+    _, _, rest = request.path.removeprefix(DEPLOYMENTS).partition("/")
+    return rest.partition("/")[0] or str((request.body or {}).get("name"))
 
 
 def newest(server: BentoCloudStandIn, name: str = "demo") -> str:

@@ -13,7 +13,7 @@ import httpx
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], what: str, seconds: float = 120) -> T:
+def until(condition: Callable[[], T], what: str, seconds: float = 600) -> T:
     """Wait for something that is about to happen, and return what the condition gives then."""
     deadline = time.monotonic() + seconds
     while True:

@@ -73,7 +73,7 @@ def _graph(scratch: Path, database: Path) -> Iterator[tuple[str, bytes]]:
             home, dags, {"wallaroo_default": connection}, database=database, settings=settings
         ) as airflow:
             run_id = airflow.trigger(EXAMPLE)
-            state = airflow.wait(EXAMPLE, run_id, 300)
+            state = airflow.wait(EXAMPLE, run_id)
             assert state == "success", f"the run of {EXAMPLE} has {state}"
             with browser_page() as page:
                 task = f"{airflow.base_url}/dags/{EXAMPLE}/runs/{run_id}/tasks/deploy"
@@ -95,7 +95,7 @@ def _tutorial(scratch: Path, database: Path) -> Iterator[tuple[str, bytes]]:
     ):
         for _ in range(2):
             run_id = airflow.trigger(TUTORIAL)
-            state = airflow.wait(TUTORIAL, run_id, 300)
+            state = airflow.wait(TUTORIAL, run_id)
             assert state == "success", f"the run of {TUTORIAL} has {state}"
         push = f"{airflow.base_url}/dags/{TUTORIAL}/runs/{run_id}/tasks/push"
         yield "tutorial-log", picture_of(page, push, "is already there", size=LOG)

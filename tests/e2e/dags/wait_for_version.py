@@ -18,7 +18,7 @@ def wait_for_version() -> None:
         model="{{ dag_run.conf['model'] }}",
         deferrable=True,
         poke_interval=5,
-        timeout=120,
+        timeout=3600,
     )
     pull = PullModelOperator(
         task_id="pull",
