@@ -252,7 +252,8 @@ class SuperviselyStandIn(StandIn):
     a proxy tags them. `page_size`: items of a page.
     `listed_hashes`: whether `file-storage.v2.list` tells hashes, `folder_slash`: whether its folders end with a slash;
     neither is known.
-    `proxy_limit`: seconds after which a proxied call is given up, in place of what the call asks for (60 if nothing).
+    `proxy_limit`: seconds after which a proxied load of `blob-slow` is given up, in place of what the call asks for (60
+    if nothing).
     `next_statuses`: what looks at the next started task show; the last one stays.
     """
 
@@ -599,13 +600,15 @@ class SuperviselyStandIn(StandIn):
         """One call of an app; it gets what was sent and who sent it."""
         with self.lock:
             task = self._task(call, "taskId")
+        state = call.value("state", dict)
         sent = {
             "context": call.json.get("context", {}),
-            "state": call.value("state", dict),
+            "state": state,
             "api_token": self.token,
             "server_address": self.url,
         }
-        limit = self.proxy_limit or call.json.get("timeout") or 60
+        is_slow = state.get("model_name") == "blob-slow"
+        limit = (is_slow and self.proxy_limit) or call.json.get("timeout") or 60
         headers = {"Content-Type": "application/json"}
         path = f"/{call.value('command', str)}"
         return self._forward(task, "POST", path, json.dumps(sent).encode(), headers, limit)
@@ -621,7 +624,7 @@ class SuperviselyStandIn(StandIn):
         headers = {name: request.headers[name] for name in kept if name in request.headers}
         query = "?" + urlencode(request.query) if request.query else ""
         sent = None if request.method == "GET" else body
-        return self._forward(task, request.method, f"/{path}{query}", sent, headers, self.proxy_limit or 60)
+        return self._forward(task, request.method, f"/{path}{query}", sent, headers, 60)
 
     def _forward(
         self,

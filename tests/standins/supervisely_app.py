@@ -149,10 +149,10 @@ class Inference:
         return {"status": self.stage, "current": self.current, "total": self.total, "is_size": False}
 
     def enter(self, stage: str, current: int | None = None, total: int | None = None) -> None:
-        self.stage = stage
         self.current = self.current if current is None else current
         self.total = self.total if total is None else total
         self.updated_at = time.monotonic()
+        self.stage = stage  # last: it is what others wait for
 
     def _common(self) -> Json:
         return {
@@ -191,7 +191,7 @@ class SuperviselyApp(StandIn):
     picture takes. `tracks`: whether the tracker's libraries are there. `freezes`: whether a freeze succeeds.
     `frames`: what every video has. `pictures`: by image id; `datasets`, `projects`: image ids by id.
     `unread_limit`: results after which ids and projects wait for a reader.
-    Clear `gate` to hold every inference before its next picture.
+    Clear `gate` to hold every inference before its next picture, and `loads` to hold `blob-slow` while it is loaded.
     """
 
     ROUTES: dict[str, str] = {  # noqa: RUF012
@@ -259,12 +259,15 @@ class SuperviselyApp(StandIn):
         self.down = threading.Event()
         self.gate = threading.Event()
         self.gate.set()
+        self.loads = threading.Event()
+        self.loads.set()
         self._cache: dict[str, bytes] = {}  # uploads by their bare file name, shared by all, as in the real app
         self._turn = threading.Lock()  # one inference at a time
 
     def close(self) -> None:
         self.gate.set()
-        if not self.down.wait(2 if self.count("POST", "/sly/shutdown$") else 0):
+        self.loads.set()
+        if not self.down.wait(60 if self.count("POST", "/sly/shutdown$") else 0):
             super().close()
 
     # -- requests
@@ -371,6 +374,7 @@ class SuperviselyApp(StandIn):
                 raise crash()
             if name == "blob-slow":
                 self.stopping.wait(self.load_seconds)
+                self.loads.wait()
             self.loaded = self._pretrained(name, params)
         elif "checkpoint" in (params.get("model_files") or {}):
             self.loaded = self._custom(params)
@@ -417,7 +421,7 @@ class SuperviselyApp(StandIn):
         return None
 
     def _go_down(self, request: Request) -> None:
-        while not request.status and not self.stopping.wait(0.01):  # the answer comes first
+        while not request.answered and not self.stopping.wait(0.01):  # the answer comes first
             pass
         super().close()
         self.down.set()

@@ -43,7 +43,7 @@ CREATE = {
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[BentoCloudStandIn]:
-    with BentoCloudStandIn(tmp_path, minimum_part_size=1000, stall_seconds=0.2) as server:
+    with BentoCloudStandIn(tmp_path, minimum_part_size=1000) as server:
         yield server
 
 
@@ -55,7 +55,7 @@ def yatai(tmp_path: Path) -> Iterator[BentoCloudStandIn]:
 
 def client(server: BentoCloudStandIn, token: str | None = None) -> httpx.Client:
     headers = {"X-YATAI-API-TOKEN": token or server.token, "X-Bentoml-Version": "1.4.40"}
-    return httpx.Client(base_url=server.url, headers=headers, trust_env=False, verify=False)
+    return httpx.Client(base_url=server.url, headers=headers, trust_env=False, verify=False, timeout=60)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def yatai_api(yatai: BentoCloudStandIn) -> Iterator[httpx.Client]:
 @pytest.fixture
 def store(server: BentoCloudStandIn) -> Iterator[httpx.Client]:
     """A client that knows nothing of the API's token."""
-    with httpx.Client(trust_env=False, verify=False) as store:
+    with httpx.Client(trust_env=False, verify=False, timeout=60) as store:
         yield store
 
 
@@ -86,7 +86,7 @@ def code(answer: httpx.Response) -> str:
 def raw_put(url: str, length: int, body: bytes, *, finish: bool) -> bytes:
     """PUT with a Content-Length that may lie; `finish` closes the sending side after the body."""
     parts = urlsplit(url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=2) as connection:
+    with socket.create_connection((parts.hostname, parts.port), timeout=60) as connection:
         head = f"PUT {parts.path}?{parts.query} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Length: {length}\r\n\r\n"
         connection.sendall(head.encode() + body)
         if finish:
@@ -161,7 +161,7 @@ class Replay:
         if path.startswith("/store/"):
             url, query = self.urls[method, path.removeprefix("/store/"), query.get("partNumber")], None
         try:
-            with httpx.Client(trust_env=False, verify=False) as http:
+            with httpx.Client(trust_env=False, verify=False, timeout=60) as http:
                 answer = http.request(method, url, params=query, headers=headers, content=content)
         except httpx.TransportError:
             return None
@@ -311,6 +311,7 @@ def test_a_body_shorter_than_announced_is_refused(server: BentoCloudStandIn, tmp
 
 
 def test_a_body_that_stalls_is_refused(server: BentoCloudStandIn) -> None:
+    server.stall_seconds = 0.2
     answer = raw_put(server.store.presign("PUT", "key"), 10, b"short", finish=False)
     assert answer.startswith(b"HTTP/1.1 400")
     assert b"RequestTimeout" in answer
@@ -763,7 +764,7 @@ def test_a_delay(server: BentoCloudStandIn, api: httpx.Client) -> None:
 
 def test_an_early_413_can_be_read_by_a_client_that_looks(server: BentoCloudStandIn) -> None:
     server.fault("PUT", "/upload$", Respond(413, b"too large", early=True))
-    with socket.create_connection(("127.0.0.1", urlsplit(server.url).port), timeout=2) as connection:
+    with socket.create_connection(("127.0.0.1", urlsplit(server.url).port), timeout=60) as connection:
         connection.sendall(f"PUT {M}/upload HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n".encode() + b"x")
         answer = b""
         while block := connection.recv(65536):

@@ -293,7 +293,7 @@ def test_only_the_named_source_is_copied(s3: S3StandIn, client: Any) -> None:
 def test_of_two_that_complete_at_once_one_wins(s3: S3StandIn, client: Any) -> None:
     uploads = [start(s3) for _ in range(2)]
     outcomes: list[tuple[int, str]] = []
-    meeting = threading.Barrier(2, timeout=10)
+    meeting = threading.Barrier(2, timeout=60)
     s3.fault("CompleteMultipartUpload", "", Before(lambda _: meeting.wait()), times=2)
 
     def complete(upload: dict[str, Any]) -> None:

@@ -34,12 +34,12 @@ def app() -> Iterator[SuperviselyApp]:
 
 @pytest.fixture
 def server(tmp_path: Path, app: SuperviselyApp) -> Iterator[SuperviselyStandIn]:
-    with SuperviselyStandIn(tmp_path, app=app.url, stall_seconds=0.2) as server:
+    with SuperviselyStandIn(tmp_path, app=app.url) as server:
         yield server
 
 
 def http(url: str, **headers: str) -> httpx.Client:
-    return httpx.Client(base_url=url, headers=headers, trust_env=False, verify=False, timeout=5)
+    return httpx.Client(base_url=url, headers=headers, trust_env=False, verify=False, timeout=60)
 
 
 @pytest.fixture
@@ -536,13 +536,15 @@ def test_a_direct_request_reaches_the_app_with_who_sent_it(
 def test_a_direct_request_is_given_up_while_the_app_goes_on(
     server: SuperviselyStandIn, api: httpx.Client, app: SuperviselyApp
 ) -> None:
-    app.load_seconds, server.proxy_limit = 1, 0.1
+    app.loads.clear()
+    server.proxy_limit = 0.1
     task = server.seed_task()
     state = {"deploy_params": {"model_source": "Pretrained models"}, "model_name": "blob-slow"}
     call = {"taskId": task.id, "command": "deploy_from_api", "context": {}, "state": state}
     answer = api.post("tasks.request.direct", json=call)
     assert (answer.status_code, answer.json()["error"]) == (504, "Timeout")
-    assert app.loaded is None
+    until(lambda: app.loaded is None, "the app to begin")
+    app.loads.set()
 
     def deployed() -> bool:
         status = api.post("tasks.request.direct", json={**call, "command": "get_status", "state": {}})
@@ -571,7 +573,7 @@ def test_an_app_that_is_gone_is_told_so(server: SuperviselyStandIn, app: Supervi
     task = server.seed_task()
     with http(f"{server.url}/net/{task.session_token}") as session:
         assert session.post("/sly/shutdown", json={}).json() is None
-        app.down.wait(2)
+        assert app.down.wait(60)
         assert session.post("/get_status", json={}).status_code == 503
 
 
@@ -671,6 +673,7 @@ def test_a_batch_of_uploads_is_not_stopped_but_ids_are(serving: httpx.Client, ap
     app.pictures = {1: PICTURE, 2: PICTURE}
     app.gate.clear()
     uploads = start(serving, ("a.png", PICTURE), ("b.png", PICTURE), batch_size=1)
+    until(lambda: app.inferences[uploads].stage == "Running inference...", "the first to run")
     body = {"state": {"images_ids": [1, 2], "batch_size": 1}}
     ids = serving.post("/inference_batch_ids_async", json=body).json()["inference_request_uuid"]
     for uuid in (uploads, ids):
@@ -778,13 +781,14 @@ def test_a_load_that_fails_leaves_nothing_served(serving: httpx.Client, app: Sup
 
 
 def test_a_slow_load_leaves_the_status_readable(app: SuperviselyApp) -> None:
-    app.load_seconds = 1
+    app.loads.clear()
     state = {"deploy_params": {"model_source": "Pretrained models", "device": "cuda:0"}, "model_name": "blob-slow"}
     with http(app.url) as one, http(app.url) as other:
         request = one.build_request("POST", "/deploy_from_api", json={"state": state}, timeout=0.05)
         with pytest.raises(httpx.ReadTimeout):
             one.send(request)
-        assert other.post("/get_status", json={}).json()["is_deployed"] is False
+        until(lambda: not other.post("/get_status", json={}).json()["is_deployed"], "the app to begin")
+        app.loads.set()
         until(lambda: bool(other.post("/get_status", json={}).json()["is_deployed"]), "the model to load")
         assert other.post("/get_deploy_info", json={}).json()["device"] == "cuda:0"
 
@@ -803,7 +807,7 @@ def test_a_freeze_says_what_came_of_it_and_an_inference_undoes_it(serving: httpx
 def test_an_app_that_is_shut_down_is_gone(app: SuperviselyApp) -> None:
     with http(app.url) as client:
         assert client.post("/sly/shutdown", json={}).json() is None
-    assert app.down.wait(2)
+    assert app.down.wait(60)
     with http(app.url) as client, pytest.raises(httpx.ConnectError):
         client.post("/get_status", json={})
 

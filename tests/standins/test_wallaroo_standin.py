@@ -24,7 +24,7 @@ CONVERSION = {"framework": "onnx", "python_version": "3.8", "requirements": []}
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[WallarooStandIn]:
-    with WallarooStandIn(tmp_path, stall_seconds=0.2) as server:
+    with WallarooStandIn(tmp_path) as server:
         yield server
 
 
@@ -34,7 +34,7 @@ class Api:
     def __init__(self, server: WallarooStandIn, username: str | None = None) -> None:
         token = server.issue(username=username)["access_token"]
         headers = {"Authorization": f"Bearer {token}"}
-        self.http = httpx.Client(base_url=server.url, headers=headers, trust_env=False, verify=False)
+        self.http = httpx.Client(base_url=server.url, headers=headers, trust_env=False, verify=False, timeout=60)
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         return self.http.post(f"/v1/api/{path}", json=body)
