@@ -247,7 +247,7 @@ def _kill_in_the_middle(operator: str, watched: Path, arguments: dict[str, Any],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert process.returncode == 0, process.stderr
     told: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])

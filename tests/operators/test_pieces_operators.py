@@ -28,7 +28,6 @@ from tests.standins.pieces import Download, PiecesStandIn
 from tests.support.pieces import CANCEL, CONNECTION, DOWNLOAD, ENDLESS, OTHER, PHI, quickly, running_host, verbs
 from tests.support.versions import serialize
 
-QUICK = {"poll_interval": 0.05, "timeout": 10}
 KILL_LIMIT = 4.0  # seconds from the signal to the end: Airflow sends SIGKILL after five
 
 
@@ -46,7 +45,7 @@ def pull(**arguments: Any) -> PullModelOperator:
         "registry_conn_id": CONNECTION,
         "model": "Phi 2",
         "poll_interval": 0.05,
-        "timeout": 10,
+        "timeout": 300,
     }
     return PullModelOperator(**{**defaults, **arguments})
 
@@ -57,22 +56,31 @@ def deploy(**arguments: Any) -> DeployModelOperator:
         "registry_conn_id": CONNECTION,
         "model": "Phi 2",
         "poll_interval": 0.05,
-        "timeout": 10,
+        "timeout": 300,
     }
     return DeployModelOperator(**{**defaults, **arguments})
 
 
-def deferred(operator: Any, context: Any) -> TaskDeferred:
-    """Run a task until it goes to sleep."""
+def deferred(operator: Any, context: Any, server: PiecesStandIn) -> TaskDeferred:
+    """Run a task until it goes to sleep, its download under way."""
+    server.download = ENDLESS
     operator.deferrable = True
     with pytest.raises(TaskDeferred) as sleeping:
         operator.execute(context)
     return sleeping.value
 
 
-def event_of(trigger: Any) -> dict[str, Any]:
+def event_of(trigger: Any, server: PiecesStandIn) -> dict[str, Any]:
+    """Run a trigger to its end: the download is complete once it listens."""
+
+    async def events() -> list[dict[str, Any]]:
+        return [event.payload async for event in trigger.run()]
+
     async def run() -> dict[str, Any]:
-        (event,) = [event.payload async for event in trigger.run()]
+        waiting = asyncio.create_task(events())
+        await asyncio.to_thread(server.until, lambda: server.sockets)
+        server.finish(PHI["id"], "COMPLETED")
+        (event,) = await waiting
         return event
 
     return asyncio.run(run())
@@ -152,21 +160,20 @@ class TestPull:
 
 class TestDeferredPull:
     def test_the_worker_asks_and_the_trigger_only_reads(self, server: PiecesStandIn, context: Any) -> None:
-        server.download = Download(tick=0.03)
         operator = pull()
-        sleeping = deferred(operator, context)
+        sleeping = deferred(operator, context, server)
         assert (verbs(server), server.sockets) == ([DOWNLOAD], [])
         assert isinstance(sleeping.trigger, FetchTrigger)
         assert sleeping.trigger.arguments() == {"ref": PHI["id"], "name": "phi-2", "ours": True}
 
-        told = operator.execute_complete(context, event_of(sleeping.trigger))
+        told = operator.execute_complete(context, event_of(sleeping.trigger, server))
         assert_plain(told)
         assert (told["ref"], told["path"], told["skipped"]) == ("phi-2:0.0.1", None, False)
         assert len(server.sockets) == 1
         assert verbs(server) == [DOWNLOAD]
 
     def test_another_machine_may_take_over_twice(self, server: PiecesStandIn, context: Any) -> None:
-        event = event_of(deferred(pull(), context).trigger)
+        event = event_of(deferred(pull(), context, server).trigger, server)
 
         assert [pull().execute_complete(context, event)["ref"] for _ in range(2)] == ["phi-2:0.0.1"] * 2
 
@@ -174,7 +181,7 @@ class TestDeferredPull:
         server.download = ENDLESS
         server.begin(PHI["id"])
 
-        assert deferred(pull(), context).trigger.arguments()["ours"] is False
+        assert deferred(pull(), context, server).trigger.arguments()["ours"] is False
         assert verbs(server) == []
 
     @pytest.mark.parametrize("event", [None, {}, {"status": "success"}, {"status": "odd"}])
@@ -227,9 +234,9 @@ class TestDeploy:
 
     def test_deferred_it_loads_on_a_worker_again(self, server: PiecesStandIn, context: Any) -> None:
         operator = deploy()
-        sleeping = deferred(operator, context)
+        sleeping = deferred(operator, context, server)
         assert sleeping.method_name == "execute_fetched"
-        event = event_of(sleeping.trigger)
+        event = event_of(sleeping.trigger, server)
         assert verbs(server) == [DOWNLOAD]
 
         assert operator.execute_fetched(context, event)["ready"]

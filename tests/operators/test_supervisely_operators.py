@@ -167,7 +167,8 @@ def test_a_slow_load_is_waited_for_by_the_task(
 def test_a_task_out_of_time_ends_what_it_has_started(
     server: SuperviselyStandIn, app: SuperviselyApp, context: dict[str, Any]
 ) -> None:
-    server.proxy_limit, app.load_seconds = 0.2, 1.5
+    server.proxy_limit = 0.2
+    app.loads.clear()
     with pytest.raises(AirflowException, match="not ready after"):
         deploy(model="TinyBlob:blob-slow", timeout=0.2).execute(context)
     assert server.tasks[20001].status == "terminating"
@@ -177,7 +178,8 @@ def test_a_task_out_of_time_brings_back_what_was_served_before_its_load(
     server: SuperviselyStandIn, app: SuperviselyApp, context: dict[str, Any]
 ) -> None:
     deploy().execute(context)
-    server.proxy_limit, app.load_seconds = 0.2, 30.0
+    server.proxy_limit = 0.2
+    app.loads.clear()
     with pytest.raises(AirflowException, match="not ready after"):
         deploy(model="TinyBlob:blob-slow", timeout=0.2).execute(context)
     loads = [request.body["state"]["model_name"] for request in app.find("POST", "deploy_from_api")]
