@@ -134,11 +134,11 @@ def test_no_text_can_be_made_to_match_slowly(unit: str) -> None:
         secrets = [f"{TOKEN}-{number}" for number in range(5)]
         best = 60.0
         for _ in range(3):
-            started = time.process_time()
+            started = time.thread_time()
             redact(text, secrets)
             excerpt(text, secrets)
             show_url(text, secrets)
-            best = min(best, time.process_time() - started)
+            best = min(best, time.thread_time() - started)
         return best
 
     short = (unit * MATCHED)[:MATCHED]

@@ -16,7 +16,7 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol
@@ -179,13 +179,24 @@ class ReadRest:
 
 
 @dataclass(frozen=True)
+class Do:
+    """Do something of the test's."""
+
+    fn: Callable[[], object]
+
+    def run(self, talk: Talk) -> None:
+        self.fn()
+
+
+@dataclass(frozen=True)
 class Tunnel:
     """Be a proxy: connect to what was asked for, and pass bytes on."""
 
     def run(self, talk: Talk) -> None:
         assert talk.request is not None
         host, _, port = talk.request.target.rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=5) as far:
+        with socket.create_connection((host, int(port)), timeout=30) as far:
+            far.settimeout(None)
             talk.sock.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
             back = threading.Thread(target=_pass_on, args=(far, talk.sock), daemon=True)
             back.start()
@@ -278,8 +289,8 @@ class FaultServer:
                 sock, _ = self._listener.accept()
             except OSError:
                 return
-            self._start(self._serve, sock, self.connections)
-            self.connections += 1
+            number, self.connections = self.connections, self.connections + 1  # before the client can have an answer
+            self._start(self._serve, sock, number)
 
     def _serve(self, sock: socket.socket, number: int) -> None:
         with contextlib.suppress(Ended, OSError), self._opened(sock) as stream:

@@ -11,7 +11,6 @@ import stat
 import subprocess
 import tempfile
 import threading
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +28,8 @@ from airflow_provider_modelsync.core.errors import Cancelled, InvalidInput, Sour
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from tests.core.processes import at_once
 from tests.core.stores import write_tree
+from tests.support.kills import killed
+from tests.support.rewrite import rewrite_and_set_back
 
 WEIGHTS = r"'weights\.bin'"
 BY_HAND = next(line for line in (digest.__doc__ or "").splitlines() if "| sha256sum" in line)  # as users are told
@@ -439,14 +440,6 @@ class _Listing(list[Any]):
         pass
 
 
-def _rewrite_and_set_back(path: Path) -> None:
-    """Change a file in place and keep size and modification time, as `rsync -t --inplace` does."""
-    before = path.stat()
-    with path.open("r+b") as file:
-        file.write(b"new")
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
 def _replace_by_a_pipe_that_somebody_writes_to(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
@@ -454,7 +447,7 @@ def _replace_by_a_pipe_that_somebody_writes_to(path: Path) -> None:
 
 
 CHANGES: dict[str, Callable[[Path], Any]] = {
-    "rewritten, and its time set back": _rewrite_and_set_back,
+    "rewritten, and its time set back": lambda path: rewrite_and_set_back(path, b"new"),
     "turned into a fifo with a writer": _replace_by_a_pipe_that_somebody_writes_to,
     "touched": lambda path: os.utime(path, ns=(1, 1)),
     "truncated": lambda path: os.truncate(path, 10),
@@ -555,15 +548,11 @@ def test_a_cancelled_token_ends_the_hashing(model: Path) -> None:
 def test_a_cancelled_token_ends_the_hashing_of_a_large_file_soon(tmp_path: Path) -> None:
     with (tmp_path / "large").open("wb") as file:
         file.truncate(64 << 30)  # a hole: nothing is written
-    cancel, before = CancelToken(), set(threading.enumerate())
-    timer = threading.Timer(0.2, cancel.cancel)
-    timer.start()
-    start = time.monotonic()
-    with pytest.raises(Cancelled):
+    cancel, others = CancelToken(), set(threading.enumerate())  # of tests before
+    with killed(cancel, after=0.2), pytest.raises(Cancelled):
         read_tree(tmp_path / "large", cancel=cancel)
-    assert time.monotonic() - start < 4
-    timer.join()
-    assert set(threading.enumerate()) <= before, "a thread was left behind, still hashing"
+    left = [thread for thread in threading.enumerate() if thread.name == "modelsync-worker" and thread not in others]
+    assert not left, "a thread was left behind, still hashing"
 
 
 # Hashes remembered from an earlier try

@@ -21,11 +21,11 @@ from airflow_provider_modelsync.core.registries.modelstore import store
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.mover import Mover
 from airflow_provider_modelsync.core.transfer.watchdog import Pace, Watch, Watchdog
-from tests.standins.fault_server import FaultServer, Send, answer
+from tests.standins.fault_server import Do, FaultServer, Send, answer
 
 ROOT = Path(next(iter(airflow_provider_modelsync.__path__)))
 LOCKS = re.compile(r"threading\.(Lock|RLock|Condition|Semaphore)\b")
-SECONDS = 10  # after which a child counts as stuck
+SECONDS = 60  # after which a child counts as stuck
 
 
 def in_a_child(work: Callable[[], object]) -> None:
@@ -142,11 +142,10 @@ def test_a_childs_watchdog_leaves_the_parents_transfers_alone() -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{"
     release = threading.Event()
 
-    class Wait:
-        def run(self, talk: object) -> None:
-            release.wait(SECONDS)
-
-    with FaultServer([Send(head), Wait(), Send(b"}")]) as server, closing(Mover(settings)) as mover:
+    with (
+        FaultServer([Send(head), Do(lambda: release.wait(SECONDS)), Send(b"}")]) as server,
+        closing(Mover(settings)) as mover,
+    ):
         mover._watchdog = dog
         with mover.get(server.url, cancel=stopped) as download:
 

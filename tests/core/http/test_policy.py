@@ -7,6 +7,7 @@ import base64
 import gzip
 import json
 import logging
+import os
 import socket
 import sys
 import threading
@@ -67,6 +68,8 @@ from tests.standins.fault_server import (
     Tunnel,
     answer,
 )
+from tests.support.kills import killed
+from tests.support.sockets import nobody_listens, plain_port
 from tests.support.until import until
 
 TOKEN = "canary-7f+3/a=secret"  # holds characters that look different once quoted
@@ -131,9 +134,17 @@ class Caller:
         self.kind = kind
         self.clock = FakeClock()
 
-    def run(self, flow: Flow[Any], to: RegistrySettings, *, refresh: Any = None, seconds: float | None = None) -> Any:
+    def run(
+        self,
+        flow: Flow[Any],
+        to: RegistrySettings,
+        *,
+        refresh: Any = None,
+        seconds: float | None = None,
+        first: float = 0.5,
+    ) -> Any:
         """Run a flow with the policy, waits skipped."""
-        backoff = Backoff(random=lambda: 1.0)
+        backoff = Backoff(first=first, random=lambda: 1.0)
         policy = RequestPolicy(to, refresh=refresh, seconds=seconds, backoff=backoff, clock=self.clock)
         fast = self.clock.without_waiting(policy)
         if self.kind == "sync":
@@ -149,7 +160,7 @@ class Caller:
     def call(self, server: FaultServer, method: str = "GET", path: str = "/models", **options: Any) -> httpx.Response:
         """Make one call to a server and return the answer."""
         to = options.pop("to", None) or settings(server.url)
-        kept = {name: options.pop(name) for name in ("refresh", "seconds") if name in options}
+        kept = {name: options.pop(name) for name in ("refresh", "seconds", "first") if name in options}
         api = ApiClient(to, server.url, credentials=credentials)
         response: httpx.Response = self.run(send(api.request(method, path, **options)), to, **kept)
         return response
@@ -217,8 +228,8 @@ def test_an_endless_fault_is_retryable_and_names_the_request(caller: Caller) -> 
 
 def test_no_attempt_begins_after_the_deadline(caller: Caller) -> None:
     with FaultServer([answer(503)]) as server:
-        assert caller.call(server, seconds=2.0).status_code == 503
-    assert caller.clock.waits == [0.5, 1.0]
+        assert caller.call(server, seconds=50.0, first=10.0).status_code == 503
+    assert caller.clock.waits == [10.0, 20.0]
 
 
 def test_jitter_is_full() -> None:
@@ -257,11 +268,10 @@ def test_what_was_refused_unprocessed_is_repeated_even_as_a_post(caller: Caller,
 
 
 def test_a_refused_connection_is_tried_again_even_for_a_post(caller: Caller) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        host = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    to = settings(host)
-    with pytest.raises(RegistryUnavailable, match="Connection refused"):
-        caller.run(send(ApiClient(to, host).request("POST", "/models")), to)
+    with nobody_listens() as host:
+        to = settings(host)
+        with pytest.raises(RegistryUnavailable, match="Connection refused"):
+            caller.run(send(ApiClient(to, host).request("POST", "/models")), to)
     assert len(caller.clock.waits) == 4
 
 
@@ -339,7 +349,7 @@ def test_a_date_without_the_servers_clock_is_read_against_ours() -> None:
 def test_neither_silence_nor_a_drip_outlasts_the_deadline(caller: Caller, fault: list[Step]) -> None:
     with FaultServer(fault) as server, pytest.raises(RegistryUnavailable, match="within the time limit"):
         caller.call(server, "POST", seconds=0.4)
-    assert len(server.requests) == 1
+    assert len(server.requests) <= 1  # none where this machine takes that long to send it
 
 
 @pytest.mark.parametrize("begun", [b"HTTP/1.1 200 OK\r\nX-", b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"])
@@ -370,12 +380,9 @@ def test_a_call_may_bring_its_own_time(caller: Caller) -> None:
 def test_cancelling_ends_a_call_that_is_stuck() -> None:
     token = CancelToken()
     with FaultServer([Stall()]) as server, network.client(settings(server.url)) as client:
-        threading.Timer(0.2, token.cancel).start()
-        started = time.monotonic()
         driver = SyncDriver(client, policy=RequestPolicy(settings(server.url)), cancel=token)
-        with pytest.raises(Cancelled):
+        with killed(token, after=0.2), pytest.raises(Cancelled):
             driver.run(send(httpx.Request("GET", server.url)))
-    assert time.monotonic() - started < 4
 
 
 # --- sizes
@@ -407,6 +414,8 @@ def bomb() -> bytes:
 @pytest.mark.row("T13", of="calls")
 def test_a_compressed_page_is_not_unpacked_beyond_its_limit(caller: Caller, status: int, bomb: bytes) -> None:
     script = [answer(status, bomb, {"Content-Encoding": "gzip"})]
+    with FaultServer(OK) as server:
+        caller.call(server)  # loads what makes connections
     tracemalloc.start()
     try:
         with FaultServer(script) as server:
@@ -585,15 +594,7 @@ def test_verification_is_left_out_only_when_told(caller: Caller, authority: Auth
 
 @pytest.mark.row("T16", of="calls")
 def test_a_plain_port_asked_for_tls_ends_the_call(caller: Caller) -> None:
-    def talk_plain() -> None:
-        sock, _ = listener.accept()
-        with sock:
-            sock.recv(1000)
-            sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=talk_plain, daemon=True).start()
-        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+    with plain_port() as url:
         to = settings(url)
         with pytest.raises(InvalidInput, match="Is this an https port"):
             caller.run(send(ApiClient(to, url).request("GET", "/")), to)
@@ -625,6 +626,7 @@ def test_connections_with_the_same_files_share_one_tls_context(authority: Author
 def test_a_replaced_ca_file_is_read_again(authority: Authority, tmp_path: Path) -> None:
     bundle = tmp_path / "ca.pem"
     bundle.write_bytes(authority.bundle.read_bytes())
+    os.utime(bundle, (1, 1))  # however soon it is replaced
     to = settings(ca_bundle=str(bundle))
     before = network.ssl_context(to)
     bundle.write_bytes(Authority(tmp_path, "new").bundle.read_bytes())
@@ -1157,9 +1159,9 @@ def test_no_page_of_a_storage_takes_long_to_read(unit: str) -> None:
     def cost(page: str) -> float:
         best = 60.0
         for _ in range(3):
-            started = time.process_time()
+            started = time.thread_time()
             Refusal.read(403, {}, page).error("reading")
-            best = min(best, time.process_time() - started)
+            best = min(best, time.thread_time() - started)
         return best
 
     size = 64 << 10

@@ -74,7 +74,7 @@ def in_process(function: str, *arguments: object, module: str = __name__) -> dic
         f"report(t.{function}, {', '.join(map(repr, arguments))})"
     )
     done = subprocess.run(  # the module is loaded before anything is measured
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])

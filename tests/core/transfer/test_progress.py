@@ -74,21 +74,27 @@ def test_the_end_is_reported_once(clock: _Clock, reports: list[Report]) -> None:
 
 
 def test_a_slow_reader_of_reports_holds_up_no_other_thread(clock: _Clock) -> None:
-    release = threading.Event()
-    progress = Progress(1000, lambda _: release.wait(30) and None, clock)
+    begun, release = threading.Event(), threading.Event()
+
+    def report(_: Report) -> None:
+        begun.set()
+        release.wait(60)
+
+    progress = Progress(1000, report, clock)
     clock.now = 10
     reporting = threading.Thread(target=progress.add, args=(1,))
     counting = threading.Thread(target=progress.add, args=(1,))
     try:
-        for thread in (reporting, counting):
-            thread.start()
-            thread.join(0.5)
+        reporting.start()
+        assert begun.wait(30)
+        counting.start()
+        counting.join(30)
         assert reporting.is_alive()
         assert not counting.is_alive()
     finally:
         release.set()
-        reporting.join(4)
-        counting.join(4)
+        reporting.join()
+        counting.join()
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, FromDire
 from airflow_provider_modelsync.core.verbs import placed
 from tests.core.processes import NOBODY, as_nobody, at_once, killed_at
 from tests.core.stores import Store, hidden, snapshot, write_tree
+from tests.support.rewrite import rewrite_and_set_back
 from tests.support.steps import some_of
 
 FILES = {"weights.bin": b"1", "a/b": b"same"}
@@ -118,9 +119,7 @@ def test_what_somebody_has_touched_stays(store: Store, target: Path, touch: str)
 
 def test_bytes_changed_behind_an_old_time_stay(store: Store, target: Path) -> None:
     store.pull("fraud:v1", target)
-    facts = (target / "weights.bin").stat()
-    (target / "weights.bin").write_bytes(b"x")
-    os.utime(target / "weights.bin", ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    rewrite_and_set_back(target / "weights.bin", b"x")
     with pytest.raises(TargetExists):
         store.pull("fraud:v2", target)
     assert weights(target) == b"x"

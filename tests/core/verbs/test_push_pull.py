@@ -47,6 +47,8 @@ from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.progress import Report
 from tests.core.processes import as_nobody, at_once, in_namespace
 from tests.core.stores import CancelAfter, Store, hidden, snapshot, write_tree
+from tests.support.kills import LIMIT
+from tests.support.rewrite import rewrite_and_set_back
 
 FILES = {"weights.bin": bytes(range(256)) * 8000, "tokenizer/vocab.txt": b"one\ntwo\n", "empty": b""}
 OTHER = {"weights.bin": b"other", "config.json": b"{}"}
@@ -318,17 +320,9 @@ def _between_hash_and_copy(change: Callable[[], Any], monkeypatch: pytest.Monkey
     assert not todo
 
 
-def _rewrite_in_place(path: Path) -> None:
-    """Change bytes and nothing else: neither size nor times."""
-    facts = path.stat()
-    with path.open("r+b") as file:
-        file.write(b"\xff")
-    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-
-
 CHANGES: dict[str, Callable[[Path], Any]] = {
     "written to": lambda path: path.write_bytes(b"\1" + path.read_bytes()[1:]),
-    "rewritten in place, its times restored": _rewrite_in_place,
+    "rewritten in place, its times restored": lambda path: rewrite_and_set_back(path, b"\xff"),
     "truncated": lambda path: os.truncate(path, 100),
     "replaced": lambda path: (shutil.copyfile(path, f"{path}.new"), os.replace(f"{path}.new", path)),
     "removed": os.unlink,
@@ -364,7 +358,10 @@ def test_a_writer_beside_a_push_ends_in_a_whole_version_or_a_changed_source(stor
     writer.start()
     changed = 0
     try:
-        for turn in range(20):
+        for turn in itertools.count():
+            if turn >= 20 and changed:  # however late the writer is
+                break
+            assert turn < 200
             try:
                 version = store.push(model, f"fraud:v{turn}")
             except SourceChanged:
@@ -374,7 +371,6 @@ def test_a_writer_beside_a_push_ends_in_a_whole_version_or_a_changed_source(stor
     finally:
         stop.set()
         writer.join()
-    assert changed
 
 
 # Pull
@@ -767,16 +763,15 @@ def test_a_signal_that_cancels_ends_a_push_within_four_seconds_and_leaves_nothin
         file.truncate(64 << 30)  # a hole, which takes minutes to hash
 
     def push() -> float:
-        cancel = CancelToken()
-        signal.signal(signal.SIGALRM, lambda *_: cancel.cancel())
+        cancel, told = CancelToken(), list[float]()
+        signal.signal(signal.SIGALRM, lambda *_: (told.append(time.monotonic()), cancel.cancel()))
         signal.setitimer(signal.ITIMER_REAL, 0.3)
-        start = time.monotonic()
         with pytest.raises(Cancelled):
             store.push(tmp_path / "large", "fraud:v1", control=Control(cancel=cancel))
-        return time.monotonic() - start
+        return time.monotonic() - told[0]
 
     (seconds,) = at_once(push)
-    assert 0.3 <= seconds < 4
+    assert seconds < LIMIT
     assert not store.root.exists()
 
 
