@@ -189,6 +189,7 @@ class SuperviselyApp(StandIn):
 
     `model`: the name of what is loaded, or None. `load_seconds`: what `blob-slow` takes. `predict_seconds`: what a
     picture takes. `tracks`: whether the tracker's libraries are there. `freezes`: whether a freeze succeeds.
+    `most_popped`: results that one fetch takes off, as from an app that makes them slowly; None for all there are.
     `frames`: what every video has. `pictures`: by image id; `datasets`, `projects`: image ids by id.
     `unread_limit`: results after which ids and projects wait for a reader.
     Clear `gate` to hold every inference before its next picture, and `loads` to hold `blob-slow` while it is loaded.
@@ -254,6 +255,7 @@ class SuperviselyApp(StandIn):
         self.pictures: dict[int, bytes] = {}
         self.datasets: dict[int, list[int]] = {}
         self.projects: dict[int, list[int]] = {}
+        self.most_popped: int | None = None
         self.inferences: dict[str, Inference] = {}
         self.uploaded: list[Json] = []  # predictions that an upload mode wrote into a project
         self.down = threading.Event()
@@ -645,7 +647,8 @@ class SuperviselyApp(StandIn):
         with self.lock:
             inference = self._inference(request)
             known = inference.json()
-            popped, inference.results, inference.paused = inference.results, [], False
+            most = len(inference.results) if self.most_popped is None else self.most_popped
+            popped, inference.results, inference.paused = inference.results[:most], inference.results[most:], False
             return {**known, "pending_results": popped}
 
     def inference_result(self, request: Request, body: Body) -> Any:

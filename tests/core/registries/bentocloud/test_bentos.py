@@ -286,16 +286,17 @@ class TestPush:
         barrier, done = threading.Barrier(2), []
 
         def push() -> None:
-            barrier.wait(timeout=5)
-            done.append(BentoStore(server).push(bento).ready)
+            barrier.wait(timeout=30)
+            done.append(BentoStore(server).push(bento).ref)
 
         threads = [threading.Thread(target=push) for _ in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(timeout=20)
+            thread.join()
 
-        assert done == [True, True]
+        # Either may find that the other is about to send the same once more, and so not see it ready.
+        assert done == ["tiny:b1"] * 2
         assert (list(server.bentos), kept(server).upload_status) == (["tiny:b1"], "success")
 
     def test_whose_record_another_one_takes_over_publishes_nothing(

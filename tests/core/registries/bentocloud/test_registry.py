@@ -387,7 +387,7 @@ class TestPush:
         together = threading.Barrier(2)
 
         def push() -> None:
-            together.wait(timeout=10)
+            together.wait(timeout=30)
             try:
                 outcomes.append(Cloud(server).push(source))
             except Exception as error:
@@ -397,7 +397,7 @@ class TestPush:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(timeout=20)
+            thread.join()
 
         assert [outcome.digest for outcome in outcomes if isinstance(outcome, ModelVersion)] == [
             digest_directory(source)

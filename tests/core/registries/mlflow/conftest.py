@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_provider_modelsync.core.registries.mlflow import registry as mlflow
 from airflow_provider_modelsync.core.registries.mlflow.registry import MLflow, MLflowSettings
 from tests.conformance.bench import Bench
 from tests.conformance.registries import RegistryUnderTest, mlflow_under_test
@@ -16,6 +17,12 @@ from tests.standins.mlflow import MLflowStandIn
 
 NAME = "fraud"
 FILES = {"MLmodel": b"flavors: {}\n", "weights.bin": b"weights" * 1000, "d/empty": b"", "d/größe": b"x"}
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever gives a push up has time to tidy up, as nobody measures how long that takes."""
+    monkeypatch.setattr(mlflow, "_ABORT_SECONDS", 60.0)
 
 
 @pytest.fixture(params=[3, 2], ids=["3", "2"])

@@ -32,6 +32,7 @@ from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.plan import PushRequest
 from tests.core.processes import NOBODY, as_nobody, at_once, running
 from tests.core.stores import Store, age, hidden, snapshot, write_tree
+from tests.support.until import until
 
 OLD = {"weights.bin": b"old", "a/b": b"\0"}
 NEW = {"weights.bin": b"new!", "c": b""}
@@ -241,6 +242,8 @@ def test_the_old_version_stays_when_a_forced_push_fails(store: Store, old: Path,
 
 def _damage(store: Store, how: str) -> None:
     path = store.files("fraud:v1") / "weights.bin"
+    published = store.meta("fraud", "v1.json").stat().st_mtime
+    until(lambda: _time_of_disk(store.root) > published + 0.002, "the disk's clock, which ticks, to go on")
     match how:
         case "other bytes":
             path.write_bytes(b"OLD")
@@ -254,6 +257,11 @@ def _damage(store: Store, how: str) -> None:
             path.unlink()
         case "executable":
             path.chmod(0o755)
+
+
+def _time_of_disk(directory: Path) -> float:
+    with tempfile.TemporaryFile(dir=directory) as file:
+        return os.fstat(file.fileno()).st_mtime
 
 
 @pytest.mark.parametrize("how", ["other bytes", "other bytes, unnoticed", "cut", "gone", "executable"])

@@ -128,6 +128,9 @@ def test_a_storage_that_stays_busy_is_given_up_with_its_own_words(store: BucketS
 def test_a_part_that_fails_keeps_the_upload_for_the_next_try_unless_there_is_none(
     store: BucketStore, source: Path, is_last_try: bool
 ) -> None:
+    # Both are on their way at a time, and the failure of one ends the other unless that is there.
+    is_there = Before(lambda _: until(lambda: [one for one in store.s3.find("UploadPart", part=1) if one.status], "it"))
+    store.s3.fault("UploadPart", "weights", is_there, part=2, times=None)
     store.s3.fault("UploadPart", "weights", Respond(500), part=2, times=None)
     with pytest.raises(RegistryUnavailable, match=r"part 2 of 'weights\.bin'"):
         store.push(source, "fraud:v1", control=Control(is_last_try=is_last_try))
@@ -144,7 +147,8 @@ def test_a_part_that_stalls_is_sent_again(store: BucketStore, source: Path, monk
     monkeypatch.setattr(mover, "Pace", lambda: Pace(window_seconds=0.4, answer_seconds=0.4))
     store.s3.fault("UploadPart", "weights", Stall(after=1000), part=1)
     store.push(source, "fraud:v1")
-    assert store.s3.count("UploadPart", part=1) == 2
+    stalled, *again = [request.status for request in store.s3.find("UploadPart", part=1)]
+    assert (stalled, again[-1]) == (0, 200)  # on a busy machine others may stand still, too
     assert store.tidy("fraud:v1") == digest_directory(source)
 
 
@@ -332,7 +336,7 @@ def test_a_storage_that_does_not_answer_is_given_up_in_time(store: BucketStore) 
     store.s3.fault("*", "", Before(lambda _: store.s3.stopping.wait(60)), times=None)
     with pytest.raises(RegistryUnavailable, match="did not answer within the time limit"):
         store.again(timeout_seconds=0.5).get("fraud:v1")
-    assert store.s3.count() == 1
+    assert store.s3.count() <= 1  # none where the time is over before it is sent
 
 
 @pytest.mark.row("T15", of="storage")

@@ -9,7 +9,6 @@ import math
 import os
 import shutil
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -50,6 +49,7 @@ from tests.services.docker_registry import (
 )
 from tests.services.moto_server import running_moto
 from tests.services.registry_tokens import TokenServer
+from tests.support.until import until
 
 pytestmark = [needs_registry, pytest.mark.usefixtures("no_waiting")]
 
@@ -370,13 +370,7 @@ def test_an_upload_that_was_cut_is_lost_for_good(server: DockerRegistry, name: s
     connection.putheader("Content-Type", "application/octet-stream")
     connection.endheaders(b"x" * 500_000)
     connection.close()
-    done = threading.Event()
-    for _ in range(200):
-        status = server.ask("GET", place)[0]
-        if status == 404:
-            break
-        done.wait(0.01)
-    assert status == 404
+    until(lambda: server.ask("GET", place)[0] == 404, "what was begun to be gone")
 
 
 def test_pages_are_not_to_be_had_and_not_needed(server: DockerRegistry, team: Team, source: Path, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.core.errors import (
     BeginAgain,
+    Cancelled,
     InvalidInput,
     ModelNotFound,
     ModelSyncError,
@@ -20,12 +22,13 @@ from airflow_provider_modelsync.core.errors import (
     RegistryUnavailable,
     VersionConflict,
 )
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.steps import Flow
 from airflow_provider_modelsync.core.models import Query
 from airflow_provider_modelsync.core.transfer.control import Control
 from tests.core.registries.oci.team import BLOBS, FILES, UPLOAD, Team, digest_of, layer, of_another_tool, write_model
-from tests.core.stores import CancelAfter, snapshot, write_tree
-from tests.standins.http_server import LoseAnswer, Reset, Respond
+from tests.core.stores import snapshot, write_tree
+from tests.standins.http_server import LoseAnswer, Request, Reset, Respond
 from tests.standins.oci import DISTRIBUTION, ECR, GAR, GHCR, HARBOR, HOSTED, OCIStandIn, Quirks
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
@@ -220,14 +223,30 @@ def test_uploads_of_a_push_that_fails_for_good_are_ended(server: OCIStandIn, tea
 
 
 @pytest.mark.row("P4")
-def test_a_cancelled_push_leaves_no_version(server: OCIStandIn, team: Team, source: Path) -> None:
-    for checks in range(0, 60, 7):
-        try:
-            team.push(source, control=Control(workers=1, cancel=CancelAfter(checks)))
-        except ModelSyncError:
-            assert team.versions() == []
-        else:
+def test_a_cancelled_push_leaves_no_version(
+    server: OCIStandIn, team: Team, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived, cancels = server.arrived, 0
+    token, left = CancelToken(), 0
+
+    def cancelling(request: Request) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            token.cancel()
+        arrived(request)
+
+    for requests in range(1, 60, 4):
+        token, left = CancelToken(), requests
+        with monkeypatch.context() as patched:
+            patched.setattr(server, "arrived", cancelling)
+            with contextlib.suppress(Cancelled):
+                team.push(source, control=Control(workers=1, cancel=token))
+        if server.count("PUT", "/manifests/"):
             break
+        cancels += 1
+        assert team.versions() == []
+    assert cancels > 3
     assert team.push(source).digest == digest_directory(source)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import socket
@@ -28,7 +29,7 @@ from airflow_provider_modelsync.core.registries.pieces.api import PiecesModel
 from airflow_provider_modelsync.core.registries.pieces.progress import Heard, Outcome
 from airflow_provider_modelsync.core.transfer.control import Control
 from tests.core.registries.pieces.host import Host
-from tests.standins.http_server import Delay, LoseAnswer, Respond
+from tests.standins.http_server import LoseAnswer, Request, Respond
 from tests.standins.pieces import JUNK, SHAPES, Download, PiecesStandIn, Progress, model
 from tests.support.pieces import quickly
 
@@ -170,8 +171,17 @@ class TestMessages:
     ) -> None:
         caplog.set_level(logging.INFO, "modelsync")
         server.progress = [Progress(ends_after=2, ends="reset"), Progress()]
-        server.download = Download(tick=0.03)
+        server.download = Download(tick=None)
+
+        def go_on_once_there_is_another() -> None:
+            server.until(lambda: len(server.sockets) == 2)
+            for _ in range(len(server.download.percentages) + 1):
+                server.step(PHI["id"])
+
+        stepping = threading.Thread(target=go_on_once_there_is_another, daemon=True)
+        stepping.start()
         host.fetch(patience=SLOWLY)
+        stepping.join()
 
         assert len(server.sockets) == 2
         assert "phi-2: 100 % downloaded" in caplog.messages
@@ -180,7 +190,7 @@ class TestMessages:
         server.progress = [Progress(pings=True)]
         host.fetch()
 
-        assert "PONG" in server.sockets[0].received
+        server.until(lambda: "PONG" in server.sockets[0].received)
 
     def test_without_the_library_records_are_looked_at(
         self, server: PiecesStandIn, host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -350,7 +360,7 @@ class TestKill:
     def test_its_own_download_is_cancelled(self, server: PiecesStandIn) -> None:
         server.download = Download(outcome=None)
         server.begin(model("Other")["id"])
-        self.kill(server, lambda: server.count("POST", "/download$") == 1)
+        self.kill(server, lambda: server.models[PHI["id"]]["downloading"])
 
         assert Host(server).calls() == [DOWNLOAD, CANCEL]
         assert server.find(path="/cancel$")[0].path.startswith(f"/model/{PHI['id']}/")
@@ -364,9 +374,22 @@ class TestKill:
         assert Host(server).calls() == []
         assert Host(server).record()["downloading"]
 
-    def test_a_download_whose_answer_is_on_its_way_is_cancelled(self, server: PiecesStandIn) -> None:
+    def test_a_download_whose_answer_is_on_its_way_is_cancelled(
+        self, server: PiecesStandIn, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         server.download = Download(outcome=None)
-        server.fault("POST", "/download$", Delay(0.3))
+        arrived, begins, looks = server.arrived, threading.Event(), itertools.count(1)
+
+        def late(request: Request) -> None:
+            """The download begins between the first look of whoever takes it back and the second."""
+            arrived(request)
+            if request.path.endswith("/download"):
+                begins.wait(30)
+            elif request.path.endswith(PHI["id"]) and server.count("POST", "/download$") and next(looks) == 2:
+                begins.set()
+                server.until(lambda: server.models[PHI["id"]]["downloading"])
+
+        monkeypatch.setattr(server, "arrived", late)
         self.kill(server, lambda: server.count("POST", "/download$") == 1)
 
         assert Host(server).calls() == [DOWNLOAD, CANCEL]
@@ -375,7 +398,7 @@ class TestKill:
     def test_it_works_in_spite_of_a_socket_that_hangs(self, server: PiecesStandIn) -> None:
         server.download = Download(outcome=None)
         server.progress = [Progress(ends_after=1, ends="stall")]
-        self.kill(server, lambda: server.count("POST", "/download$") == 1)
+        self.kill(server, lambda: server.models[PHI["id"]]["downloading"])
 
         assert Host(server).calls() == [DOWNLOAD, CANCEL]
 

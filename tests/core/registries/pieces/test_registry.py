@@ -411,8 +411,9 @@ class TestAddress:
     ) -> None:
         with PiecesStandIn() as ill:
             ill.health = "starting"
-            ports = [39301, 1, *(int(one.url.rpartition(":")[2]) for one in (ill, server))]
+            ports = [2, 1, *(int(one.url.rpartition(":")[2]) for one in (ill, server))]
             monkeypatch.setattr(pieces_api, "_PORTS", tuple(ports))
+            monkeypatch.setattr(pieces_api, "_PROBE_SECONDS", 60.0)
             host = Host(server, {"host": "http://127.0.0.1"})
             assert host.get("phi-2:q4").uri == f"{server.url}/model/{Q4['id']}"
             host.get("phi-2:q4")

@@ -164,8 +164,10 @@ def test_a_roll_out_that_is_still_loading_is_ones_own(
     cv: Connection, server: SuperviselyStandIn, app: SuperviselyApp
 ) -> None:
     first = cv.deploy("blobs", "TinyBlob:blob-tiny", pretrained=True)
-    server.proxy_limit, app.load_seconds = 0.3, 30.0
+    server.proxy_limit = 0.3
+    app.loads.clear()
     second = cv.deploy("blobs", "TinyBlob:blob-slow", pretrained=True)
+    server.proxy_limit = None
     assert (second.revision, cv.deployment("blobs").revision) == ("pretrained:blob-slow", EMPTY)
     rolled = RollOut(
         deployment="blobs", model="blob-slow", undo=Undo.RESTORE, replaced=first.revision, revision=second.revision
@@ -186,10 +188,13 @@ def test_a_start_that_has_loaded_meanwhile_is_still_ones_own(cv: Connection, ser
 def test_a_slow_load_is_accepted_and_then_waited_for(
     cv: Connection, server: SuperviselyStandIn, app: SuperviselyApp
 ) -> None:
-    server.proxy_limit, app.load_seconds = 0.3, 0.8
     cv.deploy("blobs", "TinyBlob:blob-tiny", pretrained=True)
+    server.proxy_limit = 0.3
+    app.loads.clear()
     made = cv.deploy("blobs", "TinyBlob:blob-slow", pretrained=True)
     assert (made.ready, made.failed, made.revision) == (False, False, "pretrained:blob-slow")
+    assert cv.run(lambda registry: wait.find_ready(registry, "blobs", made.revision)) is None
+    app.loads.set()
     found = None
     while found is None:
         found = cv.run(lambda registry: wait.find_ready(registry, "blobs", made.revision))
@@ -238,10 +243,11 @@ def test_a_task_that_fails_to_start_is_told(cv: Connection, server: SuperviselyS
 def test_an_app_that_takes_long_to_come_up_is_found_again(
     cv: Connection, server: SuperviselyStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisely_deployments, "START_SECONDS", 0.3)
     server.next_statuses = ["queued"]
-    with pytest.raises(RegistryUnavailable, match="not up yet"):
-        cv.deploy("blobs", "1_x")
+    with monkeypatch.context() as patched:
+        patched.setattr(supervisely_deployments, "START_SECONDS", 0.3)
+        with pytest.raises(RegistryUnavailable, match="not up yet"):
+            cv.deploy("blobs", "1_x")
     server.tasks[20001].status = "started"
     assert cv.deploy("blobs", "1_x").ready
     assert len(server.tasks) == 1

@@ -23,6 +23,7 @@ from tests.core.registries.supervisely.serving import DIRECT, Connection, direct
 from tests.standins.http_server import LoseAnswer, Respond
 from tests.standins.supervisely import SuperviselyStandIn
 from tests.standins.supervisely_app import BOTSORT, FREEZE_FAILED, MODEL_META, MODELS, SETTINGS, SuperviselyApp
+from tests.support.until import until
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
 
@@ -172,8 +173,15 @@ def test_a_load_that_fails_says_that_nothing_is_served(
 
 def test_a_load_beyond_the_proxys_patience_is_waited_for(server: SuperviselyStandIn, app: SuperviselyApp) -> None:
     task = server.seed_task()
-    server.proxy_limit, app.load_seconds = 0.3, 1.0
+    server.proxy_limit = 0.3
+    app.loads.clear()
     own = platform(server, task_id=task.id)
+
+    def load_once_looked_at() -> None:
+        until(lambda: app.count("POST", "get_status"), "a look at the load")
+        app.loads.set()
+
+    threading.Thread(target=load_once_looked_at, daemon=True).start()
     own.ask(lambda session: session.load(Load.pretrained("blob-slow")))
     assert app.loaded is not None
     assert app.loaded["model_name"] == "blob-slow"
@@ -288,12 +296,11 @@ def test_a_team_is_found_by_its_workspace(server: SuperviselyStandIn) -> None:
 
 
 def test_a_load_can_be_watched(app: SuperviselyApp) -> None:
-    app.load_seconds = 0.5
+    app.loads.clear()
     own = direct(app)
     loading = threading.Thread(target=lambda: own.ask(lambda session: session.load(Load.pretrained("blob-slow"))))
     loading.start()
-    seen = set()
-    while loading.is_alive():
-        seen.add(own.ask(lambda session: session.status())["is_deployed"])
-    assert False in seen
+    until(lambda: not own.ask(lambda session: session.status())["is_deployed"], "the model of before to be dropped")
+    app.loads.set()
+    loading.join()
     assert own.ask(lambda session: session.is_deployed()) is True
