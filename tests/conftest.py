@@ -132,7 +132,7 @@ def forgotten_secrets() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def own_process() -> Iterator[None]:
     """Have a test leave the process as it found it: environment, working directory, alarms, logging, object storage
-    in memory.
+    in memory, what is known of servers.
 
     Airflow's time-outs, for one, leave a handler behind that fails whatever an alarm of somebody else's meets.
     """
@@ -155,6 +155,7 @@ def own_process() -> Iterator[None]:
         del os.environ[name]
     os.environ.update(environment)
     empty_object_storage()
+    forget_servers()
     assert pending == (0.0, 0.0), "an alarm is left that would end another test"
 
 
@@ -165,6 +166,18 @@ def empty_object_storage() -> None:
         memory.MemoryFileSystem.pseudo_dirs[:] = [""]
     if airflow := sys.modules.get("airflow.sdk.io.store"):
         airflow._STORE_CACHE.clear()
+
+
+def forget_servers() -> None:
+    """Forget what this process has learnt of servers by their addresses: those of a later test may get the same."""
+    core = "airflow_provider_modelsync.core"
+    for name, of_servers in (
+        (f"{core}.registries.oci.auth", "_accounts"),
+        (f"{core}.registries.wallaroo.auth", "_accounts"),
+        (f"{core}.storages.s3", "_abilities"),
+    ):
+        if module := sys.modules.get(name):
+            getattr(module, of_servers).clear()
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from airflow_provider_modelsync.core.errors import (
     RegistryUnavailable,
     Unauthorized,
 )
-from airflow_provider_modelsync.core.registries.oci import auth
 from airflow_provider_modelsync.core.registries.oci.auth import Challenge
 from airflow_provider_modelsync.core.transfer import large_files
 from airflow_provider_modelsync.core.transfer.control import Control
@@ -30,11 +29,6 @@ from tests.standins.oci import DISTRIBUTION, ECR, GHCR, HARBOR, OCIStandIn, Quir
 pytestmark = pytest.mark.usefixtures("no_waiting")
 
 BEARER = 'Bearer realm="https://auth.test/token?a=b,c",service="registry.test",scope="repository:a/b:pull,push"'
-
-
-@pytest.fixture(autouse=True)
-def nobody_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auth, "_accounts", {})
 
 
 @pytest.fixture

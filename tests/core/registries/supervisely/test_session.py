@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,11 +103,11 @@ def test_whatever_keeps_an_app_from_answering_is_not_deployed(app: SuperviselyAp
     assert direct(app).ask(lambda session: session.is_deployed()) is False
 
 
-def test_an_app_that_is_not_there_is_not_deployed(app: SuperviselyApp) -> None:
-    gone = direct(app)
-    with SuperviselyApp() as other:
-        gone = direct(other)
-    assert gone.ask(lambda session: session.is_deployed()) is False
+def test_an_app_that_is_not_there_is_not_deployed() -> None:
+    with socket.socket() as taken:  # so that nobody else comes to listen there
+        taken.bind(("127.0.0.1", 0))
+        gone = Connection({"deployment_url": f"http://127.0.0.1:{taken.getsockname()[1]}"})
+        assert gone.ask(lambda session: session.is_deployed()) is False
 
 
 def test_freezing_tells_what_the_app_says(connection: Connection, name: str | None, app: SuperviselyApp) -> None:
