@@ -38,12 +38,13 @@ def events(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) ->
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{base}/airflow.db",
         "AIRFLOW__OPENLINEAGE__NAMESPACE": "tests",
+        "AIRFLOW__OPENLINEAGE__EXECUTION_TIMEOUT": "300",  # an event that takes longer is lost
         "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps({"type": "file", "log_file_path": str(told), "append": True}),
         "MODEL": str(source),
         "TARGET": str(base / "pulled"),
     }
     command = (sys.executable, str(ROOT / "tests" / "data" / "lineage" / "lineage.py"))
-    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1200)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     assert CANARY not in told.read_text()
     last = {}

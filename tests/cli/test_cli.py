@@ -82,7 +82,7 @@ def test_a_command_of_its_own_does_the_same(modelstore: Path, source: Path) -> N
 def server(tmp_path: Path, connect: Connect) -> Iterator[BentoCloudStandIn]:
     """A BentoCloud behind the default connection."""
     with BentoCloudStandIn(tmp_path / "cloud") as server:
-        extra = {"timeout_seconds": 5}
+        extra = {"timeout_seconds": 60}
         connect("modelsync_default", conn_type="bentocloud", host=server.url, password=server.token, extra=extra)
         yield server
 
@@ -274,7 +274,7 @@ def test_ctrl_c_ends_a_push_cleanly(server: BentoCloudStandIn, source: Path) -> 
     while told[-1] and not told[-1].startswith(f"{CALLED} "):
         told.append(process.stderr.readline())
     took = time.monotonic() - sent_at
-    stdout, rest = process.communicate(timeout=30)  # Python takes Airflow apart
+    stdout, rest = process.communicate(timeout=300)  # Python takes Airflow apart
 
     assert took < KILL_LIMIT
     assert (told[-1], rest) == (f"{CALLED} push: cancelled; run the same command to go on\n", "")
@@ -298,7 +298,7 @@ def on_a_terminal(*arguments: str | Path) -> tuple[str, str]:
         pass
     finally:
         os.close(ours)
-    stdout, _ = process.communicate(timeout=30)
+    stdout, _ = process.communicate(timeout=300)
     assert process.returncode == 0, drawn
     return stdout, drawn.decode()
 

@@ -266,7 +266,7 @@ async def test_the_event_loop_gets_the_same_errors(
     assert "wrong-token" not in str(refused.value)
 
 
-async def outcome(model: str = "digits:v1", seconds: float = 20) -> dict[str, Any]:
+async def outcome(model: str = "digits:v1", seconds: float = 300) -> dict[str, Any]:
     """What a trigger that waits for a version says in the end."""
     trigger = ModelVersionTrigger("bentocloud_default", model, deadline=time.time() + seconds, poll_interval=0.02)
     events = [event async for event in trigger.run()]

@@ -51,6 +51,7 @@ def test_a_call_without_an_answer_ends_soon(
     conn_type: str, silent: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_CALL_SECONDS", 0.3)
+    monkeypatch.setattr(module, "_TEST_SECONDS", 60.0)
     good, message = hook_for(conn_type, silent, connect).test_connection()
 
     assert not good
@@ -63,7 +64,7 @@ def test_a_call_without_an_answer_ends_soon(
 def test_all_calls_together_end_soon(
     conn_type: str, silent: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_CALL_SECONDS", 0.5)
+    monkeypatch.setattr(module, "_CALL_SECONDS", 60.0)
     monkeypatch.setattr(module, "_TEST_SECONDS", 0.1)
     hook = hook_for(conn_type, silent, connect)
     good, message = hook.test_connection()

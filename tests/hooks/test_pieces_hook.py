@@ -23,8 +23,8 @@ from tests.conftest import Connect
 from tests.standins.pieces import JUNK, Download, PiecesStandIn, Progress
 from tests.support.pieces import CANCEL, CONNECTION, DOWNLOAD, ENDLESS, PHI, quickly, running_host, verbs
 
-SOON = Patience(seconds=10, poll_interval=0.05)
-LATE = Patience(seconds=60, poll_interval=5)  # looks come too late for a test: messages have to do
+SOON = Patience(seconds=300, poll_interval=0.05)
+LATE = Patience(seconds=300, poll_interval=5)  # looks come too late for a test: messages have to do
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_a_download_is_begun_followed_and_cancelled(server: PiecesStandIn, hook:
 
 
 def test_progress_comes_as_percent_and_state(server: PiecesStandIn, hook: PiecesHook) -> None:
-    steps = list(hook.download_progress("Phi 2", patience=Patience(seconds=10, poll_interval=5)))
+    steps = list(hook.download_progress("Phi 2", patience=LATE))
 
     percents = [percent for percent, _ in steps]
     assert percents == sorted(percents)

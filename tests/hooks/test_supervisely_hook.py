@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import logging
+import threading
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -111,8 +112,25 @@ def test_a_pushed_experiment_comes_back_and_is_listed(platform: SuperviselyHook,
     assert [version.ref for version in platform.list_models()] == ["1_x:2_YOLO"]
 
 
+class Turnstile(threading.Event):
+    """Lets so many through before it is set.
+
+    :param count: how many.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._left = count
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if self._left:
+            self._left -= 1
+            return True
+        return super().wait(timeout)
+
+
 def test_leaving_the_iterator_stops_the_request(direct: SuperviselyHook, app: SuperviselyApp, tmp_path: Path) -> None:
-    app.predict_seconds = 0.05
+    app.gate = Turnstile(2)
     found = direct.predict_detached(None, images(tmp_path / "in", 10), batch_size=1)
     assert inspect.isgenerator(found)
     assert len(list(islice(found, 2))) == 2

@@ -179,7 +179,7 @@ def sense_deferred(onnx: Path, context: Any) -> Any:
 
 def _fired(trigger: Any) -> Any:
     async def wait() -> list[Any]:
-        fields = {**trigger.serialize()[1], "poll_interval": 0.01, "deadline": time.time() + 20}
+        fields = {**trigger.serialize()[1], "poll_interval": 0.01, "deadline": time.time() + 300}
         return [event.payload async for event in ModelVersionTrigger(**fields).run()]
 
     (event,) = asyncio.run(wait())

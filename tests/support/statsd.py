@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import socket
+import threading
+from collections import Counter
 from datetime import timedelta
+
+_lock = threading.Lock()
+_sent: Counter[int] = Counter()  # by port: the system may be a moment late to deliver
 
 
 class StatsClient:
@@ -21,7 +26,9 @@ class StatsClient:
         self._send(f"{stat}:{took.total_seconds() * 1000:.6f}|ms")
 
     def _send(self, line: str) -> None:
-        self._socket.sendto(f"{self._prefix}.{line}".encode(), self._address)
+        with _lock:
+            self._socket.sendto(f"{self._prefix}.{line}".encode(), self._address)
+            _sent[self._address[1]] += 1
 
 
 class Listener:
@@ -30,17 +37,16 @@ class Listener:
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 0))
-        self._socket.settimeout(0.0)  # on one machine a datagram is there when it is sent
+        self._socket.settimeout(60)
         self.port: int = self._socket.getsockname()[1]
+        self._seen = _sent[self.port] = 0
 
     def received(self) -> dict[str, tuple[float, str, dict[str, str]]]:
-        """Return name → value, kind and tags, of all that has come since the last call; each name came once."""
+        """Return name → value, kind and tags, of all that was sent since the last call; each name came once."""
         found: dict[str, tuple[float, str, dict[str, str]]] = {}
-        while True:
-            try:
-                line = self._socket.recv(4096).decode()
-            except BlockingIOError:
-                return found
+        while self._seen < _sent[self.port]:
+            line = self._socket.recv(4096).decode()
+            self._seen += 1
             head, _, measured = line.rpartition(":")
             name, *tags = head.split(",")
             if ".modelsync." not in name:  # Airflow's own
@@ -48,6 +54,7 @@ class Listener:
             value, _, kind = measured.partition("|")
             assert name not in found, f"{name} was sent twice"
             found[name] = (float(value), kind, dict(tag.split("=", 1) for tag in tags))
+        return found
 
     def close(self) -> None:
         self._socket.close()
