@@ -15,7 +15,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,10 +29,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from scripts.local_airflow import free_port
 from tests.services.s3 import S3Service
 
 ENVIRONMENT = "MODELSYNC_RGW"  # http://access-key:secret-key@127.0.0.1:port
-PATIENCE = 60.0  # seconds for any step of the start
+PATIENCE = 300.0  # seconds for any step of the start beside other work
 
 # No manager and no replicas. Authentication must be on: without it the gateway hangs.
 _CONFIGURATION = """
@@ -104,7 +104,7 @@ class _Cluster:
     def start(self) -> S3Service:
         """Bring everything up, in order."""
         fsid = str(uuid.uuid4())
-        monitor, gateway = _free_ports(2)
+        monitor, gateway = free_port(), free_port()
         for name in ("mon", "osd", "run", "log"):
             (self._root / name).mkdir()
         configuration = _CONFIGURATION.format(root=self._root, fsid=fsid, monitor=monitor, gateway=gateway)
@@ -163,12 +163,6 @@ class _Cluster:
             )
         self._stack.callback(process.wait)
         self._stack.callback(process.kill)  # there is nothing to save
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [listener.getsockname()[1] for listener in listeners]
 
 
 def _wait_for_http(port: int) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PATIENCE = 60.0  # seconds for a start
+PATIENCE = 300.0  # seconds for a start beside other work
 
 
 @contextmanager

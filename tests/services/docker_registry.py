@@ -20,6 +20,9 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener, urlopen
 import pytest
 import yaml
 
+from scripts.local_airflow import free_port
+from tests.services.daemons import PATIENCE
+
 PROGRAM = "docker-registry"
 USER, PASSWORD = "alice", "secret-3f9a"
 
@@ -134,12 +137,6 @@ def collect_garbage(config: Path) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 def htpasswd(directory: Path) -> dict[str, Any]:
     """Return the part of a configuration that asks for a password."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -150,7 +147,8 @@ def htpasswd(directory: Path) -> dict[str, Any]:
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(2000):
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RuntimeError(f"{PROGRAM} ended: {log.read_text()[-2000:]}")
         try:

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from tests.services.docker_registry import free_port
+from scripts.local_airflow import free_port
 from tests.services.moto_server import running_moto
 from tests.services.s3 import S3Service
 
