@@ -8,6 +8,7 @@ checked by hand::
 
 What is sent must be what was hashed. Times do not prove that: a writer through a memory map leaves them as they are. So
 the hash pass also takes a checksum of every :data:`SPAN`, and each read is compared with it before anybody sees a byte.
+Where the destination itself refuses a file that has not its hash, both are saved.
 """
 
 from __future__ import annotations
@@ -118,12 +119,57 @@ class Source(ABC):
         size = next(file.size for file in self.files if file.path == path)
         return bytes(self.read(path, 0, min(size, limit)))
 
+    def loose(self, path: str) -> LooseFile | None:
+        """Return a file to be read without any comparison, where there is one on this machine.
+
+        For destinations that refuse a file whose bytes are not those that were hashed.
+        """
+        return None
+
     def prepare(self, paths: Iterable[str], cancel: CancelToken) -> None:  # noqa: B027
         """Get ready for reading some files; what takes long is done here, while no request is open."""
+
+    def recheck(self, path: str, cancel: CancelToken) -> None:  # noqa: B027
+        """Look why a destination has refused a file's bytes.
+
+        :raises SourceChanged: when the file is not what was hashed.
+        """
 
     @abstractmethod
     def confirm(self, paths: Iterable[str]) -> None:
         """Raise unless what was read of some files is what was hashed; called once all of it has been sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class LooseFile:
+    """A file of this machine, read as it is.
+
+    :param place: where it is.
+    :param path: of the model, for messages.
+    :param stamp: what it looked like when it was hashed.
+    """
+
+    place: str
+    path: str
+    stamp: Stamp
+
+    @contextmanager
+    def opened(self) -> Iterator[int]:
+        """Yield a descriptor of the file.
+
+        :raises SourceChanged: when it was touched since it was hashed, before or meanwhile.
+        """
+        with _unchanged(self.place, self.path, self.stamp) as descriptor:
+            yield descriptor
+
+    def read_into(self, descriptor: int, offset: int, view: memoryview) -> None:
+        """Fill a buffer from an offset on.
+
+        :raises SourceChanged: when the file has not so many bytes.
+        """
+        with _reading(self.path):
+            if not _fill(descriptor, offset, view):
+                raise _changed(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +182,8 @@ class SourceTree(Source):
     :param stamps: path → what the file looked like when it was hashed.
     :param places: path → where the file is, for those that are elsewhere: links lead to them.
     :param left_out: what was left out though nobody has asked for it, a directory with a slash at its end.
-    :param checksums: path → the checksum of each of its spans. Files whose hashes were remembered have none until
-        they are read.
+    :param checksums: path → the checksum of each of its spans. Files whose hashes were remembered, or are going to be
+        proved by others, have none until they are read.
     :param checksum: makes them, see :func:`checksum_for`.
     """
 
@@ -184,6 +230,14 @@ class SourceTree(Source):
                 self.checksums[path] = found[1]
 
             for_each(check, missing, workers=HASH_WORKERS, cancel=cancel)
+
+    def loose(self, path: str) -> LooseFile:
+        return LooseFile(self._place(path), path, self.stamps[path])
+
+    def recheck(self, path: str, cancel: CancelToken) -> None:
+        found, _ = _hash_file(self._place(path), path, self.stamps[path], cancel, None, None)
+        if found != next(file.sha256 for file in self.files if file.path == path):
+            raise _changed(path)
 
     def confirm(self, paths: Iterable[str]) -> None:
         """Nothing is left to do: every read has been compared."""
@@ -272,6 +326,7 @@ def read_tree(
     leave_out: Mapping[str, str | None] | None = None,
     follow_links: FollowLinks = "never",
     choice: Choice = EVERYTHING,
+    is_proved: bool = False,
 ) -> SourceTree:
     """Scan and hash a model.
 
@@ -284,6 +339,8 @@ def read_tree(
     :param follow_links: ``"inside"`` reads links to files as these files, as long as they lie below the source, or
         below the cache that a Hugging Face snapshot belongs to; ``"never"`` refuses all links in the source.
     :param choice: which files take part; what does not is not looked at.
+    :param is_proved: whether somebody else is going to compare the files with their hashes, so that no checksums are
+        needed.
     :raises InvalidInput: when the source is missing, empty, or holds a link that is not followed, a special file or a
         bad name.
     :raises SourceChanged: when a file changes while it is read.
@@ -292,7 +349,8 @@ def read_tree(
     scan = _Scan(Path(source), leave_out or {}, follow_links, choice)
     stamps, places = scan.stamps, scan.places
     hashes: dict[str, str] = {}
-    checksum = checksum_for(sum(stamp.size for stamp in stamps.values()))
+    checksum = zlib.crc32 if is_proved else checksum_for(sum(stamp.size for stamp in stamps.values()))
+    summed_by = None if is_proved else checksum
     checksums: dict[str, Sequence[int]] = {}
 
     def place_of(path: str) -> str:
@@ -306,11 +364,13 @@ def read_tree(
                 on_bytes(stamps[path].size)
             return
         if buffer is None:
-            hashes[path], checksums[path] = _hash_file(place_of(path), path, stamps[path], token, on_bytes, checksum)
+            hashes[path], sums = _hash_file(place_of(path), path, stamps[path], token, on_bytes, summed_by)
         else:
-            hashes[path], checksums[path] = _hash_small(place_of(path), path, stamps[path], buffer, checksum)
+            hashes[path], sums = _hash_small(place_of(path), path, stamps[path], buffer, summed_by)
             if on_bytes is not None:
                 on_bytes(stamps[path].size)
+        if summed_by is not None:
+            checksums[path] = sums
         if remembered is not None:
             remembered[key] = hashes[path]
 
@@ -362,9 +422,9 @@ def _hash_file(
     stamp: Stamp,
     cancel: CancelToken,
     on_bytes: Callable[[int], None] | None,
-    checksum: Checksum,
+    checksum: Checksum | None,
 ) -> tuple[str, Sequence[int]]:
-    """Return a file's hash and the checksums of its spans, both of the very same bytes."""
+    """Return a file's hash and the checksums of its spans, where these are wanted, both of the very same bytes."""
     total = hashlib.sha256()
     checksums = array("Q")
     buffer = memoryview(bytearray(min(BLOCK, stamp.size)))
@@ -382,7 +442,8 @@ def _hash_file(
                 if filled < len(block):
                     break  # it became shorter, as its stamp says
                 total.update(block)
-                checksums.extend(checksum(block[start : start + SPAN]) for start in range(0, filled, SPAN))
+                if checksum is not None:
+                    checksums.extend(checksum(block[start : start + SPAN]) for start in range(0, filled, SPAN))
                 done += filled
     except OSError as error:
         raise from_os_error(error, f"reading {names.show(path)}", argument="source") from error
@@ -392,7 +453,7 @@ def _hash_file(
 
 
 def _hash_small(
-    place: str, path: str, stamp: Stamp, buffer: memoryview, checksum: Checksum
+    place: str, path: str, stamp: Stamp, buffer: memoryview, checksum: Checksum | None
 ) -> tuple[str, Sequence[int]]:
     """Return the same of a file that fits a buffer."""
     view = buffer[: stamp.size]
@@ -408,7 +469,7 @@ def _hash_small(
             os.close(descriptor)
     if not is_whole:
         raise _changed(path)
-    return hashlib.sha256(view).hexdigest(), (checksum(view),)
+    return hashlib.sha256(view).hexdigest(), () if checksum is None else (checksum(view),)
 
 
 class _reading:  # noqa: N801  # a generator would cost a small file as much as reading it

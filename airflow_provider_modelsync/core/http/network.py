@@ -41,9 +41,28 @@ def ssl_context(settings: RegistrySettings) -> ssl.SSLContext:
 
     :raises InvalidInput: naming the field or variable whose file is missing or of no use.
     """
+    return _context(settings.verify_tls, *_tls_files(settings))
+
+
+def context_for(url: str, proxy: str | None, settings: RegistrySettings) -> ssl.SSLContext | None:
+    """Return the TLS context of a connection, or ``None`` for plain HTTP: the system's certificates take 50 ms.
+
+    Files that a connection names are read all the same, so that one of no use is told at once.
+
+    :param url: where a request goes.
+    :param proxy: the proxy it takes.
+    :param settings: the connection. Errors as of :func:`ssl_context`.
+    """
+    is_plain = all(one is None or one.startswith(("http:", "ws:")) for one in (url, proxy))
+    if is_plain and not (settings.ca_bundle or settings.client_cert or settings.client_key):
+        _tls_files(settings)
+        return None
+    return ssl_context(settings)
+
+
+def _tls_files(settings: RegistrySettings) -> tuple[_Stamp | None, Path | None, _Stamp | None, _Stamp | None]:
     verified = settings.verify_tls
-    return _context(
-        verified,
+    return (
         _stamp(ca_file(settings), "ca_bundle") if verified else None,
         None if settings.ca_bundle or not verified else _path_in("SSL_CERT_DIR", Path.is_dir),
         _stamp(settings.client_cert, "client_cert"),
@@ -112,15 +131,17 @@ class _Transport(httpx.BaseTransport):
         self._settings = settings
         self._reach = Reach(settings, base)
         guard_logs(secrets_of(settings))
-        self._context = ssl_context(settings)
-        self._ways: dict[tuple[int, str | None], httpx.HTTPTransport] = {}
+        context_for(base or settings.host or "", None, settings)  # what is wrong with it is told at once
+        self._ways: dict[tuple[int, str | None, bool], httpx.HTTPTransport] = {}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         self._reach.check(request.url)
         proxy = proxy_for(str(request.url), self._settings)
-        key = generation(), proxy  # connections are the parent's after a fork
+        # Connections are the parent's after a fork.
+        key = generation(), proxy, request.url.scheme in _WEB_SCHEMES.values()
         if key not in self._ways:
-            way = httpx.HTTPTransport(self._context, limits=_LIMITS, proxy=_for_httpx(proxy, self._context))
+            context = context_for(str(request.url), proxy, self._settings) or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            way = httpx.HTTPTransport(context, limits=_LIMITS, proxy=_for_httpx(proxy, context))
             self._backends.connect_by(way._pool, self._backends.Backend(self._reach, is_proxy=proxy is not None))
             self._ways.setdefault(key, way)
         return self._ways[key].handle_request(request)

@@ -129,6 +129,16 @@ class Registry(ABC):
         """Return how requests of this registry's flows are made."""
         return send_once
 
+    def proves(self, options: Mapping[str, Any]) -> bool:
+        """Whether it refuses a file whose bytes have not the hash that it goes up under.
+
+        Then a push need not compare what it reads, and its way tells such a refusal, as
+        :attr:`~..transfer.plan.PutFiles.disproves`.
+
+        :param options: of the push, unchecked.
+        """
+        return False
+
     def require(self, capability: Capability) -> None:
         """Raise :class:`NotSupported`, naming the nearest thing on offer, unless the registry has a capability."""
         if capability not in self.capabilities:

@@ -22,14 +22,17 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 
 from airflow_provider_modelsync.core.flow.parallel import OutOfTime, within
 from airflow_provider_modelsync.core.http.addresses import Found, Reach
-from airflow_provider_modelsync.core.http.network import proxy_for, ssl_context
+from airflow_provider_modelsync.core.http.network import context_for, proxy_for
 from airflow_provider_modelsync.core.redact import guard_logs, secrets_of
 from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.transfer.pieces import FilePiece
 from airflow_provider_modelsync.core.transfer.watchdog import Line, Watch
 
 # Bytes given to the kernel at a time. TLS takes all of them or none, so this is how coarsely progress shows.
 _SLICE = 256 << 10
 _active = threading.local()
+
+Pools = dict[tuple[str | None, bool], urllib3.PoolManager]
 
 
 @contextlib.contextmanager
@@ -43,15 +46,17 @@ def observed_by(watch: Watch, reach: Reach) -> Iterator[None]:
         _active.watch, _active.reach = before
 
 
-def pool_manager(proxy: str | None, settings: RegistrySettings, *, connections: int) -> urllib3.PoolManager:
+def pool_manager(
+    proxy: str | None, context: ssl.SSLContext | None, settings: RegistrySettings, *, connections: int
+) -> urllib3.PoolManager:
     """Return a pool of observed connections.
 
     :param proxy: the proxy they all use.
+    :param context: for TLS; without one it serves plain HTTP.
     :param settings: the connection.
     :param connections: how many to keep for each server.
     """
     guard_logs(secrets_of(settings))
-    context = ssl_context(settings)
     options: dict[str, Any] = {"ssl_context": context, "maxsize": connections, "num_pools": 8}
     manager: urllib3.PoolManager
     if proxy is None:
@@ -68,12 +73,14 @@ def pool_manager(proxy: str | None, settings: RegistrySettings, *, connections: 
     return manager
 
 
-def pool_for(url: str, pools: dict[str | None, urllib3.PoolManager], settings: RegistrySettings) -> urllib3.PoolManager:
-    """Return the pool for a URL, which its proxy decides, and keep it in ``pools``."""
+def pool_for(url: str, pools: Pools, settings: RegistrySettings) -> urllib3.PoolManager:
+    """Return the pool for a URL, which its proxy and its scheme decide, and keep it in ``pools``."""
     proxy = proxy_for(url, settings)
-    if proxy not in pools:
-        pools.setdefault(proxy, pool_manager(proxy, settings, connections=settings.max_workers))
-    return pools[proxy]
+    key = proxy, url.startswith("http:")
+    if key not in pools:
+        context = context_for(url, proxy, settings)
+        pools.setdefault(key, pool_manager(proxy, context, settings, connections=settings.max_workers))
+    return pools[key]
 
 
 def timeout(connect_seconds: float) -> urllib3.Timeout:
@@ -128,6 +135,7 @@ class _Observed(HTTPConnection):
 
     response_class = _Answer
     _line: Line | None = None
+    _poll: select.poll | None = None
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         _active.watch.use(self._line)
@@ -144,12 +152,17 @@ class _Observed(HTTPConnection):
         if self.sock is None:
             self.connect()
         self.sock.settimeout(None)  # the watchdog decides
-        view = memoryview(data).cast("B")
+        poll = self._polled()
         try:
+            if isinstance(data, FilePiece):
+                done = _send_piece(self.sock, data, poll) if poll else 0
+                if done == len(data):
+                    return
+                data = data.read(done)  # which also tells why the kernel could not
+            view = memoryview(data).cast("B")
             while view:
-                # Under TLS other records may come; a refusal then shows when the server closes.
-                if type(self.sock) is socket.socket and _has_answer(self.sock):
-                    raise BrokenPipeError
+                if poll:
+                    _wait(poll)
                 sent = self.sock.send(view[:_SLICE])
                 _active.watch.moved(sent)
                 view = view[sent:]
@@ -157,9 +170,18 @@ class _Observed(HTTPConnection):
             # A server that refuses a body answers and closes. On this error urllib3 looks for the answer.
             raise BrokenPipeError from error
 
+    def _polled(self) -> select.poll | None:
+        """Return what waits for a plain connection; under TLS other records than an answer may come."""
+        if type(self.sock) is not socket.socket:
+            return None
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self.sock, select.POLLIN | select.POLLOUT)
+        return self._poll
+
     def close(self) -> None:
         super().close()
-        self._line = None
+        self._line = self._poll = None
 
     def _new_conn(self) -> socket.socket:
         """Connect as urllib3 does, but so that it can be broken off."""
@@ -217,8 +239,25 @@ class _TlsPool(HTTPSConnectionPool):
     ConnectionCls = _ObservedTls
 
 
-def _has_answer(sock: socket.socket) -> bool:
-    """Wait until bytes can be sent, and return whether some have come meanwhile."""
-    poll = select.poll()
-    poll.register(sock, select.POLLIN | select.POLLOUT)
-    return any(events & select.POLLIN for _, events in poll.poll())
+def _wait(poll: select.poll) -> None:
+    """Wait until bytes can be sent; raise once an answer has come."""
+    if poll.poll()[0][1] & select.POLLIN:
+        raise BrokenPipeError
+
+
+def _send_piece(sock: socket.socket, piece: FilePiece, poll: select.poll) -> int:
+    """Have the kernel send a piece as far as it can, and return how far that was."""
+    done, size = 0, len(piece)
+    while done < size:
+        _wait(poll)
+        try:
+            sent = piece.send(sock.fileno(), done, min(_SLICE, size - done))
+        except ConnectionError:
+            raise
+        except OSError:  # of the file, or one that says that the two do not fit
+            break
+        if not sent:
+            break
+        _active.watch.moved(sent)
+        done += sent
+    return done

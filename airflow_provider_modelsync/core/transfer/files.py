@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 from airflow_provider_modelsync.core import durable
-from airflow_provider_modelsync.core.archive.digest import FileEntry, Proof, Source
+from airflow_provider_modelsync.core.archive.digest import BLOCK, FileEntry, LooseFile, Proof, Source
 from airflow_provider_modelsync.core.archive.names import RESERVED_DIRECTORY
 from airflow_provider_modelsync.core.errors import from_os_error
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
@@ -22,6 +22,7 @@ from airflow_provider_modelsync.core.transfer import large_files
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.large_files import Journal, LargeFile, Pulled, fetch_pieces
 from airflow_provider_modelsync.core.transfer.mover import MovedResponse, Mover, with_retries
+from airflow_provider_modelsync.core.transfer.pieces import FilePiece
 from airflow_provider_modelsync.core.transfer.plan import Address, GetFiles, PutFiles
 from airflow_provider_modelsync.core.transfer.progress import Progress
 from airflow_provider_modelsync.core.transfer.ranges import RangedObject, refuse, require
@@ -54,11 +55,15 @@ def put_files(way: PutFiles, control: Control, driver: SyncDriver, mover: Mover)
     there: set[str] = set()
 
     def put_file(file: FileEntry, cancel: CancelToken) -> None:
+        loose = None if way.disproves is None else way.source.loose(file.path)
+        body = partial(FileBody, way.source, file) if loose is None else partial(LooseBody, loose, file.size)
+
         def send(address: Address) -> MovedResponse:
-            way.source.prepare([file.path], cancel)
+            if loose is None:
+                way.source.prepare([file.path], cancel)
             return mover.put(
                 address.url,
-                partial(FileBody, way.source, file),
+                body,
                 file.size,
                 address.headers,
                 method=way.method,
@@ -70,6 +75,8 @@ def put_files(way: PutFiles, control: Control, driver: SyncDriver, mover: Mover)
         def put() -> None:
             answer = sent(partial(way.address, file), driver, send)
             if answer is not None:
+                if way.disproves is not None and way.disproves(answer):
+                    way.source.recheck(file.path, cancel)
                 way.accept(file, answer)
             else:
                 there.add(file.path)
@@ -219,3 +226,17 @@ class FileBody:
             self._source.read_into(self._path, self._position, view)
             self._position += len(view)
         return len(view)
+
+
+class LooseBody:
+    """A file of this machine as the body of a request to whoever refuses it unless it is what was hashed."""
+
+    def __init__(self, file: LooseFile, size: int) -> None:
+        self._file = file
+        self._size = size
+
+    def pieces(self) -> Generator[FilePiece, None, None]:
+        buffer = memoryview(bytearray(min(BLOCK, self._size)))
+        for start in range(0, self._size, BLOCK):
+            with self._file.opened() as descriptor:
+                yield FilePiece(self._file, descriptor, start, buffer[: self._size - start])

@@ -40,10 +40,11 @@ from airflow_provider_modelsync.core.http.policy import USER_AGENT, Backoff
 from airflow_provider_modelsync.core.http.storage import Refusal, UrlExpired, is_url_over
 from airflow_provider_modelsync.core.redact import secrets_of, show_url
 from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.transfer.pieces import FilePiece
 from airflow_provider_modelsync.core.transfer.watchdog import Pace, Watch, Watchdog
 
 if TYPE_CHECKING:
-    import urllib3
+    from airflow_provider_modelsync.core.transfer.connections import Pools
 
 T = TypeVar("T")
 
@@ -69,7 +70,14 @@ class Read(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
-BodyFactory = Callable[[], ReadInto | Read]
+class InPieces(Protocol):
+    """A body that the kernel may send by itself."""
+
+    def pieces(self) -> Generator[FilePiece, None, None]: ...
+
+
+BodyFactory = Callable[[], ReadInto | Read | InPieces]
+Block = bytes | memoryview | FilePiece
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +248,7 @@ class Mover:
         self._cancel = cancel or CancelToken()
         self._pace = pace or Pace()
         self._watchdog = Watchdog()
-        self._pools: dict[str | None, urllib3.PoolManager] = {}
+        self._pools: Pools = {}
         self._generation = generation()
 
     def close(self) -> None:
@@ -381,7 +389,7 @@ class Mover:
             url, headers = target, headers_for(target, url, headers)
         raise InvalidInput(f"{show_url(url, self._secrets)}: more than {MAX_REDIRECTS} redirects", argument="host")
 
-    def _own_pools(self) -> dict[str | None, urllib3.PoolManager]:
+    def _own_pools(self) -> Pools:
         """Return the connections that are kept, without those that the parent of this process goes on using."""
         if self._generation != generation():
             self._pools, self._generation = {}, generation()
@@ -515,10 +523,16 @@ class _Upload:
             self._on_bytes(-self._sent)
             self._sent = 0
 
-    def blocks(self) -> Generator[bytes | memoryview, None, None]:
+    def blocks(self) -> Generator[Block, None, None]:
         """Yield exactly its bytes, in blocks; what was yielded before counts as sent."""
         self.take_back()
         body: Any = self._body()
+        if hasattr(body, "pieces"):
+            with contextlib.closing(body.pieces()) as pieces:
+                for piece in pieces:
+                    yield piece
+                    self._count(piece)
+            return
         buffer = memoryview(bytearray(min(BLOCK, self.length) if hasattr(body, "readinto") else 0))
         try:
             while (rest := self.length - self._sent) > 0:
@@ -529,14 +543,17 @@ class _Upload:
                 if not block:
                     raise SourceChanged(f"what is to be sent ended after {self._sent} of {self.length} bytes")
                 yield block
-                self._sent += len(block)
-                self._on_bytes(len(block))
+                self._count(block)
         finally:
             if hasattr(body, "close"):
                 body.close()
 
+    def _count(self, block: Block) -> None:
+        self._sent += len(block)
+        self._on_bytes(len(block))
 
-def _untimed(blocks: Iterator[bytes | memoryview], watch: Watch) -> Iterator[bytes | memoryview]:
+
+def _untimed(blocks: Iterator[Block], watch: Watch) -> Iterator[Block]:
     """Pass blocks on, while the time that making them takes does not count as a standstill."""
     while True:
         watch.pause()

@@ -320,6 +320,8 @@ class PutFiles:
     :param address: where a file goes to; ``None`` when the registry turns out to have it.
     :param accept: looks at the answer that a file got, its status included; raises unless the file is stored.
     :param method: ``PUT`` or ``POST``.
+    :param disproves: whether an answer may say that what came has not the file's hash. Where there is this, the
+        destination stores nothing under a hash that it has not, so nothing that is read is compared on the way.
     """
 
     is_resumable: ClassVar[bool] = True  # by looking at what is there
@@ -329,6 +331,7 @@ class PutFiles:
     address: Callable[[FileEntry], Flow[Address | None]]
     accept: Callable[[FileEntry, MovedResponse], None]
     method: str = "POST"
+    disproves: Callable[[MovedResponse], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)

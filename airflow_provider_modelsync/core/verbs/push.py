@@ -98,7 +98,8 @@ def push(
         place = escape(os.fspath(source))
         places.require_source(source, store=registry.directory)
         choice = Choice(include, exclude, by_habit=BY_HABIT)
-        tree = _read_source(source, control, registry.leaves_out, _how_to_follow(follow_links), choice)
+        proved = registry.proves(options or {})
+        tree = _read_source(source, control, registry.leaves_out, _how_to_follow(follow_links), choice, proved)
     _warn_of_names(tree)
     exact = ref if ref.version else ModelRef(name=ref.name, version=version_of(tree.digest))
     memory = checkpoint.UploadMemory(control.checkpoint)
@@ -315,6 +316,7 @@ def _read_source(
     leave_out: Mapping[str, str | None],
     follow_links: FollowLinks,
     choice: Choice,
+    is_proved: bool,
 ) -> SourceTree:
     remembered = None if control.checkpoint is None else checkpoint.load_digests(control.checkpoint)
     tree = read_tree(
@@ -324,6 +326,7 @@ def _read_source(
         leave_out=leave_out,
         follow_links=follow_links,
         choice=choice,
+        is_proved=is_proved,
     )
     if tree.left_out:
         log.info("left out of the source as no part of the model: %s", ", ".join(map(show, tree.left_out)))

@@ -595,6 +595,36 @@ def test_a_remembered_hash_is_proved_before_a_byte_of_the_file_is_given_out(mode
             tree.prepare(["weights.bin"], CancelToken())
 
 
+@pytest.mark.parametrize("size", [3000, digest.SMALL + 1])
+@pytest.mark.row("D3", of="source")
+def test_a_file_that_others_prove_is_looked_at_again_when_they_refuse_it(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "w.bin"
+    path.write_bytes(random.Random(1).randbytes(size))
+    with mapped(path) as view:
+        tree = read_tree(path, is_proved=True)
+        assert not tree.checksums
+        tree.recheck("w.bin", CancelToken())
+        view[2000] ^= 1
+        with pytest.raises(SourceChanged, match=r"'w\.bin' changed"):
+            tree.recheck("w.bin", CancelToken())
+        with pytest.raises(SourceChanged, match=r"'w\.bin' changed"):  # whoever is not refused anything compares
+            tree.read("w.bin", 0, 1)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_others_prove_cannot_be_changed_unnoticed_either(model: Path, change: str) -> None:
+    tree = read_tree(model, is_proved=True)
+    loose = tree.loose("weights.bin")
+    with loose.opened() as descriptor:
+        loose.read_into(descriptor, 5, view := memoryview(bytearray(10)))
+        assert view == FILES["weights.bin"][5:15]
+    CHANGES[change](model / "weights.bin")
+    with pytest.raises(SourceChanged, match=WEIGHTS), loose.opened():
+        pass
+    with pytest.raises(SourceChanged, match=WEIGHTS):
+        tree.recheck("weights.bin", CancelToken())
+
+
 def test_a_remembered_hash_is_of_one_file_on_one_disk(model: Path) -> None:
     stamp = read_tree(model).stamps["weights.bin"]
     keys = {memory_key("weights.bin", stamp._replace(**{field: 1})) for field in ("device", "inode", "ctime_ns")}

@@ -16,11 +16,12 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from urllib3.exceptions import InsecureRequestWarning
 
+from airflow_provider_modelsync.core.archive.digest import LooseFile, Stamp, read_tree
 from airflow_provider_modelsync.core.errors import (
     Cancelled,
     InvalidInput,
@@ -36,6 +37,7 @@ from airflow_provider_modelsync.core.errors import (
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.transfer.files import LooseBody
 from airflow_provider_modelsync.core.transfer.mover import (
     BLOCK,
     UNPROCESSED,
@@ -44,6 +46,7 @@ from airflow_provider_modelsync.core.transfer.mover import (
     UrlExpired,
     with_retries,
 )
+from airflow_provider_modelsync.core.transfer.pieces import FilePiece
 from airflow_provider_modelsync.core.transfer.watchdog import Pace, Watch
 from tests.standins.authority import Authority
 from tests.standins.fault_server import (
@@ -235,6 +238,90 @@ def test_memory_does_not_grow_with_the_body(mover: Mover) -> None:
             tracemalloc.stop()
     assert server.requests[-1].body_length == 200 << 20
     assert grown < 4 << 20  # the stand-in keeps 1 MiB itself
+
+
+class Observed(LooseFile):
+    """A file that tells how much of it was read here, and that may be cut short as soon as it is open."""
+
+    __slots__ = ()
+    reads: ClassVar[list[int]] = []
+    cut_at: ClassVar[int | None] = None
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[int]:
+        with super().opened() as descriptor:
+            if self.cut_at is not None:
+                os.truncate(self.place, self.cut_at)
+            yield descriptor
+
+    def read_into(self, descriptor: int, offset: int, view: memoryview) -> None:
+        self.reads.append(len(view))
+        super().read_into(descriptor, offset, view)
+
+
+@pytest.fixture
+def loose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LooseBody:
+    (tmp_path / "weights.bin").write_bytes(PART)
+    file = read_tree(tmp_path).loose("weights.bin")
+    monkeypatch.setattr(Observed, "reads", [])
+    monkeypatch.setattr(Observed, "cut_at", None)
+    return LooseBody(Observed(file.place, file.path, file.stamp), len(PART))
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_a_file_goes_from_the_page_cache_to_the_network_where_nothing_encrypts_it(
+    loose: LooseBody, authority: Authority, *, tls: bool
+) -> None:
+    moved: list[int] = []
+    with FaultServer(OK, tls=authority.server_context() if tls else None) as server:
+        with closing(Mover(settings(server, ca_bundle=str(authority.bundle)))) as mover:
+            assert mover.put(server.url, lambda: loose, len(PART), on_bytes=moved.append).status == 200
+            assert mover.put(server.url, part, len(PART)).status == 200
+    assert server.connections == 1
+    assert server.requests[0].body_length == len(PART)
+    assert server.requests[0].body == PART[: len(server.requests[0].body)]
+    assert sum(moved) == len(PART)
+    assert sum(Observed.reads) == (len(PART) if tls else 0)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("left", [0, 1000, 2 * BLOCK])
+@pytest.mark.row("D3", of="sends")
+def test_a_file_that_is_cut_short_on_its_way_is_a_changed_source(
+    loose: LooseBody, authority: Authority, monkeypatch: pytest.MonkeyPatch, left: int, *, tls: bool
+) -> None:
+    monkeypatch.setattr(Observed, "cut_at", left)
+    with FaultServer([ReadRest(), *OK], tls=authority.server_context() if tls else None) as server:
+        with closing(Mover(settings(server, ca_bundle=str(authority.bundle)))) as mover:
+            with pytest.raises(SourceChanged, match=r"'weights\.bin' changed"):
+                mover.put(server.url, lambda: loose, len(PART))
+
+
+def test_a_file_that_the_kernel_cannot_send_is_read(mover: Mover) -> None:
+    class Body:
+        def pieces(self) -> Iterator[FilePiece]:
+            yield FilePiece(LooseFile("", "", Stamp(20, 0, 0, 0, 0)), file.fileno(), 0, memoryview(bytearray(20)))
+
+    with Path("/proc/self/status").open("rb", buffering=0) as file, FaultServer(OK) as server:
+        content = file.read(20)
+        one, other = socket.socketpair()
+        with one, other, pytest.raises(OSError, match="Invalid argument"):
+            os.sendfile(one.fileno(), file.fileno(), 0, 20)
+        mover.put(server.url, Body, 20)
+    assert server.requests[0].body == content
+
+
+@pytest.mark.row("T14", of="sends")
+def test_an_early_answer_to_a_file_is_reported(mover: Mover, tmp_path: Path) -> None:
+    path, size = tmp_path / "weights.bin", 50 << 20
+    path.touch()
+    os.truncate(path, size)
+    loose = LooseFile(str(path), path.name, Stamp.of(path.stat()))
+    script = [ReadSome(1000), answer(413, b"too large"), Stall()]
+    with FaultServer(script, OK) as server:
+        response = mover.put(server.url, lambda: LooseBody(loose, size), size)
+        assert (response.status, response.body) == (413, b"too large")
+        assert mover.put(server.url, part, len(PART)).status == 200
 
 
 @pytest.mark.parametrize("status", [413, 403])

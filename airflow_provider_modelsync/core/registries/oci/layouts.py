@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from airflow_provider_modelsync.core.archive.digest import BLOCK, FileEntry, Source
+from airflow_provider_modelsync.core.archive.digest import BLOCK, FileEntry, LooseFile, Source
 from airflow_provider_modelsync.core.archive.layout import Layout, LayoutReader, TarLayout
 from airflow_provider_modelsync.core.arguments import restructured
 from airflow_provider_modelsync.core.errors import InvalidInput
@@ -155,6 +155,13 @@ class Blobs(Source):
             *(FileEntry(key, layout.size, key[7:-1]) for key, layout in self._made.items()),
         )
         self.directories = ()
+
+    def loose(self, path: str) -> LooseFile | None:
+        return None if path in self._made else self._model.loose(path)
+
+    def recheck(self, path: str, cancel: CancelToken) -> None:
+        if path not in self._made:
+            self._model.recheck(path, cancel)
 
     def read_into(self, path: str, offset: int, view: memoryview) -> int:
         layout = self._made.get(path)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 from urllib.parse import urlsplit
 
 from airflow_provider_modelsync.core.archive.digest import FileEntry
@@ -370,6 +370,9 @@ class OCIRegistry(Registry, Aliases, KeepsSignatures):
 
     # -- push
 
+    def proves(self, options: Mapping[str, Any]) -> bool:
+        return PushOptions.read(options).layout != "image"  # whose layers are made of files, and hashed as such
+
     def plan_push(self, request: PushRequest) -> Flow[UploadPlan]:
         ref, source, tag = request.ref, request.source, _exact(request.ref)
         options = PushOptions.read(request.options)
@@ -404,6 +407,7 @@ class OCIRegistry(Registry, Aliases, KeepsSignatures):
             partial(self._place_of, ref.name, siblings, uploads),
             partial(self._accept, uploads),
             method="PUT",
+            disproves=_disproves,
         )
         is_alias = found is not None and alias_of(tag, found) is not None
         replaced = None if is_alias else found
@@ -537,6 +541,11 @@ class OCIRegistry(Registry, Aliases, KeepsSignatures):
             raise UnsafeArchive(
                 f"{version.ref} cannot be pulled: its configuration has {len(content)} bytes instead of {config.size}"
             )
+
+
+def _disproves(answer: MovedResponse) -> bool:
+    """Whether a registry may have found another digest than a blob was sent under; not all say so in one way."""
+    return answer.status in (400, 409, 422) or "DIGEST_INVALID" in Refusal.of(answer).codes
 
 
 def _exact(ref: ModelRef) -> str:

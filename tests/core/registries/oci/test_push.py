@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import mmap
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from airflow_provider_modelsync.core.errors import (
     ModelSyncError,
     NotSupported,
     RegistryUnavailable,
+    SourceChanged,
     VersionConflict,
 )
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
@@ -57,6 +59,16 @@ def team(server: OCIStandIn) -> Team:
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     return write_model(tmp_path / "source")
+
+
+class Memory(dict[str, Any]):
+    """What a task remembers from one try to the next."""
+
+    def set(self, key: str, value: Any) -> None:
+        self[key] = value
+
+    def delete(self, key: str) -> None:
+        self.pop(key, None)
 
 
 def sent(server: OCIStandIn) -> int:
@@ -190,6 +202,25 @@ def test_a_place_that_is_lost_is_asked_for_anew(server: OCIStandIn, team: Team, 
     status = 400 if code == "DIGEST_INVALID" else 404
     server.fault("PUT", UPLOAD, Respond(status, {"errors": [{"code": code, "message": "lost"}]}))
     assert team.push(source).digest == digest_directory(source)
+
+
+@pytest.mark.row("D3")
+def test_what_changed_between_two_tries_is_found_out_by_the_registry(
+    server: OCIStandIn, team: Team, tmp_path: Path
+) -> None:
+    source = write_tree(tmp_path / "source", {"large.bin": bytes(16 << 20)})  # whose hash is remembered
+    memory = Memory()
+    with (source / "large.bin").open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+        view[0] = view[0]  # from here on the page is dirty, and writing to it leaves the file's times as they are
+        server.fault("PUT", UPLOAD, Respond(403, b"enough"), times=None)
+        with pytest.raises(ModelSyncError):
+            team.push(source, control=Control(checkpoint=memory))
+        server.faults.clear()
+        view[1000] ^= 1
+        with pytest.raises(SourceChanged, match=r"'large\.bin' changed"):
+            team.push(source, control=Control(checkpoint=memory))
+        assert team.versions() == []
+        assert team.push(source, control=Control(checkpoint=memory)).digest == digest_directory(source)
 
 
 @pytest.mark.row("S5")
