@@ -7,6 +7,7 @@ import time
 from airflow_provider_modelsync.core.errors import Cancelled
 
 _TICK = 0.1  # seconds between two looks at the flag: far below the 4 s that a kill may take
+_LEAST_GRACE = 0.5  # seconds for cleaning up, however late it begins
 
 
 class CancelToken:
@@ -19,20 +20,29 @@ class CancelToken:
     """
 
     # Seconds that stuck threads get once the work is over for everyone: a kill must end in 4 s.
-    patience = 3.0
+    patience = 2.0
 
     def __init__(self, parent: CancelToken | None = None) -> None:
         self._parent = parent
         self._cancelled = False
+        self._since: float | None = None
 
     def cancel(self) -> None:
         """Ask for the end. Safe from signal handlers and any thread, any number of times."""
+        if not self._cancelled:
+            self._since = time.monotonic()
         self._cancelled = True
 
     @property
     def cancelled(self) -> bool:
         """Whether this token or one above it was cancelled."""
         return self._cancelled or (self._parent is not None and self._parent.cancelled)
+
+    @property
+    def since(self) -> float | None:
+        """When the end was asked for first, in seconds of the monotonic clock, as far as that is known."""
+        times = (self._since, self._parent.since if self._parent else None)
+        return min((one for one in times if one is not None), default=None)
 
     def check(self) -> None:
         """Raise :class:`Cancelled` when the end was asked for."""
@@ -53,6 +63,8 @@ class CancelToken:
 class Grace(CancelToken):
     """A token for cleaning up after a cancellation: it follows another one's some seconds later.
 
+    What is waited for before anything is cleaned up takes most of these seconds, so that a kill ends all of it in time.
+
     :param other: the token of the work that is cleaned up after; it may be cancelled before or meanwhile.
     :param seconds: how much later.
     """
@@ -66,9 +78,10 @@ class Grace(CancelToken):
         self._end: float | None = None
 
     def begin(self) -> None:
-        """Have the seconds run from now, unless they do already."""
+        """Have the seconds run from the cancellation, or else from now, unless they do already."""
         if self._end is None:
-            self._end = time.monotonic() + self._seconds
+            now, since = time.monotonic(), self._other.since
+            self._end = now + self._seconds if since is None else max(since + self._seconds, now + _LEAST_GRACE)
 
     @property
     def cancelled(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -14,6 +15,7 @@ from airflow_provider_modelsync.core.flow.cancel import CancelToken
 T = TypeVar("T")
 
 _TICK = 0.1  # seconds between two looks at whether the wait is to end
+_LAST_CALL_SECONDS = 0.5  # for an answer that is on its way when the work is cancelled
 
 
 def for_each(
@@ -22,6 +24,7 @@ def for_each(
     *,
     workers: int,
     cancel: CancelToken,
+    patience: float = math.inf,
 ) -> None:
     """Call ``fn(item, token)`` for every item.
 
@@ -32,6 +35,7 @@ def for_each(
     :param items: the work list.
     :param workers: how many threads at most.
     :param cancel: the caller's token; its cancellation raises :class:`~.errors.Cancelled` here.
+    :param patience: seconds that stuck threads get at most, where the token's own are more.
     """
     queue = deque(items)
     token = CancelToken(cancel)
@@ -57,7 +61,7 @@ def for_each(
             next(thread for thread in threads if thread.is_alive() or thread is threads[-1]).join(0.1)
     finally:
         token.cancel()
-        end = time.monotonic() + cancel.patience
+        end = time.monotonic() + min(cancel.patience, patience)
         for thread in threads:
             thread.join(max(0.0, end - time.monotonic()))
     cancel.check()
@@ -121,5 +125,5 @@ def interruptible(fn: Callable[[], T], cancel: CancelToken) -> T:
     :param cancel: its cancellation raises :class:`~.errors.Cancelled` here.
     """
     results: list[T] = []
-    for_each(lambda _, __: results.append(fn()), [None], workers=1, cancel=cancel)
+    for_each(lambda _, __: results.append(fn()), [None], workers=1, cancel=cancel, patience=_LAST_CALL_SECONDS)
     return results[0]

@@ -8,9 +8,9 @@ import time
 import pytest
 
 from airflow_provider_modelsync.core.errors import Cancelled
-from airflow_provider_modelsync.core.flow import cancel
+from airflow_provider_modelsync.core.flow import cancel, steps
 from airflow_provider_modelsync.core.flow.cancel import CancelToken, Grace
-from tests.support.kills import killed
+from tests.support.kills import LIMIT, killed
 
 
 def test_a_new_token_is_not_cancelled() -> None:
@@ -95,10 +95,19 @@ def test_cleaning_up_goes_on_for_a_while_after_the_cancellation(clock: Clock) ->
     clock.now += 3
     assert not cleaning.cancelled  # nobody has cancelled anything
     work.cancel()
-    assert not cleaning.cancelled
     clock.now += 1
     assert not cleaning.cancelled
     clock.now += 2
+    assert cleaning.cancelled
+
+
+def test_cleaning_up_that_begins_late_ends_hardly_later(clock: Clock) -> None:
+    work = CancelToken()
+    work.cancel()
+    clock.now += 9
+    cleaning = Grace(CancelToken(work), 2)
+    assert not cleaning.cancelled
+    clock.now += 1
     assert cleaning.cancelled
 
 
@@ -109,3 +118,7 @@ def test_a_while_that_has_begun_ends_whether_or_not_there_was_a_cancellation(clo
     assert not cleaning.cancelled
     clock.now += 2
     assert cleaning.cancelled
+
+
+def test_what_is_waited_for_after_a_kill_leaves_some_of_its_seconds() -> None:
+    assert max(CancelToken.patience + cancel._LEAST_GRACE, steps._LAST_SECONDS) + Grace.patience <= LIMIT - 1

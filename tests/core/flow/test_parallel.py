@@ -7,12 +7,11 @@ from contextlib import closing
 import pytest
 
 from airflow_provider_modelsync.core.errors import Cancelled, Retryable
-from airflow_provider_modelsync.core.flow import parallel
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.loop import LoopThread
 from airflow_provider_modelsync.core.flow.parallel import for_each
 from airflow_provider_modelsync.core.transfer.watchdog import Pace, Watch, Watchdog
-from tests.support.kills import LIMIT, killed
+from tests.support.kills import killed
 from tests.support.until import until
 
 
@@ -99,7 +98,6 @@ def test_the_callers_cancellation_ends_the_work() -> None:
 def test_a_thread_stuck_in_a_system_call_holds_nothing_up() -> None:
     release = threading.Event()
     cancel = CancelToken()
-    assert cancel.patience + 2 * parallel._TICK < LIMIT
     cancel.patience = 0.5
     try:
         with killed(cancel), pytest.raises(Cancelled):

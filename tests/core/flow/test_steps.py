@@ -21,6 +21,7 @@ from airflow_provider_modelsync.core.flow.steps import (
     Policy,
     SyncDriver,
     call,
+    call_remote,
     send,
     send_once,
     sleep,
@@ -235,6 +236,26 @@ def test_a_cancelled_token_ends_a_request_that_nobody_answers() -> None:
             pytest.raises(Cancelled),
         ):
             SyncDriver(client, cancel=token).run(_get("/a"))
+    finally:
+        release.set()
+
+
+def test_a_kill_ends_remote_work_and_the_cleaning_up_after_it_though_neither_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    token, release = CancelToken(), threading.Event()
+    monkeypatch.setattr(steps, "_LAST_SECONDS", 0.5)
+    driver = SyncDriver(cancel=token)
+
+    def flow() -> Flow[None]:
+        try:
+            yield from call_remote(release.wait, 60)
+        finally:
+            yield from call(driver.shielded().run, call_remote(release.wait, 60))
+
+    try:
+        with killed(token), pytest.raises(Cancelled):
+            driver.run(flow())
     finally:
         release.set()
 
