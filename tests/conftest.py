@@ -43,7 +43,7 @@ os.environ |= {
     "AIRFLOW__CORE__DAGS_FOLDER": str(TESTS / "integration" / "dags"),
     "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
     "AIRFLOW__CORE__FERNET_KEY": "",
-    "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{AIRFLOW_HOME}/airflow.db",
+    "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{AIRFLOW_HOME}/airflow.db?timeout=60",
 }
 
 # How long an example takes says more of the machine than of the code.

@@ -237,7 +237,7 @@ class ObjectStore:
         digests = b"".join(bytes.fromhex(part.etag.strip('"')) for part in parts)
         etag = f'"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(parts)}"'
         self.objects[key] = stored = StoredObject(path, path.stat().st_size, etag)
-        for part in self.uploads.pop(upload_id).parts.values():
+        for part in list(self.uploads.pop(upload_id).parts.values()):  # one may be on its way still
             part.path.unlink()
         return stored
 

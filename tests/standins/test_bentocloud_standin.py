@@ -439,7 +439,7 @@ def test_the_smallest_part_is_five_mib_by_default(tmp_path: Path) -> None:
 def test_discarded_bodies_keep_size_and_etag(tmp_path: Path) -> None:
     with (
         BentoCloudStandIn(tmp_path, discard_bodies=True) as server,
-        httpx.Client(trust_env=False, verify=False) as store,
+        httpx.Client(trust_env=False, verify=False, timeout=60) as store,
     ):
         etag = store.put(server.store.presign("PUT", "key"), content=b"weights").headers["etag"]
         assert etag == f'"{hashlib.md5(b"weights").hexdigest()}"'

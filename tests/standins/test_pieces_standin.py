@@ -94,7 +94,10 @@ def recorded(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
 
 def test_the_answers_are_those_of_the_recording(recorded: list[dict[str, Any]]) -> None:
     heard: list[Json] = []
-    with PiecesStandIn(RECORDING["models"]) as server, httpx.Client(base_url=server.url, trust_env=False) as api:
+    with (
+        PiecesStandIn(RECORDING["models"]) as server,
+        httpx.Client(base_url=server.url, trust_env=False, timeout=60) as api,
+    ):
         server.download = Download(tick=None)
         listener = None
         for exchange in recorded:

@@ -122,7 +122,7 @@ class Replay:
         self.ours: dict[str, str] = {}
         self.tokens: dict[str, str] = {}
         self.machine = ""  # a token without a user
-        self.http = httpx.Client(trust_env=False, verify=False)
+        self.http = httpx.Client(trust_env=False, verify=False, timeout=60)
         server.predict = lambda version, rows: [{"dense_1": [0.0014974177]} for _ in rows]
 
     def prepare(self, exchange: dict[str, Any]) -> None:
@@ -248,7 +248,9 @@ def test_the_answers_are_those_of_the_recording(recording: str, tmp_path: Path) 
 def login(server: WallarooStandIn, *, url: str | None = None, auth: Any = None, **form: str) -> httpx.Response:
     """A request for a token; the password grant of the server's user where no grant is named."""
     fields = form if "grant_type" in form else {"grant_type": "password", "username": server.username, **form}
-    return httpx.post((url or server.url) + server.token_path, data=fields, auth=auth, trust_env=False, verify=False)
+    return httpx.post(
+        (url or server.url) + server.token_path, data=fields, auth=auth, trust_env=False, verify=False, timeout=60
+    )
 
 
 def confidential(server: WallarooStandIn) -> tuple[str, str]:
@@ -279,7 +281,7 @@ def test_both_clients_and_both_origins_give_tokens(server: WallarooStandIn) -> N
 
 
 def test_the_auth_origin_has_nothing_but_tokens(server: WallarooStandIn) -> None:
-    assert httpx.get(server.auth_url + "/v1/api/config", trust_env=False, verify=False).status_code == 404
+    assert httpx.get(server.auth_url + "/v1/api/config", trust_env=False, verify=False, timeout=60).status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -345,7 +347,7 @@ def test_an_offline_token_outlives_the_others(server: WallarooStandIn) -> None:
 def test_calls_without_a_token_of_this_instance_are_refused(server: WallarooStandIn, header: str | None) -> None:
     headers = {"Authorization": header.format(token=server.issue()["access_token"])} if header else {}
     url = server.url + "/v1/api/workspaces/list"
-    assert httpx.post(url, json={}, headers=headers, trust_env=False, verify=False).status_code == 401
+    assert httpx.post(url, json={}, headers=headers, trust_env=False, verify=False, timeout=60).status_code == 401
 
 
 def test_tokens_expire_and_may_be_revoked(server: WallarooStandIn, api: Api) -> None:
@@ -359,7 +361,7 @@ def test_tokens_expire_and_may_be_revoked(server: WallarooStandIn, api: Api) -> 
 def test_a_token_without_a_user_is_good_for_inference_alone(server: WallarooStandIn) -> None:
     token = login(server, auth=confidential(server), grant_type="client_credentials").json()["access_token"]
     headers = {"Authorization": f"Bearer {token}"}
-    listed = httpx.post(server.url + "/v1/api/workspaces/list", json={}, headers=headers, trust_env=False)
+    listed = httpx.post(server.url + "/v1/api/workspaces/list", json={}, headers=headers, trust_env=False, timeout=60)
     assert (listed.status_code, listed.json()["msg"]) == (401, "the token belongs to no user")
 
 
