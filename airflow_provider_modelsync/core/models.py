@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    computed_field,
+    field_validator,
+    model_serializer,
+)
 
 from airflow_provider_modelsync.core.errors import InvalidInput
 from airflow_provider_modelsync.xcom import fitted, fitted_lists
@@ -29,6 +40,19 @@ _FLAT = re.compile(rf"(?<=[^-]){FLAT}(?=[^-])")
 
 class _Value(BaseModel):
     model_config = ConfigDict(frozen=True)
+
+
+def _in_utc(time: datetime | None) -> datetime | None:
+    if time is None or time.tzinfo is None:
+        return time and time.replace(tzinfo=UTC)
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:  # a day from the end of all time
+        return time
+
+
+# As systems tell it: times without a zone are UTC. Parsers give every time a zone of its own, which is one more object.
+Time = Annotated[datetime | None, BeforeValidator(lambda value: value or None), AfterValidator(_in_utc)]
 
 
 class VersionStatus(StrEnum):
@@ -176,7 +200,8 @@ class ModelVersion(_Value):
     :param alias: what led to it when it was asked for as ``name@alias``.
     :param uri: where it lies or is shown.
     :param reference: where the bytes lie, when this registry only points to them.
-    :param raw: the system's own record.
+    :param raw: the system's own record. It is kept as JSON text, in :attr:`record`: a full garbage collection stops an
+        event loop while it looks through all containers that there are, and a listing holds thousands of records.
     :param facts: what else the system's queries can ask for.
     :param transfer: what the call that returned this moved, if it moved models.
     """
@@ -189,14 +214,28 @@ class ModelVersion(_Value):
     size_bytes: int | None = None
     labels: dict[str, str] = Field(default_factory=dict)
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
-    created_at: datetime | None = None
+    created_at: Time = None
     aliases: tuple[str, ...] = ()
     alias: str | None = None
     uri: str | None = None
     reference: ModelReference | None = None
-    raw: dict[str, Any] = Field(default_factory=dict, repr=False)
+    record: str = Field(default="{}", alias="raw", repr=False, exclude=True)
     facts: dict[str, str] = Field(default_factory=dict, repr=False, exclude=True)
     transfer: TransferStats | None = None
+
+    @field_validator("record", mode="before")
+    @classmethod
+    def _as_text(cls, raw: Any) -> str:
+        if not isinstance(raw, Mapping):
+            raise ValueError("a record is a mapping")  # noqa: TRY004  # pydantic reports no TypeError
+        return json.dumps(dict(raw), default=str, separators=(",", ":"))
+
+    @computed_field(repr=False)  # type: ignore[prop-decorator]
+    @property
+    def raw(self) -> dict[str, Any]:
+        """The system's own record, read anew each time."""
+        record: dict[str, Any] = json.loads(self.record)
+        return record
 
     @property
     def ref(self) -> str:
@@ -213,9 +252,13 @@ class ModelVersion(_Value):
         """What versions are ordered by, oldest first; those without a time come first."""
         return self.created_at or datetime.min.replace(tzinfo=UTC), self.version
 
+    def pointed_to(self, aliases: Iterable[str]) -> ModelVersion:
+        """Return it with further aliases that point to it."""
+        return self.model_copy(update={"aliases": tuple(sorted({*self.aliases, *aliases}))})
+
     def found_by(self, alias: str) -> ModelVersion:
         """Return it with the alias that led to it."""
-        return self.model_copy(update={"alias": alias, "aliases": tuple(sorted({*self.aliases, alias}))})
+        return self.pointed_to([alias]).model_copy(update={"alias": alias})
 
     def moved(self, stats: TransferStats) -> ModelVersion:
         """Return it with what a call has moved of it."""

@@ -38,6 +38,7 @@ from airflow_provider_modelsync.core.verbs.wait import find_deployment, find_ver
 from tests.conformance.bench import Bench, needs
 from tests.core.stores import CancelAfter, Store, hidden, snapshot
 from tests.support.at_once import at_once
+from tests.support.objects import containers_of
 
 PUSH, PULL, FORCE = Capability.PUSH, Capability.PULL, Capability.FORCE
 CHOOSE_VERSION, DELETE = Capability.CHOOSE_VERSION, Capability.DELETE
@@ -347,6 +348,14 @@ def test_versions_are_listed_newest_first(bench: Bench, run: Run) -> None:
     listed = run(lambda registry: registry.list_versions(bench.name, Query()))
     assert [version.ref for version in listed] == [version.ref for version in reversed(published)]
     assert [bench.whole(version).digest for version in listed] == [version.digest for version in reversed(published)]
+
+
+@pytest.mark.once_each
+def test_a_listed_version_is_few_objects_for_the_garbage_collector(bench: Bench, run: Run) -> None:
+    """A full collection stops an event loop while it looks at all of them, of thousands of versions at a time."""
+    bench.publish("one", bench.model(0))
+    listed = run(lambda registry: registry.list_versions(bench.name, Query()))
+    assert [containers_of(version) <= 6 for version in listed] == [True]
 
 
 def test_models_are_listed_by_their_newest_version_newest_first(bench: Bench, run: Run) -> None:

@@ -16,6 +16,7 @@ from airflow_provider_modelsync.core.models import (
     VersionStatus,
 )
 from airflow_provider_modelsync.xcom import XCOM_LIMIT
+from tests.support.objects import containers_of
 
 NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
 
@@ -65,6 +66,45 @@ def test_versions_are_ordered_by_time_then_version_and_those_without_a_time_come
     oldest = _version(version="v9")
     older, newer = _version(version="v1", created_at=NOON), _version(version="v2", created_at=NOON)
     assert sorted([newer, oldest, older], key=lambda version: version.age_key) == [oldest, older, newer]
+
+
+def test_the_raw_record_is_a_mapping_of_one_s_own() -> None:
+    record = {"name": "größe", "labels": [{"key": "a", "value": None}], "size": 1.5, "none": {}, "made": NOON}
+    version = _version(raw=record)
+    told = {**record, "made": str(NOON)}
+    assert version.raw == told
+    version.raw["labels"].clear()
+    assert version.raw == version.model_dump()["raw"] == json.loads(version.model_dump_json())["raw"] == told
+    assert _version().raw == {}
+    assert "record" not in version.model_dump()
+    assert "größe" not in repr(version)
+
+
+@pytest.mark.parametrize("record", ["{}", None, ["a"], {1: {...: 2}.keys}])
+def test_what_is_no_mapping_of_json_values_is_at_most_shown(record: Any) -> None:
+    if isinstance(record, dict):
+        assert isinstance(_version(raw=record).raw["1"], str)
+    else:
+        with pytest.raises(ValidationError, match="mapping"):
+            _version(raw=record)
+
+
+def test_whatever_its_record_holds_a_version_is_few_objects_for_the_garbage_collector() -> None:
+    """A full collection stops an event loop while it looks at all of them, of thousands of versions at a time."""
+    rich = {"labels": [{"key": str(number), "value": {"deep": [number]}} for number in range(100)]}
+    assert containers_of(_version(raw=rich)) == containers_of(_version(raw={})) <= 6
+
+
+@pytest.mark.parametrize("time", ["2026-07-01T14:00:00+02:00", "2026-07-01T12:00:00", "2026-07-01T12:00:00Z", NOON])
+def test_times_are_utc(time: Any) -> None:
+    made = _version(created_at=time).created_at
+    assert made == NOON
+    assert made.tzinfo is UTC
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+02:00", "9999-12-31T23:59:59-02:00"])
+def test_a_time_that_utc_cannot_tell_stays_as_it_is(time: str) -> None:
+    assert _version(created_at=time).created_at == datetime.fromisoformat(time)
 
 
 def test_an_event_carries_what_identifies_a_version() -> None:

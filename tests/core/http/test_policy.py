@@ -477,15 +477,23 @@ class Page(BaseModel):
     entries: list[Entry] = Field(alias="items")
 
 
+class Shelf(BaseModel):
+    pages: list[Page]
+
+
 @pytest.mark.row("T13", of="calls")
-@pytest.mark.parametrize(("shape", "entries_of"), [(Page, lambda page: page.entries), (list[Entry], list)])
+@pytest.mark.parametrize(
+    ("shape", "entries_of"),
+    [(Page, lambda page: page.entries), (list[Entry], list), (Shelf, lambda shelf: shelf.pages[1].entries)],
+)
 def test_a_long_list_is_read_in_slices_between_which_other_threads_run(
     shape: Any, entries_of: Callable[[Any], list[Entry]]
 ) -> None:
     """In one call of a parser no thread but its own would run: the event loop would stand still."""
     entry = {"name": "a" * 50, "facts": {str(n): "x" * 30 for n in range(10)}, "made": "2026-01-01T00:00:00Z"}
-    listed: Any = [entry] * 4000
-    body = json.dumps({"total": 7, "items": listed} if shape is Page else listed).encode()
+    listed = [entry] * 4000
+    page = {"total": 7, "items": listed}
+    body = json.dumps({Page: page, Shelf: {"pages": [{"total": 0, "items": []}, page]}}.get(shape, listed)).encode()
     parsed: Counter[str] = Counter()
     turns = 0  # of Python's code, at which the interpreter lets others run
 
@@ -509,14 +517,16 @@ def test_a_long_list_is_read_in_slices_between_which_other_threads_run(
 @pytest.mark.parametrize(
     "text",
     [
+        *("[-1.5, 1e+10, 12345678, 1E5, -0.25e-3]", '{"items": [{"entries": [1.5]}, {"a": [{"b": [2.25]}]}]}', "[1.]"),
+        *("[" * 9999, "[" * 9999 + "]" * 9999, '{"pages": [{"items": [{"name": "abc"}, 1'),
         *("[]", "{}", " [ 1 , 2 ] ", '"x"', "3", "null", "[[],[1]]", '{"items": null}', '{"a": 1, "a": 2}', "[NaN]"),
         *('{"items": [{"a": "é\\u00e9"}, {"b": 1}], "total": 3}', '{ "a" : [ ] , "items" : [ ] }', "[1,\n\t2]"),
         *("", " ", "[1,]", "[,1]", '{"a": 1,}', '{"a" 1}', "{1: 2}", "[1 2]", "[1", '{"a":', "[1]]", "[1] x", "[01]"),
         *('["\\ud800"]', "\ufeff[1]", '["a\nb"]', '{"a": {"b": [1, {"c": 2}]}}'),
     ],
 )
-@pytest.mark.parametrize("shape", [list[Any], Page, Any])
-@pytest.mark.parametrize("size", [1, 10, slices.SLICE])
+@pytest.mark.parametrize("shape", [list[Any], Page, Shelf, Any])
+@pytest.mark.parametrize("size", [1, 2, 3, 10, slices.SLICE])
 def test_slices_say_what_the_whole_says(text: str, shape: Any, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slices, "SLICE", size)
 

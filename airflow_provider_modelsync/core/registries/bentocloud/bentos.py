@@ -28,9 +28,9 @@ from airflow_provider_modelsync.core.archive.digest import Source
 from airflow_provider_modelsync.core.archive.layout import TarLayout
 from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavailable, VersionConflict, VersionFailed
 from airflow_provider_modelsync.core.flow.steps import Flow, call
-from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, VersionStatus
+from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Time, VersionStatus
 from airflow_provider_modelsync.core.registries.base import Capability
-from airflow_provider_modelsync.core.registries.bentocloud.api import BUILD_AT, Object, Text, Time, null_as, pairs
+from airflow_provider_modelsync.core.registries.bentocloud.api import BUILD_AT, Object, Text, null_as, pairs
 from airflow_provider_modelsync.core.registries.bentocloud.records import YAML_LIMIT, json_of, read_yaml
 from airflow_provider_modelsync.core.registries.bentocloud.registry import ROUNDS, BentoCloud
 from airflow_provider_modelsync.core.registries.bentocloud.upload import (

@@ -27,7 +27,7 @@ from airflow_provider_modelsync.core.errors import (
 )
 from airflow_provider_modelsync.core.flow.steps import Flow, sleep
 from airflow_provider_modelsync.core.http.policy import read_json
-from airflow_provider_modelsync.core.models import Deployment, ModelRef
+from airflow_provider_modelsync.core.models import Deployment, ModelRef, Time
 from airflow_provider_modelsync.core.redact import excerpt, show_url
 from airflow_provider_modelsync.core.registries.base import Registry
 from airflow_provider_modelsync.core.registries.bentocloud.api import (
@@ -36,7 +36,6 @@ from airflow_provider_modelsync.core.registries.bentocloud.api import (
     Object,
     Repository,
     Text,
-    Time,
     is_duplicate,
     is_missing,
     is_unknown_route,

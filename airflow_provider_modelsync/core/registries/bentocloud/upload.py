@@ -25,13 +25,12 @@ from airflow_provider_modelsync.core.errors import (
 )
 from airflow_provider_modelsync.core.flow.steps import Flow, send
 from airflow_provider_modelsync.core.http.policy import USER_AGENT, ApiClient
-from airflow_provider_modelsync.core.models import ModelRef, VersionStatus
+from airflow_provider_modelsync.core.models import ModelRef, Time, VersionStatus
 from airflow_provider_modelsync.core.registries.bentocloud.api import (
     Calls,
     Label,
     Repository,
     Text,
-    Time,
     null_as,
     pairs,
     refuse,

@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from airflow_provider_modelsync.core.archive.names import show
 from airflow_provider_modelsync.core.errors import (
@@ -29,6 +28,7 @@ from airflow_provider_modelsync.core.flow.steps import Flow, send
 from airflow_provider_modelsync.core.http.addresses import joined, origin_of, redirect_target
 from airflow_provider_modelsync.core.http.faults import status_error, trace_in
 from airflow_provider_modelsync.core.http.policy import ApiClient, read_json
+from airflow_provider_modelsync.core.models import Time
 from airflow_provider_modelsync.core.redact import excerpt, secrets_of
 from airflow_provider_modelsync.core.settings import RegistrySettings, base_url
 from airflow_provider_modelsync.core.transfer.mover import MovedResponse
@@ -55,11 +55,6 @@ Object = Annotated[dict[str, Any], BeforeValidator(lambda value: value if isinst
 Texts = Annotated[
     list[str],
     BeforeValidator(lambda value: [one for one in value if isinstance(one, str)] if isinstance(value, list) else []),
-]
-Time = Annotated[
-    datetime | None,
-    BeforeValidator(lambda value: value or None),
-    AfterValidator(lambda time: time.replace(tzinfo=UTC) if time and time.tzinfo is None else time),
 ]
 
 

@@ -10,7 +10,7 @@ import base64
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import httpx
@@ -187,19 +187,23 @@ class Calls:
         self.refuse(response, doing)
         return read_json(response, shape, doing)
 
-    def pages(self, method: str, path: str, shape: type[T], doing: str, ask: Mapping[str, Any]) -> Flow[list[T]]:
-        """Return all pages of a list; an answer's ``next_page_token`` leads to the next one."""
-        found: list[T] = []
+    def each_page(
+        self, method: str, path: str, shape: type[T], doing: str, ask: Mapping[str, Any], take: Callable[[T], None]
+    ) -> Flow[None]:
+        """Have each page of a list taken; whole lists of records would be a burden to the garbage collector.
+
+        An answer's ``next_page_token`` leads to the next one.
+        """
         token: str | None = None
         seen: set[str] = set()
         while True:
             asked = {**ask, **({"page_token": token} if token else {})}
             given = {"json": asked} if method == "POST" else {"params": asked}
             page: Any = yield from self.need(method, path, shape, doing, answer_bytes=LISTING_BYTES, **given)
-            found.append(page)
+            take(page)
             token = page.next_page_token
             if not token:
-                return found
+                return
             if token in seen or len(seen) > _MOST_PAGES:
                 raise RegistryUnavailable(f"{doing}: the list does not end")
             seen.add(token)

@@ -178,13 +178,14 @@ class LoggedModels(Holders):
 
     def find(self, experiment_id: str, name: str, digest: str) -> Flow[Holder | None]:
         asked = {"experiment_ids": [experiment_id], "filter": f"tags.`{DIGEST}` = '{digest}'"}
-        pages = yield from self._calls.pages(
-            "POST", "logged-models/search", LoggedModelPage, "looking for an earlier try", asked
-        )
-        infos = [model.info for page in pages for model in page.models]
-        usable = [
-            info for info in infos if _value(info.tags, NAME) == name and info.status != "LOGGED_MODEL_UPLOAD_FAILED"
-        ]
+        usable: list[LoggedModelInfo] = []
+
+        def take(page: LoggedModelPage) -> None:
+            infos = [model.info for model in page.models if _value(model.info.tags, NAME) == name]
+            usable.extend(info for info in infos if info.status != "LOGGED_MODEL_UPLOAD_FAILED")
+
+        doing = "looking for an earlier try"
+        yield from self._calls.each_page("POST", "logged-models/search", LoggedModelPage, doing, asked, take)
         newest = max(usable, key=lambda info: info.creation_timestamp_ms, default=None)
         return _logged(newest) if newest else None
 
@@ -232,11 +233,13 @@ class Runs(Holders):
 
     def find(self, experiment_id: str, name: str, digest: str) -> Flow[Holder | None]:
         asked = {"experiment_ids": [experiment_id], "filter": f"tags.`{DIGEST}` = '{digest}'"}
-        pages = yield from self._calls.pages("POST", "runs/search", RunPage, "looking for an earlier try", asked)
-        runs = [run for page in pages for run in page.runs]
-        usable = [
-            run for run in runs if _value(run.data.tags, NAME) == name and run.info.status in ("RUNNING", "FINISHED")
-        ]
+        usable: list[Run] = []
+
+        def take(page: RunPage) -> None:
+            runs = [run for run in page.runs if _value(run.data.tags, NAME) == name]
+            usable.extend(run for run in runs if run.info.status in ("RUNNING", "FINISHED"))
+
+        yield from self._calls.each_page("POST", "runs/search", RunPage, "looking for an earlier try", asked, take)
         newest = max(usable, key=lambda run: run.info.start_time, default=None)
         return _run(newest) if newest else None
 

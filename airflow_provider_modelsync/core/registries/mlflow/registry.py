@@ -211,27 +211,24 @@ class MLflow(Registry, Aliases, KeepsSignatures):
         if not query.matches_name(name):
             return []
         ask = {"filter": f"name = {quoted(name)}", "max_results": _PAGE, "order_by": "version_number ASC"}
-        records = yield from self._versions(ask, f"listing the versions of {name}")
-        model = (yield from self._model(name)) if records else None
-        versions = [record.shown(model.aliases_of(record.version) if model else ()) for record in records]
-        chosen = [version for version in versions if query.matches(version)]
-        return sorted(chosen, key=_number, reverse=True)
+        chosen = yield from self._versions(ask, query, f"listing the versions of {name}")
+        model = (yield from self._model(name)) if chosen else None
+        versions = [version.pointed_to(model.aliases_of(version.version) if model else ()) for version in chosen]
+        return sorted(versions, key=_number, reverse=True)
 
     def list_models(self, query: Query) -> Flow[list[ModelVersion]]:
         if query.asks_for_labels:  # the newest version that has them need not be the newest one
-            records = yield from self._versions({"max_results": _PAGE}, "listing the versions of all models")
-            versions = [record.shown() for record in records]
+            versions = yield from self._versions({"max_results": _PAGE}, query, "listing the versions of all models")
         else:
+            versions = []
+
+            def take(page: ModelPage) -> None:
+                for model in page.registered_models:
+                    versions.extend(record.shown(model.aliases_of(record.version)) for record in model.latest_versions)
+
+            ask = {"max_results": _PAGE}
             doing = "listing the registered models"
-            pages: list[ModelPage] = yield from self._calls.pages(
-                "GET", "registered-models/search", ModelPage, doing, {"max_results": _PAGE}
-            )
-            versions = [
-                record.shown(model.aliases_of(record.version))
-                for page in pages
-                for model in page.registered_models
-                for record in model.latest_versions
-            ]
+            yield from self._calls.each_page("GET", "registered-models/search", ModelPage, doing, ask, take)
         newest: dict[str, ModelVersion] = {}
         for version in sorted(versions, key=_number, reverse=True):
             if version.ready and query.matches(version):
@@ -504,8 +501,14 @@ class MLflow(Registry, Aliases, KeepsSignatures):
     def _same(self, name: str, digest: str) -> Flow[list[VersionRecord]]:
         """Return the ready versions that hold the same bytes, the oldest first."""
         ask = {"filter": f"name = {quoted(name)} AND tags.`{DIGEST}` = '{digest}'", "max_results": _PAGE}
-        records = yield from self._versions(ask, f"looking for the same bytes among the versions of {name}")
-        return sorted((record for record in records if record.shown().ready), key=lambda record: record.number)
+        records: dict[str, VersionRecord] = {}
+
+        def take(page: VersionPage) -> None:
+            records.update({record.version: record for record in page.model_versions if record.shown().ready})
+
+        doing = f"looking for the same bytes among the versions of {name}"
+        yield from self._calls.each_page("GET", "model-versions/search", VersionPage, doing, ask, take)
+        return sorted(records.values(), key=lambda record: record.number)
 
     def _delete_version(self, record: VersionRecord) -> Flow[None]:
         body = {"name": record.name, "version": record.version}
@@ -573,10 +576,15 @@ class MLflow(Registry, Aliases, KeepsSignatures):
             )
         )
 
-    def _versions(self, ask: Mapping[str, object], doing: str) -> Flow[list[VersionRecord]]:
-        """Return all versions that a search finds, each once: what is made meanwhile shifts the pages."""
-        pages: list[VersionPage] = yield from self._calls.pages("GET", "model-versions/search", VersionPage, doing, ask)
-        found = {(record.name, record.version): record for page in pages for record in page.model_versions}
+    def _versions(self, ask: Mapping[str, object], query: Query, doing: str) -> Flow[list[ModelVersion]]:
+        """Return what a query chooses of what a search finds, each once: what is made meanwhile shifts the pages."""
+        found: dict[str, ModelVersion] = {}
+
+        def take(page: VersionPage) -> None:
+            versions = [record.shown() for record in page.model_versions]
+            found.update({version.ref: version for version in versions if query.matches(version)})
+
+        yield from self._calls.each_page("GET", "model-versions/search", VersionPage, doing, ask, take)
         return list(found.values())
 
     # Who and where

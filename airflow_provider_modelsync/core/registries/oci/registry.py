@@ -149,13 +149,12 @@ class OCIRegistry(Registry, Aliases, KeepsSignatures):
     def list_versions(self, name: str, query: Query) -> Flow[list[ModelVersion]]:
         if not query.matches_name(name):
             return []
-        tags = yield from self._tags.all(name)
+        tags = yield from self._tags.all(name, lambda tag, found: self._shown(name, tag, found))
         aliases = aliases_in(tags)
-        versions = [
-            self._shown(name, tag, found, tuple(sorted(alias for alias, version in aliases.items() if version == tag)))
-            for tag, found in tags.items()
-            if tag not in aliases
-        ]
+        pointing: dict[str, list[str]] = {}
+        for alias, version in aliases.items():
+            pointing.setdefault(version, []).append(alias)
+        versions = [listed.kept.pointed_to(pointing.get(tag, ())) for tag, listed in tags.items() if tag not in aliases]
         chosen = [version for version in versions if query.matches(version)]
         return sorted(chosen, key=lambda version: version.age_key, reverse=True)
 
@@ -184,7 +183,7 @@ class OCIRegistry(Registry, Aliases, KeepsSignatures):
     def _no_tag(self, name: str, tag: str) -> ModelNotFound:
         return ModelNotFound(f"{self.title} has no tag {tag!r} in {self._api.repository(name)!r}")
 
-    def _shown(self, name: str, tag: str, found: Found, aliases: tuple[str, ...] = ()) -> ModelVersion:
+    def _shown(self, name: str, tag: str, found: Found) -> ModelVersion:
         manifest, contents = found.manifest, found.contents
         return ModelVersion(
             registry=self.conn_type,
@@ -196,7 +195,6 @@ class OCIRegistry(Registry, Aliases, KeepsSignatures):
             labels=labels_of(manifest.annotations),
             metadata=metadata_of(manifest.annotations),
             created_at=found.created_at,
-            aliases=aliases,
             uri=f"oci://{self._host}/{self._api.repository(name)}@{found.stored.digest}",
             raw={
                 "digest": found.stored.digest,
@@ -220,7 +218,7 @@ class OCIRegistry(Registry, Aliases, KeepsSignatures):
         return Alias(name=name, alias=alias, version=version)
 
     def aliases(self, name: str) -> Flow[list[Alias]]:
-        tags = yield from self._tags.all(name)
+        tags = yield from self._tags.all(name, lambda tag, found: None)
         pairs = sorted(aliases_in(tags).items())
         return [Alias(name=name, alias=alias, version=version) for alias, version in pairs]
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any, Generic, TypeVar
 
 from airflow_provider_modelsync.core.errors import (
     ModelNotFound,
@@ -40,6 +41,8 @@ _REMEMBERED_BYTES = 8 << 20
 _REMOVED = "io.modelsync.removed"
 
 _log = logging.getLogger("modelsync")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,20 @@ class Found:
         """The tag that it was pushed under, if it tells."""
         told = self.manifest.annotations.get(VERSION)
         return told if told is not None and is_version(told) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Listed(Generic[T]):
+    """What of a manifest stays in memory while all of a model's are read.
+
+    :param version: the tag that it was pushed under, if it tells.
+    :param stored: its own digest.
+    :param kept: what the caller needs of it.
+    """
+
+    version: str | None
+    stored: str
+    kept: T
 
 
 class Tags:
@@ -122,11 +139,19 @@ class Tags:
             known = next((one for one in self._known.values() if one.stored.digest == digest), None)
         return known or (yield from self.read(name, digest))
 
-    def all(self, name: str) -> Flow[dict[str, Found]]:
-        """Return what all tags of a model stand for that are no other tool's."""
+    def all(self, name: str, keep: Callable[[str, Found], T]) -> Flow[dict[str, Listed[T]]]:
+        """Return what all tags of a model stand for that are no other tool's.
+
+        :param keep: makes of a tag and its manifest what is needed: manifests would burden the garbage collector.
+        """
+
+        def listed(tag: str) -> Flow[Listed[T] | None]:
+            found = yield from self.look(name, tag)
+            return None if found is None else Listed(found.version, found.stored.digest, keep(tag, found))
+
         tags = [tag for tag in (yield from self._api.tags(name)) if is_version(tag)]
-        found = yield from together(self.look(name, tag) for tag in tags)
-        return {tag: one for tag, one in zip(tags, found, strict=True) if one is not None}
+        entries = yield from together(map(listed, tags))
+        return {tag: one for tag, one in zip(tags, entries, strict=True) if one is not None}
 
     def digest(self, name: str, tag: str) -> Flow[str | None]:
         """Return what a tag stands for, in the registry's terms."""
@@ -192,11 +217,10 @@ def alias_of(tag: str, found: Found) -> str | None:
     return found.version if found.version != tag else None
 
 
-def aliases_in(tags: Mapping[str, Found]) -> dict[str, str]:
+def aliases_in(tags: Mapping[str, Listed[Any]]) -> dict[str, str]:
     """Return which tags are aliases: alias → version. One whose version is gone, or is another, stands for itself."""
-    pairs: Iterable[tuple[str, str | None]] = ((tag, alias_of(tag, found)) for tag, found in tags.items())
     return {
-        tag: version
-        for tag, version in pairs
-        if version is not None and version in tags and tags[version].stored.digest == tags[tag].stored.digest
+        tag: listed.version
+        for tag, listed in tags.items()
+        if listed.version not in (None, tag) and listed.version in tags and tags[listed.version].stored == listed.stored
     }

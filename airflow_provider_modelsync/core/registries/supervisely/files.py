@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AliasPath, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from airflow_provider_modelsync.core.archive.digest import FileEntry, digest_of
 from airflow_provider_modelsync.core.archive.names import RESERVED_DIRECTORY, fault_of, show
@@ -29,14 +30,13 @@ from airflow_provider_modelsync.core.errors import (
 from airflow_provider_modelsync.core.flow.exchange import LISTING_BYTES
 from airflow_provider_modelsync.core.flow.steps import Flow, send
 from airflow_provider_modelsync.core.http.policy import USER_AGENT, raise_for_status, read_json
-from airflow_provider_modelsync.core.models import ModelVersion, VersionStatus
+from airflow_provider_modelsync.core.models import ModelVersion, Time, VersionStatus
 from airflow_provider_modelsync.core.registries.capabilities import MOST_SIGNATURES, SIGNATURE, name_of
 from airflow_provider_modelsync.core.registries.supervisely.api import (
     Object,
     Platform,
     SuperviselySettings,
     Text,
-    checked,
 )
 from airflow_provider_modelsync.core.registries.supervisely.session import INFO_FILE
 from airflow_provider_modelsync.core.transfer.mover import MovedResponse
@@ -51,27 +51,16 @@ _HASH_BYTES = 32
 _INFO_BYTES = 1 << 20  # of a description, at most
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
-Time = Annotated[
-    datetime | None,
-    BeforeValidator(lambda value: value or None),
-    AfterValidator(lambda time: time.replace(tzinfo=UTC) if time and time.tzinfo is None else time),
-]
 
-
-class _Meta(BaseModel):
-    size: int = 0
-
-
-class FileInfo(BaseModel):
-    """A file as Team Files list it."""
-
-    model_config = ConfigDict(populate_by_name=True)
+@checked_dataclass(frozen=True, slots=True, kw_only=True)
+class FileInfo:
+    """A file as Team Files list it: one object for the garbage collector, since there may be tens of thousands."""
 
     id: int | None = None
     path: str
     hash: Text = ""
-    meta: Annotated[_Meta, BeforeValidator(lambda value: value or {})] = _Meta()
-    created_at: Time = Field(default=None, alias="createdAt")
+    size: int = Field(default=0, validation_alias=AliasPath("meta", "size"))
+    created_at: Time = Field(default=None, validation_alias="createdAt")
 
     @property
     def sha256(self) -> str | None:
@@ -81,6 +70,13 @@ class FileInfo(BaseModel):
         except (binascii.Error, ValueError):
             return None
         return raw.hex() if len(raw) == _HASH_BYTES else None
+
+
+def _unless_folder(entry: Any) -> Any:
+    return None if isinstance(entry, dict) and entry.get("type") == "folder" else entry
+
+
+_Listed = Annotated[FileInfo | None, BeforeValidator(_unless_folder)]
 
 
 class Ours(BaseModel):
@@ -158,7 +154,7 @@ class Experiment:
         """Return what the model consists of; a hash that the listing does not tell is empty."""
         executables = info.modelsync.executables if info.modelsync else ()
         return tuple(
-            FileEntry(path, file.meta.size, file.sha256 or "", path in executables)
+            FileEntry(path, file.size, file.sha256 or "", path in executables)
             for path, file in sorted(
                 self.content(without_info=info.modelsync is not None).items(), key=lambda item: item[0].encode()
             )
@@ -199,7 +195,8 @@ class TeamFiles:
         self._platform = platform
         self._root = settings.artifacts_root
         self._team: int | None = settings.team_id
-        self._infos: dict[tuple[str, str], ExperimentInfo] = {}  # by path and hash
+        # By path and hash. As bytes: what is read of them takes several times as much.
+        self._infos: dict[tuple[str, str], bytes] = {}
 
     def directory(self, name: str, version: str) -> str:
         """Return where a version lies."""
@@ -219,10 +216,9 @@ class TeamFiles:
         if response.status_code == 404:
             return []
         raise_for_status(response, doing)
-        entries = read_json(response, list[dict[str, Any]], doing)
-        files = checked([entry for entry in entries if entry.get("type") != "folder"], list[FileInfo], doing)
+        listed = read_json(response, list[_Listed], doing)
         # It is a match of prefixes.
-        return [file for file in files if file.path.startswith(f"{directory}/")]
+        return [file for file in listed if file and file.path.startswith(f"{directory}/")]
 
     def experiment(self, name: str, version: str) -> Flow[Experiment]:
         """Return a version's directory as it is now; without files when there is none."""
@@ -247,13 +243,17 @@ class TeamFiles:
             return None
         key = (file.path, file.hash)
         if not file.hash or key not in self._infos:
-            info = yield from self._read_info(file.path)
-            if info is None:
+            content = yield from self._read_info(file.path)
+            if content is None:
                 return None
-            self._infos[key] = info
-        return self._infos[key]
+            self._infos[key] = content
+        # What others have written may hold anything; a version whose description cannot be read is one all the same.
+        try:
+            return ExperimentInfo.model_validate_json(self._infos[key])
+        except ValidationError:
+            return ExperimentInfo()
 
-    def _read_info(self, path: str) -> Flow[ExperimentInfo | None]:
+    def _read_info(self, path: str) -> Flow[bytes | None]:
         team = yield from self.team_id()
         doing = f"reading {show(path)}"
         response = yield from self._platform.answer(
@@ -262,11 +262,7 @@ class TeamFiles:
         if response.status_code == 404:
             return None
         raise_for_status(response, doing)
-        # What others have written may hold anything; a version whose description cannot be read is one all the same.
-        try:
-            return ExperimentInfo.model_validate_json(response.content)
-        except ValidationError:
-            return ExperimentInfo()
+        return response.content
 
     def signatures(self, experiment: Experiment) -> Flow[list[bytes]]:
         """Return what is kept of an experiment's signatures."""
@@ -344,7 +340,7 @@ def accept_stored(file: FileEntry, answer: MovedResponse) -> None:
     doing = f"uploading {show(file.path)}"
     answer.raise_for_status(doing)
     try:
-        stored = FileInfo.model_validate_json(answer.body)
+        stored = TypeAdapter(FileInfo).validate_json(answer.body)
     except ValidationError:
         raise RegistryUnavailable(f"{doing}: the answer does not describe the file") from None
     require_stored(stored, file.sha256, file.size)
@@ -352,7 +348,7 @@ def accept_stored(file: FileEntry, answer: MovedResponse) -> None:
 
 def require_stored(stored: FileInfo, sha256: str, size: int) -> None:
     """Raise unless a file is stored with a hash, or where that is not told, with a size."""
-    is_same = stored.sha256 == sha256 if stored.sha256 else stored.meta.size == size
+    is_same = stored.sha256 == sha256 if stored.sha256 else stored.size == size
     if not is_same:
         raise RegistryUnavailable(f"{show(stored.path)} is stored with other bytes than were sent")
 

@@ -7,17 +7,16 @@ read and seen on the wire. The API is early access: unknown fields are ignored, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
 import httpx
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from airflow_provider_modelsync.core.archive.digest import FileEntry, digest_of
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelNotFound, ModelSyncError
 from airflow_provider_modelsync.core.flow.steps import Flow, send
 from airflow_provider_modelsync.core.http.policy import ApiClient, raise_for_status, read_json
-from airflow_provider_modelsync.core.models import VersionStatus
+from airflow_provider_modelsync.core.models import Time, VersionStatus
 from airflow_provider_modelsync.core.registries.wallaroo.auth import Login
 
 _T = TypeVar("_T")
@@ -40,12 +39,6 @@ def null_as(default: Any) -> BeforeValidator:
 
 
 Text = Annotated[str, null_as("")]
-# Times without a zone are UTC, as all of them.
-Time = Annotated[
-    datetime | None,
-    BeforeValidator(lambda value: value or None),
-    AfterValidator(lambda time: time.replace(tzinfo=UTC) if time and time.tzinfo is None else time),
-]
 
 
 class Record(BaseModel):

@@ -32,10 +32,10 @@ from airflow_provider_modelsync.core.errors import (
 from airflow_provider_modelsync.core.flow.steps import Flow, sleep
 from airflow_provider_modelsync.core.http.addresses import origin_of
 from airflow_provider_modelsync.core.http.policy import raise_for_status, read_json
-from airflow_provider_modelsync.core.models import Deployment, ModelRef, ModelVersion, VersionStatus
+from airflow_provider_modelsync.core.models import Deployment, ModelRef, ModelVersion, Time, VersionStatus
 from airflow_provider_modelsync.core.redact import excerpt, show_url
 from airflow_provider_modelsync.core.registries.base import Registry
-from airflow_provider_modelsync.core.registries.wallaroo.api import Calls, Record, Text, Time, VersionRecord, null_as
+from airflow_provider_modelsync.core.registries.wallaroo.api import Calls, Record, Text, VersionRecord, null_as
 
 _API = "/v1/api"
 _NAME = re.compile(r"[a-z](?:[-a-z0-9]{0,61}[a-z0-9])?")

@@ -21,12 +21,15 @@ from airflow_provider_modelsync.core.errors import (
 )
 from airflow_provider_modelsync.core.models import Query, VersionStatus
 from airflow_provider_modelsync.core.registries.capabilities import Aliases
+from airflow_provider_modelsync.core.registries.mlflow import registry
+from airflow_provider_modelsync.core.registries.mlflow.records import VersionRecord
 from airflow_provider_modelsync.core.transfer.control import Control
 from tests.conformance.bench import Bench
 from tests.core.registries.mlflow.conftest import FILES, NAME, holders
 from tests.core.stores import snapshot, write_tree
 from tests.standins.http_server import Respond, Rewrite, Truncate
 from tests.standins.mlflow import MLflowStandIn
+from tests.support.objects import most_alive
 
 Worker = Callable[..., Bench]
 ARTIFACT = "^/api/2.0/mlflow-artifacts/artifacts/"
@@ -401,6 +404,25 @@ def test_what_refusals_mean(
 def test_databricks_is_not_spoken(worker: Worker) -> None:
     with pytest.raises(NotSupported, match="Unity Catalog"):
         worker(host="https://dbc-1234.cloud.databricks.com")
+
+
+def test_no_more_than_a_page_of_records_is_held_while_a_list_is_read(
+    server: MLflowStandIn, ml: Bench, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole lists of records are so many objects that a garbage collection would hold the event loop."""
+    monkeypatch.setattr(registry, "_PAGE", 4)
+    ml.push(source, NAME)
+    versions = server.models[NAME]["versions"]
+    versions.update({str(number): {**versions["1"], "version": str(number)} for number in range(2, 21)})
+    held: list[int] = []
+    assert len(ml.run(lambda ml: most_alive(VersionRecord, ml.list_versions(NAME, Query()), held))) == 20
+    assert len(held) >= 5
+    assert max(held) <= 4
+    held = []
+    labelled = Query(labels={"stage": "prod"})
+    assert ml.run(lambda ml: most_alive(VersionRecord, ml.list_models(labelled), held)) == []
+    assert len(held) >= 5
+    assert max(held) <= 4
 
 
 @pytest.mark.row("S11", of="calls")
