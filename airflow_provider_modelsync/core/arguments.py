@@ -25,6 +25,7 @@ from pydantic import BaseModel, BeforeValidator, JsonValue, TypeAdapter, Validat
 from airflow_provider_modelsync.core.errors import InvalidInput
 
 _SHOWN = 60  # characters of a value in a message
+_LONGEST = 1000 * 365.25 * 86400  # seconds, as good as for ever: no calendar tells what is much later
 _NOTHING = "None"  # what a template renders that has found nothing
 
 
@@ -88,6 +89,11 @@ def restructured(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str,
                 with suppress(ValueError):
                     given[key] = structure(given[key])
     return given
+
+
+def _native(value: Any) -> Any:
+    """Return a single number or text of numpy as Python's own."""
+    return value.item() if getattr(value, "shape", None) == () and callable(getattr(value, "item", None)) else value
 
 
 def _text(value: Any) -> str:
@@ -161,7 +167,7 @@ def _seconds(value: Any) -> float:
             raise _fault(value, wanted) from None
     if not math.isfinite(seconds) or seconds < 0:
         raise _fault(value, wanted)
-    return seconds
+    return min(seconds, _LONGEST)
 
 
 def seconds(value: Any, argument: str) -> float:
@@ -246,7 +252,7 @@ def _changes(value: Any) -> dict[str, str | None]:
 
 def _at(key: object, read: Callable[[Any], Any], item: Any) -> Any:
     try:
-        return read(item)
+        return read(_native(item))
     except ValueError as error:
         raise ValueError(f"at {key!r}: {error}") from None
 
@@ -279,7 +285,7 @@ def _objects(value: Any) -> dict[str, dict[str, Any]]:
 def _list(value: Any, read: Callable[[Any], str]) -> list[str]:
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "("):
         value = structure(value)
-    if isinstance(value, (str, bytes)) or not isinstance(value, (Sequence, set, frozenset)):
+    if isinstance(value, (str, bytes, bytearray, memoryview)) or not isinstance(value, (Sequence, set, frozenset)):
         raise _fault(value, "a list, or JSON text of one")
     return [_at(index, read, item) for index, item in enumerate(value)]
 
@@ -407,10 +413,12 @@ class _Argument:
                 raise InvalidInput("it is needed, and what was given for it is nothing", argument=name)
             value = self.default
         try:
-            return self.reads.validate_python(value)
+            return self.reads.validate_python(_native(value))
         except ValidationError as error:
             fault = error.errors(include_input=False, include_url=False, include_context=False)[0]
             raise InvalidInput(fault["msg"].removeprefix("Value error, "), argument=name) from None
+        except Exception as error:  # objects of others do anything; what leads into itself has no end
+            raise InvalidInput(f"{shown(value)} cannot be read: {type(error).__name__}", argument=name) from None
 
 
 class Signature:

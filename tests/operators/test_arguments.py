@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from airflow.sdk import DAG, BaseOperator, ObjectStoragePath, XComArg
 from airflow.sdk.definitions.mappedoperator import MappedOperator
@@ -341,6 +342,33 @@ def test_what_is_refused_is_not_shown_where_it_may_be_a_secret(name: str, given:
         operator.read_arguments()
     assert "hunter2" not in str(refused.value)
     assert "xxx" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "meant"),
+    [
+        (arguments.Count, numpy.int64(10), 10),
+        (arguments.Text, numpy.int64(7), "7"),
+        (arguments.Reference, numpy.array(2024), "2024"),
+        (arguments.ModelNames, [numpy.int32(1), numpy.str_("a")], ["1", "a"]),
+        (arguments.Labels, {"rows": numpy.uint8(3), "auc": numpy.float32(0.5)}, {"rows": "3", "auc": "0.5"}),
+        (
+            arguments.Facts,
+            {"auc": numpy.float32(0.5), "by_class": numpy.array([1, 2])},
+            {"auc": 0.5, "by_class": [1, 2]},
+        ),
+        (arguments.Flag, numpy.bool_(False), False),
+        (arguments.Seconds, numpy.float32(1.5), 1.5),
+        (arguments.Versions, numpy.int64(3), 3),
+    ],
+    ids=str,
+)
+def test_what_numpy_has_counted_is_understood(kind: Any, given: Any, meant: Any) -> None:
+    def take(value: Any) -> Any:
+        return value
+
+    take.__annotations__["value"] = kind
+    assert repr(arguments.understood(take)(given)) == repr(meant)
 
 
 @pytest.mark.parametrize("path", [Path("/models/{{ run_id }}"), ObjectStoragePath("file:///models/{{ run_id }}")])
