@@ -65,7 +65,7 @@ def environment(home: Path, dags: Path, connections: Mapping[str, Mapping[str, A
         "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
         "AIRFLOW__API__ENABLE_XCOM_DESERIALIZE_SUPPORT": "True",  # later ones always do
         # Those who write wait for each other, by themselves for 5 s only.
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db?timeout=60",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db?timeout=30",
         "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
         "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",  # a busy machine
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
@@ -123,7 +123,7 @@ class LocalAirflow:
         self.base_url = f"http://127.0.0.1:{port}"
         # The server ends a connection that was idle for some seconds, maybe while the next request is on its way.
         limits = httpx.Limits(max_keepalive_connections=0)
-        self._client = httpx.Client(base_url=self.base_url, timeout=60, trust_env=False, limits=limits)
+        self._client = httpx.Client(base_url=self.base_url, timeout=300, trust_env=False, limits=limits)
 
     def wait_until_healthy(self, *components: str) -> None:
         """Wait until the api-server answers, and says that others are well, too."""

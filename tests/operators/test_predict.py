@@ -241,7 +241,7 @@ def test_a_system_without_predictions_fails_for_good(modelstore: Path, output: P
 
 
 def test_a_slow_pipeline_has_as_long_as_the_task_gives_it(instance: Instance, output: Path, context: Any) -> None:
-    instance.server.fault("POST", INFER, Delay(1.0))
+    instance.server.fault("POST", INFER, Delay(60))
 
     with pytest.raises(AirflowException, match=r"bytes moved in 0\.2 s"):
         predict(output, options={"timeout": 0.2}).execute(context)

@@ -756,9 +756,9 @@ def test_a_flipped_bit(offset: int, server: BentoCloudStandIn, store: httpx.Clie
 
 
 def test_a_delay(server: BentoCloudStandIn, api: httpx.Client) -> None:
-    server.fault("GET", "/models$", Delay(0.3))
+    server.fault("GET", "/models$", Delay(60))
     with pytest.raises(httpx.ReadTimeout):
-        api.get("/api/v1/models", timeout=0.1)
+        api.get("/api/v1/models", timeout=httpx.Timeout(60, read=0.1))
     assert api.get("/api/v1/models").status_code == 200
 
 
@@ -856,7 +856,7 @@ def test_stopping_ends_everything_at_once(tmp_path: Path) -> None:
         api.get("/api/v1/models")
         server.fault("GET", "/models$", Delay(60))
         with pytest.raises(httpx.ReadTimeout):
-            api.get("/api/v1/models", timeout=0.1)
+            api.get("/api/v1/models", timeout=httpx.Timeout(60, read=0.1))
         started = time.monotonic()
     assert time.monotonic() - started < 30
     assert set(threading.enumerate()) <= before

@@ -784,7 +784,9 @@ def test_a_slow_load_leaves_the_status_readable(app: SuperviselyApp) -> None:
     app.loads.clear()
     state = {"deploy_params": {"model_source": "Pretrained models", "device": "cuda:0"}, "model_name": "blob-slow"}
     with http(app.url) as one, http(app.url) as other:
-        request = one.build_request("POST", "/deploy_from_api", json={"state": state}, timeout=0.05)
+        request = one.build_request(
+            "POST", "/deploy_from_api", json={"state": state}, timeout=httpx.Timeout(60, read=0.05)
+        )
         with pytest.raises(httpx.ReadTimeout):
             one.send(request)
         until(lambda: not other.post("/get_status", json={}).json()["is_deployed"], "the app to begin")
