@@ -18,11 +18,13 @@ FAST := tests/core tests/conformance tests/operators
 # Without byte code on disk each process of the tests would compile them again.
 unexport PYTHONDONTWRITEBYTECODE
 
-# What depends on Airflow's version: what faces it, the main example in a test's process, and people, restarts and kills
-# in a whole Airflow.
-FACING := $(addprefix tests/,cli hooks operators sensors triggers integration/test_dag_test.py test_assets.py test_compat.py \
+# What depends on Airflow's version: all that is asked of Airflow itself, the main example in a test's process, and people,
+# restarts and kills in a whole Airflow. What hooks and operators do at each registry is the core's, the same everywhere.
+FACING := $(addprefix tests/,cli sensors triggers integration/test_dag_test.py test_assets.py test_compat.py \
 	test_deploy_on_new_version.py test_lineage.py test_links.py test_package.py test_provider_info.py test_state.py \
-	docs/test_airflow_versions.py)
+	docs/test_airflow_versions.py \
+	$(addprefix hooks/test_,connection_tests.py metrics.py registry_hook.py) \
+	$(addprefix operators/test_,arguments.py base.py deployment.py emit.py predict.py storage.py transfer.py))
 WHOLE := $(addprefix tests/e2e/,test_interruptions.py test_watch.py test_state_url.py \
 	test_examples.py::test_train_push_wait_pull)
 
@@ -134,7 +136,7 @@ test-e2e: $(READY) .venv-vendors/bentocloud/.ready
 # users install.
 test-airflow-%: .venv-airflow/%/.ready wheel
 	$(call install-wheel,.venv-airflow/$*)
-	$(call with-wheel,.venv-airflow/$*) -m "$(PLAIN)" -n auto --dist loadgroup $(FACING) $(PYTEST_ARGS)
+	$(call with-wheel,.venv-airflow/$*) -m "$(PLAIN) and not slow" -n auto --dist loadgroup $(FACING) $(PYTEST_ARGS)
 	$(call with-wheel,.venv-airflow/$*) -m e2e $(WHOLE) $(PYTEST_ARGS)
 
 # The core with the oldest release of each dependency that the package takes.
