@@ -199,7 +199,7 @@ def test_a_load_that_fails_ends_the_task_for_good(server: SuperviselyStandIn, co
 def test_a_killed_deployment_is_taken_back_within_4_s(
     server: SuperviselyStandIn, app: SuperviselyApp, context: dict[str, Any]
 ) -> None:
-    app.load_seconds = 2.0
+    app.loads.clear()
     operator = deploy(model="TinyBlob:blob-slow")
     killed: list[float] = []
 
