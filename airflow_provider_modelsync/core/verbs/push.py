@@ -19,6 +19,7 @@ from airflow_provider_modelsync.core.errors import (
     BeginAgain,
     CorruptArchive,
     InvalidInput,
+    ModelNotFound,
     Permanent,
     SourceChanged,
     UnsafeArchive,
@@ -118,15 +119,14 @@ def push(
 
     def attempt(passing: tuple[type[BaseException], ...] = ()) -> ModelVersion:
         plan = driver.run(registry.plan_push(request))
-        if plan.existing is not None and force and _must_be_renewed(registry, driver, plan.existing, request, control):
-            plan = driver.run(registry.plan_push(replace(request, renew=True)))
-        if plan.existing is not None:
-            ref = plan.existing.ref
-            log.info("%s is already there with the same digest %s: nothing is sent", ref, tree.digest, extra=OUTCOME)
-            existing = _with_facts(registry, driver, plan.existing, request)
-            if request.signature is not None:
-                _add_signature(registry, driver, existing, request.signature)
-            return existing
+        try:
+            found = plan.existing
+            if found is not None and force and _must_be_renewed(registry, driver, found, request, control):
+                plan = driver.run(registry.plan_push(replace(request, renew=True)))
+            if plan.existing is not None:
+                return _kept(registry, driver, plan.existing, request)
+        except ModelNotFound as error:  # somebody else has deleted it since it was found
+            raise BeginAgain(error.message) from error
         log.info(
             "pushing %s (%s, %s) to %s on %s (%s)",
             place,
@@ -177,6 +177,20 @@ def _must_be_renewed(
             log.warning("%s is not stored in %s as it was pushed: it is replaced", show(file.path), existing.ref)
             return True
     return False
+
+
+def _kept(registry: Registry, driver: SyncDriver, existing: ModelVersion, request: PushRequest) -> ModelVersion:
+    """Return a version that is there already, with all that is given of it besides its bytes."""
+    log.info(
+        "%s is already there with the same digest %s: nothing is sent",
+        existing.ref,
+        request.source.digest,
+        extra=OUTCOME,
+    )
+    version = _with_facts(registry, driver, existing, request)
+    if request.signature is not None:
+        _add_signature(registry, driver, version, request.signature)
+    return version
 
 
 def _with_facts(registry: Registry, driver: SyncDriver, existing: ModelVersion, request: PushRequest) -> ModelVersion:

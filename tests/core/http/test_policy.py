@@ -1196,7 +1196,7 @@ def test_errors_of_the_system_are_classified(error: OSError) -> None:
 def test_no_secret_gets_into_logs_or_errors(caller: Caller, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     caplog.set_level(logging.DEBUG, logger="httpx")  # Airflow silences it
-    to_mask = {"proxy": None, "timeout_seconds": 5}
+    to_mask = {"proxy": None}
     with FaultServer(
         [answer(503)], [answer(302, headers={"Location": f"/x?X-Amz-Signature={TOKEN}"})], [answer(500, TOKEN.encode())]
     ) as server:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_modelsync.core.archive.digest import digest_directory
+from airflow_provider_modelsync.core.flow.steps import Flow
+from airflow_provider_modelsync.core.transfer.plan import PushRequest, UploadPlan
 from tests.conformance.bench import Bench
 from tests.conformance.registries import PROVIDERS
 from tests.core.registries.bentocloud.cloud import Cloud
@@ -63,6 +65,32 @@ def test_a_file_that_may_be_executed_now_is_so_in_the_next_pull(bench: Bench) ->
     bench.push(source, bench.model(), force=True)
     bench.pull(bench.model(), target)
     assert snapshot(target) == snapshot(source)
+
+
+@pytest.mark.parametrize("coming", ["another push", "a delete"])
+def test_what_comes_between_a_push_and_what_it_finds_there_is_no_failure(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, coming: str
+) -> None:
+    """Two tasks push with force at once, or one deletes: what was to be compared is gone when it is read."""
+    bench.push(bench.source("one"), bench.model())
+    other, plan_push = Bench(bench.under_test, bench.scratch / "other"), bench.registry.plan_push
+
+    def found_and_lost(request: PushRequest) -> Flow[UploadPlan]:
+        plan = yield from plan_push(request)
+        monkeypatch.undo()
+        if coming == "a delete":
+            other.run(lambda registry: registry.delete(registry.parse(other.model())))
+        else:
+            other.push(other.source("two"), other.model(), force=True)
+        return plan
+
+    monkeypatch.setattr(bench.registry, "plan_push", found_and_lost)
+    source = bench.source("one")
+    pushed = bench.push(source, bench.model(), force=True)
+    assert pushed.digest == digest_directory(source)
+    assert pushed.transfer is not None
+    # A system that shows hashes was found to have it: then the other came after this push.
+    assert pushed.transfer.skipped or bench.get(bench.model()).digest == pushed.digest
 
 
 def test_a_damaged_archive_is_replaced(tmp_path: Path) -> None:

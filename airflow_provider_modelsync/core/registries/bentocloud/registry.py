@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 
 from airflow_provider_modelsync.core.archive.names import show
 from airflow_provider_modelsync.core.errors import (
+    BeginAgain,
     InvalidInput,
     ModelNotFound,
     NotSupported,
@@ -376,7 +377,7 @@ class BentoCloud(Registry, Aliases, KeepsSignatures, Deploys):
                 f"{tag} only points to {reference}; get the bytes there, or pull with on_reference='skip'"
             )
         if record.digest != version.digest:
-            raise RegistryUnavailable(f"{tag} was replaced a moment ago")
+            raise BeginAgain(f"{tag} was replaced a moment ago")
         is_proxy = record.transmission_strategy == PROXY or (
             record.transmission_strategy is None and not record.presigned_download_url
         )

@@ -382,7 +382,7 @@ class MLflow(Registry, Aliases, KeepsSignatures):
         record = yield from self._record(version.name, version.version)
         shown = record.shown()
         if (shown.digest, shown.created_at) != (version.digest, version.created_at):
-            raise RegistryUnavailable(f"{version.ref} was replaced a moment ago")
+            raise BeginAgain(f"{version.ref} was replaced a moment ago")
         place = yield from self._artifacts.of_version(record)
         manifest: Manifest | None = None
         if version.digest is not None:

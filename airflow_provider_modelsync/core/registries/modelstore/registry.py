@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar, ParamSpec, TypeVar, cast
 
 from airflow_provider_modelsync.core.archive import names
-from airflow_provider_modelsync.core.errors import Cancelled, InvalidInput, ModelSyncError, RegistryUnavailable
+from airflow_provider_modelsync.core.errors import BeginAgain, Cancelled, InvalidInput, ModelSyncError
 from airflow_provider_modelsync.core.flow.steps import Flow, call, call_remote
 from airflow_provider_modelsync.core.models import LATEST, Alias, ModelRef, ModelVersion, Query, require_json
 from airflow_provider_modelsync.core.redact import secrets_of, show_url
@@ -216,7 +216,7 @@ class ModelStore(Registry, Aliases, KeepsSignatures, Tidies):
     def _plan_pull(self, version: ModelVersion) -> DownloadPlan:
         manifest = self._store.read_manifest(version.name, version.version)
         if manifest.digest != version.digest:
-            raise RegistryUnavailable(f"{version.ref} was replaced just now", remedy="the next try sees the new one")
+            raise BeginAgain(f"{version.ref} was replaced a moment ago")
         manifest.require_safe()
         return DownloadPlan(version=version, way=self._store.way_down(manifest))
 

@@ -916,7 +916,7 @@ class Store(ABC):
             if state.damage:
                 raise state.damage
             if written and written[0] != current:
-                raise RegistryUnavailable(f"{name}:{version} was replaced while its labels were changed")
+                raise BeginAgain(f"{name}:{version} was replaced while its labels were changed")
             if state.manifest is None:
                 raise self._not_found(name, version)
             number = state.records.newest_labels(current)

@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field
 from airflow_provider_modelsync.core.archive.digest import FileEntry
 from airflow_provider_modelsync.core.archive.names import show
 from airflow_provider_modelsync.core.errors import (
+    BeginAgain,
     InvalidInput,
     ModelNotFound,
     NotSupported,
@@ -360,7 +361,7 @@ class Supervisely(Registry, KeepsSignatures, Deploys, PredictsAlone):
         experiment = yield from self._files.experiment(version.name, version.version)
         info = yield from self._files.info(experiment)
         if info is None or experiment.describe(self.conn_type, info).digest != version.digest:
-            raise RegistryUnavailable(f"{version.ref} was replaced a moment ago")
+            raise BeginAgain(f"{version.ref} was replaced a moment ago")
         check_names(experiment)
         return DownloadPlan(
             version=version,

@@ -16,6 +16,7 @@ import pytest
 from airflow_provider_modelsync.core import durable, writer
 from airflow_provider_modelsync.core.archive.digest import digest_directory, digest_of, read_tree
 from airflow_provider_modelsync.core.errors import (
+    BeginAgain,
     InvalidInput,
     ModelNotFound,
     ModelSyncError,
@@ -1026,7 +1027,7 @@ def test_a_manifest_that_does_not_match_its_own_digest_is_refused(store: Store, 
 def test_a_version_replaced_between_the_look_and_the_pull_is_tried_again(store: Store, old: Path, new: Path) -> None:
     seen = store.push(old, "fraud:v1")
     store.push(new, "fraud:v1", force=True)
-    with pytest.raises(RegistryUnavailable, match="was replaced"):
+    with pytest.raises(BeginAgain, match="was replaced"):
         store.run(store.registry.plan_pull(seen))
 
 
