@@ -44,6 +44,8 @@ os.environ |= {
     "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
     "AIRFLOW__CORE__FERNET_KEY": "",
     "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{AIRFLOW_HOME}/airflow.db?timeout=60",
+    # A connection that is kept would lead the next test to the database of the last one, which is removed.
+    "AIRFLOW__DATABASE__SQL_ALCHEMY_POOL_ENABLED": "False",
 }
 
 # How long an example takes says more of the machine than of the code.
@@ -300,10 +302,9 @@ def airflow_database(migrated_database: Path) -> Iterator[Path]:
 
 
 def forget_database() -> None:
-    """Close Airflow's connections to the metadata database, and remove it: the next has the same name."""
+    """Close this thread's connection to the metadata database, and remove that: the next has the same name."""
     settings = sys.modules.get("airflow.settings")
     if settings and settings.engine:
         settings.Session.remove()
-        settings.engine.dispose()
     for file in AIRFLOW_HOME.glob("airflow.db*"):  # and its log
         file.unlink()
