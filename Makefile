@@ -19,12 +19,14 @@ FAST := tests/core tests/conformance tests/operators
 unexport PYTHONDONTWRITEBYTECODE
 
 # What depends on Airflow's version: all that is asked of Airflow itself, the main example in a test's process, and people,
-# restarts and kills in a whole Airflow. What hooks and operators do at each registry is the core's, the same everywhere.
-FACING := $(addprefix tests/,cli sensors triggers integration/test_dag_test.py test_assets.py test_compat.py \
+# restarts and kills in a whole Airflow. What hooks and operators do at each registry is the core's, and how triggers share
+# their looks is theirs: the same everywhere.
+FACING := $(addprefix tests/,cli sensors integration/test_dag_test.py test_assets.py test_compat.py \
 	test_deploy_on_new_version.py test_lineage.py test_links.py test_package.py test_provider_info.py test_state.py \
 	docs/test_airflow_versions.py \
 	$(addprefix hooks/test_,connection_tests.py metrics.py registry_hook.py) \
-	$(addprefix operators/test_,arguments.py base.py deployment.py emit.py predict.py storage.py transfer.py))
+	$(addprefix operators/test_,arguments.py base.py deployment.py emit.py predict.py storage.py transfer.py) \
+	$(addprefix triggers/test_,deployment_trigger.py event_trigger.py model_trigger.py))
 WHOLE := $(addprefix tests/e2e/,test_interruptions.py test_watch.py test_state_url.py \
 	test_examples.py::test_train_push_wait_pull)
 
