@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_modelsync.core.transfer import mover, watchdog
-from airflow_provider_modelsync.core.transfer.watchdog import Watch
+from airflow_provider_modelsync.core.transfer.watchdog import Line, Watch
 from tests.support.until import until
 
 
@@ -24,12 +24,18 @@ class Watched(Watch):
         self.sent = 0  # bytes of the request
         self.looks = 0
         self.is_sent = threading.Event()
+        self._has_ended = False
         super().__init__(*arguments, clock=clock, **options)
         clock.watches.append(self)
 
     @property
-    def is_broken_off(self) -> bool:
-        return self._reason is not None
+    def is_over(self) -> bool:
+        """Whether nothing is to be looked at any more: it has ended, or was broken off."""
+        return self._has_ended or self._reason is not None
+
+    def use(self, line: Line | None) -> None:
+        super().use(line)
+        self._has_ended = line is None
 
     def moved(self, count: int) -> None:
         super().moved(count)
@@ -69,7 +75,7 @@ class Clock:
         watch = self.watches[-1]
         if is_sent or received:
             assert watch.is_sent.wait(60)
-        until(lambda: watch.is_broken_off or watch.count - watch.sent >= received, "the bytes to come")
+        until(lambda: watch.is_over or watch.count - watch.sent >= received, "the bytes to come")
         self._now += seconds
         looks = watch.looks + 2  # one may have begun before
-        until(lambda: watch.is_broken_off or watch.looks >= looks, "the watchdog to look")
+        until(lambda: watch.is_over or watch.looks >= looks, "the watchdog to look")
