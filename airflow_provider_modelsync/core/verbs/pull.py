@@ -17,12 +17,12 @@ from airflow_provider_modelsync.core import durable, places
 from airflow_provider_modelsync.core.archive.choice import Choice
 from airflow_provider_modelsync.core.archive.digest import digest_of, read_tree
 from airflow_provider_modelsync.core.errors import (
+    BeginAgain,
     DigestMismatch,
     DiskFull,
     InvalidInput,
     ModelNotFound,
     Permanent,
-    RegistryUnavailable,
     SourceChanged,
     TargetExists,
     from_os_error,
@@ -160,9 +160,15 @@ def pull(
                 checks=checks,
             )
     except (DigestMismatch, ModelNotFound):
-        now = driver.run(registry.read_version(version.name, version.version))
+        try:
+            now = driver.run(registry.read_version(version.name, version.version))
+        except ModelNotFound:
+            if ref.version == version.version:
+                raise
+            # What `latest` or an alias stood for: another try finds what it stands for now.
+            raise BeginAgain(f"{version.ref} was deleted while it was being pulled") from None
         if (now.digest, now.uri) != (version.digest, version.uri):
-            raise RegistryUnavailable(f"{version.ref} was replaced while it was being pulled") from None
+            raise BeginAgain(f"{version.ref} was replaced while it was being pulled") from None
         raise
     except OSError as error:
         raise from_os_error(error, f"writing {place}", argument="target") from error

@@ -16,13 +16,13 @@ from typing import Any, Literal, TypeVar
 from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.archive.digest import Source, read_tree
 from airflow_provider_modelsync.core.errors import (
+    BeginAgain,
     Cancelled,
     InvalidInput,
     ModelNotFound,
     ModelSyncError,
     NotSupported,
     Permanent,
-    RegistryUnavailable,
     UntrustedModel,
     VersionConflict,
     from_os_error,
@@ -309,10 +309,17 @@ class _Sync:
             try:
                 self._sync_version(version, name, there, control)
             except Permanent as error:  # this version will never come, the next may
-                self._failed(version.ref, error)
+                self._failed(version.ref, self._unless_deleted(version, error))
         self._move_aliases(aliases, name)
         if self._selection.delete_extra and not any(done.outcome == "failed" for done in self._of(newest.name)):
             self._delete_extra(newest.name, name)
+
+    def _unless_deleted(self, version: ModelVersion, error: Permanent) -> ModelSyncError:
+        """Return what is to be said of a failure; a version that was listed and is gone has the next try list anew."""
+        conn_id = self._source.registry.settings.conn_id
+        if isinstance(error, ModelNotFound) and error.connection == conn_id:
+            return BeginAgain(f"{version.ref} was deleted while it was being copied").about(connection=conn_id)
+        return error
 
     def _of(self, name: str) -> list[SyncedVersion]:
         """Return what has become of the versions of a model in the source so far."""
@@ -459,7 +466,7 @@ class _Sync:
             )
         tree = read_tree(place, cancel=control.cancel)
         if tree.digest != pulled.digest or version.digest not in (None, pulled.version.digest):
-            raise RegistryUnavailable(f"{version.ref} was replaced while it was being copied")
+            raise BeginAgain(f"{version.ref} was replaced while it was being copied")
         return tree
 
     def _push(

@@ -27,6 +27,7 @@ from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.archive.digest import SourceTree, digest_directory
 from airflow_provider_modelsync.core.errors import (
+    BeginAgain,
     Cancelled,
     DigestMismatch,
     DiskFull,
@@ -415,6 +416,32 @@ def test_a_query_chooses_what_is_pulled(store: Store, model: Path, other: Path, 
     store.push(model, "fraud:v1", labels={"stage": "prod"})
     store.push(other, "fraud:v2")
     assert store.pull("fraud", target, query="label:stage=prod").version.ref == "fraud:v1"
+
+
+@pytest.mark.parametrize(("wanted", "error"), [("fraud:v2", ModelNotFound), ("fraud", BeginAgain)])
+def test_of_a_version_that_is_deleted_meanwhile_only_its_name_is_gone_for_good(
+    store: Store,
+    model: Path,
+    other: Path,
+    target: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: str,
+    error: type[ModelSyncError],
+) -> None:
+    store.push(model, "fraud:v1")
+    store.push(other, "fraud:v2")
+    plan_pull = ModelStore.plan_pull
+
+    def delete_it_first(self: ModelStore, version: Any) -> Any:
+        store.delete("fraud:v2")
+        return plan_pull(self, version)
+
+    with monkeypatch.context() as beside:
+        beside.setattr(ModelStore, "plan_pull", delete_it_first)
+        with pytest.raises(error):
+            store.pull(wanted, target)
+    assert not target.exists()
+    assert store.pull("fraud", target).version.ref == "fraud:v1"
 
 
 @pytest.mark.row("S9", of="target")

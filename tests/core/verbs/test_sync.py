@@ -334,6 +334,25 @@ class TestRepetition:
 
 
 class TestFailures:
+    def test_a_version_that_is_deleted_meanwhile_is_no_failure_for_good(
+        self, source: Store, target: Store, model: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A prune beside a nightly sync: the next try lists what is left."""
+        fill(source, model, "fraud:v1", "fraud:v2")
+        plan_pull = ModelStore.plan_pull
+
+        def delete_it_first(self: ModelStore, version: Any) -> Any:
+            source.delete("fraud:v2")
+            return plan_pull(self, version)
+
+        with monkeypatch.context() as beside:
+            beside.setattr(ModelStore, "plan_pull", delete_it_first)
+            (failed,) = run(source.registry, target.registry).of("failed")
+
+        assert (failed.source, failed.is_permanent) == ("fraud:v2", False)
+        assert "was deleted while it was being copied" in failed.note
+        assert told(run(source.registry, target.registry))["copied"] == ["fraud:v1"]
+
     def test_a_passing_fault_holds_back_the_later_versions_of_its_model(
         self, source: Store, target: Store, model: Any
     ) -> None:
