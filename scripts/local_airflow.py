@@ -67,7 +67,9 @@ def environment(home: Path, dags: Path, connections: Mapping[str, Mapping[str, A
         # Those who write wait for each other, by themselves for 5 s only.
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db?timeout=30",
         "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
-        "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",  # a busy machine
+        # On a busy machine an answer takes long, and a task waits for its turn for longer than it is let in by itself.
+        "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
+        "AIRFLOW__EXECUTION_API__JWT_EXPIRATION_TIME": "36000",
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
         "AIRFLOW__SCHEDULER__JOB_HEARTBEAT_SEC": "1",
         "AIRFLOW__SCHEDULER__ENABLE_HEALTH_CHECK": "False",

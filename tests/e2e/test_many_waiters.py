@@ -24,7 +24,7 @@ def test_sensors_ask_once_per_interval_and_model(
     airflow: LocalAirflow, bentocloud: BentoCloudStandIn, source: Path
 ) -> None:
     run = Run.start(airflow, "many_waiters")
-    until(lambda: states(run) == {"deferred": SENSORS}, "all sensors to wait", 900)
+    until(lambda: states(run) == {"deferred": SENSORS}, "all sensors to wait", 3600)
 
     begun, first = time.monotonic(), len(bentocloud.requests)
     until(lambda: all(looks(bentocloud, first)[name] >= LOOKS for name in AWAITED), "some looks")
@@ -34,7 +34,7 @@ def test_sensors_ask_once_per_interval_and_model(
     assert max(seen.values()) <= (time.monotonic() - begun) / INTERVAL + 2
     for name in AWAITED:
         bentocloud.seed(name, "v1", source)
-    until(lambda: states(run) == {"success": SENSORS}, "all sensors to see their version", 900)
+    until(lambda: states(run) == {"success": SENSORS}, "all sensors to see their version", 3600)
 
 
 def states(run: Run) -> Counter[str]:
