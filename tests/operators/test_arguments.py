@@ -361,7 +361,6 @@ def test_what_is_refused_is_not_shown_where_it_may_be_a_secret(name: str, given:
         (arguments.Seconds, numpy.float32(1.5), 1.5),
         (arguments.Versions, numpy.int64(3), 3),
     ],
-    ids=str,
 )
 def test_what_numpy_has_counted_is_understood(kind: Any, given: Any, meant: Any) -> None:
     def take(value: Any) -> Any:
