@@ -211,6 +211,10 @@ class ProgressSocket:
                 return await self._heard.get()
         return None
 
+    async def waiting(self) -> list[Heard]:
+        """Return the messages that have come and were not returned yet."""
+        return [self._heard.get_nowait() for _ in range(self._heard.qsize())]
+
     async def close(self) -> None:
         """Stop listening."""
         if self._listener is not None:

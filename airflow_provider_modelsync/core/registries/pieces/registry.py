@@ -337,6 +337,9 @@ class Pieces(Registry, Fetches, Deploys):
         is_telling = heard is not None and outcome.hear(heard)
         if not is_telling and watch.pause > 0:
             return None
+        # What has come by now is heard before the look: it may say why there is nothing to see.
+        for more in (yield from wait_for(watch.socket.waiting)):
+            is_telling |= outcome.hear(more)
         try:
             now = yield from self._calls.need(fetch.ref, seconds=_LOOK_SECONDS)
         except RegistryUnavailable as error:

@@ -8,6 +8,7 @@ import logging
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -142,6 +143,16 @@ class TestMessages:
 
         with pytest.raises(VersionFailed, match=outcome):
             host.fetch(patience=SLOWLY)
+
+    def test_what_has_come_is_heard_before_a_look(self, host: Host) -> None:
+        """Whoever falls behind the socket still learns why a download has ended."""
+        socket = host.registry._socket(PHI["id"])
+        for status in ("IN-PROGRESS", "IN-PROGRESS", "IN-PROGRESS", "FAILED"):
+            socket._heard.put_nowait(Heard(json.dumps({"status": status})))
+        fetch, always = Fetch(ref=PHI["id"], name="phi-2"), Patience(seconds=10, poll_interval=1e-9)
+
+        with pytest.raises(VersionFailed, match="FAILED"):
+            host.run(lambda pieces: pieces._watch(fetch, socket, always, time.monotonic() + 10))
 
     def test_the_end_is_looked_at_without_waiting_for_the_next_look(self, server: PiecesStandIn, host: Host) -> None:
         assert host.fetch(patience=SLOWLY).raw["downloaded"]

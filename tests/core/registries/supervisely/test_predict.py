@@ -481,7 +481,8 @@ def test_looks_become_rarer_while_nothing_happens(
     waits: list[float] = []
 
     def sleep(seconds: float) -> Any:
-        until(begun, "the inference to have begun")
+        if not waits:
+            until(begun, "the inference to have begun")
         waits.append(seconds)
         if len(waits) == 12:
             app.gate.set()
