@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from itertools import count
@@ -190,17 +191,20 @@ class PushModelOperator(RegistryOperator):
                 kwargs={"transfer": transfer.model_dump()},
                 timeout=timedelta(seconds=timeout + 60),
             )
-        hook = self.get_hook()
+        hook, seen = self.get_hook(), deque[str](maxlen=1)
         while True:
             try:
-                found = hook.run(lambda registry: find_version(registry, version.ref, Query()), model=version.ref)
+                found = hook.run(
+                    lambda registry: find_version(registry, version.ref, Query(), tell=seen.append), model=version.ref
+                )
             except RegistryUnavailable as error:
                 self.log.warning("%s; the wait goes on", error)
                 found = None
             if found is not None:
                 return found
             if time.time() >= deadline:
-                raise RegistryUnavailable(f"{version.ref} was not ready after {timeout:.0f} s")
+                last = f": {seen[-1]}" if seen else ""
+                raise RegistryUnavailable(f"{version.ref} was not ready after {timeout:.0f} s{last}")
             self._cancel_token.sleep(min(self.poll_interval, max(0.0, deadline - time.time())))
 
     def _finish(self, context: Context, version: ModelVersion, transfer: TransferStats) -> dict[str, JsonValue]:

@@ -13,19 +13,28 @@ from typing import Any
 import pytest
 
 from airflow_provider_modelsync.core.archive.digest import digest_directory
-from airflow_provider_modelsync.core.errors import Cancelled, ModelSyncError
+from airflow_provider_modelsync.core.errors import (
+    Cancelled,
+    DiskFull,
+    InvalidInput,
+    ModelSyncError,
+    RegistryUnavailable,
+)
 from airflow_provider_modelsync.core.flow import steps
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.models import ModelVersion
 from airflow_provider_modelsync.core.registries.base import Capability
+from airflow_provider_modelsync.core.transfer import large_files
 from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.verbs import pull
 from tests.conformance.bench import Bench, needs
-from tests.core.processes import at_once, killed_at
+from tests.core.processes import at_once, killed_at, on_disk
 from tests.core.stores import hidden, snapshot
 from tests.standins.proxy import Proxy
 from tests.support.kills import LIMIT
 
-PUSH, PULL = Capability.PUSH, Capability.PULL
+PUSH, PULL, DELETE = Capability.PUSH, Capability.PULL, Capability.DELETE
+SIZE = 2 << 20  # bytes of a model that is larger than all that is said about it
 
 pytestmark = [pytest.mark.once_each, pytest.mark.faults]
 
@@ -163,6 +172,120 @@ def test_a_pull_that_waits_for_a_silent_network_ends_in_time_and_leaves_no_targe
     assert not target.exists()
     _again(bench).pull(version.ref, target)
     assert snapshot(target) == snapshot(bench.source("one"))
+
+
+def _larger_source(bench: Bench) -> Path:
+    source = bench.source("one")
+    largest = max((path for path in source.iterdir() if path.is_file()), key=lambda path: path.stat().st_size)
+    largest.write_bytes(random.Random(1).randbytes(SIZE))
+    return source
+
+
+@pytest.mark.row("T1")
+@pytest.mark.networked
+@needs(PUSH)
+def test_a_connection_that_breaks_in_the_middle_of_a_push_costs_what_it_carried_and_no_more(
+    bench: Bench, proxy: Proxy
+) -> None:
+    source = _larger_source(bench)
+    proxy.cut_once("up", after=SIZE // 2)
+    pushed = bench.push(source, bench.model(), control=_slowly())
+    assert proxy.cut == ["up"]
+    assert proxy.passed["up"] < 2 * SIZE
+    assert pushed.digest == digest_directory(source)
+    bench.under_test.settle()
+    assert _whole(bench, bench.name, digest_directory(source)) == 1
+
+
+@pytest.mark.row("T2")
+@pytest.mark.networked
+@needs(PUSH, PULL)
+def test_a_connection_that_breaks_in_the_middle_of_a_pull_costs_what_it_carried_and_no_more(
+    bench: Bench, proxy: Proxy
+) -> None:
+    source, target = _larger_source(bench), bench.target()
+    version = bench.push(source, bench.model())
+    bench.under_test.settle()
+    before = proxy.passed["down"]
+    proxy.cut_once("down", after=SIZE // 2)
+    bench.pull(version.ref, target, control=_slowly())
+    assert proxy.cut == ["down"]
+    assert proxy.passed["down"] - before < 2 * SIZE
+    assert snapshot(target) == snapshot(source)
+    assert hidden(target.parent) == []
+
+
+@pytest.mark.row("S13")
+@pytest.mark.networked
+@needs(DELETE)
+def test_a_version_that_is_gone_once_its_deletion_is_asked_for_again_is_deleted(bench: Bench, proxy: Proxy) -> None:
+    version = bench.publish("one", bench.model())
+    proxy.lose_answers()
+    _again(bench).run(lambda registry: registry.delete(registry.parse(version.ref)))
+    assert proxy.lost
+    proxy.go_on()
+    assert bench.ready_versions(bench.name) == []
+
+
+@pytest.mark.row("S5")
+@pytest.mark.networked
+@needs(PUSH)
+def test_a_push_of_which_every_answer_is_lost_once_ends_in_one_version(bench: Bench, proxy: Proxy) -> None:
+    source, pushed = bench.source("one"), None
+    proxy.lose_answers()
+    while pushed is None:
+        before = len(proxy.lost)
+        try:
+            pushed = bench.push(source, bench.model(), control=_slowly())
+        except RegistryUnavailable:  # the next try has one answer more
+            assert len(proxy.lost) > before
+    assert proxy.lost
+    proxy.go_on()
+    bench.under_test.settle()
+    assert pushed.digest == digest_directory(source)
+    assert _whole(bench, bench.name, digest_directory(source)) == 1
+
+
+@pytest.mark.row("D1", "D2")
+@needs(PUSH, PULL)
+def test_a_disk_that_cannot_take_a_model_is_told_and_nothing_is_left(bench: Bench, proxy: Proxy) -> None:
+    source, target = _larger_source(bench), bench.target()
+    version = bench.push(source, bench.model())
+    bench.under_test.settle()
+    place, before = target.parent, proxy.passed["down"]
+
+    def pulled() -> tuple[ModelSyncError, list[str]]:
+        with pytest.raises(ModelSyncError) as caught:
+            _again(bench).pull(version.ref, target, control=_slowly(piece_size=SIZE // 16))
+        return caught.value, sorted(path.name for path in place.iterdir())
+
+    def filled(*, in_pieces: bool) -> tuple[ModelSyncError, list[str]]:
+        pull.require_room = lambda *_, **__: None  # type: ignore[attr-defined] # somebody else took it meanwhile
+        large_files.LARGE = SIZE // 2 if in_pieces else 2 * SIZE
+        return pulled()
+
+    small, (error, left) = "size=1m", *at_once(on_disk(place, "ro", pulled))
+    assert (type(error), error.argument, left) == (InvalidInput, "target", [])  # type: ignore[attr-defined]
+    ((error, left),) = at_once(on_disk(place, small, pulled))
+    assert (type(error), left) == (DiskFull, [])
+    assert "1.0 MiB free, the model needs 2.0 MiB" in str(error)
+    assert proxy.passed["down"] - before < SIZE // 2, "before any of the model is asked for"
+    for in_pieces in (False, True):
+        ((error, left),) = at_once(on_disk(place, small, lambda in_pieces=in_pieces: filled(in_pieces=in_pieces)))
+        assert (type(error), left) == (DiskFull, [])
+        assert "No space left on device" in str(error)
+    bench.pull(version.ref, target)
+    assert snapshot(target) == snapshot(source)
+
+
+@pytest.mark.row("D5")
+@needs(PUSH, PULL)
+def test_two_workers_that_pull_into_one_place_at_once_leave_one_whole_model(bench: Bench, other_bench: Bench) -> None:
+    version, target = bench.publish("one", bench.model()), bench.target()
+    results = at_once(*[lambda each=each: each.pull(version.ref, target) for each in (bench, other_bench)])
+    assert [getattr(result, "digest", result) for result in results] == [version.digest] * 2
+    assert snapshot(target) == snapshot(bench.source("one"))
+    assert hidden(target.parent) == []
 
 
 @pytest.mark.row("P13")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_modelsync.core.archive.digest import digest_directory, read_tree
+from airflow_provider_modelsync.core.archive.names import show
 from airflow_provider_modelsync.core.errors import (
     Cancelled,
     InvalidInput,
@@ -36,7 +37,7 @@ from airflow_provider_modelsync.core.verbs.push import version_of
 from airflow_provider_modelsync.core.verbs.sync import Selection, Side, sync
 from airflow_provider_modelsync.core.verbs.wait import find_deployment, find_version
 from tests.conformance.bench import Bench, needs
-from tests.core.stores import CancelAfter, Store, hidden, snapshot
+from tests.core.stores import CancelAfter, Store, hidden, snapshot, write_tree
 from tests.support.at_once import at_once
 from tests.support.objects import containers_of
 
@@ -46,6 +47,30 @@ LABELS, METADATA = Capability.LABELS, Capability.METADATA
 ALIASES, SIGNATURES = Capability.ALIASES, Capability.SIGNATURES
 
 Run = Callable[..., Any]
+
+UNUSABLE: dict[str, Callable[[Path], Any]] = {
+    "link": lambda path: path.symlink_to("/etc/passwd"),
+    "fifo": os.mkfifo,
+    "socket": lambda path: os.mknod(path, stat.S_IFSOCK),
+}
+# Of each of these somebody's file names, URLs or forms make something else.
+UNUSUAL = (
+    "a b.txt",
+    "größe ±.bin",
+    'it\'s "so".txt',
+    "a+b&c=d;e,f",
+    "(x)[y]{z}",
+    "~tilde!$@^`|",
+    "..dots...x",
+    ".hidden/file",
+    "dir with blank/ö/x",
+    "question?.txt",
+    "star*.txt",
+    "<lt>.txt",
+    "colon:x",
+    "n" * 200,
+)
+MORE_UNUSUAL = ("hash#tag", "per%41cent", "a%2fb")
 
 
 # Push
@@ -117,11 +142,12 @@ def test_force_replaces_a_version(bench: Bench) -> None:
 @needs(PUSH)
 @pytest.mark.row("D4")
 def test_an_unusable_source_is_refused_before_anything_is_sent(bench: Bench) -> None:
-    source = bench.source("one")
-    (source / "link").symlink_to("/etc/passwd")
     before = bench.under_test.trace()
-    with pytest.raises(InvalidInput, match="'link'"):
-        bench.push(source, bench.model())
+    for name, make in UNUSABLE.items():
+        source = bench.source("one")
+        make(source / name)
+        with pytest.raises(InvalidInput, match=f"'{name}'"):
+            bench.push(source, bench.model())
     assert bench.under_test.trace() == before
 
 
@@ -240,6 +266,29 @@ def test_the_next_version_replaces_what_the_last_pull_put_there_and_a_repeated_p
     (target / "mine").touch()
     with pytest.raises(TargetExists):
         bench.pull(first.ref, target)
+
+
+@needs(PUSH, PULL)
+@pytest.mark.once_each
+@pytest.mark.row("H10")
+@pytest.mark.parametrize("names", [UNUSUAL, MORE_UNUSUAL], ids=["unusual", "more unusual"])
+def test_unusual_names_come_back_as_they_were_or_are_refused_before_anything_is_sent(
+    bench: Bench, names: tuple[str, ...]
+) -> None:
+    source = write_tree(bench.source("one"), {name: name.encode() for name in names})
+    before, refused, target = bench.under_test.trace(), "", bench.target()
+    try:
+        version = bench.push(source, bench.model())
+    except InvalidInput as error:
+        refused = str(error)
+    if refused and names is MORE_UNUSUAL:
+        assert any(show(name) in refused for name in names)
+        assert bench.under_test.trace() == before
+    else:
+        assert not refused
+        bench.under_test.settle()
+        bench.pull(version.ref, target)
+        assert snapshot(target) == snapshot(source)
 
 
 @needs(PUSH, PULL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
 import signal
@@ -17,6 +18,7 @@ import pytest
 Work = Callable[[], Any]
 
 NOBODY = 65534
+_NEW_MOUNTS, _NEW_USER = 0x00020000, 0x10000000  # CLONE_NEWNS and CLONE_NEWUSER of Linux
 
 
 def at_once(*works: Work) -> list[Any]:
@@ -96,11 +98,30 @@ def as_nobody(work: Work) -> Work:
     return become_nobody
 
 
+def on_disk(place: Path, options: str, work: Work) -> Work:
+    """Return a function that a process of its own may run, which finds another disk at a place.
+
+    :param place: an empty directory.
+    :param options: of the disk, as ``mount`` has them, e.g. ``"size=1m"`` or ``"ro"``.
+    """
+    _require_namespaces()
+
+    def with_disk() -> Any:
+        user, group = os.getuid(), os.getgid()
+        if ctypes.CDLL(None, use_errno=True).unshare(_NEW_USER | _NEW_MOUNTS):
+            raise OSError(ctypes.get_errno(), "unshare")
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+        Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "disk", str(place)], check=True)
+        return work()
+
+    return with_disk
+
+
 def in_namespace(script: str, *arguments: Path) -> str:
     """Run Python in user and mount namespaces of its own, where it may mount what it likes."""
-    probe = subprocess.run(["unshare", "-rm", "true"], capture_output=True)
-    if probe.returncode:
-        pytest.skip("this machine forbids user namespaces")
+    _require_namespaces()
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     result = subprocess.run(
         ["unshare", "-rm", sys.executable, "-c", script, *map(str, arguments)],
@@ -111,6 +132,11 @@ def in_namespace(script: str, *arguments: Path) -> str:
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+def _require_namespaces() -> None:
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("this machine forbids user namespaces")
 
 
 def _report(work: Work, write: int) -> NoReturn:

@@ -132,7 +132,7 @@ class Row:
 
 
 _BYTES = ("sends", "fetches")
-_NETWORK = ("calls", "storage", *_BYTES)
+_NETWORK = ("calls", "storage", "rest", *_BYTES)
 
 _TRANSPORT = [
     Row(
@@ -434,6 +434,7 @@ _SERVERS = [
         "The body is read and counts.",
         ("storage", "parts"),
         but={
+            "bentocloud": "its own API puts the parts together, and tells errors by its status",
             "mlflow": "its own API puts the parts together, and tells errors by its status",
             "huggingface": "its own API puts the parts together, and tells errors by its status",
         },

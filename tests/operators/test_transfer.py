@@ -163,6 +163,13 @@ class TestPushThatWaits:
 
         assert scripted_push(source).execute(context)["status"] == "ready"
 
+    @pytest.mark.row("S3", of="tasks")
+    def test_goes_on_while_the_state_goes_back_and_forth(self, script: Script, source: Path, context: Any) -> None:
+        script.write(["converting", "pending", "unknown", "uploading", "converting", "ready", "failed"])
+
+        assert scripted_push(source).execute(context)["status"] == "ready"
+        assert script.rest == ["failed"]
+
     def test_looks_no_further_when_the_version_is_ready_at_once(
         self, script: Script, source: Path, context: Any
     ) -> None:
@@ -196,7 +203,7 @@ class TestPushThatWaits:
     ) -> None:
         script.write(["converting"])
 
-        with pytest.raises(AirflowException, match="not ready after 0 s") as raised:
+        with pytest.raises(AirflowException, match="not ready after 0 s: digits:v1 is converting") as raised:
             scripted_push(source, ready_timeout=timeout).execute(context)
         assert not isinstance(raised.value, AirflowFailException)
 

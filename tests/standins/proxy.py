@@ -1,4 +1,4 @@
-"""A proxy for plain HTTP that passes requests on, until it is told to stall or to break."""
+"""A proxy for plain HTTP that passes requests on, until it is told to stall, to break, or to cut one of them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,19 @@ class Proxy:
 
     :ivar requests: what was asked for, method and address.
     :ivar stalled: set once a request is left without an answer.
+    :ivar passed: the bytes that went ``"up"`` and ``"down"``.
+    :ivar cut: the directions in which an exchange was cut.
+    :ivar lost: the requests whose answers were lost.
     """
 
     def __init__(self) -> None:
         self.requests: list[str] = []
         self.stalled = threading.Event()
+        self.passed = {"up": 0, "down": 0}
+        self.cut: list[str] = []
+        self.lost: list[str] = []
+        self._loses = False
+        self._to_cut: dict[str, int] = {}
         self._stalls_from: int | None = None
         self._breaks_from: int | None = None
         self._over = threading.Event()
@@ -47,9 +55,21 @@ class Proxy:
         """Let so many more requests pass, and end the connections of all others."""
         self._breaks_from = len(self.requests) + after
 
+    def cut_once(self, direction: str, after: int) -> None:
+        """End the connection of the next exchange of which more than so many bytes go up, or come down."""
+        self._to_cut[direction] = after
+
+    def lose_answers(self) -> None:
+        """Let every request that may change something be carried out, and end its connection in place of an answer.
+
+        Of requests that are alike this is done to the first.
+        """
+        self._loses = True
+
     def go_on(self) -> None:
         """Pass everything on again."""
         self._stalls_from = self._breaks_from = None
+        self._loses = False
         self.stalled.clear()
         self._close_all()
 
@@ -92,9 +112,20 @@ class Proxy:
                 far.settimeout(None)
                 asked = f"{method} {target} HTTP/1.1\r\nConnection: close\r\n".encode("latin-1")
                 far.sendall(asked + b"\r\n".join(lines) + b"\r\n\r\n" + body)
-                up = threading.Thread(target=self._pass_on, args=(near, far), daemon=True)
+                up = threading.Thread(target=self._pass_on, args=(near, far, "up"), daemon=True)
                 up.start()
-                self._pass_on(far, near)
+                if self._is_lost(f"{method} {address}"):
+                    while far.recv(_BLOCK):
+                        pass
+                else:
+                    self._pass_on(far, near, "down")
+
+    def _is_lost(self, request: str) -> bool:
+        with self._lock:
+            is_lost = self._loses and not request.startswith(("GET ", "HEAD ")) and request not in self.lost
+            if is_lost:
+                self.lost.append(request)
+            return is_lost
 
     @contextlib.contextmanager
     def _kept(self, sock: socket.socket):  # type: ignore[no-untyped-def]
@@ -120,8 +151,19 @@ class Proxy:
         head, _, body = data.partition(b"\r\n\r\n")
         return head, body
 
-    @staticmethod
-    def _pass_on(source: socket.socket, target: socket.socket) -> None:
+    def _pass_on(self, source: socket.socket, target: socket.socket, direction: str) -> None:
+        passed = 0
         with contextlib.suppress(OSError):
             while block := source.recv(_BLOCK):
+                passed += len(block)
+                with self._lock:
+                    self.passed[direction] += len(block)
+                    is_cut = passed > self._to_cut.get(direction, passed)
+                    if is_cut:
+                        del self._to_cut[direction]
+                        self.cut.append(direction)
+                if is_cut:
+                    for each in (source, target):
+                        each.shutdown(socket.SHUT_RDWR)
+                    return
                 target.sendall(block)

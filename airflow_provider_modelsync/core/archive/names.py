@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+from airflow_provider_modelsync.core.errors import UnsafeArchive
 from airflow_provider_modelsync.core.text import HIDDEN
 
 MAX_DEPTH = 32
@@ -55,6 +56,21 @@ def fault_of(path: str, *, max_depth: int = MAX_DEPTH, max_bytes: int = MAX_PATH
         if segment.casefold() == RESERVED_DIRECTORY:
             return f"holds {RESERVED_DIRECTORY!r}, which is reserved"
     return None
+
+
+def require_safe(where: str, files: Iterable[str], directories: Iterable[str] = ()) -> None:
+    """Raise :class:`UnsafeArchive` unless paths that a server tells may be made below one directory.
+
+    :param where: what names them, for the message.
+    :param files: of files.
+    :param directories: of directories, empty ones too.
+    """
+    tree = PathTree()
+    for path, is_file in [*((file, True) for file in files), *((entry, False) for entry in directories)]:
+        if fault := fault_of(path):
+            raise UnsafeArchive(f"{where} names {show(path)}, which {fault}")
+        if clash := tree.add(path, is_file=is_file):
+            raise UnsafeArchive(f"{where} names {show(clash)} and {show(path)}, which cannot lie side by side")
 
 
 def clash_among(files: Iterable[str], directories: Iterable[str] = ()) -> tuple[str, str] | None:

@@ -7,7 +7,9 @@ a class of its own in ``capabilities.py``.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from airflow_provider_modelsync.core.archive.choice import Choice
+from airflow_provider_modelsync.core.archive.names import show
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelNotFound, ModelSyncError, NotSupported
 from airflow_provider_modelsync.core.flow.steps import Flow, Policy, send_once
 from airflow_provider_modelsync.core.models import Alias, ModelRef, ModelReference, ModelVersion, Query
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, PushRequest, UploadPlan
 
 ANY = Query()
+
+_log = logging.getLogger("modelsync")
 
 
 class Capability(StrEnum):
@@ -348,3 +353,9 @@ class Offer(ABC):  # noqa: B024  # what its subclasses hold is abstract
         """Return the error for a registry that does not do this."""
         assert cls.capability is not None
         return registry.not_supported(cls.capability)
+
+
+@functools.lru_cache(maxsize=1024)
+def note_unknown(what: str, state: str) -> None:
+    """Log a state that is not known, once for each thing in it: it is waited on until the wait's own end."""
+    _log.warning("%s is in the state %s, which is not known here; the wait goes on", what, show(state))

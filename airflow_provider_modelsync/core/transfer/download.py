@@ -14,7 +14,7 @@ from airflow_provider_modelsync.core import durable
 from airflow_provider_modelsync.core.archive.digest import FileEntry, parent_below
 from airflow_provider_modelsync.core.archive.extract import DirectorySink, Limits, unpack
 from airflow_provider_modelsync.core.archive.holds import require_held
-from airflow_provider_modelsync.core.archive.names import show
+from airflow_provider_modelsync.core.archive.names import require_safe, show
 from airflow_provider_modelsync.core.errors import CorruptArchive, RegistryUnavailable
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
 from airflow_provider_modelsync.core.transfer.control import Control
@@ -40,12 +40,14 @@ def download(way: DownloadWay, ref: str, target: Path, control: Control, driver:
     :param driver: asks the registry for addresses.
     :param mover: receives bodies.
     :return: the files that were written, hashed while they were.
+    :raises UnsafeArchive: when one of the names leads elsewhere.
     :raises InvalidInput: when the target's file system cannot hold one of the names.
     """
     if isinstance(way, GetArchive):
         pulled = _get_archive(way, ref, target, control, driver, mover)
         require_held(target, (file.path for file in pulled.files))
         return pulled
+    require_safe(ref, (file.path for file in way.files), way.directories)
     require_held(target, (file.path for file in way.files), way.directories)
     match way:
         case FromDirectory():

@@ -13,7 +13,7 @@ from functools import partial
 from typing import NamedTuple
 
 from airflow_provider_modelsync.core.archive.digest import BLOCK, FileEntry, Source, digest_of
-from airflow_provider_modelsync.core.archive.names import show
+from airflow_provider_modelsync.core.archive.names import require_safe, show
 from airflow_provider_modelsync.core.errors import BeginAgain, DigestMismatch, RegistryUnavailable
 from airflow_provider_modelsync.core.flow.forks import Lock
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
@@ -81,6 +81,7 @@ class StoredModel(Source):
             raise DigestMismatch(
                 f"the files of {plan.version.ref} have {digest_of(plan.files)}, not {plan.version.digest}"
             )
+        require_safe(plan.version.ref, (file.path for file in plan.files), plan.way.directories)
         return cls(plan.version.ref, plan.files, plan.way.directories, read, blamed)
 
     def read_into(self, path: str, offset: int, view: memoryview) -> int:

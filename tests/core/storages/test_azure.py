@@ -30,6 +30,7 @@ from airflow_provider_modelsync.core.registries.modelstore.settings import Bucke
 from airflow_provider_modelsync.core.storages.azure import Place
 from airflow_provider_modelsync.core.storages.azure_auth import AzureSettings
 from airflow_provider_modelsync.core.storages.base import Bucket
+from airflow_provider_modelsync.core.transfer.control import Control
 from tests.core.registries.modelstore.buckets import KIB, BucketStore
 from tests.core.stores import snapshot, write_tree
 from tests.standins.azure import AzureStandIn
@@ -163,6 +164,20 @@ def test_a_version_lives_its_life_whatever_the_size_of_pages_and_however_long_co
         assert store.get("fraud").version == "v1"
 
 
+@pytest.mark.parametrize("status", ["failed", "aborted"])
+@pytest.mark.row("S4")
+def test_a_copy_that_was_begun_and_comes_to_nothing_is_sent_instead(source: Path, status: str) -> None:
+    with AzureStandIn(pending_looks=1) as server:
+        store = store_in(server)
+        store.push(source, "fraud:v1")
+        write_tree(source, {"b.txt": b"b"})
+        ended = {"x-ms-copy-id": "copy", "x-ms-copy-status": status, "ETag": '"0x1"'}
+        server.fault("HEAD", "v2/weights", Respond(200, headers=ended))
+        assert store.push(source, "fraud:v2").digest == digest_directory(source)
+        operations = [server.operation(request) for request in server.find("PUT", "v2/weights")]
+        assert operations == ["Copy Blob", *["Put Block"] * 3, "Put Block List"]
+
+
 @pytest.mark.parametrize(
     ("what", "key"), [("PUT", r"v1/empty"), ("PUT", r"v1/weights"), ("PUT", r"\.json$"), ("PUT", r"\.claim$")]
 )
@@ -172,6 +187,19 @@ def test_a_push_whose_answers_are_lost_goes_on(server: AzureStandIn, source: Pat
     server.fault(what, key, LoseAnswer(), nth=4, times=1)  # the commit
     assert store_in(server).push(source, "fraud:v1").digest == digest_directory(source)
     assert server.uncommitted == {}
+
+
+@pytest.mark.row("S6")
+def test_a_block_that_cannot_be_sent_is_left_to_the_next_try(server: AzureStandIn, source: Path) -> None:
+    server.fault("PUT", "weights", Respond(500), nth=3, times=None)
+    with pytest.raises(RegistryUnavailable):
+        store_in(server).push(source, "fraud:v1", control=Control(workers=1))
+    assert not any("weights" in name or name.endswith(".json") for name in server.blobs)
+    server.faults.clear()
+    pushed = store_in(server).push(source, "fraud:v1")
+    assert pushed.transfer is not None
+    assert pushed.transfer.resumed_bytes > 0
+    assert pushed.digest == digest_directory(source)
 
 
 @pytest.mark.row("S6")
@@ -236,7 +264,20 @@ def test_a_service_without_conditions_is_refused_by_the_connection_test() -> Non
 # Credentials
 
 
-@pytest.mark.row("A1", "A3", "A8", of="rest")
+@pytest.mark.row("A3", of="rest")
+def test_what_is_forbidden_is_told_by_what_was_to_be_done(server: AzureStandIn, source: Path) -> None:
+    body = b"<Error><Code>AuthorizationPermissionMismatch</Code><Message>not with this permission</Message></Error>"
+    for what, key, doing in (("GET", "", "listing"), ("PUT", "weights", r"uploading .*weights")):
+        server.faults.clear()
+        server.requests.clear()
+        server.fault(what, key, Respond(403, body), times=None)
+        with pytest.raises(Unauthorized, match=f"^AuthorizationPermissionMismatch.*{doing}") as caught:
+            store_in(server).push(source, "fraud:v1", control=Control(workers=1))
+        assert server.key not in str(caught.value)
+        assert server.count(what, key) == 1
+
+
+@pytest.mark.row("A1", "A8", of="rest")
 def test_a_wrong_key_is_told_without_a_secret(server: AzureStandIn) -> None:
     wrong = base64.b64encode(b"wrong").decode()
     with pytest.raises(Unauthorized, match="AuthenticationFailed") as refused:

@@ -167,6 +167,13 @@ def test_the_connection_test_finds_nothing_missing_and_leaves_nothing(store: Gcs
 
 
 @pytest.mark.row("S4")
+def test_an_error_in_place_of_the_completed_upload_is_no_success(store: GcsStore, source: Path) -> None:
+    store.gcs.fault("POST", r"weights\.bin$", Respond(200, b"<Error><Code>InternalError</Code></Error>"), nth=2)
+    assert store.push(source, "fraud:v1").digest == digest_directory(source)
+    assert store.gcs.objects["models/fraud/v1/weights.bin"].content == (source / "weights.bin").read_bytes()
+
+
+@pytest.mark.row("S4")
 def test_a_copy_goes_on_until_the_storage_has_done_all_of_it(store: GcsStore, source: Path) -> None:
     store.push(source, "fraud:v1")
     store.gcs.requests.clear()
@@ -208,6 +215,7 @@ def test_the_next_try_sends_only_what_is_missing(store: GcsStore, source: Path) 
     store.gcs.fault("PUT", "weights", Respond(500, b"no"), part=3, times=None)
     with pytest.raises(RegistryUnavailable):
         store.push(source, "fraud:v1")
+    assert not any("weights" in name or name.endswith(".json") for name in store.gcs.objects)
     store.gcs.faults.clear()
     pushed = GcsStore(store.gcs).push(source, "fraud:v1")
     assert pushed.transfer

@@ -190,13 +190,25 @@ def test_a_body_needs_only_read(mover: Mover) -> None:
     assert body.closed
 
 
-@pytest.mark.row("T9", of="sends")
 def test_exactly_the_announced_length_is_sent(mover: Mover) -> None:
     with FaultServer(OK) as server:
         mover.put(server.url, part, 10)
         mover.put(server.url, part, 0)
     assert [request.body for request in server.requests] == [PART[:10], b""]
     assert server.connections == 1
+
+
+@pytest.mark.parametrize("end", [Close(), Reset()], ids=["closed", "reset"])
+@pytest.mark.row("T9", of="sends")
+def test_a_cut_answer_to_an_upload_counts_as_far_as_it_came(mover: Mover, end: Step) -> None:
+    """Its status and headers say what became of the bytes; what must be read in it makes no sense then."""
+    cut = [Send(b"HTTP/1.1 200 OK\r\nETag: a\r\nContent-Length: 100\r\n\r\nabc"), end]
+    with FaultServer(cut, OK) as server:
+        answers = [mover.put(server.url, part, 10) for _ in range(2)]
+    assert [found.status for found in answers] == [200, 200]
+    assert answers[0].headers["ETag"] == "a"
+    assert len(answers[0].body) <= 3
+    assert server.connections == 2, "nothing else is read from a connection that was cut"
 
 
 @pytest.mark.row("D3", of="sends")
@@ -770,7 +782,7 @@ def test_no_descriptor_is_left_behind() -> None:
 # --- TLS and proxies
 
 
-@pytest.mark.row("T17", of=("sends", "fetches"))
+@pytest.mark.row("T17", of=("sends", "fetches", "rest"))
 def test_a_servers_own_ca_and_a_client_certificate_are_used(authority: Authority) -> None:
     certificate, key = authority.certificate("client")
     files = {"ca_bundle": str(authority.bundle), "client_cert": str(certificate), "client_key": str(key)}
@@ -788,7 +800,7 @@ def test_verification_is_left_out_only_when_told(authority: Authority) -> None:
 
 
 @pytest.mark.parametrize(("host", "days"), [("127.0.0.1", 2), ("other.example", 2), ("127.0.0.1", -1)])
-@pytest.mark.row("T16", of=("sends", "fetches"))
+@pytest.mark.row("T16", of=("sends", "fetches", "rest"))
 def test_a_certificate_that_is_not_accepted_ends_the_transfer(
     authority: Authority, host: str, days: int, tmp_path: Path
 ) -> None:
@@ -800,14 +812,14 @@ def test_a_certificate_that_is_not_accepted_ends_the_transfer(
     assert server.requests == []
 
 
-@pytest.mark.row("T16", of=("sends", "fetches"))
+@pytest.mark.row("T16", of=("sends", "fetches", "rest"))
 def test_a_plain_port_asked_for_tls_is_named(mover: Mover) -> None:
     with plain_port() as url, pytest.raises(InvalidInput, match="Is this an https port"):
         mover.put(url, part, len(PART))
 
 
 @pytest.mark.parametrize("from_environment", [False, True])
-@pytest.mark.row("T17", "T18", of=("sends", "fetches"))
+@pytest.mark.row("T17", "T18", of=("sends", "fetches", "rest"))
 def test_a_proxy_carries_the_bytes(
     authority: Authority, from_environment: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -826,7 +838,7 @@ def test_a_proxy_carries_the_bytes(
     assert "proxy-authorization" not in server.requests[0].header_names
 
 
-@pytest.mark.row("T15", of=("sends", "fetches"))
+@pytest.mark.row("T15", of=("sends", "fetches", "rest"))
 def test_a_host_without_address_is_named_alone(mover: Mover, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: Any, **__: Any) -> None:
         raise socket.gaierror(-2, "Name or service not known")
@@ -854,7 +866,7 @@ def tries(*outcomes: Exception | str) -> Callable[[], str]:
 FULL = Backoff(random=lambda: 1.0)
 
 
-@pytest.mark.row("T3", of=("sends", "fetches"))
+@pytest.mark.row("T3", of=("sends", "fetches", "rest"))
 def test_what_passes_is_tried_five_times() -> None:
     token = Waits()
     faults = [RegistryUnavailable("a"), TransferStalled("b"), RegistryUnavailable("c"), RegistryUnavailable("d")]
@@ -873,7 +885,7 @@ def test_what_does_not_pass_is_not_tried_again(fault: Exception) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-@pytest.mark.row("T4", of=("sends", "fetches"))
+@pytest.mark.row("T4", of=("sends", "fetches", "rest"))
 def test_a_server_that_asks_to_wait_is_given_the_time(mover: Mover, status: int) -> None:
     token = Waits()
     with FaultServer([answer(status, headers={"Retry-After": "7"})], OK) as server:
@@ -882,7 +894,7 @@ def test_a_server_that_asks_to_wait_is_given_the_time(mover: Mover, status: int)
 
 
 @pytest.mark.parametrize(("wait", "seconds"), [("3600", None), ("20", 10.0)])
-@pytest.mark.row("T5", of=("sends", "fetches"))
+@pytest.mark.row("T5", of=("sends", "fetches", "rest"))
 def test_a_wait_that_is_too_long_ends_the_tries(mover: Mover, wait: str, seconds: float | None) -> None:
     token = Waits()
     with FaultServer([answer(503, headers={"Retry-After": wait})], OK) as server:

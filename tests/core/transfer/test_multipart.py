@@ -508,7 +508,7 @@ def test_a_lost_answer_is_made_up_for_by_a_look_at_the_object(
     require_pushed(server, cloud, source, tmp_path / "target")
 
 
-@pytest.mark.row("S4", "S5", of="bentocloud")
+@pytest.mark.row("S5", of="bentocloud")
 def test_a_gateway_error_after_the_parts_were_put_together_is_no_failure(
     server: BentoCloudStandIn, cloud: Cloud, source: Path, tmp_path: Path
 ) -> None:

@@ -221,9 +221,12 @@ def test_an_exact_version_that_is_not_ready_is_waited_for(status: str) -> None:
     assert _look(_OneVersion(status), "m:v1") is None
 
 
-def test_an_exact_version_that_failed_ends_the_wait() -> None:
-    with pytest.raises(VersionFailed) as caught:
-        _look(_OneVersion("failed"), "m:v1")
+@pytest.mark.row("S2", of="tasks")
+def test_an_exact_version_that_failed_ends_the_wait_with_the_registrys_reason() -> None:
+    registry = _OneVersion("failed")
+    registry.failure_of = lambda version: call(lambda: "the disk of the converter is full")  # type: ignore[method-assign]
+    with pytest.raises(VersionFailed, match="m:v1 has failed in its registry: the disk of the converter") as caught:
+        _look(registry, "m:v1")
     assert caught.value.model == "m:v1"
 
 

@@ -57,6 +57,14 @@ def test_a_version_is_told_when_it_becomes_ready(status: str) -> None:
     assert told(seen, version("v1")) == ["v1"]
 
 
+@pytest.mark.row("S3", of="tasks")
+def test_a_version_whose_state_goes_back_is_told_once() -> None:
+    seen = Seen([])
+
+    for status, news in [("converting", []), ("pending", []), ("ready", ["v1"]), ("converting", []), ("ready", [])]:
+        assert told(seen, version("v1", status)) == news
+
+
 def test_a_version_that_is_overtaken_by_newer_ones_is_not_forgotten() -> None:
     seen = Seen([])
 

@@ -36,7 +36,14 @@ from airflow_provider_modelsync.core.models import (
     Query,
     VersionStatus,
 )
-from airflow_provider_modelsync.core.registries.base import ANY, KEEPS_MODELS, Capability, Registry, newest_first
+from airflow_provider_modelsync.core.registries.base import (
+    ANY,
+    KEEPS_MODELS,
+    Capability,
+    Registry,
+    newest_first,
+    note_unknown,
+)
 from airflow_provider_modelsync.core.registries.bentocloud.aliases import (
     Holder,
     alias_of,
@@ -515,6 +522,8 @@ class BentoCloud(Registry, Aliases, KeepsSignatures, Deploys):
         return model.uri.replace("/api/v1/", "/", 1)
 
     def _version_of(self, record: ModelRecord, name: str) -> ModelVersion:
+        if record.status is VersionStatus.UNKNOWN:
+            note_unknown(str(Tag(name, record.version)), record.upload_status)
         return ModelVersion(
             registry=self.conn_type,
             name=name,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from airflow_provider_modelsync.core.archive.digest import FileEntry, Proof
-from airflow_provider_modelsync.core.archive.names import PathTree, fault_of, show
+from airflow_provider_modelsync.core.archive.names import require_safe, show
 from airflow_provider_modelsync.core.errors import DigestMismatch, NotSupported, RegistryUnavailable, UnsafeArchive
 from airflow_provider_modelsync.core.flow.steps import Flow
 from airflow_provider_modelsync.core.registries.huggingface.api import (
@@ -43,12 +43,7 @@ def read_tree(hub: Hub, name: str, commit: str) -> Flow[list[Entry]]:
     files = [entry for entry in entries if entry.type == "file" and entry.path != ATTRIBUTES]
     if not is_all or len(files) > MOST_FILES:
         raise NotSupported(f"{doing}: there are more than {MOST_FILES}")
-    tree = PathTree()
-    for file in files:
-        if fault := fault_of(file.path):
-            raise UnsafeArchive(f"{name}:{commit} holds the file {show(file.path)}, which {fault}")
-        if clash := tree.add(file.path, is_file=True):
-            raise UnsafeArchive(f"{name}:{commit} holds both {show(clash)} and {show(file.path)}")
+    require_safe(f"{name}:{commit}", (file.path for file in files))
     return files
 
 

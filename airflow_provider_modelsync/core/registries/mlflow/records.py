@@ -11,9 +11,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from airflow_provider_modelsync.core.archive.digest import FileEntry, Source, digest_of
-from airflow_provider_modelsync.core.archive.names import RESERVED_DIRECTORY, fault_of, show
-from airflow_provider_modelsync.core.errors import InvalidInput, NotSupported, UnsafeArchive
+from airflow_provider_modelsync.core.archive.names import RESERVED_DIRECTORY, show
+from airflow_provider_modelsync.core.errors import InvalidInput, NotSupported
 from airflow_provider_modelsync.core.models import ModelVersion, VersionStatus
+from airflow_provider_modelsync.core.registries.base import note_unknown
 from airflow_provider_modelsync.core.registries.capabilities import SIGNATURE
 from airflow_provider_modelsync.core.registries.mlflow.api import Text, as_json, null_as
 from airflow_provider_modelsync.core.transfer.plan import PushRequest
@@ -93,6 +94,8 @@ class VersionRecord(BaseModel):
         :param aliases: those that are known to point to it.
         """
         size = self.tag(SIZE) or ""
+        if self.status not in _STATUS:
+            note_unknown(f"{self.name}:{self.version}", self.status)
         return ModelVersion(
             registry=CONN_TYPE,
             name=self.name,
@@ -301,13 +304,6 @@ class Manifest(BaseModel):
 
     def entries(self) -> tuple[FileEntry, ...]:
         return tuple(FileEntry(file.path, file.size, file.sha256, file.executable) for file in self.files)
-
-
-def check_paths(ref: str, paths: Iterable[str]) -> None:
-    """Raise unless the paths that a server tells are such that they can be written below a directory."""
-    for path in paths:
-        if fault := fault_of(path):
-            raise UnsafeArchive(f"{ref} holds {show(path)}, which {fault}")
 
 
 def check_sendable(source: Source) -> None:

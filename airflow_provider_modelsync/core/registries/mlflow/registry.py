@@ -18,7 +18,7 @@ import httpx
 from pydantic import BaseModel
 
 from airflow_provider_modelsync.core.archive.digest import FileEntry
-from airflow_provider_modelsync.core.archive.names import RESERVED_DIRECTORY, show
+from airflow_provider_modelsync.core.archive.names import RESERVED_DIRECTORY, require_safe, show
 from airflow_provider_modelsync.core.errors import (
     BeginAgain,
     InvalidInput,
@@ -64,7 +64,6 @@ from airflow_provider_modelsync.core.registries.mlflow.records import (
     VersionPage,
     VersionRecord,
     check_labels,
-    check_paths,
     check_sendable,
     is_ours,
     tags_of,
@@ -396,7 +395,7 @@ class MLflow(Registry, Aliases, KeepsSignatures):
             directories: tuple[str, ...] = ()
         else:
             files, directories = manifest.entries(), tuple(manifest.directories)
-        check_paths(version.ref, (*(file.path for file in files), *directories))
+        require_safe(version.ref, (file.path for file in files), directories)
         best = yield from self._artifacts.to_read(place, max(files, key=lambda file: file.size))
         etags = yield from best.etags()
         way = GetFiles(files, directories, lambda file: best.read(file.path), etags, is_whole=best.is_whole)

@@ -116,15 +116,7 @@ class Manifest(Summary):
 
     def require_safe(self) -> None:
         """Raise :class:`UnsafeArchive` unless what it names may become files, and hashes to its digest."""
-        paths = [file.path for file in self.files]
-        for entry in (*paths, *self.directories):
-            if fault := names.fault_of(entry):
-                raise UnsafeArchive(f"the manifest of {self.ref} names {names.show(entry)}, which {fault}")
-        if clash := names.clash_among(paths, self.directories):
-            raise UnsafeArchive(
-                f"the manifest of {self.ref} names {names.show(clash[0])} and {names.show(clash[1])}, "
-                "which cannot lie side by side"
-            )
+        names.require_safe(f"the manifest of {self.ref}", (file.path for file in self.files), self.directories)
         if any(file.size < 0 for file in self.files):
             raise UnsafeArchive(f"the manifest of {self.ref} names a file of negative size")
         if digest_of(self.files) != self.digest:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from pydantic.alias_generators import to_camel
 
 from airflow_provider_modelsync.core.archive.digest import FileEntry, digest_of
-from airflow_provider_modelsync.core.archive.names import clash_among, fault_of, show
+from airflow_provider_modelsync.core.archive.names import require_safe, show
 from airflow_provider_modelsync.core.errors import NotSupported, UnsafeArchive
 
 EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -153,12 +153,7 @@ def contents_of(manifest: Manifest) -> Contents:
             if offset is not None:
                 slices[file.path] = (offset, layer.size)
     directories = _directories(manifest.annotations.get(OUR_DIRECTORIES))
-    paths = [file.path for file in files]
-    for path in (*paths, *directories):
-        if fault := fault_of(path):
-            raise UnsafeArchive(f"its manifest names {show(path)}, which {fault}")
-    if clash := clash_among(paths, directories):
-        raise UnsafeArchive(f"its manifest names {show(clash[1])}, which cannot live beside {show(clash[0])}")
+    require_safe("its manifest", (file.path for file in files), directories)
     contents = Contents(tuple(sorted(files, key=lambda file: file.path.encode())), directories, blobs, slices)
     told = manifest.annotations.get(OUR_DIGEST)
     if told not in (None, contents.digest):

@@ -28,7 +28,7 @@ from airflow_provider_modelsync.core.flow.steps import Flow, sleep
 from airflow_provider_modelsync.core.http.faults import NotSent
 from airflow_provider_modelsync.core.http.policy import raise_for_status, read_json
 from airflow_provider_modelsync.core.models import EMPTY, Deployment, ModelRef
-from airflow_provider_modelsync.core.registries.base import Registry
+from airflow_provider_modelsync.core.registries.base import Registry, note_unknown
 from airflow_provider_modelsync.core.registries.supervisely.api import (
     PROXY_SECONDS,
     Arguments,
@@ -57,6 +57,7 @@ _ALIVE = ("queued", "consumed", "started", "deployed")
 _SERVING = frozenset({"started", "deployed"})
 _ENDED = frozenset({"error", "finished", "stopped"})
 _FAILED = _ENDED | {"terminating"}
+_KNOWN = _SERVING | _FAILED | {"queued", "consumed"}
 _PRETRAINED, _CHECKPOINT = "pretrained:", "checkpoint:"  # what revisions begin with
 
 _log = logging.getLogger("modelsync")
@@ -329,14 +330,16 @@ class Deployments:
                 return (yield from self._read(int(name)))
             except ModelNotFound:
                 return None
-        alive = [task for task in (yield from self.tasks(_ALIVE)) if task.meta.name == name]
+        named = [task for task in (yield from self.tasks(_ALIVE)) if task.meta.name == name]
+        if not named:  # it may also be in a state that nobody here has heard of
+            named = [task for task in (yield from self.tasks(())) if task.meta.name == name]
+        alive = [task for task in named if task.status not in _FAILED]
         if len(alive) > 1:
             ids = ", ".join(str(task.id) for task in alive)
             raise InvalidInput(
                 f"several tasks are called {show(name)}: {ids}", remedy="name one by its id", argument="deployment"
             )
-        ended = alive or [task for task in (yield from self.tasks(tuple(sorted(_FAILED)))) if task.meta.name == name]
-        return max(ended, key=lambda task: task.id, default=None)
+        return max(alive or named, key=lambda task: task.id, default=None)
 
     @property
     def _is_local(self) -> bool:
@@ -509,6 +512,8 @@ class Deployments:
             status = "ready" if info else "not ready"
             known: dict[str, Any] = {"name": name or _SESSION, "status": status, "revision": EMPTY}
         else:
+            if task.status not in _KNOWN:
+                note_unknown(f"the task {task.id}", task.status)
             known = {
                 "name": name or str(task.id),
                 "status": task.status,

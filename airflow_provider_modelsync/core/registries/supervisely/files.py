@@ -20,12 +20,11 @@ from pydantic import AliasPath, BaseModel, BeforeValidator, ConfigDict, Field, J
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from airflow_provider_modelsync.core.archive.digest import FileEntry, digest_of
-from airflow_provider_modelsync.core.archive.names import RESERVED_DIRECTORY, fault_of, show
+from airflow_provider_modelsync.core.archive.names import RESERVED_DIRECTORY, show
 from airflow_provider_modelsync.core.errors import (
     InvalidInput,
     ModelNotFound,
     RegistryUnavailable,
-    UnsafeArchive,
 )
 from airflow_provider_modelsync.core.flow.exchange import LISTING_BYTES
 from airflow_provider_modelsync.core.flow.steps import Flow, send
@@ -351,13 +350,6 @@ def require_stored(stored: FileInfo, sha256: str, size: int) -> None:
     is_same = stored.sha256 == sha256 if stored.sha256 else stored.size == size
     if not is_same:
         raise RegistryUnavailable(f"{show(stored.path)} is stored with other bytes than were sent")
-
-
-def check_names(experiment: Experiment) -> None:
-    """Raise unless all paths are such that they can be written below a directory."""
-    for path in experiment.content():
-        if fault := fault_of(path):
-            raise UnsafeArchive(f"{experiment.directory} holds {show(path)}, which {fault}")
 
 
 def generated_info(required: Mapping[str, Any], ours: Ours) -> bytes:

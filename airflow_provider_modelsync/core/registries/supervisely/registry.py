@@ -49,7 +49,6 @@ from airflow_provider_modelsync.core.registries.supervisely.files import (
     Ours,
     TeamFiles,
     accept_stored,
-    check_names,
     generated_info,
     parse_info,
     require_there,
@@ -362,7 +361,6 @@ class Supervisely(Registry, KeepsSignatures, Deploys, PredictsAlone):
         info = yield from self._files.info(experiment)
         if info is None or experiment.describe(self.conn_type, info).digest != version.digest:
             raise BeginAgain(f"{version.ref} was replaced a moment ago")
-        check_names(experiment)
         return DownloadPlan(
             version=version,
             way=GetFiles(

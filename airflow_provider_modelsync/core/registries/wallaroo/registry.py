@@ -42,7 +42,7 @@ from airflow_provider_modelsync.core.models import (
     require_json,
 )
 from airflow_provider_modelsync.core.redact import excerpt, secrets_of
-from airflow_provider_modelsync.core.registries.base import ANY, Capability, Registry, newest_first
+from airflow_provider_modelsync.core.registries.base import ANY, Capability, Registry, newest_first, note_unknown
 from airflow_provider_modelsync.core.registries.capabilities import Deploys, Predicts
 from airflow_provider_modelsync.core.registries.wallaroo.api import (
     Calls,
@@ -253,7 +253,7 @@ class Wallaroo(Registry, Deploys, Predicts):
         except ModelNotFound:
             return False
         body = {"model_versions": [entry.model_version.uuid], "confirm_delete": True}
-        response = yield from self._calls.answer("/v1/api/models/delete_model_versions", body)
+        response = yield from self._calls.answer("/v1/api/models/delete_model_versions", body, may_repeat=True)
         if response.status_code == 404:
             return False
         if response.status_code == 409:
@@ -530,7 +530,7 @@ class Wallaroo(Registry, Deploys, Predicts):
     def _version_of(self, entry: VersionEntry) -> ModelVersion:
         record = entry.model_version
         if record.state is VersionStatus.UNKNOWN:
-            _note_unknown(record.uuid, record.status)
+            note_unknown(f"version {record.uuid}", record.status)
         return ModelVersion(
             registry=self.conn_type,
             name=record.name,
@@ -582,12 +582,6 @@ def _check_config(config: Mapping[str, Any]) -> None:
     if batch and config.get("continuous_batching_config"):
         raise InvalidInput("batch_config excludes continuous_batching_config", argument="config")
     require_json("config", config)
-
-
-@functools.lru_cache(maxsize=1024)
-def _note_unknown(uuid: str, status: str) -> None:
-    """Log a state that is not known, once a version; it is waited on until the wait's own end."""
-    _log.warning("version %s is in the state %s, which is not known here; the wait goes on", uuid, show(status))
 
 
 def _plain(secret: SecretStr | None) -> str | None:

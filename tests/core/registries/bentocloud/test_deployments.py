@@ -522,6 +522,7 @@ class TestTerminate:
         assert cloud.run(lambda registry: registry.undeploy("demo")).gone is (status == "terminated")
         assert sent(server) == []
 
+    @pytest.mark.row("S13")
     def test_of_one_that_is_gone_is_fine(self, cloud: Cloud) -> None:
         assert cloud.run(lambda registry: registry.undeploy("demo")).gone
 

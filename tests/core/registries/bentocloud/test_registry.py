@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import re
+import secrets
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -1180,6 +1181,7 @@ class TestDelete:
         assert cloud.delete() is True
         assert server.repositories["digits"].models == {}
 
+    @pytest.mark.row("S13")
     def test_of_what_is_gone_already_is_no_error(self, server: BentoCloudStandIn, cloud: Cloud, source: Path) -> None:
         cloud.push(source)
         cloud.delete()
@@ -1366,15 +1368,22 @@ class TestRecord:
 
         assert cloud.get("digits:v1").raw["new_field"] == {"deep": [1]}
 
-    @pytest.mark.parametrize("word", ["", "archived", "SUCCESS", None])
+    @pytest.mark.parametrize("word", ["archived", "SUCCESS", None])
     @pytest.mark.row("S8")
     def test_in_an_unknown_state_is_not_ready(
-        self, server: BentoCloudStandIn, cloud: Cloud, source: Path, word: str | None
+        self,
+        server: BentoCloudStandIn,
+        cloud: Cloud,
+        source: Path,
+        word: str | None,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
-        server.seed("digits", "v1", source)
+        version = f"v{secrets.token_hex(4)}"  # each is logged once in a process
+        server.seed("digits", version, source)
         server.fault("GET", "/models", changed(upload_status=word))
 
-        assert cloud.get("digits:v1").status is VersionStatus.UNKNOWN
+        assert cloud.get(f"digits:{version}").status is VersionStatus.UNKNOWN
+        assert f"digits:{version} is in the state {word or ''!r}, which is not known here" in caplog.text
 
     @pytest.mark.parametrize(
         "ours",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -248,11 +249,13 @@ def test_a_version_whose_files_are_all_gone_is_not_found(server: MLflowStandIn, 
         ml.pull(NAME, ml.target())
 
 
-@pytest.mark.parametrize("path", ["../x", "/etc/x", "a/../../x", "a\\b"])
-@pytest.mark.row("H1")
-def test_a_listing_that_leads_out_is_refused(server: MLflowStandIn, ml: Bench, source: Path, path: str) -> None:
+@pytest.mark.parametrize("paths", [["../x"], ["/etc/x"], ["a/../../x"], ["a\\b"], ["a", "a/b"]], ids=str)
+@pytest.mark.row("H1", "H6")
+def test_a_listing_that_leads_out_or_cannot_lie_in_one_tree_is_refused(
+    server: MLflowStandIn, ml: Bench, source: Path, paths: list[str]
+) -> None:
     foreign(server, ml, source)
-    files = [{"path": path, "is_dir": False, "file_size": 1}]
+    files = [{"path": path, "is_dir": False, "file_size": 1} for path in paths]
     server.fault("GET", "mlflow-artifacts/artifacts$", Rewrite(lambda _: {"files": files}), times=None)
     target = ml.target()
     with pytest.raises(UnsafeArchive):
@@ -298,6 +301,19 @@ def test_versions_are_compared_as_numbers(server: MLflowStandIn, ml: Bench, sour
 
 
 @pytest.mark.row("S8")
+def test_an_unknown_state_is_not_ready_and_logged_once(
+    server: MLflowStandIn, ml: Bench, source: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ml.push(source, NAME)
+    state = f"STATE_{secrets.token_hex(4).upper()}"  # each is logged once in a process
+    server.models[NAME]["versions"]["1"]["status"] = state
+    for _ in range(2):
+        assert ml.get(f"{NAME}:1").status is VersionStatus.UNKNOWN
+    assert sum(f"{state!r}, which is not known here" in message for message in caplog.messages) == 1
+    with pytest.raises(ModelNotFound):
+        ml.get(NAME)
+
+
 def test_states_and_tags_of_others_are_shown(server: MLflowStandIn, ml: Bench, source: Path) -> None:
     ml.push(source, NAME)
     version = server.models[NAME]["versions"]["1"]
@@ -387,6 +403,7 @@ def test_a_server_without_workspaces_says_so_at_once(server: MLflowStandIn, work
             InvalidInput,
             "--allowed-hosts",
         ),
+        (Respond(401, b"You are not authenticated"), Unauthorized, "not authenticated"),
         (Respond(403, b"Permission denied"), Unauthorized, "Permission denied"),
         (Respond(200, b"<html>a portal</html>"), RegistryUnavailable, "not JSON"),
         (Respond(200, {"registered_models": [{"name": 3}]}), RegistryUnavailable, "registered_models"),
@@ -506,6 +523,7 @@ def test_a_push_that_is_given_up_leaves_no_parts(bucket: MLflowStandIn, before_b
     bucket.fault("PUT", "w.bin$", Respond(400, b"<Error><Code>InvalidRequest</Code></Error>"), times=None)
     with pytest.raises(InvalidInput):
         before_bucket.push(source, NAME)
+    assert bucket.count("POST", "/mpu/complete/") == 0
     assert bucket.uploads == {}
     assert bucket.files() == {}
     assert holders(bucket) == []

@@ -105,7 +105,7 @@ def test_a_version_comes_back_as_it_was(store: BucketStore, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("size", [0, 1, PART - 1, PART, PART + 1, 3 * PART])
-@pytest.mark.row("A5")
+@pytest.mark.row("A5", "D8")
 def test_a_file_of_any_size_goes_up_and_comes_down(store: BucketStore, tmp_path: Path, size: int) -> None:
     source = write_tree(tmp_path / "source", {"a": random.Random(size).randbytes(size), "b": b"b"})
     store.push(source, "fraud:v1")

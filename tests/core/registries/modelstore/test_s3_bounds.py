@@ -55,7 +55,7 @@ class Pages:
         talk.sock.sendall(self._make(self.count))
 
 
-@pytest.mark.row("S11", "T9", of="storage")
+@pytest.mark.row("S11", of="storage")
 def test_a_listing_that_is_cut_and_does_not_go_on_is_an_error(no_waiting: None) -> None:
     with FaultServer([Send(page(1, None))]) as server, pytest.raises(RegistryUnavailable, match="does not go on"):
         list_versions(server.url)

@@ -8,7 +8,8 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -33,6 +34,7 @@ from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.watchdog import Pace
 from tests.core.registries.modelstore.buckets import CLAIM, MANIFEST, PART, BucketStore, bucket_store
 from tests.core.stores import hidden, snapshot, write_tree
+from tests.standins.fault_server import FaultServer, answer
 from tests.standins.http_server import FlipBit, LoseAnswer, Reset
 from tests.standins.s3 import Action, After, Before, Request, Respond, Stall
 from tests.support.until import until
@@ -140,6 +142,19 @@ def test_a_part_that_fails_keeps_the_upload_for_the_next_try_unless_there_is_non
     else:
         assert store.uploads() == {"fraud/v1/weights.bin": {1: PART}}
         assert store.keys("fraud/.modelsync") == ["fraud/.modelsync/v1.claim"]
+
+
+@pytest.mark.row("D7")
+def test_the_first_error_is_told_when_a_push_cannot_be_cleaned_up_either(
+    store: BucketStore, source: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.s3.fault("UploadPart", "weights", Respond(403, "AccessDenied"), times=None)
+    store.s3.fault("AbortMultipartUpload", "weights", Respond(500), times=None)
+    with pytest.raises(Unauthorized, match="AccessDenied"):
+        store.push(source, "fraud:v1")
+    assert "cleaning up after the failed push of fraud:v1 failed, too" in caplog.text
+    store.s3.clear()
+    assert store.push(source, "fraud:v1").digest == digest_directory(source)
 
 
 @pytest.mark.row("T8")
@@ -295,7 +310,7 @@ def test_keys_that_are_refused_from_some_moment_on_do_not_make_an_old_version_th
 @pytest.mark.parametrize(
     "fields", [{"password": CANARY}, {"login": "AKIASTRANGER", "password": CANARY}], ids=["secret", "key"]
 )
-@pytest.mark.row("A1", "A3", of="storage")
+@pytest.mark.row("A1", of="storage")
 def test_wrong_keys_are_one_clear_refusal(store: BucketStore, source: Path, fields: dict[str, str]) -> None:
     stranger = store.again(**fields)
     with pytest.raises(Unauthorized, match="credentials are refused") as caught:
@@ -304,8 +319,63 @@ def test_wrong_keys_are_one_clear_refusal(store: BucketStore, source: Path, fiel
     assert CANARY not in "".join(traceback.format_exception(caught.value))
 
 
-@pytest.mark.parametrize("code", ["ExpiredToken", "InvalidToken"])
+@pytest.mark.parametrize(
+    ("what", "key", "doing"),
+    [
+        ("ListObjectsV2", "", "listing models/fraud/"),
+        ("PutObject", CLAIM, "writing models/fraud/.modelsync/v1.claim"),
+        ("UploadPart", "weights", "uploading part 1 of 'weights.bin'"),
+        ("CompleteMultipartUpload", "weights", "completing models/fraud/v1/weights.bin"),
+    ],
+)
+@pytest.mark.row("A3", of="storage")
+def test_what_is_forbidden_is_told_by_what_was_to_be_done(
+    store: BucketStore, source: Path, what: str, key: str, doing: str
+) -> None:
+    store.s3.fault(what, key, Respond(403, "AccessDenied"), times=None)
+    with pytest.raises(Unauthorized, match="AccessDenied") as caught:
+        store.push(source, "fraud:v1", control=Control(workers=1))
+    assert doing in str(caught.value)
+    assert store.s3.count(what, key) == 1
+    assert store.s3.secret_key not in "".join(traceback.format_exception(caught.value))
+    store.s3.clear()
+    assert store.seen("fraud:v1") is None
+
+
 @pytest.mark.row("A2", of="storage")
+def test_temporary_keys_that_end_in_the_middle_of_a_push_are_renewed_once_for_all_threads(
+    store: BucketStore, source: Path
+) -> None:
+    """By the session itself, which is asked for each request."""
+    import boto3
+    from botocore.credentials import RefreshableCredentials
+    from botocore.session import Session
+
+    begun = datetime(2026, 1, 1, tzinfo=UTC)
+    now, given = [begun], count()
+
+    def keys() -> dict[str, str]:
+        token = f"token-{next(given)}"
+        ends = (now[0] + timedelta(hours=1)).isoformat()
+        return {
+            "access_key": store.s3.access_key,
+            "secret_key": store.s3.secret_key,
+            "token": token,
+            "expiry_time": ends,
+        }
+
+    session = Session()
+    session._credentials = RefreshableCredentials.create_from_metadata(keys(), keys, "test")
+    session._credentials._time_fetcher = lambda: now[0]
+    store.s3.fault("UploadPart", "weights", Before(lambda _: now.append(now.pop() + timedelta(hours=1))), part=1)
+    worker = BucketStore(store.s3, session=lambda: boto3.Session(botocore_session=session, region_name="us-east-1"))
+    assert worker.push(source, "fraud:v1").digest == digest_directory(source)
+    assert next(given) == 2
+    assert store.s3.count("UploadPart", part=1) == 1, "what is done stays done"
+
+
+@pytest.mark.parametrize("code", ["ExpiredToken", "InvalidToken"])
+@pytest.mark.row("A1", of="storage")
 def test_temporary_keys_that_have_expired_are_refused_keys(store: BucketStore, code: str) -> None:
     store.s3.fault("*", "", Respond(400, code))
     with pytest.raises(Unauthorized, match="not valid any more"):
@@ -321,8 +391,21 @@ def test_a_missing_bucket_is_named(store: BucketStore, source: Path) -> None:
     assert caught.value.argument == "host"
 
 
-@pytest.mark.parametrize("answer", [Respond(301, "PermanentRedirect"), Respond(400, "AuthorizationHeaderMalformed")])
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.row("T19", "T20", of="storage")
+def test_no_call_of_a_storage_follows_a_redirect(store: BucketStore, source: Path, status: int) -> None:
+    with FaultServer([answer(200)]) as other:
+        headers = {"Location": f"{other.url}/elsewhere"}
+        for what, key in (("ListObjectsV2", ""), ("PutObject", CLAIM), ("CompleteMultipartUpload", "weights")):
+            store.s3.clear()
+            store.s3.fault(what, key, Respond(status, "TemporaryRedirect", headers), times=None)
+            with pytest.raises(ModelSyncError):
+                store.push(source, "fraud:v1")
+            assert store.s3.count(what, key) >= 1
+    assert other.requests == []
+
+
+@pytest.mark.parametrize("answer", [Respond(301, "PermanentRedirect"), Respond(400, "AuthorizationHeaderMalformed")])
 def test_another_region_is_named(store: BucketStore, answer: Respond) -> None:
     store.s3.fault("GET", "", answer, times=None)
     with pytest.raises(InvalidInput) as caught:

@@ -223,7 +223,23 @@ def test_what_changed_between_two_tries_is_found_out_by_the_registry(
         assert team.push(source, control=Control(checkpoint=memory)).digest == digest_directory(source)
 
 
+@pytest.mark.parametrize("path", [UPLOAD, "/manifests/"])
 @pytest.mark.row("S5")
+def test_a_last_answer_that_is_lost_makes_nothing_twice(
+    server: OCIStandIn, team: Team, source: Path, tmp_path: Path, path: str
+) -> None:
+    pushed = team.push(source, "digits:v0")
+    manifests = len(server.repositories["team/digits"].manifests)
+    count = server.count("PUT", path)
+    for nth in range(1, count + 1):
+        with OCIStandIn() as other:
+            other.fault("PUT", path, LoseAnswer(), nth=nth)
+            assert Team.of(other).push(source, "digits:v0").digest == pushed.digest
+            repository = other.repositories["team/digits"]
+            assert (len(repository.manifests), list(repository.tags)) == (manifests, ["v0"])
+    assert count
+
+
 def test_bytes_that_were_taken_and_not_stored_are_no_success(server: OCIStandIn, team: Team, source: Path) -> None:
     server.fault("PUT", UPLOAD, Respond(202), times=None)
     with pytest.raises(RegistryUnavailable, match="has not stored it"):

@@ -115,6 +115,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("variant", "outcome", "host"), CASES, indirect=["host"])
+@pytest.mark.row("S12", of="socket")
 def test_every_outcome_is_seen_through_every_socket(
     server: PiecesStandIn, host: Host, variant: str, outcome: str
 ) -> None:
@@ -507,6 +508,7 @@ class TestOutcome:
         assert outcome.hear(self.message("FAILED", greeting=True))
         assert not outcome.see(self.record())
 
+    @pytest.mark.row("S8")
     def test_only_news_give_reason_to_look(self) -> None:
         outcome = self.outcome()
         said = ["INITIALIZED", "COMPLETED", "COMPLETED", "IN-PROGRESS", "RESET", "NEW", "CANCELED"]

@@ -160,7 +160,6 @@ class TestStates:
             ({"downloaded": True, "loaded": True}, {"ready", "available", "downloaded", "loaded"}),
         ],
     )
-    @pytest.mark.row("S8")
     def test_states_are_read_from_the_record(
         self, server: PiecesStandIn, host: Host, flags: dict[str, bool], reached: set[str]
     ) -> None:
@@ -347,6 +346,7 @@ class TestLoading:
             host.run(lambda pieces: pieces.deploy(deployment, pieces.parse("phi-2:q4"), config))
         assert server.requests == []
 
+    @pytest.mark.row("S13")
     def test_undeploying_what_is_not_there_is_no_error(self, host: Host) -> None:
         assert host.run(lambda pieces: pieces.undeploy("absent")).gone
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -323,7 +324,6 @@ def test_a_deployment_is_found_by_name_and_id(cv: Connection, server: Supervisel
     ("status", "failed", "gone"),
     [("queued", False, False), ("terminating", True, False), ("stopped", True, True), ("error", True, True)],
 )
-@pytest.mark.row("S8")
 def test_a_tasks_status_is_read(
     cv: Connection, server: SuperviselyStandIn, app: SuperviselyApp, status: str, failed: bool, gone: bool
 ) -> None:
@@ -331,6 +331,19 @@ def test_a_tasks_status_is_read(
     found = cv.deployment("blobs")
     assert (found.status, found.ready, found.failed, found.gone) == (status, False, failed, gone)
     assert not app.requests
+
+
+@pytest.mark.row("S8")
+def test_a_task_in_an_unknown_state_is_not_over_and_logged(
+    cv: Connection, server: SuperviselyStandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    status = f"state-{secrets.token_hex(4)}"  # each is logged once in a process
+    server.seed_task(name="blobs", status="stopped")
+    server.seed_task(name="blobs", status=status)
+    for _ in range(2):
+        found = cv.deployment("blobs")
+        assert (found.status, found.ready, found.failed, found.gone) == (status, False, False, False)
+    assert sum(f"{status!r}, which is not known here" in message for message in caplog.messages) == 1
 
 
 def test_an_app_without_a_model_or_an_answer_is_not_ready(
@@ -359,6 +372,7 @@ def test_a_name_may_be_used_again_after_its_task_has_ended(cv: Connection, serve
     assert len(server.tasks) == 2
 
 
+@pytest.mark.row("S13")
 def test_undeploying_stops_the_task_and_may_be_repeated(cv: Connection, server: SuperviselyStandIn) -> None:
     cv.deploy("blobs", "1_x")
     assert [cv.undeploy("blobs").status for _ in range(2)] == ["terminating"] * 2

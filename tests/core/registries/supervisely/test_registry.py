@@ -27,7 +27,7 @@ from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.verbs import wait
 from tests.core.registries.supervisely.serving import DOWNLOAD, LIST, UPLOAD, Connection, platform
 from tests.core.stores import CancelAfter, hidden, snapshot
-from tests.standins.http_server import FlipBit, LoseAnswer, Respond, Rewrite, Truncate
+from tests.standins.http_server import FlipBit, LoseAnswer, Reset, Respond, Rewrite, Truncate
 from tests.standins.supervisely import SuperviselyStandIn, wrong_hash
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
@@ -216,11 +216,12 @@ def test_a_version_that_is_being_replaced_is_none(cv: Connection, server: Superv
         cv.get("533_Signs")
 
 
+@pytest.mark.parametrize("fault", [Respond(503), Reset(1000)], ids=["busy", "reset"])
 @pytest.mark.row("T1")
-def test_an_upload_is_repeated_after_a_503_with_its_whole_body(
-    cv: Connection, server: SuperviselyStandIn, source: Path
+def test_an_upload_is_repeated_after_a_fault_with_its_whole_body(
+    cv: Connection, server: SuperviselyStandIn, source: Path, fault: Any
 ) -> None:
-    server.fault("POST", UPLOAD, Respond(503), nth=2, times=2)
+    server.fault("POST", UPLOAD, fault, nth=2, times=2)
     cv.push(source, MODEL)
     assert server.content(f"{ROOT}/weights.bin") == (source / "weights.bin").read_bytes()
 
@@ -242,11 +243,16 @@ def test_bytes_that_always_change_on_the_way_are_never_published(
 
 
 @pytest.mark.row("S5")
-def test_a_description_whose_answer_is_lost_is_written_again(
-    cv: Connection, server: SuperviselyStandIn, source: Path
+def test_an_upload_whose_answer_is_lost_is_made_once(
+    tmp_path: Path, cv: Connection, server: SuperviselyStandIn, source: Path
 ) -> None:
-    server.fault("POST", UPLOAD, LoseAnswer(), nth=4)
-    assert cv.push(source, MODEL).ready
+    cv.push(source, MODEL)
+    wanted = server.paths()
+    for nth in range(1, server.count("POST", UPLOAD) + 1):
+        with SuperviselyStandIn(tmp_path / f"server-{nth}") as other:
+            other.fault("POST", UPLOAD, LoseAnswer(), nth=nth)
+            assert platform(other).push(source, MODEL).digest == digest_directory(source)
+            assert other.paths() == wanted
 
 
 def test_a_push_that_fails_for_good_leaves_nothing_behind(
@@ -425,6 +431,23 @@ def test_paths_that_lead_out_of_the_target_are_refused(
     with pytest.raises(UnsafeArchive, match="evil"):
         cv.pull(MODEL, target)
     assert not target.exists()
+
+
+@pytest.mark.parametrize("directory", ["../evil", "/evil", "a/../../evil", "weights.bin", "weights.bin/evil"])
+@pytest.mark.row("H1", "H6")
+def test_a_description_whose_directories_lead_elsewhere_is_refused(
+    cv: Connection, server: SuperviselyStandIn, source: Path, tmp_path: Path, directory: str
+) -> None:
+    cv.push(source, MODEL)
+    info = info_of(server)
+    info["modelsync"]["directories"] = [directory]
+    server.seed_file(INFO, json.dumps(info).encode())
+    place = tmp_path / "pulled"
+    place.mkdir()
+    with pytest.raises(UnsafeArchive, match=r"evil|side by side"):
+        cv.pull(MODEL, place / "signs")
+    assert list(place.iterdir()) == []
+    assert list(tmp_path.rglob("evil")) == []
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------
