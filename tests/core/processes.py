@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 
 import pytest
 
+from tests.support.steps import Victim
+
 Work = Callable[[], Any]
 
 NOBODY = 65534
@@ -69,21 +71,12 @@ def killed_at(step: int, work: Work) -> bool:
 
     :return: whether it came that far; ``False`` means that the work was done before.
     """
-    pid = os.fork()
-    if pid == 0:
+
+    def armed() -> None:
         _kill_before(step)
-        try:
-            work()
-        except BaseException as error:
-            print(f"the child failed: {error!r}", file=sys.stderr, flush=True)
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return True
-    assert os.WEXITSTATUS(status) == 0, "the work failed by itself"
-    return False
+        work()
+
+    return Victim(armed).run()
 
 
 def as_nobody(work: Work) -> Work:

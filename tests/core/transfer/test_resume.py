@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import sys
 import tarfile
 from collections import Counter
@@ -28,7 +27,7 @@ from tests.core.stores import hidden, snapshot, write_tree
 from tests.core.transfer.test_multipart import COMPLETE, START, HookedStore, Memory, store_of
 from tests.standins.bentocloud import BentoCloudStandIn, StoreError
 from tests.standins.http_server import Answer, Request, Reset, Respond
-from tests.support.steps import some_of
+from tests.support.steps import Victim, some_of
 
 pytestmark = pytest.mark.faults
 
@@ -51,7 +50,7 @@ class KillingServer(BentoCloudStandIn):
         store = HookedStore(root, minimum_part_size=PART)
         store.after = self._served
         self.store = store
-        self._victim: tuple[int, int, Moment, str] | None = None
+        self._victim: tuple[Victim, int, Moment, str] | None = None
 
     def arrived(self, request: Request) -> None:
         super().arrived(request)
@@ -70,24 +69,11 @@ class KillingServer(BentoCloudStandIn):
         :param path: count the requests only whose paths end so.
         """
         self.requests.clear()
-        ready, go = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            os.close(go)
-            os.read(ready, 1)
-            try:
-                work()
-            except BaseException as error:
-                print(f"the child failed: {error!r}", file=sys.stderr, flush=True)
-                os._exit(1)
-            os._exit(0)
-        self._victim = pid, step, moment, path
-        os.close(ready)
-        os.close(go)
-        _, status = os.waitpid(pid, 0)
+        victim = Victim(work)
+        self._victim = victim, step, moment, path
+        is_killed = victim.run()
         self._victim = None
-        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the work failed by itself"
-        return os.WIFSIGNALED(status)
+        return is_killed
 
     def _served(self, request: Request, answer: Answer) -> Answer:
         self._is_due("served")
@@ -97,11 +83,11 @@ class KillingServer(BentoCloudStandIn):
         with self.lock:
             if not self._victim:
                 return False
-            pid, step, moment, path = self._victim
+            victim, step, moment, path = self._victim
             if moment != now or sum(request.path.endswith(path) for request in self.requests) < step:
                 return False
             self._victim = None
-            os.kill(pid, signal.SIGKILL)
+            victim.kill()
             return True
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -30,7 +28,7 @@ from tests.core.stores import snapshot, write_tree
 from tests.services.moto_server import running_moto
 from tests.standins.http_server import Answer, LoseAnswer, Refusal, Request, Respond, text_answer
 from tests.standins.mlflow import MLflowStandIn
-from tests.support.steps import some_of
+from tests.support.steps import Victim, some_of
 
 pytestmark = pytest.mark.faults
 
@@ -40,7 +38,7 @@ Worker = Callable[..., Bench]
 class Deadly(MLflowStandIn):
     """Kills its client at one of its requests: before what was asked for is done, or after."""
 
-    victim = 0
+    victim: Victim | None = None
     left = 0
     does_it = True
 
@@ -48,30 +46,19 @@ class Deadly(MLflowStandIn):
         if self.victim:
             self.left -= 1
             if self.left == 0:
-                victim, self.victim = self.victim, 0
+                victim, self.victim = self.victim, None
                 try:
                     return super().answer(request, body) if self.does_it else text_answer(500, "")
                 finally:
-                    os.kill(victim, signal.SIGKILL)
+                    victim.kill()
         return super().answer(request, body)
 
     def kills(self, work: Callable[[], Any], *, at: int, does_it: bool) -> bool:
         """Do work in a process that is killed at its n-th request; return whether it came that far."""
-        wait, go = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            os.read(wait, 1)
-            try:
-                work()
-            finally:
-                os._exit(0)
-        self.left, self.does_it, self.victim = at, does_it, pid
-        os.close(wait)
-        os.write(go, b"g")
-        os.close(go)
-        _, status = os.waitpid(pid, 0)
-        self.victim = 0
-        return os.WIFSIGNALED(status)
+        self.left, self.does_it, self.victim = at, does_it, (victim := Victim(work))
+        is_killed = victim.run()
+        self.victim = None
+        return is_killed
 
 
 def whole(worker: Worker, source: Path) -> list[str]:

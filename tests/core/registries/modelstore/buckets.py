@@ -5,10 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 import random
-import signal
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,7 +33,7 @@ from tests.services.moto_server import holding, objects_in, running_moto
 from tests.standins import http_server
 from tests.standins.http_server import StandIn
 from tests.standins.s3 import After, Before, Request, S3StandIn
-from tests.support.steps import some_of
+from tests.support.steps import Victim, some_of
 
 T = TypeVar("T")
 
@@ -421,28 +418,14 @@ def is_killed_at(front: StandIn, work: Callable[[], Any], what: str, key: str = 
     :param key: what the proxy finds in a request.
     :return: whether it came that far.
     """
-    ready, go = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(go)
-        os.read(ready, 1)  # returns once the parent has closed its end
-        try:
-            work()
-        except BaseException as error:
-            print(f"the child failed: {error!r}", file=sys.stderr, flush=True)
-            os._exit(1)
-        os._exit(0)
-    numbers = count(1)
+    victim, numbers = Victim(work), count(1)
 
     def served(request: http_server.Request) -> None:
         if (what != "write" or request.is_write) and next(numbers) == nth:
-            os.kill(pid, signal.SIGKILL)
+            victim.kill()
 
     front.clear()
     front.fault("*" if what == "write" else what, key, After(served), times=None)
-    os.close(ready)
-    os.close(go)
-    _, status = os.waitpid(pid, 0)
+    is_killed = victim.run()
     front.clear()
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the work failed by itself"
-    return os.WIFSIGNALED(status)
+    return is_killed

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
-import os
-import signal
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +32,7 @@ from airflow_provider_modelsync.core.registries.wallaroo import registry as wall
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.verbs.drive import driver_for
 from airflow_provider_modelsync.core.verbs.wait import find_version
+from tests.core.processes import killed_at
 from tests.core.registries.wallaroo.instance import LISTING, NAME, ONNX, SCHEMAS, UPLOAD, VERSION, WORKSPACE, Instance
 from tests.core.stores import write_tree
 from tests.standins.http_server import LoseAnswer, Reset, Respond, Rewrite, html_error_page
@@ -336,39 +334,16 @@ def test_a_try_that_ended_after_its_upload_leaves_nothing_to_send_to_the_next(
     assert len(instance.stored) == 1
 
 
-class Killed(CancelToken):
-    """Kills its process at the nth look."""
-
-    def __init__(self, looks: int) -> None:
-        super().__init__()
-        self._left = looks
-
-    def check(self) -> None:
-        self._left -= 1
-        if self._left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 @pytest.mark.row("P1", "P3")
 def test_a_killed_push_makes_no_second_version_whenever_it_is_killed(
     server: WallarooStandIn, instance: Instance, onnx: Path
 ) -> None:
     _ = instance.registry
     kills = sent = 0
-    for looks in range(200):
-        pid = os.fork()
-        if pid == 0:
-            with contextlib.suppress(BaseException):
-                instance.push(onnx, control=Control(cancel=Killed(looks)))
-                os._exit(0)
-            os._exit(1)
-        _, status = os.waitpid(pid, 0)
+    while killed_at(kills, lambda: instance.push(onnx)):
+        kills += 1
         sent += len(instance.stored)
         assert len(instance.stored) <= 1
-        if not os.WIFSIGNALED(status):
-            assert os.WEXITSTATUS(status) == 0
-            break
-        kills += 1
     assert kills > 3
     assert sent > 1  # some were killed when the server had it already
     assert instance.push(onnx).version == instance.stored[0].uuid
