@@ -336,7 +336,7 @@ def test_what_is_forbidden_is_told_by_what_was_to_be_done(
     with pytest.raises(Unauthorized, match="AccessDenied") as caught:
         store.push(source, "fraud:v1", control=Control(workers=1))
     assert doing in str(caught.value)
-    assert store.s3.count(what, key) == 1
+    assert store.s3.count(what, key) == (2 if what == "UploadPart" else 1), "a URL might only have expired"
     assert store.s3.secret_key not in "".join(traceback.format_exception(caught.value))
     store.s3.clear()
     assert store.seen("fraud:v1") is None
