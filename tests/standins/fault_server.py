@@ -304,6 +304,8 @@ class FaultServer:
                     talk.read_body()
                 for step in script:
                     step.run(talk)
+                while talk.body_left:  # what comes now is no request
+                    talk.receive()
 
     @contextlib.contextmanager
     def _opened(self, sock: socket.socket) -> Iterator[socket.socket]:
