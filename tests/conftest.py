@@ -111,6 +111,12 @@ def pytest_xdist_auto_num_workers() -> int:
     return max(1, len(os.sched_getaffinity(0)) * 3 // 2)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse names that hold an address: each process of a parallel run would give the test another one."""
+    if told := [item.nodeid for item in items if " at 0x" in item.nodeid]:
+        raise pytest.UsageError(f"give these parameters an id: {', '.join(told)}")
+
+
 def pytest_collection_finish() -> None:
     """Have no later look for garbage go through Airflow and thousands of tests once more."""
     gc.collect()
