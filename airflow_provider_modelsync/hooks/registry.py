@@ -54,6 +54,7 @@ from airflow_provider_modelsync.core.errors import (
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.parallel import interruptible
 from airflow_provider_modelsync.core.flow.steps import AsyncDriver, Flow, SyncDriver
+from airflow_provider_modelsync.core.flow.threads import Threads as LoopThreads
 from airflow_provider_modelsync.core.models import (
     Alias,
     Deployment,
@@ -247,9 +248,10 @@ class RegistryHook(BaseHook, ABC):
         if self._registry is None:
             connection = self._take_found() or await self.aget_connection(self.registry_conn_id)
             # In threads: a system's modules take long to load when it is the first of its kind.
-            settings = await asyncio.to_thread(self._settings_in, connection)
-            self._others = [await self.aget_connection(other) for other in settings.further_connections]
-            self._registry = await asyncio.to_thread(self._make, settings, self._others)
+            threads = LoopThreads.of(self.registry_conn_id)
+            settings = await threads.run(lambda: self._settings_in(connection))
+            others = self._others = [await self.aget_connection(other) for other in settings.further_connections]
+            self._registry = await threads.run(lambda: self._make(settings, others))
         return self._registry
 
     def make_registry(self, settings: RegistrySettings, others: Sequence[Connection]) -> Registry:
@@ -921,7 +923,8 @@ class RegistryHook(BaseHook, ABC):
     async def _in_a_thread(self, verb: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         with self._named(None):
             await self.aget_conn()  # here: threads must not ask Airflow for connections
-        work = asyncio.ensure_future(asyncio.to_thread(verb, *args, **kwargs))
+        # In a thread of its own: transfers take long, and the loop's threads are for everybody.
+        work = asyncio.ensure_future(LoopThreads(1).run(lambda: verb(*args, **kwargs)))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -1024,7 +1027,8 @@ def get_registry_hook(registry_conn_id: str) -> RegistryHook:
 
 async def aget_registry_hook(registry_conn_id: str) -> RegistryHook:
     """Return the hook for a connection; for the event loop."""
-    return await asyncio.to_thread(_hook_of, await RegistryHook.aget_connection(registry_conn_id))
+    connection = await RegistryHook.aget_connection(registry_conn_id)
+    return await LoopThreads.of(registry_conn_id).run(lambda: _hook_of(connection))
 
 
 def _hook_of(connection: Connection) -> RegistryHook:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import traceback
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +168,37 @@ async def test_what_a_registry_takes_to_load_is_loaded_off_the_event_loop(
     monkeypatch.setattr(ModelStoreHook, "make_registry", make)
     await (await aget_registry_hook("modelsync_default")).aget_conn()
     assert made == [False]
+
+
+async def test_a_mount_that_hangs_holds_up_its_own_connection_alone(
+    connect: Connect, modelstore: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What others do in the event loop's own threads goes on, such as looking up names."""
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    hangs, is_back = asyncio.Event(), threading.Event()
+    real = ModelStoreHook.make_registry
+
+    def make(hook: ModelStoreHook, *args: Any) -> Any:
+        if hook.registry_conn_id == "gone":
+            loop.call_soon_threadsafe(hangs.set)
+            is_back.wait()
+        return real(hook, *args)
+
+    monkeypatch.setattr(ModelStoreHook, "make_registry", make)
+    connect("gone", conn_type="modelstore", host=(tmp_path / "gone").as_uri())
+    looking = asyncio.create_task((await aget_registry_hook("gone")).alist_models())
+    try:
+        async with asyncio.timeout(60):
+            await hangs.wait()
+            assert await asyncio.to_thread(lambda: "an answer") == "an answer"
+            other = await aget_registry_hook("modelsync_default")
+            await other.apush(source, "digits:v1")
+            assert [version.ref for version in await other.alist_models()] == ["digits:v1"]
+        assert not looking.done()
+    finally:
+        is_back.set()
+    assert await looking == []
 
 
 async def test_the_event_loop_gets_the_same_settings(connect: Connect, tmp_path: Path) -> None:

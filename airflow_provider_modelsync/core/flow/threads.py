@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 log = logging.getLogger("modelsync")
 
@@ -59,6 +60,12 @@ class Threads:
             raise
         return await outcome
 
+    @classmethod
+    def of(cls, conn_id: str) -> Threads:
+        """Return those in which the running event loop reads what a connection names: files, on whatever mount."""
+        own = _OF_LOOPS.setdefault(asyncio.get_running_loop(), {})
+        return own.setdefault(conn_id, cls())
+
     async def _place(self) -> None:
         is_free = False
         while not is_free:
@@ -67,3 +74,6 @@ class Threads:
                     is_free = await self._places.acquire()
             except TimeoutError:
                 log.warning("%d calls have not returned for %.0f s; the next one waits", self._size, _PATIENCE)
+
+
+_OF_LOOPS: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Threads]] = WeakKeyDictionary()

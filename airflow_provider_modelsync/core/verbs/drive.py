@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.steps import AsyncDriver, SyncDriver
+from airflow_provider_modelsync.core.flow.threads import Threads
 from airflow_provider_modelsync.core.http import network
 from airflow_provider_modelsync.core.registries.base import Registry
 
@@ -39,7 +40,8 @@ async def async_driver_for(registry: Registry) -> AsyncIterator[AsyncDriver]:
         yield AsyncDriver()
         return
     # In a thread, since it reads certificates.
-    async with await asyncio.to_thread(network.async_client, registry.settings, registry.base_url) as client:
+    make_client = partial(network.async_client, registry.settings, registry.base_url)
+    async with await Threads.of(registry.settings.conn_id).run(make_client) as client:
         yield AsyncDriver(client, policy=registry.policy())
 
 
