@@ -23,17 +23,18 @@ def containers_of(value: Any) -> int:
     return len(seen)
 
 
-def alive(kind: type) -> int:
-    """How many objects of a type there are."""
+def _alive(kind: type) -> int:
     return sum(type(one) is kind for one in gc.get_objects())
 
 
 def most_alive(kind: type, flow: Generator[Any, Any, T], seen: list[int]) -> Generator[Any, Any, T]:
-    """Return a flow that notes at each of its steps how many objects of a type there are."""
+    """Return a flow that notes at each of its steps how many more objects of a type there are than at first."""
+    gc.collect()  # what tests before have left
+    before = _alive(kind)
     try:
         step = next(flow)
         while True:
-            seen.append(alive(kind))
+            seen.append(_alive(kind) - before)
             step = flow.send((yield step))
     except StopIteration as end:
         result: T = end.value
