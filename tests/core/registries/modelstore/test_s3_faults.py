@@ -352,11 +352,11 @@ def test_temporary_keys_that_end_in_the_middle_of_a_push_are_renewed_once_for_al
     from botocore.session import Session
 
     begun = datetime(2026, 1, 1, tzinfo=UTC)
-    now, given = [begun], count()
+    clock, given = {"now": begun}, count()
 
     def keys() -> dict[str, str]:
         token = f"token-{next(given)}"
-        ends = (now[0] + timedelta(hours=1)).isoformat()
+        ends = (clock["now"] + timedelta(hours=1)).isoformat()
         return {
             "access_key": store.s3.access_key,
             "secret_key": store.s3.secret_key,
@@ -366,8 +366,8 @@ def test_temporary_keys_that_end_in_the_middle_of_a_push_are_renewed_once_for_al
 
     session = Session()
     session._credentials = RefreshableCredentials.create_from_metadata(keys(), keys, "test")
-    session._credentials._time_fetcher = lambda: now[0]
-    store.s3.fault("UploadPart", "weights", Before(lambda _: now.append(now.pop() + timedelta(hours=1))), part=1)
+    session._credentials._time_fetcher = lambda: clock["now"]
+    store.s3.fault("UploadPart", "weights", Before(lambda _: clock.update(now=begun + timedelta(hours=1))), part=1)
     worker = BucketStore(store.s3, session=lambda: boto3.Session(botocore_session=session, region_name="us-east-1"))
     assert worker.push(source, "fraud:v1").digest == digest_directory(source)
     assert next(given) == 2
