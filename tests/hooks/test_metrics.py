@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -26,40 +28,33 @@ from tests.support.pipelines import running_instance
 from tests.support.state_store import StateStore
 from tests.support.statsd import Listener, StatsClient
 
-_OLDER = "before Airflow 3.3 stats are set up otherwise: tests/test_compat.py reports to them"
+_OLDER = "before Airflow 3.2 stats are set up otherwise: tests/test_compat.py reports to them"
 NoStatsLogger = pytest.importorskip(
     "airflow.sdk._shared.observability.metrics.base_stats_logger", reason=_OLDER
 ).NoStatsLogger
-get_statsd_logger = pytest.importorskip(
-    "airflow.sdk._shared.observability.metrics.statsd_logger", reason=_OLDER
-).get_statsd_logger
-if not hasattr(stats, "initialize"):
-    pytest.skip(_OLDER, allow_module_level=True)
+SafeStatsdLogger = import_module("airflow.sdk._shared.observability.metrics.statsd_logger").SafeStatsdLogger
 
 SIZE = 10_248  # bytes of the files of the tests' model
 TRANSFER = {"bytes", "resumed_bytes", "parts_resent", "seconds"}
 STORE = {"registry": "modelstore", "connection": "modelsync_default"}
 
 
+def report_by(factory: Callable[[], Any]) -> None:
+    """Have Airflow report to what the factory makes; since 3.3 it wants to know whether under former names, too."""
+    more = {"export_legacy_names"} & signature(stats.initialize).parameters.keys()
+    stats.initialize(factory=factory, **dict.fromkeys(more, True))
+
+
 @pytest.fixture
 def listener() -> Iterator[Listener]:
     """A statsd server that understands tags, which Airflow reports to."""
     listener = Listener()
-    stats.initialize(
-        factory=lambda: get_statsd_logger(
-            stats_class=StatsClient,
-            host="127.0.0.1",
-            port=listener.port,
-            prefix="airflow",
-            influxdb_tags_enabled=True,
-            statsd_influxdb_enabled=True,
-        ),
-        export_legacy_names=True,
-    )
+    client = StatsClient("127.0.0.1", listener.port, "airflow")
+    report_by(lambda: SafeStatsdLogger(client, influxdb_tags_enabled=True, statsd_influxdb_enabled=True))
     try:
         yield listener
     finally:
-        stats.initialize(factory=NoStatsLogger, export_legacy_names=True)
+        report_by(NoStatsLogger)
         listener.close()
 
 
@@ -245,7 +240,7 @@ class _Broken:
 def test_stats_that_fail_fail_no_transfer(
     modelstore: Path, source: Path, tmp_path: Path, listener: Listener, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stats.initialize(factory=_Broken, export_legacy_names=True)
+    report_by(_Broken)
     hook: RegistryHook = ModelStoreHook("modelsync_default")
     pushed = hook.push(source, "digits:v1")
 
