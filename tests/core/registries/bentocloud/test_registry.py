@@ -21,6 +21,7 @@ import yaml
 from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.core.archive.extract import DirectorySink, Limits
 from airflow_provider_modelsync.core.errors import (
+    BeginAgain,
     CorruptArchive,
     InvalidInput,
     ModelNotFound,
@@ -827,7 +828,7 @@ class TestPull:
 
         server.fault("GET", VERSION, Rewrite(replace))
 
-        with pytest.raises(RegistryUnavailable, match="replaced"):
+        with pytest.raises(BeginAgain, match="replaced"):
             cloud.pull(target)
         cloud.pull(target)
         assert snapshot(target) == snapshot(other)

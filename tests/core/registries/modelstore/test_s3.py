@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_modelsync.core.archive.digest import digest_directory
-from airflow_provider_modelsync.core.errors import DigestMismatch, ModelNotFound, ModelSyncError, RegistryUnavailable
+from airflow_provider_modelsync.core.errors import (
+    BeginAgain,
+    DigestMismatch,
+    ModelNotFound,
+    ModelSyncError,
+    RegistryUnavailable,
+)
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
 from airflow_provider_modelsync.core.models import Query
 from airflow_provider_modelsync.core.registries.modelstore import buckets as modelstore_s3
@@ -382,7 +388,7 @@ def test_a_version_replaced_during_a_pull_is_never_pulled_as_a_mixture(store: Bu
     store.push(old, "fraud:v1")
     worker = store.again()
     store.s3.fault("GetObject", FILES, Before(lambda _: worker.push(new, "fraud:v1", force=True)), nth=2)
-    with pytest.raises(RegistryUnavailable, match="replaced"):
+    with pytest.raises(BeginAgain, match="replaced"):
         store.pull("fraud:v1", tmp_path / "target", control=Control(workers=1))
     store.pull("fraud:v1", tmp_path / "target")
     assert snapshot(tmp_path / "target") == snapshot(new)
