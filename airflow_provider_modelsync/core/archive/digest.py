@@ -107,9 +107,12 @@ class Source(ABC):
         :raises SourceChanged: when the file does not have so many bytes, or is not as it was when it was hashed.
         """
 
-    def read(self, path: str, offset: int, length: int) -> memoryview:
-        """Return a range of a file in a buffer of its own, which nobody may change. Errors as of :meth:`read_into`."""
-        view = memoryview(bytearray(length))
+    def read(self, path: str, offset: int, length: int, memory: Callable[[], memoryview] | None = None) -> memoryview:
+        """Return a range of a file, which nobody may change as long as it is used. Errors as of :meth:`read_into`.
+
+        :param memory: returns a buffer of that length, which may be taken instead of a new one.
+        """
+        view = memoryview(bytearray(length)) if memory is None else memory()
         if length:
             self.read_into(path, offset, view)
         return view

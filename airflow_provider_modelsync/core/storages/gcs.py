@@ -144,7 +144,7 @@ class GcsBucket(RestBucket):
         headers = {
             "Content-Type": "application/octet-stream",
             _IF_GENERATION: etag or _ABSENT,
-            _HASH: f"crc32c={crc32c_of(memoryview(content))}",
+            _HASH: f"crc32c={crc32c_of([memoryview(content)])}",
         }
         answer = self._call(doing, "PUT", self._at(key), headers, content, none_for={412})
         return None if answer is None else self._generation_in(answer, doing)
@@ -319,21 +319,21 @@ class GcsBucket(RestBucket):
         headers = {
             "Content-Type": "application/octet-stream",
             _IF_GENERATION: etag or _ABSENT,
-            _HASH: f"crc32c={crc32c_of(sums.view)}",
+            _HASH: f"crc32c={crc32c_of([sums.view])}",
             **_metadata(sha256),
         }
         return self._address("PUT", self._at(key), headers)
 
     def address_part(self, key: str, upload_id: str, number: int, sums: Sums) -> Address:
         query = urlencode({"partNumber": number, "uploadId": upload_id})
-        return self._address("PUT", f"{self._at(key)}?{query}", {_HASH: f"crc32c={crc32c_of(sums.view)}"})
+        return self._address("PUT", f"{self._at(key)}?{query}", {_HASH: f"crc32c={crc32c_of([sums.view])}"})
 
     def receipt(
         self, key: str, upload_id: str | None, sums: Sums, address: Address, answer: MovedResponse, doing: str
     ) -> Stored:
         if answer.status == 412 and upload_id is None:
             found = self.head(key)
-            if found and found.crc32c == crc32c_of(sums.view) and found.size == sums.size:
+            if found and found.crc32c == crc32c_of([sums.view]) and found.size == sums.size:
                 return Stored(sums.size, found.etag)
             raise BeginAgain(f"{doing}: another writer has stored something else there, or removed it")
         if not 200 <= answer.status < 300:
@@ -352,7 +352,7 @@ class GcsBucket(RestBucket):
     def is_file(self, found: Listed, size: int, sha256: str, count: int, parts: Iterable[Sums]) -> bool:
         if (found.size, found.sha256) != (size, sha256) or found.crc32c is None:
             return False
-        return found.crc32c == crc32c_of(*(part.view for part in parts))
+        return found.crc32c == crc32c_of(part.view for part in parts)
 
     # -- how requests are made
 
@@ -387,8 +387,11 @@ class GcsBucket(RestBucket):
         return str(generation)
 
 
-def crc32c_of(*views: memoryview) -> str:
-    """Return the CRC-32C of bytes, base64, as Google's headers have it."""
+def crc32c_of(views: Iterable[memoryview]) -> str:
+    """Return the CRC-32C of bytes, base64, as Google's headers have it.
+
+    :param views: the bytes; each is looked at before the next is asked for, so they may share their memory.
+    """
     import google_crc32c
 
     total = 0

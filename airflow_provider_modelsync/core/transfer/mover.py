@@ -71,9 +71,9 @@ class Read(Protocol):
 
 
 class InPieces(Protocol):
-    """A body that the kernel may send by itself."""
+    """A body whose blocks are there already, or are ranges of a file that the kernel may send by itself."""
 
-    def pieces(self) -> Generator[FilePiece, None, None]: ...
+    def pieces(self) -> Generator[memoryview, None, None] | Generator[FilePiece, None, None]: ...
 
 
 BodyFactory = Callable[[], ReadInto | Read | InPieces]

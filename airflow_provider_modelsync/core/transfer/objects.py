@@ -6,7 +6,8 @@ and checked by the storage, whether it comes from a disk or from another registr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
 
 from airflow_provider_modelsync.core.archive.digest import FileEntry
@@ -17,7 +18,7 @@ from airflow_provider_modelsync.core.flow.parallel import for_each
 from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver
 from airflow_provider_modelsync.core.models import TransferStats
 from airflow_provider_modelsync.core.transfer.control import Control
-from airflow_provider_modelsync.core.transfer.mover import Mover, with_retries
+from airflow_provider_modelsync.core.transfer.mover import BLOCK, Mover, with_retries
 from airflow_provider_modelsync.core.transfer.plan import Address, PutObjects, Stored, Sums
 
 
@@ -27,6 +28,11 @@ def put_objects(way: PutObjects, control: Control, driver: SyncDriver, mover: Mo
 
 
 class _Push:
+    """One model on its way.
+
+    :ivar _spare: the memory of the part that a thread has at hand: new pages cost as much as reading into them.
+    """
+
     def __init__(self, way: PutObjects, control: Control, driver: SyncDriver, mover: Mover) -> None:
         self._way = way
         self._control = control
@@ -36,6 +42,7 @@ class _Push:
         self._lock = Lock()
         self._sent = self._resumed = 0
         self._copied: set[str] = set()
+        self._spare = threading.local()
 
     def run(self) -> TransferStats:
         files = sorted(self._way.source.files, key=lambda file: -file.size)
@@ -88,7 +95,7 @@ class _Push:
     def _read(self, file: FileEntry, number: int) -> Sums:
         start = (number - 1) * self._way.writer.part_size
         length = min(self._way.writer.part_size, file.size - start)
-        return Sums(self._way.source.read(file.path, start, length))
+        return Sums(self._way.source.read(file.path, start, length, partial(self._memory, length)))
 
     def _send(
         self,
@@ -115,6 +122,13 @@ class _Push:
         with self._lock:
             self._sent += part.size
         return stored
+
+    def _memory(self, length: int) -> memoryview:
+        """Return this thread's memory, which it uses for one part at a time."""
+        spare: memoryview | None = getattr(self._spare, "view", None)
+        if spare is None or len(spare) < length:
+            spare = self._spare.view = memoryview(bytearray(length))
+        return spare[:length]
 
     def _resume(self, size: int) -> None:
         with self._lock:
@@ -152,10 +166,8 @@ class _Upload:
 
 class _PartBody:
     def __init__(self, view: memoryview) -> None:
-        self._rest = view
+        self._view = view
 
-    def readinto(self, buffer: memoryview, /) -> int:
-        count = min(len(buffer), len(self._rest))
-        buffer[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
+    def pieces(self) -> Generator[memoryview, None, None]:
+        for start in range(0, len(self._view), BLOCK):
+            yield self._view[start : start + BLOCK]

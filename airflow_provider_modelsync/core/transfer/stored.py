@@ -89,8 +89,8 @@ class StoredModel(Source):
         self._note(path, offset, view, is_kept=False)
         return count
 
-    def read(self, path: str, offset: int, length: int) -> memoryview:
-        view = memoryview(bytearray(length))
+    def read(self, path: str, offset: int, length: int, memory: Callable[[], memoryview] | None = None) -> memoryview:
+        view = memoryview(bytearray(length))  # of its own: it may wait to be hashed
         self._fill(path, offset, view)
         self._note(path, offset, view, is_kept=True)
         return view
