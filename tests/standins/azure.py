@@ -19,8 +19,11 @@ from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
+from awscrt.checksums import crc64nvme
+
 from tests.standins.http_server import Answer, Refusal, Request, StandIn
 
+CRC64 = "x-ms-content-crc64"
 _FIELDS = ("sp", "st", "se", "-", "si", "sip", "spr", "sv", "sr", "-", "ses", "rscc", "rscd", "rsce", "rscl", "rsct")
 
 
@@ -36,9 +39,15 @@ class Blob:
     pending: int = 0
 
 
-def refusal(status: int, code: str) -> Refusal:
+def crc64_of(content: bytes) -> str:
+    """Return the CRC-64 of bytes as the service spells it."""
+    return base64.b64encode(crc64nvme(content).to_bytes(8, "little")).decode()
+
+
+def refusal(status: int, code: str, words: str = "") -> Refusal:
     """Return what the service says of what it does not do."""
-    body = f"\ufeff<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
+    message = words or code
+    body = f"\ufeff<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
     return Refusal(Answer(status, body, {"x-ms-error-code": code, "Content-Type": "application/xml"}))
 
 
@@ -50,6 +59,8 @@ class AzureStandIn(StandIn):
     :param is_hierarchical: whether directories are blobs, as where Data Lake Storage is switched on.
     :param page_size: names on one page of a listing.
     :param pending_looks: how often a copy is looked at before it is there.
+    :param crc64: what becomes of the CRC-64 that comes with a block: ``checked``; or as by emulators ``refused``, or
+        ``ignored``.
     """
 
     def __init__(
@@ -60,6 +71,7 @@ class AzureStandIn(StandIn):
         is_hierarchical: bool = False,
         page_size: int = 5000,
         pending_looks: int = 0,
+        crc64: str = "checked",
     ) -> None:
         super().__init__()
         self.account, self.container = account, "models"
@@ -71,6 +83,7 @@ class AzureStandIn(StandIn):
         self._is_hierarchical = is_hierarchical
         self._page_size = page_size
         self._pending_looks = pending_looks
+        self.crc64 = crc64
         self._tags = (f"0x{number:016X}" for number in itertools.count(1))
 
     @property
@@ -158,6 +171,11 @@ class AzureStandIn(StandIn):
         told = request.headers.get("content-md5")
         if told and told != base64.b64encode(hashlib.md5(content).digest()).decode():
             raise refusal(400, "Md5Mismatch")
+        sum_told = request.headers.get(CRC64)
+        if sum_told and self.crc64 == "refused":
+            raise refusal(500, "FeatureNotSupported", f"{CRC64} header or parameter is not supported")
+        if sum_told and self.crc64 == "checked" and sum_told != crc64_of(content):
+            raise refusal(400, "Crc64Mismatch")
 
     def _put_blob(self, request: Request, name: str, content: bytes) -> Answer:
         self._check(request, content)
@@ -215,7 +233,8 @@ class AzureStandIn(StandIn):
         if any(len(known) != len(block) for known in blocks):
             raise refusal(400, "InvalidBlobOrBlock")
         blocks[block] = content
-        return Answer(201)
+        is_told = self.crc64 == "checked" and "content-md5" not in request.headers
+        return Answer(201, headers={CRC64: crc64_of(content)} if is_told else {})
 
     def _get_block_list(self, request: Request, name: str, content: bytes) -> Answer:
         if name not in self.blobs and name not in self.uncommitted:

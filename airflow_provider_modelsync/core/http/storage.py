@@ -157,6 +157,7 @@ _CODES: Mapping[str, _Meaning] = {
     "ResourceTypeMismatch": _AZURE_ABSENT,
     "ContainerBeingDeleted": _PASSING,
     "Md5Mismatch": _PASSING,
+    "Crc64Mismatch": _PASSING,
     "OperationTimedOut": _PASSING,
     "ServerBusy": _PASSING,
     "LeaseIdMissing": _Meaning(NotSupported, "Somebody holds a lease on the object: break it, or wait for its end"),
@@ -172,8 +173,8 @@ _WORDS: tuple[tuple[re.Pattern[str], _Meaning], ...] = (
     (re.compile(r"(?i)\bobject.?lock\b|\bWORM\b|\bretention\b|\blegal hold\b|\bimmutab"), _LOCKED),
     (re.compile(r"(?i)virtual.?host"), _STYLE),
 )
-_SUM_HEADER = re.compile(r"(?i)x-amz-(sdk-)?checksum|checksum.?algorithm")
-_SUM_CODES = frozenset({"NotImplemented", "InvalidArgument", "InvalidRequest"})
+_SUM_HEADER = re.compile(r"(?i)x-amz-(sdk-)?checksum|checksum.?algorithm|x-ms-content-crc64")
+_SUM_CODES = frozenset({"NotImplemented", "InvalidArgument", "InvalidRequest", "FeatureNotSupported"})
 _SAYS_EXPIRED = re.compile(r"(?i)\bexpired\b|not valid in the specified time")
 _EXPIRY_CODES = frozenset(
     {"AuthenticationFailed", "ExpiredToken", "InvalidAuthenticationInfo", "RequestExpired", "TokenRefreshRequired"}

@@ -21,7 +21,7 @@ from xml.etree.ElementTree import Element
 from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.errors import BeginAgain, InvalidInput, NotSupported, RegistryUnavailable
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
-from airflow_provider_modelsync.core.http.storage import Refusal
+from airflow_provider_modelsync.core.http.storage import Refusal, SumRefused
 from airflow_provider_modelsync.core.redact import secrets_of, show_url
 from airflow_provider_modelsync.core.storages.azure_auth import VERSION, AzureSettings, OpenCredential, credentials_for
 from airflow_provider_modelsync.core.storages.base import LARGEST_RECORD, Abilities, Listed, StoredObject
@@ -40,7 +40,9 @@ _DIRECTORY = "hdi_isfolder"  # the metadata of a directory where directories are
 _MOST_SEGMENTS = 254
 _LARGEST_PAGE = 32 << 20  # bytes: 5,000 long names with what is told of each have less
 _COPY_SECONDS = 5.0  # between two looks at a copy, at most
-_BLOCK = re.compile(r"(\d{5})-([0-9a-f]{32})")
+_CRC64 = "x-ms-content-crc64"
+_BY_CRC64 = "crc64nvme-------"  # so long that what follows makes it as long as an MD5
+_BLOCK = re.compile(rf"(\d{{5}})-([0-9a-f]{{32}}|{_BY_CRC64}[0-9a-f]{{16}})")
 
 _MISSING = frozenset({"BlobNotFound", "ResourceNotFound"})
 _CHANGED = frozenset({"ConditionNotMet", "TargetConditionNotMet", "BlobAlreadyExists"})
@@ -117,6 +119,7 @@ class Container(RestBucket):
             copies=True, conditional_copies=True, upload_lists=True, part_lists=True, conditional_deletes=True
         )
         self._root = f"{place.service}/{place.container}"
+        self._knows_crc64 = True  # as the service does; an emulator may not
         self._credentials = credentials_for(
             settings,
             place.account,
@@ -288,8 +291,11 @@ class Container(RestBucket):
         return self._address("PUT", self._url(key), headers)
 
     def address_part(self, key: str, upload_id: str, number: int, sums: Sums) -> Address:
-        url = self._url(key, comp="block", blockid=_block(number, sums.md5))
-        return self._address("PUT", url, {"Content-MD5": sums.md5_base64})
+        if self._knows_crc64 and sums.crc64 is not None:
+            token, proof = _token(sums.crc64), {_CRC64: _spelled(sums.crc64)}
+        else:
+            token, proof = sums.md5, {"Content-MD5": sums.md5_base64}
+        return self._address("PUT", self._url(key, comp="block", blockid=_block(number, token)), proof)
 
     def receipt(
         self, key: str, upload_id: str | None, sums: Sums, address: Address, answer: MovedResponse, doing: str
@@ -301,12 +307,26 @@ class Container(RestBucket):
             if upload_id is not None and refusal.code in _ODD_BLOCKS:
                 self.abort(key, upload_id)
                 raise BeginAgain(f"{doing}: somebody else has left blocks at this name, which are gone now")
-            raise self._error(answer, doing, address.refused, not_found=BeginAgain)
-        # The service has compared the bytes with their MD5; of a block it tells no tag.
-        return Stored(sums.size, _tag(answer) if upload_id is None else sums.md5)
+            error = self._error(answer, doing, address.refused, not_found=BeginAgain)
+            if isinstance(error, SumRefused):
+                self._knows_crc64 = False
+            raise error
+        # The service has compared the bytes with their sum; of a block it tells no tag.
+        if upload_id is None:
+            return Stored(sums.size, _tag(answer))
+        if _CRC64 not in address.headers or sums.crc64 is None:
+            return Stored(sums.size, sums.md5)
+        if answer.headers.get(_CRC64) != address.headers[_CRC64]:
+            self._knows_crc64 = False
+            raise SumRefused(f"{doing}: the storage does not tell the CRC-64 of what it has stored")
+        return Stored(sums.size, _token(sums.crc64))
 
     def is_part(self, sums: Sums, stored: Stored) -> bool:
-        return (stored.size, stored.etag) == (sums.size, sums.md5)
+        if stored.size != sums.size:
+            return False
+        if stored.etag.startswith(_BY_CRC64):
+            return sums.crc64 is not None and stored.etag == _token(sums.crc64)
+        return stored.etag == sums.md5
 
     def is_file(self, found: Listed, size: int, sha256: str, count: int, parts: Iterable[Sums]) -> bool:
         # Whoever writes the object anew writes its metadata anew, and each of its bytes was checked as it came.
@@ -413,9 +433,19 @@ def _is_directory(answer: MovedResponse) -> bool:
     return is_folder or headers.get("x-ms-resource-type", "").lower() == "directory"
 
 
-def _block(number: int, md5: str) -> str:
+def _block(number: int, token: str) -> str:
     """Return a block's id: what it holds, and all of one length, as the service wants those of one name."""
-    return base64.b64encode(f"{number:05d}-{md5}".encode()).decode()
+    return base64.b64encode(f"{number:05d}-{token}".encode()).decode()
+
+
+def _token(crc64: int) -> str:
+    """Return what tells a block by its CRC-64, as long as an MD5."""
+    return f"{_BY_CRC64}{crc64:016x}"
+
+
+def _spelled(crc64: int) -> str:
+    """Return a CRC-64 as the service's header has it, which is the one that NVMe has."""
+    return base64.b64encode(crc64.to_bytes(8, "little")).decode()
 
 
 def _decoded(block: str) -> str:

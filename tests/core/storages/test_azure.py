@@ -33,7 +33,7 @@ from airflow_provider_modelsync.core.storages.base import Bucket
 from airflow_provider_modelsync.core.transfer.control import Control
 from tests.core.registries.modelstore.buckets import KIB, BucketStore
 from tests.core.stores import snapshot, write_tree
-from tests.standins.azure import AzureStandIn
+from tests.standins.azure import CRC64, AzureStandIn
 from tests.standins.http_server import LoseAnswer, Respond
 
 
@@ -187,6 +187,41 @@ def test_a_push_whose_answers_are_lost_goes_on(server: AzureStandIn, source: Pat
     server.fault(what, key, LoseAnswer(), nth=4, times=1)  # the commit
     assert store_in(server).push(source, "fraud:v1").digest == digest_directory(source)
     assert server.uncommitted == {}
+
+
+@pytest.mark.parametrize(("crc64", "by_md5"), [("checked", 0), ("refused", 3), ("ignored", 3)])
+def test_blocks_are_proved_by_a_crc_where_the_service_knows_it_and_by_an_md5_elsewhere(
+    source: Path, crc64: str, by_md5: int
+) -> None:
+    with AzureStandIn(crc64=crc64) as server:
+        assert store_in(server).push(source, "fraud:v1").digest == digest_directory(source)
+        blocks = [request for request in server.find("PUT", "weights") if server.operation(request) == "Put Block"]
+        assert sum("content-md5" in request.headers for request in blocks) == by_md5
+        assert all((CRC64 in request.headers) != ("content-md5" in request.headers) for request in blocks)
+        assert 3 <= len(blocks) <= 3 + by_md5, "each was refused once at most"
+
+
+def test_a_block_that_is_damaged_on_its_way_is_sent_again(server: AzureStandIn, source: Path) -> None:
+    server.fault("PUT", "weights", Respond(400, b"<Error><Code>Crc64Mismatch</Code></Error>"), times=1)
+    assert store_in(server).push(source, "fraud:v1").digest == digest_directory(source)
+
+
+@pytest.mark.parametrize(("first", "commit", "then"), [("checked", 4, "refused"), ("refused", 5, "checked")])
+@pytest.mark.row("P3")
+def test_blocks_of_an_earlier_try_are_known_by_either_sum(
+    server: AzureStandIn, source: Path, first: str, commit: int, then: str
+) -> None:
+    server.crc64 = first
+    server.fault("PUT", "weights", Respond(503, b"busy"), nth=commit, times=None)
+    with pytest.raises(RegistryUnavailable):
+        store_in(server).push(source, "fraud:v1", control=Control(workers=1))
+    server.faults.clear()
+    server.crc64 = then
+    before = len(server.find("PUT", "weights"))
+    pushed = store_in(server).push(source, "fraud:v1")
+    assert pushed.transfer is not None
+    assert pushed.transfer.resumed_bytes == 170 * KIB
+    assert [server.operation(one) for one in server.find("PUT", "weights")[before:]] == ["Put Block List"]
 
 
 @pytest.mark.row("S6")
