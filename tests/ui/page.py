@@ -14,6 +14,7 @@ from tests.ui.forms import JSON, STANDARD, Field, Value
 
 Role = Literal["combobox", "checkbox", "spinbutton", "textbox"]
 
+_PATIENCE = 120_000  # milliseconds; a shared machine can stall a page
 DETAILS_FROM = 150  # pixels from the left; what is beside them is hardly seen
 
 _WIDGETS: dict[Role, str] = {"combobox": "choice", "checkbox": "switch", "spinbutton": "number", "textbox": "text"}
@@ -24,10 +25,12 @@ def browser_page(height: int = 900, width: int = 1280) -> Iterator[Page]:
     """Open a page in the system's Chromium; no other can be used, so that nothing is downloaded."""
     chromium = shutil.which("chromium")
     assert chromium is not None, "there is no program `chromium`: `make test-ui` installs Debian's"
-    expect.set_options(timeout=30_000)  # milliseconds; a shared machine can stall a page
+    expect.set_options(timeout=_PATIENCE)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium)
-        yield browser.new_page(viewport={"width": width, "height": height})
+        page = browser.new_page(viewport={"width": width, "height": height})
+        page.set_default_timeout(_PATIENCE)
+        yield page
         browser.close()
 
 
@@ -101,6 +104,7 @@ class Form:
     def save(self) -> None:
         """Press the button, and wait until the dialog is gone."""
         self.dialog.get_by_role("button", name="Save").click()
+        self._page.mouse.move(0, 0)  # below the pointer a notice would stay, and cover what is pressed next
         expect(self.dialog).to_be_hidden()
 
     def picture(self) -> bytes:
