@@ -136,10 +136,13 @@ test-e2e: $(READY) .venv-vendors/bentocloud/.ready
 
 # On another Airflow: 3.0, 3.1, 3.2, 3.3 and the newest beta, each with what there was on its day, and the wheel that
 # users install.
-test-airflow-%: .venv-airflow/%/.ready wheel
+test-airflow-%: test-facing-%
+	$(call with-wheel,.venv-airflow/$*) -m e2e $(WHOLE) $(PYTEST_ARGS)
+
+# Of that what needs no whole Airflow.
+test-facing-%: .venv-airflow/%/.ready wheel
 	$(call install-wheel,.venv-airflow/$*)
 	$(call with-wheel,.venv-airflow/$*) -m "$(PLAIN) and not slow" -n auto --dist loadgroup $(FACING) $(PYTEST_ARGS)
-	$(call with-wheel,.venv-airflow/$*) -m e2e $(WHOLE) $(PYTEST_ARGS)
 
 # The core with the oldest release of each dependency that the package takes.
 test-lowest: .venv-airflow/lowest/.ready wheel
