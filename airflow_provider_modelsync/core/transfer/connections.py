@@ -25,7 +25,7 @@ from airflow_provider_modelsync.core.http.addresses import Found, Reach
 from airflow_provider_modelsync.core.http.network import context_for, proxy_for
 from airflow_provider_modelsync.core.redact import guard_logs, secrets_of
 from airflow_provider_modelsync.core.settings import RegistrySettings
-from airflow_provider_modelsync.core.transfer.pieces import FilePiece
+from airflow_provider_modelsync.core.transfer.sendfile import FilePiece
 from airflow_provider_modelsync.core.transfer.watchdog import Line, Watch
 
 # Bytes given to the kernel at a time. TLS takes all of them or none, so this is how coarsely progress shows.

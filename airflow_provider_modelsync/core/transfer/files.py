@@ -22,10 +22,10 @@ from airflow_provider_modelsync.core.transfer import large_files
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.large_files import Journal, LargeFile, Pulled, fetch_pieces
 from airflow_provider_modelsync.core.transfer.mover import MovedResponse, Mover, with_retries
-from airflow_provider_modelsync.core.transfer.pieces import FilePiece
 from airflow_provider_modelsync.core.transfer.plan import Address, GetFiles, PutFiles
 from airflow_provider_modelsync.core.transfer.progress import Progress
 from airflow_provider_modelsync.core.transfer.ranges import RangedObject, refuse, require
+from airflow_provider_modelsync.core.transfer.sendfile import FilePiece
 
 
 def sent(

@@ -40,7 +40,7 @@ from airflow_provider_modelsync.core.http.policy import USER_AGENT, Backoff
 from airflow_provider_modelsync.core.http.storage import Refusal, UrlExpired, is_url_over
 from airflow_provider_modelsync.core.redact import secrets_of, show_url
 from airflow_provider_modelsync.core.settings import RegistrySettings
-from airflow_provider_modelsync.core.transfer.pieces import FilePiece
+from airflow_provider_modelsync.core.transfer.sendfile import FilePiece
 from airflow_provider_modelsync.core.transfer.watchdog import Pace, Watch, Watchdog
 
 if TYPE_CHECKING:

@@ -46,7 +46,7 @@ from airflow_provider_modelsync.core.transfer.mover import (
     UrlExpired,
     with_retries,
 )
-from airflow_provider_modelsync.core.transfer.pieces import FilePiece
+from airflow_provider_modelsync.core.transfer.sendfile import FilePiece
 from airflow_provider_modelsync.core.transfer.watchdog import Pace, Watch
 from tests.standins.authority import Authority
 from tests.standins.fault_server import (
