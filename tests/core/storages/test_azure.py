@@ -362,11 +362,19 @@ class Credential:
         return Token(self.given[-1])
 
 
+class Renewing(Credential):
+    """One that gives another token each time, as services do."""
+
+    def get_token(self, *scopes: str) -> Token:
+        self.server.tokens = {f"token-{len(self.given)}-of-the-stand-in"}
+        return super().get_token(*scopes)
+
+
 @pytest.mark.row("A2", of="rest")
 def test_a_token_is_asked_for_once_and_again_when_it_is_refused(
     server: AzureStandIn, source: Path, tmp_path: Path
 ) -> None:
-    credential = Credential(server)
+    credential = Renewing(server)
     store = store_in(server, lambda: credential, password=None, azure_conn_id="wasb")
     store.push(source, "fraud:v1")
     assert len(credential.given) == 1
