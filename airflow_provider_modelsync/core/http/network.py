@@ -30,6 +30,9 @@ _TIMEOUT = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
 _LIMITS = httpx.Limits(max_connections=20, max_keepalive_connections=10, keepalive_expiry=30.0)
 _MOST_PEM = 16 << 20  # bytes; a whole system's CAs have some 200 KiB
 _WEB_SCHEMES = {"ws": "http", "wss": "https"}
+# What httpx is given for plain HTTP. Made once and early: in a child that was forked beside other threads, OpenSSL may
+# wait for ever for a lock that one of them held.
+_TRUSTS_NOBODY = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 _Stamp = tuple[str, int]
 
 
@@ -140,7 +143,7 @@ class _Transport(httpx.BaseTransport):
         # Connections are the parent's after a fork.
         key = generation(), proxy, request.url.scheme in _WEB_SCHEMES.values()
         if key not in self._ways:
-            context = context_for(str(request.url), proxy, self._settings) or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context = context_for(str(request.url), proxy, self._settings) or _TRUSTS_NOBODY
             way = httpx.HTTPTransport(context, limits=_LIMITS, proxy=_for_httpx(proxy, context))
             self._backends.connect_by(way._pool, self._backends.Backend(self._reach, is_proxy=proxy is not None))
             self._ways.setdefault(key, way)

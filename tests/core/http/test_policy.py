@@ -626,6 +626,13 @@ def test_a_missing_client_certificate_is_named(caller: Caller, authority: Author
     assert caught.value.argument == "client_cert"
 
 
+def test_plain_http_makes_no_context_for_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a child that was forked while another thread was in OpenSSL, making one may never end."""
+    with FaultServer([answer(200)]) as server, network.client(settings(server.url)) as client:
+        monkeypatch.delattr("ssl.SSLContext")
+        assert client.get(server.url).status_code == 200
+
+
 def test_connections_with_the_same_files_share_one_tls_context(authority: Authority) -> None:
     one = settings("https://a.example", ca_bundle=str(authority.bundle))
     two = settings("https://b.example", ca_bundle=str(authority.bundle), timeout_seconds=5)
