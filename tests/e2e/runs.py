@@ -59,9 +59,13 @@ class Run:
         return self.airflow.xcom(self.dag_id, self.run_id, task, map_index=map_index)
 
     def links(self, task: str) -> dict[str, str]:
-        """Return a task's links as the grid shows them."""
-        found: dict[str, str] = self.airflow.get(f"{self._path(task)}/links")["extra_links"]
-        return found
+        """Return a task's links as the grid shows them, once all are there: Airflow keeps them when the task is over."""
+
+        def whole() -> dict[str, str] | None:
+            found: dict[str, str] = self.airflow.get(f"{self._path(task)}/links")["extra_links"]
+            return found if found and all(found.values()) else None
+
+        return until(whole, f"the links of {task}")
 
     def log(self, task: str) -> str:
         """Return a task's log, all tries."""
