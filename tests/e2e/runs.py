@@ -59,7 +59,7 @@ class Run:
         return self.airflow.xcom(self.dag_id, self.run_id, task, map_index=map_index)
 
     def links(self, task: str) -> dict[str, str]:
-        """Return a task's links as the grid shows them, once all are there: Airflow keeps them when the task is over."""
+        """Return a task's links as the grid shows them, once all are there: Airflow keeps them after its end."""
 
         def whole() -> dict[str, str] | None:
             found: dict[str, str] = self.airflow.get(f"{self._path(task)}/links")["extra_links"]
