@@ -13,6 +13,7 @@ from urllib.parse import urljoin
 import httpx
 
 from airflow_provider_modelsync.core.errors import InvalidInput
+from airflow_provider_modelsync.core.flow.threads import Threads
 from airflow_provider_modelsync.core.redact import secrets_of, show_url
 from airflow_provider_modelsync.core.settings import RegistrySettings
 
@@ -142,16 +143,18 @@ class Reach:
         :raises InvalidInput: when it stands for what must not be reached.
         :raises OSError: when it stands for nothing.
         """
-        return self.judged(host, port, socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), is_proxy=is_proxy)
-
-    def judged(self, host: str, port: int, found: list[Found], *, is_proxy: bool = False) -> list[Found]:
-        """Return what a look-up found, as :meth:`resolve` does."""
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         is_trusted = is_proxy or self._trusts(host.lower().rstrip("."), port)
         for *_, address in found:
             if fault := _fault_of_host(str(address[0]), is_trusted=is_trusted):
                 what = "the proxy" if is_proxy else host
                 raise InvalidInput(f"{what} stands for an address that {fault}; nothing is sent there", argument="host")
         return found
+
+    async def aresolve(self, host: str, port: int, *, is_proxy: bool = False) -> list[Found]:
+        """As :meth:`resolve`, on an event loop, whose own threads a silent name server must not keep."""
+        threads = Threads.of(self._settings.conn_id)
+        return await threads.run(lambda: self.resolve(host, port, is_proxy=is_proxy))
 
     def _trusts(self, host: str, port: int | None) -> bool:
         return self._is_open or host in self._hosts or _is_listed(host, port, self._settings)

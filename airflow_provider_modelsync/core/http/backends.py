@@ -87,16 +87,15 @@ class AsyncBackend(httpcore.AnyIOBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout):
-                found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                found = await self._reach.aresolve(host, port, is_proxy=self._is_proxy)
         except TimeoutError as error:
             raise httpcore.ConnectTimeout("the name was not looked up in time") from error
         except (OSError, UnicodeError) as error:
             raise httpcore.ConnectError(_lookup_error(error)) from error  # the cause gets lost on the way, not this
         problem: Exception = httpcore.ConnectError("no address")
-        for address, seconds in _one_by_one(self._reach.judged(host, port, found, is_proxy=self._is_proxy), timeout):
+        for address, seconds in _one_by_one(found, timeout):
             try:
                 return await super().connect_tcp(address, port, seconds, local_address, socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:

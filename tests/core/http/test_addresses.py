@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from airflow_provider_modelsync.core.errors import Cancelled, InvalidInput, ModelSyncError
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.threads import Threads
 from airflow_provider_modelsync.core.http import network
 from airflow_provider_modelsync.core.http.addresses import Reach, check_server_url
 from airflow_provider_modelsync.core.http.faults import NotSent
@@ -248,6 +250,36 @@ def test_a_name_server_that_says_nothing_keeps_no_transfer(
             with pytest.raises(expected), mover.get("http://files.example/x", cancel=cancel):
                 pass
         assert not released.is_set()
+    finally:
+        released.set()
+
+
+def test_a_silent_name_server_keeps_none_of_the_event_loops_threads(
+    monkeypatch: pytest.MonkeyPatch, server: FaultServer
+) -> None:
+    released, asked = threading.Event(), threading.Event()
+
+    def silent(*_: Any, **__: Any) -> Any:
+        asked.set()
+        released.wait(60)
+        raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        waiters = Threads()
+        async with network.async_client(settings("http://files.example")) as client:
+            request = asyncio.ensure_future(client.get("http://files.example/x"))
+            await waiters.run(lambda: asked.wait(30))
+            await asyncio.wait_for(loop.run_in_executor(None, lambda: None), 30)
+            assert not request.done()
+            released.set()
+            with pytest.raises(httpx.ConnectError):
+                await request
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    try:
+        asyncio.run(run())
     finally:
         released.set()
 
