@@ -10,8 +10,11 @@ import socket
 import ssl
 import time
 from collections.abc import Iterable, Iterator
+from functools import cache
+from threading import Thread
 from typing import Any
 
+import anyio
 import httpcore
 
 from airflow_provider_modelsync.core.flow.exchange import check_wanted
@@ -108,6 +111,14 @@ def connect_by(pool: Any, backend: Backend | AsyncBackend) -> None:
     if not isinstance(pool._network_backend, (httpcore.NetworkBackend, httpcore.AsyncNetworkBackend)):
         raise TypeError("this version of httpx connects in an unknown way")
     pool._network_backend = backend
+
+
+@cache
+def load_all() -> None:
+    """Have anyio load now what it would load at the first request, while an event loop waits for it."""
+    thread = Thread(target=anyio.run, args=(anyio.sleep, 0))  # whoever calls may be on a loop, which cannot run another
+    thread.start()
+    thread.join()
 
 
 def _lookup_error(error: Exception) -> Exception:

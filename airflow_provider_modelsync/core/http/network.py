@@ -160,6 +160,7 @@ class _AsyncTransport(httpx.AsyncBaseTransport):
     def __init__(self, settings: RegistrySettings, base: str | None) -> None:
         from airflow_provider_modelsync.core.http import backends
 
+        backends.load_all()
         self._backends = backends
         self._settings = settings
         self._reach = Reach(settings, base)

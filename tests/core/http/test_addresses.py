@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -282,6 +284,28 @@ def test_a_silent_name_server_keeps_none_of_the_event_loops_threads(
         asyncio.run(run())
     finally:
         released.set()
+
+
+_FIRST_REQUEST = """
+import asyncio, sys
+from airflow_provider_modelsync.core.http import network
+from airflow_provider_modelsync.core.settings import RegistrySettings
+
+async def main():
+    async with network.async_client(RegistrySettings(conn_id="first", host=sys.argv[1])) as client:
+        known = set(sys.modules)
+        await client.get(sys.argv[1])
+        loaded = {name.partition(".")[0] for name in set(sys.modules) - known}
+        print(*sorted(loaded - sys.stdlib_module_names))
+
+asyncio.run(main())
+"""
+
+
+def test_a_first_request_on_an_event_loop_loads_no_library(server: FaultServer) -> None:
+    command = [sys.executable, "-c", _FIRST_REQUEST, server.url]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert told.split() == []
 
 
 @pytest.mark.parametrize("host", ["http://169.254.169.254", "http://metadata.google.internal/computeMetadata"])
