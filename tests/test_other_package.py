@@ -45,6 +45,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
+def test_a_registry_that_reads_takes_sixty_lines() -> None:
+    lines = [line for line in sources()["modelshelf/registry.py"].splitlines() if line.strip()]
+    assert len(lines) <= 60
+
+
 def test_a_registry_of_somebody_else_works_by_its_connection_type(site: Path, tmp_path: Path) -> None:
     source, target = (
         write_tree(tmp_path / "source", {"weights.bin": b"w" * 5000, "a/b.json": b"{}"}),

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pytest
 
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.steps import AsyncDriver, SyncDriver
-from airflow_provider_modelsync.core.models import ModelVersion, VersionStatus
+from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, VersionStatus
 from airflow_provider_modelsync.core.registries.base import Registry
 from airflow_provider_modelsync.core.registries.bentocloud.registry import BentoCloud, BentoCloudSettings
 from airflow_provider_modelsync.core.registries.huggingface.registry import HuggingFaceHub, HuggingFaceHubSettings
@@ -29,8 +29,10 @@ from airflow_provider_modelsync.core.registries.pieces.registry import Pieces
 from airflow_provider_modelsync.core.registries.supervisely.registry import Supervisely, SuperviselySettings
 from airflow_provider_modelsync.core.registries.wallaroo.registry import Wallaroo, WallarooSettings
 from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.verbs.drive import async_driver_for, driver_for
-from tests.docs.skeleton import registry_module
+from airflow_provider_modelsync.core.verbs.push import push
+from tests.docs.skeleton import registry_types
 from tests.services import azurite, docker_registry, mlflow
 from tests.services.ceph_rgw import rgw
 from tests.services.moto_server import own_clock, running_moto
@@ -49,7 +51,7 @@ from tests.standins.wallaroo import WallarooStandIn
 DriverFactory = Callable[[Registry, CancelToken | None], AbstractContextManager[SyncDriver]]
 AsyncDriverFactory = Callable[[Registry], AbstractAsyncContextManager[AsyncDriver]]
 Publish = Callable[[str, str | None, Path], ModelVersion]
-Shelf = registry_module().Shelf
+Shelf, WritableShelf = registry_types()
 
 
 def write_source(directory: Path, text: str) -> Path:
@@ -390,13 +392,27 @@ def _shelf(scratch: Path) -> Iterator[RegistryUnderTest]:
     with ShelfStandIn() as server:
         settings = RegistrySettings.read("shelf_default", {"host": server.url, "password": server.token})
         yield RegistryUnderTest(
-            connect=lambda: Shelf(settings),
+            connect=lambda: WritableShelf(settings),
             names=("fraud", "fraud-2.x", "c.a-rd"),
             versions=("v1", "2026.07.01", "x" * 63),
             bad_names=("", "Fraud", ".hidden", "a/b", "..", "a b", "a\n", "größe", "a%2fb", "x" * 64),
             bad_versions=("V1", ".hidden", "a/b", "..", "a b", "a\n", "größe", "x" * 64),
             trace=server.count,
         )
+
+
+@contextmanager
+def _read_only_shelf(scratch: Path) -> Iterator[RegistryUnderTest]:
+    """Its first half, beside somebody who pushes."""
+    with _shelf(scratch) as other:
+        writable = other.connect()
+
+        def publish(name: str, version: str | None, source: Path) -> ModelVersion:
+            ref = ModelRef(name=name, version=version or f"r{next(_NUMBERS)}")
+            with other.driver(writable, None) as driver:
+                return push(writable, driver, source, ref, Control(workers=1))
+
+        yield replace(other, connect=lambda: Shelf(writable.settings), versions=(), publish=publish)
 
 
 PROVIDERS = {
@@ -422,5 +438,6 @@ PROVIDERS = {
     "pieces": Provider(Pieces, _pieces),
     "oci": Provider(OCIRegistry, _distribution),
     "huggingface": Provider(HuggingFaceHub, _huggingface),
-    "shelf": Provider(Shelf, _shelf),
+    "shelf": Provider(WritableShelf, _shelf),
+    "shelf-read-only": Provider(Shelf, _read_only_shelf),
 }

@@ -6,12 +6,14 @@ import sys
 from functools import cache
 from types import ModuleType
 
+from airflow_provider_modelsync.core.registries.base import Registry
 from tests.docs.documents import code_blocks
 
 PAGE = "docs/adding-a-registry.md"
 # Where each block of the page belongs, by its kind.
 FILES = {
     "python registry": "modelshelf/registry.py",
+    "python pushing": "modelshelf/pushing.py",
     "python hook": "modelshelf/hook.py",
     "python provider": "modelshelf/provider.py",
     "toml project": "pyproject.toml",
@@ -27,9 +29,13 @@ def sources() -> dict[str, str]:
 
 
 @cache
-def registry_module() -> ModuleType:
-    """Return the module of the registry, executed from the page."""
-    module = ModuleType("modelshelf_of_the_page")
-    sys.modules[module.__name__] = module  # where pydantic and dataclasses look types up
-    exec(compile(sources()["modelshelf/registry.py"], PAGE, "exec"), module.__dict__)
+def registry_types() -> tuple[type[Registry], type[Registry]]:
+    """Return the class that reads and the one that pushes, too, executed from the page."""
+    return _module("registry").Shelf, _module("pushing").WritableShelf
+
+
+def _module(name: str) -> ModuleType:
+    module = ModuleType(f"modelshelf.{name}")
+    sys.modules[module.__name__] = module  # where the next one, pydantic and dataclasses look things up
+    exec(compile(sources()[f"modelshelf/{name}.py"], PAGE, "exec"), module.__dict__)
     return module

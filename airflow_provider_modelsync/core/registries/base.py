@@ -62,6 +62,21 @@ KEEPS_MODELS = frozenset(
 )
 
 
+_INSTEAD = {
+    Capability.PUSH: "push where the system takes its models from",
+    Capability.PULL: "ask the system itself for the files",
+    Capability.CHOOSE_VERSION: "name the model alone; the system names the version",
+    Capability.FORCE: "push another version",
+    Capability.DELETE: "delete the version in the system itself",
+    Capability.LABELS: "tell versions apart by their names",
+    Capability.METADATA: "keep it in a file of the model",
+    Capability.ALIASES: "name the exact version",
+    Capability.SIGNATURES: "require them of the registry that the model comes from",
+    Capability.DEPLOY: "pull the model where it is served",
+    Capability.PREDICT: "pull the model and run it",
+}
+
+
 class Registry(ABC):
     """One system that keeps models, reached through one connection.
 
@@ -72,7 +87,7 @@ class Registry(ABC):
     title: ClassVar[str]
     # What it does; each Offer that it derives from adds its own.
     capabilities: ClassVar[frozenset[Capability]]
-    # What to use instead of a capability that is missing.
+    # What to use instead of a capability that is missing, where there is more to say than of any system.
     instead: ClassVar[Mapping[Capability, str]] = {}
     settings_type: ClassVar[type[RegistrySettings]] = RegistrySettings
     # What one can wait for beyond a version's being there.
@@ -151,8 +166,8 @@ class Registry(ABC):
 
     def not_supported(self, capability: Capability) -> NotSupported:
         """Return the error that says what is missing and what to use instead."""
-        hint = self.instead.get(capability)
-        return NotSupported(f"{self.title} does not offer to {capability}" + (f"; {hint}" if hint else ""))
+        hint = self.instead.get(capability, _INSTEAD[capability])
+        return NotSupported(f"{self.title} does not offer to {capability}; {hint}")
 
     def has_reached(self, version: ModelVersion, state: str) -> bool:
         """Whether a ready version is in one of :attr:`states`."""

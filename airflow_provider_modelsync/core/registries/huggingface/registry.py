@@ -111,14 +111,11 @@ class HuggingFaceHub(Registry, Aliases):
     remembers = False
     instead: ClassVar[Mapping[Capability, str]] = {
         Capability.CHOOSE_VERSION: "a commit names itself, and gets the version as a tag",
-        Capability.FORCE: "push another version",
         Capability.LABELS: "tag the commit, or put them into the model card",
         Capability.METADATA: "put them into the model card, README.md",
         Capability.SIGNATURES: "a commit holds the model's files and nothing beside them; sync it into a registry that "
         "keeps signatures, signed by the key of that connection",
         Capability.DELETE: "a commit cannot be deleted; delete the branch or the tag",
-        Capability.DEPLOY: "pull the model where it is served",
-        Capability.PREDICT: "pull the model and run it",
     }
 
     def __init__(self, settings: RegistrySettings) -> None:
