@@ -18,13 +18,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_provider_modelsync.core.errors import RegistryUnavailable, VersionFailed
+from airflow_provider_modelsync.core.flow.threads import Threads
 from airflow_provider_modelsync.core.http import network
+from airflow_provider_modelsync.core.http.addresses import Reach, origin_of
 from airflow_provider_modelsync.core.http.policy import USER_AGENT, Backoff
 from airflow_provider_modelsync.core.redact import excerpt, secrets_of
 from airflow_provider_modelsync.core.settings import RegistrySettings
 
 if TYPE_CHECKING:
-    from websockets.asyncio.client import connect
+    from websockets.asyncio.client import ClientConnection, connect
 
     from airflow_provider_modelsync.core.registries.pieces.api import PiecesModel
 
@@ -176,6 +178,7 @@ class ProgressSocket:
 
     def __init__(self, url: str, settings: RegistrySettings, headers: Mapping[str, str]) -> None:
         self._url = url
+        self._settings = settings
         self._secrets = secrets_of(settings)
         proxy = network.proxy_for(url, settings)
         self._options: dict[str, Any] = {
@@ -235,7 +238,7 @@ class ProgressSocket:
             await asyncio.sleep(BACKOFF.delay(failures))
 
     async def _listen_once(self) -> None:
-        async with _connect(self._url, **self._options) as connection:
+        async with await self._connected() as connection:
             self._tried.set()
             is_greeting = True
             while True:
@@ -244,18 +247,29 @@ class ProgressSocket:
                 await self._heard.put(Heard(text, is_greeting))
                 is_greeting = False
 
+    async def _connected(self) -> ClientConnection:
+        connect, (*others, last) = await Threads.of(self._settings.conn_id).run(self._prepared)
+        for way in others:
+            with suppress(OSError):
+                return await connect(self._url, **way, **self._options)
+        return await connect(self._url, **last, **self._options)
+
+    def _prepared(self) -> tuple[type[connect], list[dict[str, Any]]]:
+        """Load the library and look the host up, which both may take a while; a proxy looks up for itself."""
+        from websockets.asyncio.client import connect
+
+        class Connect(connect):
+            def process_redirect(self, exc: Exception) -> Exception | str:
+                return exc  # our headers are for no other server
+
+        if self._options["proxy"]:
+            return Connect, [{}]
+        _, host, port = origin_of(self._url)
+        found = Reach(self._settings, self._url).resolve(host, port or 0)
+        return Connect, [{"host": address[0]} for *_, address in found]
+
     def _say(self, error: Exception) -> None:
         trouble = excerpt(f"{type(error).__name__}: {error}", self._secrets)
         if trouble != self._trouble:
             _log.info("no live progress for now, the model's record is looked at instead: %s", trouble)
         self._trouble = trouble
-
-
-def _connect(url: str, **options: Any) -> connect:
-    from websockets.asyncio.client import connect
-
-    class Connect(connect):
-        def process_redirect(self, exc: Exception) -> Exception | str:
-            return exc  # our headers are for no other server
-
-    return Connect(url, **options)

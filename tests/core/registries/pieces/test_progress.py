@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import logging
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -213,6 +215,22 @@ class TestMessages:
         assert host.fetch().raw["downloaded"]
         assert server.sockets == []
         assert "no live progress" in caplog.text
+
+    def test_its_host_is_looked_up_in_no_thread_that_others_need(
+        self, server: PiecesStandIn, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def busy(*_: Any, **__: Any) -> Any:
+            raise OSError("all threads of the event loop are busy")
+
+        def two(*_: Any, **__: Any) -> Any:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in (dead, "127.0.0.1")]
+
+        dead, port = "127.0.0.2", urlsplit(server.url).port
+        monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", busy)
+        monkeypatch.setattr(socket, "getaddrinfo", two)
+        Host(server, {"host": f"http://pieces.example:{port}"}, is_async=True).fetch()
+
+        assert len(server.sockets) == 1
 
     @pytest.mark.parametrize(
         ("ends", "settings"),
