@@ -16,7 +16,6 @@ import random
 import re
 import secrets
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -35,7 +34,7 @@ _FORM = "v1"
 _WATCHED = "watched"  # where watchers remember: for as long as they are not removed by hand
 _LIMIT = 16 << 10  # bytes of a file
 _KEPT = 30 * 86_400  # seconds that the memory of a task lasts which nobody has written to
-_SWEPT = 8  # memories that are looked at when a task begins to write
+_SWEPT = 8  # memories that are looked at once a task has begun to write
 _TASK = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 # What is compared with the source and the registry before it is used. All else must be sealed.
@@ -54,8 +53,11 @@ class _Place(Protocol):
     def remove(self, directory: str, name: str | None = None) -> None:
         """Remove a file, or a directory with all that is in it."""
 
-    def ages(self) -> Iterator[tuple[str, float]]:
-        """Return some of the directories, chosen at random, and when each was written to, in epoch seconds."""
+    def directories(self) -> list[str]:
+        """Return the names of the directories."""
+
+    def written_at(self, directory: str) -> float:
+        """Return when a directory was last written to, in epoch seconds of the place's own clock."""
 
 
 class _Directory:
@@ -90,10 +92,11 @@ class _Directory:
             if name is None:
                 os.rmdir(os.path.join(self._root, _FORM, directory))
 
-    def ages(self) -> Iterator[tuple[str, float]]:
-        below = os.path.join(self._root, _FORM)
-        for name in _some(os.listdir(below)):
-            yield name, os.lstat(os.path.join(below, name)).st_mtime
+    def directories(self) -> list[str]:
+        return os.listdir(os.path.join(self._root, _FORM))
+
+    def written_at(self, directory: str) -> float:
+        return os.lstat(os.path.join(self._root, _FORM, directory)).st_mtime
 
     @contextmanager
     def _opened(self, directory: str, *, make: bool) -> Iterator[int]:
@@ -122,12 +125,12 @@ class _Directory:
 class _Storage:
     """A place in object storage.
 
-    :param root: its URL, with the connection that leads to it.
+    :param root: where, by the connection that leads there.
     :raises Exception: when nothing leads there: no provider brings the scheme, no connection has the name.
     """
 
-    def __init__(self, root: str) -> None:
-        self._root = ObjectStoragePath(root) / _FORM
+    def __init__(self, root: ObjectStoragePath) -> None:
+        self._root = root / _FORM
         self._files = self._root.fs
 
     def read(self, directory: str, name: str) -> bytes | None:
@@ -149,16 +152,12 @@ class _Storage:
             else:
                 (place / name).unlink()
 
-    def ages(self) -> Iterator[tuple[str, float]]:
-        names = [str(one["name"]).rstrip("/").rpartition("/")[2] for one in self._files.ls(self._root.path, True)]
-        for name in _some(names):
-            files = self._files.find((self._root / name).path)
-            yield name, max((self._files.modified(one).timestamp() for one in files), default=0.0)
+    def directories(self) -> list[str]:
+        return [str(one["name"]).rstrip("/").rpartition("/")[2] for one in self._files.ls(self._root.path, True)]
 
-
-def _some(names: list[str]) -> list[str]:
-    found = [name for name in names if _TASK.fullmatch(name)]
-    return random.sample(found, min(len(found), _SWEPT))
+    def written_at(self, directory: str) -> float:
+        files = self._files.find((self._root / directory).path)
+        return max((self._files.modified(one).timestamp() for one in files), default=0.0)
 
 
 class StateStore:
@@ -182,7 +181,7 @@ class StateStore:
             match json.loads(content):
                 case {"value": value, "seal": str(seal)} if self._is_trusted(key, value, seal):
                     return value  # type: ignore[no-any-return]  # it was read as JSON
-        except ValueError:
+        except (ValueError, RecursionError):
             pass
         log.warning("what was remembered as %s is not what this task has written, and is not used", key)
         return default
@@ -199,8 +198,8 @@ class StateStore:
         content = json.dumps({"value": value, "seal": seal}).encode()
         if len(content) > _LIMIT:
             raise ValueError(f"a value of {len(content)} bytes is too large to be remembered")
-        self._sweep()
         self._place.write(self._directory, _file_of(key), content)
+        self._sweep()
 
     def delete(self, key: str) -> None:
         """Remove a key if it is there."""
@@ -214,7 +213,8 @@ class StateStore:
         seals = [*self._seals(key, value)]
         if not seals:
             return _ONLY_SAVES_WORK.fullmatch(key) is not None
-        return any(hmac.compare_digest(seal, one) for one in seals)
+        given = seal.encode(errors="replace")
+        return any(hmac.compare_digest(given, one.encode()) for one in seals)
 
     def _seals(self, key: str, value: JsonValue) -> Iterator[str]:
         """Return the seals of a value, by each of the Fernet keys, the newest first."""
@@ -224,13 +224,15 @@ class StateStore:
             yield hmac.digest(derived, sealed, "sha256").hex()
 
     def _sweep(self) -> None:
-        """Remove memories that nobody needs any more, when the first value is written."""
+        """Remove memories that nobody needs any more, when the first value has been written."""
         if self._is_swept:
             return
         self._is_swept = True
-        with suppress(OSError, NotImplementedError):
-            for directory, written_at in self._place.ages():
-                if time.time() - written_at > _KEPT:
+        with suppress(Exception):  # each storage has errors of its own
+            found = [name for name in self._place.directories() if _TASK.fullmatch(name)]
+            now = self._place.written_at(self._directory)
+            for directory in random.sample(found, min(len(found), _SWEPT)):
+                if now - self._place.written_at(directory) > _KEPT:
                     self._place.remove(directory)
 
 
@@ -275,7 +277,8 @@ def _configured() -> _Place | None:
     url = conf.get("modelsync", "state_url", fallback="") or ""
     try:
         if "://" in url:
-            return _Storage(url)
+            path = ObjectStoragePath(url)
+            return _Directory(path.path) if path.protocol in ("file", "local") else _Storage(path)
     except Exception as error:  # what only saves work fails no task
         _say_once(f"[modelsync] state_url is not used: {error}")
     return _Directory(url) if os.path.isabs(url) else None

@@ -71,7 +71,21 @@ def test_a_later_try_remembers_what_an_earlier_one_wrote() -> None:
     assert store().get(DEPLOYMENT) is None
 
 
-@pytest.mark.parametrize("other", [{"dag_id": "x"}, {"run_id": "x"}, {"task_id": "x"}, {"map_index": 1}], ids=str)
+OTHERS: list[dict[str, Any]] = [
+    {"dag_id": "x"},
+    {"run_id": "x"},
+    {"task_id": "x"},
+    {"map_index": 1},
+    {"dag_id": "../dag"},
+    {"dag_id": "dag/run", "run_id": ""},
+    {"dag_id": 'dag", "run', "run_id": ""},
+    {"dag_id": "Dag"},
+    {"dag_id": "dag" * 100},
+    {"dag_id": "d\u00e4g \u2603"},
+]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=ascii)
 def test_another_task_remembers_nothing_of_it(place: str, storage: MemoryFileSystem, other: dict[str, Any]) -> None:
     store().set(DEPLOYMENT, {"revision": "7"})
     assert store(**other).get(DEPLOYMENT) is None
@@ -91,7 +105,21 @@ def test_one_key_does_not_pass_for_another(place: str, storage: MemoryFileSystem
     assert store().get(DEPLOYMENT) is None
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff", b'{"value": {}, "seal": ""}', b"1" * 20_000])
+NONSENSE = {
+    "empty": b"",
+    "no object": b"[]",
+    "no value": b"{}",
+    "no text": b"\xff",
+    "a half": b'{"value": {"revi',
+    "unsealed": b'{"value": {}, "seal": ""}',
+    "a seal of letters": '{"value": {}, "seal": "é"}'.encode(),
+    "half a letter": rb'{"value": {}, "seal": "\ud800"}',
+    "a deep one": b"[" * 16_000,
+    "a huge one": b"1" * 20_000,
+}
+
+
+@pytest.mark.parametrize("content", NONSENSE.values(), ids=list(NONSENSE))
 def test_what_no_task_has_written_is_not_used(
     place: str, storage: MemoryFileSystem, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -179,6 +207,28 @@ def test_memories_of_a_month_ago_are_removed(place: str, storage: MemoryFileSyst
     assert len(files(place, storage)) == 2
 
 
+def test_which_of_them_are_old_is_told_by_the_clock_of_their_place(
+    place: str, storage: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(run_id="of today").set(DEPLOYMENT, {})
+    in_a_year = time.time() + 365 * 86_400
+    monkeypatch.setattr(time, "time", lambda: in_a_year)
+    store(run_id="new").set(DEPLOYMENT, {})
+
+    assert len(files(place, storage)) == 2
+
+
+def test_what_cannot_be_swept_keeps_nothing_from_being_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("some storage's own error")
+
+    monkeypatch.setattr(os, "lstat", fail)
+    monkeypatch.setattr(MemoryFileSystem, "modified", fail)
+    store().set(DEPLOYMENT, {"revision": "7"})
+
+    assert store().get(DEPLOYMENT) == {"revision": "7"}
+
+
 def test_without_a_place_nothing_is_remembered_and_that_is_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -196,7 +246,9 @@ class TestADirectory:
     def place(self, tmp_path: Path) -> str:
         return str(tmp_path / "state")
 
-    def test_belongs_to_its_user_alone(self, place: str) -> None:
+    @pytest.mark.parametrize("scheme", ["", "file://", "local://"])
+    def test_belongs_to_its_user_alone(self, place: str, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AIRFLOW__MODELSYNC__STATE_URL", f"{scheme}{place}")
         store().set(DEPLOYMENT, {})
 
         modes = {stat.S_IMODE(path.stat().st_mode): path.is_dir() for path in [Path(place), *Path(place).rglob("*")]}

@@ -112,11 +112,11 @@ class Memory:
         :param watch: its kind.
         """
         for store in self._stores:
-            if (kept := await _call(store, "get", self._key)) is not None:
-                try:
+            try:
+                if (kept := await _call(store, "get", self._key)) is not None:
                     return watch(kept)
-                except ValueError as error:
-                    log.warning("the asset's state store is of no use, the watch begins anew: %s", error)
+            except (ValueError, PermissionError, NotADirectoryError) as error:
+                log.warning("the asset's state store is of no use, the watch begins anew: %s", error)
         return watch()
 
     async def keep(self, marks: JsonValue) -> None:

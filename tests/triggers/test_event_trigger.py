@@ -285,6 +285,22 @@ async def test_a_state_store_with_nonsense_is_a_first_sight(server: BentoCloudSt
     assert (airflow.versions, again.versions) == ([], ["v2"])
 
 
+@pytest.mark.parametrize("kind", [PermissionError, NotADirectoryError])
+async def test_a_state_store_that_is_refused_is_a_first_sight(server: BentoCloudStandIn, kind: type[OSError]) -> None:
+    class Refused(Store):
+        async def aget(self, key: str, default: Any = None) -> Any:
+            raise kind("v1 in /srv/state is not of this user alone")
+
+    async with triggerer() as airflow:
+        watcher = airflow.start(Refused())
+        await looks(server)
+        server.seed("fraud", "v2")
+        await looks(server)
+        assert not watcher.done()
+
+    assert airflow.versions == ["v2"]
+
+
 async def test_a_state_store_that_cannot_be_written_only_costs_the_memory(server: BentoCloudStandIn) -> None:
     class Broken(Store):
         async def aset(self, key: str, value: Any) -> None:
