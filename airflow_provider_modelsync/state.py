@@ -134,6 +134,7 @@ class _Storage:
         self._files = self._root.fs
 
     def read(self, directory: str, name: str) -> bytes | None:
+        self._forget_listings()
         with suppress(FileNotFoundError), (self._root / directory / name).open("rb") as reader:
             content: bytes = reader.read(_LIMIT + 1)
             return content
@@ -153,11 +154,16 @@ class _Storage:
                 (place / name).unlink()
 
     def directories(self) -> list[str]:
+        self._forget_listings()
         return [str(one["name"]).rstrip("/").rpartition("/")[2] for one in self._files.ls(self._root.path, True)]
 
     def written_at(self, directory: str) -> float:
         files = self._files.find((self._root / directory).path)
         return max((self._files.modified(one).timestamp() for one in files), default=0.0)
+
+    def _forget_listings(self) -> None:
+        """Have the storage asked anew, in whose place its library knows sizes and times from before."""
+        self._files.invalidate_cache()
 
 
 class StateStore:
@@ -175,10 +181,10 @@ class StateStore:
     def get(self, key: str, default: JsonValue = None) -> JsonValue:
         """Return the value of a key; what is not whole, or not sealed by this Airflow for this task, is not there."""
         content = self._place.read(self._directory, _file_of(key))
-        if content is None or len(content) > _LIMIT:
+        if content is None:
             return default
         try:
-            match json.loads(content):
+            match json.loads(content[:_LIMIT]):
                 case {"value": value, "seal": str(seal)} if self._is_trusted(key, value, seal):
                     return value  # type: ignore[no-any-return]  # it was read as JSON
         except (ValueError, RecursionError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -128,6 +129,7 @@ def test_what_no_task_has_written_is_not_used(
     rewrite(place, storage, path, content)
 
     assert store().get(DEPLOYMENT) is None
+    assert "not what this task has written" in caplog.text
     store().set(DEPLOYMENT, {"revision": "8"})
     assert store().get(DEPLOYMENT) == {"revision": "8"}
 
@@ -294,6 +296,35 @@ class TestADirectory:
 
         assert checkpoint.get("deployment") is None
         assert "goes on without it" in caplog.text
+
+
+class TestAStorage:
+    @pytest.fixture
+    def place(self) -> str:
+        return "memory://bucket/state"
+
+    def test_whose_library_keeps_listings_is_asked_anew(
+        self, place: str, storage: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        listed: dict[str, bytes] = {}
+        opened = MemoryFileSystem.open
+
+        def open_as_listed(self: MemoryFileSystem, path: str, mode: str = "rb", **more: Any) -> Any:
+            """As for S3: what was there when its folder was listed is looked for, and has been replaced."""
+            if mode == "rb" and listed.setdefault(path, self.cat(path)) != self.cat(path):
+                raise OSError(errno.EBUSY, "the remote file no longer exists")
+            return opened(self, path, mode, **more)
+
+        def cat(self: MemoryFileSystem, path: str) -> bytes:
+            with opened(self, path, "rb") as reader:
+                return bytes(reader.read())
+
+        monkeypatch.setattr(MemoryFileSystem, "cat", cat)
+        monkeypatch.setattr(MemoryFileSystem, "open", open_as_listed)
+        monkeypatch.setattr(MemoryFileSystem, "invalidate_cache", lambda self, path=None: listed.clear())
+        for revision in ("7", "8"):
+            store().set(DEPLOYMENT, {"revision": revision})
+            assert store().get(DEPLOYMENT) == {"revision": revision}
 
 
 def test_what_is_kept_is_plain_json(place: str, storage: MemoryFileSystem) -> None:
