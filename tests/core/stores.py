@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver
@@ -17,6 +20,7 @@ from airflow_provider_modelsync.core.models import ModelVersion, PulledModel, Qu
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.control import Control
+from airflow_provider_modelsync.core.transfer.plan import DownloadPlan
 from airflow_provider_modelsync.core.verbs.pull import pull
 from airflow_provider_modelsync.core.verbs.push import push
 
@@ -84,6 +88,20 @@ class CancelAfter(CancelToken):
     def cancelled(self) -> bool:
         self._looks -= 1
         return self._looks < 0
+
+
+@contextmanager
+def acting_before_pulls(act: Callable[[], object]) -> Iterator[None]:
+    """Let somebody act each time that a pull from a model store has chosen its version, and knows no more of it."""
+    plan_pull = ModelStore.plan_pull
+
+    def act_first(self: ModelStore, version: ModelVersion) -> Flow[DownloadPlan]:
+        act()
+        return plan_pull(self, version)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ModelStore, "plan_pull", act_first)
+        yield
 
 
 @dataclass(frozen=True)

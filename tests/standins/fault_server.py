@@ -227,6 +227,14 @@ def answer(status: int, body: bytes = b"", headers: Mapping[str, str] | None = N
     return Send(f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{text}\r\n".encode() + body)
 
 
+# Answers that do not come within a test's time.
+SLOW_ANSWERS: Mapping[str, list[Step]] = {
+    "silence": [Stall()],
+    "dripped headers": [Drip(b"HTTP/1.1 200 OK\r\n" + b"X-Padding: 1\r\n" * 1000, 0.02)],
+    "dripped body": [Send(b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n"), Drip(b" " * 10000, 0.02)],
+}
+
+
 class FaultServer:
     """The server; a context manager.
 

@@ -58,6 +58,7 @@ from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.mover import Mover
 from tests.standins.authority import Authority
 from tests.standins.fault_server import (
+    SLOW_ANSWERS,
     Close,
     Drip,
     FaultServer,
@@ -336,15 +337,7 @@ def test_a_date_without_the_servers_clock_is_read_against_ours() -> None:
 # --- time
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        [Stall()],
-        [Drip(b"HTTP/1.1 200 OK\r\n" + b"X-Padding: 1\r\n" * 1000, 0.02)],
-        [Send(b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n"), Drip(b" " * 10000, 0.02)],
-    ],
-    ids=["silence", "dripped headers", "dripped body"],
-)
+@pytest.mark.parametrize("fault", SLOW_ANSWERS.values(), ids=SLOW_ANSWERS)
 @pytest.mark.row("T6", "T7", of="calls")
 def test_neither_silence_nor_a_drip_outlasts_the_deadline(caller: Caller, fault: list[Step]) -> None:
     with FaultServer(fault) as server, pytest.raises(RegistryUnavailable, match="within the time limit"):

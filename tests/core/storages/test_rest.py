@@ -14,7 +14,7 @@ from airflow_provider_modelsync.core.models import Query
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
 from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings
 from tests.core.registries.modelstore.test_s3_bounds import Flood, Pages
-from tests.standins.fault_server import Close, Drip, FaultServer, Send, Stall, Step, answer
+from tests.standins.fault_server import SLOW_ANSWERS, Close, FaultServer, Send, Step, answer
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
 
@@ -47,15 +47,7 @@ def list_versions(kind: str, url: str, *, seconds: float = 60) -> None:
 
 
 @of_both
-@pytest.mark.parametrize(
-    "fault",
-    [
-        [Stall()],
-        [Drip(b"HTTP/1.1 200 OK\r\n" + b"X-Padding: 1\r\n" * 1000, 0.02)],
-        [Send(b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n"), Drip(b" " * 10000, 0.02)],
-    ],
-    ids=["silence", "dripped headers", "dripped body"],
-)
+@pytest.mark.parametrize("fault", SLOW_ANSWERS.values(), ids=SLOW_ANSWERS)
 @pytest.mark.row("T6", "T7", of=("rest", "gcs", "azure"))
 def test_neither_silence_nor_a_drip_outlasts_a_call(kind: str, fault: list[Step]) -> None:
     with FaultServer(fault) as server, pytest.raises(RegistryUnavailable, match="within the time limit"):

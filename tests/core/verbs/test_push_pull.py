@@ -47,7 +47,7 @@ from airflow_provider_modelsync.core.registries.modelstore.registry import Model
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.progress import Report
 from tests.core.processes import as_nobody, at_once, in_namespace
-from tests.core.stores import CancelAfter, Store, hidden, snapshot, write_tree
+from tests.core.stores import CancelAfter, Store, acting_before_pulls, hidden, snapshot, write_tree
 from tests.support.kills import LIMIT
 from tests.support.rewrite import rewrite_and_set_back
 
@@ -424,39 +424,22 @@ def test_of_a_version_that_is_deleted_meanwhile_only_its_name_is_gone_for_good(
     model: Path,
     other: Path,
     target: Path,
-    monkeypatch: pytest.MonkeyPatch,
     wanted: str,
     error: type[ModelSyncError],
 ) -> None:
     store.push(model, "fraud:v1")
     store.push(other, "fraud:v2")
-    plan_pull = ModelStore.plan_pull
-
-    def delete_it_first(self: ModelStore, version: Any) -> Any:
-        store.delete("fraud:v2")
-        return plan_pull(self, version)
-
-    with monkeypatch.context() as beside:
-        beside.setattr(ModelStore, "plan_pull", delete_it_first)
-        with pytest.raises(error):
-            store.pull(wanted, target)
+    with acting_before_pulls(lambda: store.delete("fraud:v2")), pytest.raises(error):
+        store.pull(wanted, target)
     assert not target.exists()
     assert store.pull("fraud", target).version.ref == "fraud:v1"
 
 
 @pytest.mark.row("S9", of="target")
-def test_latest_is_resolved_once(
-    store: Store, model: Path, other: Path, target: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_latest_is_resolved_once(store: Store, model: Path, other: Path, target: Path) -> None:
     store.push(model, "fraud:v1")
-    plan_pull = ModelStore.plan_pull
-
-    def push_another_first(self: ModelStore, version: Any) -> Any:
-        store.push(other, "fraud:v2")
-        return plan_pull(self, version)
-
-    monkeypatch.setattr(ModelStore, "plan_pull", push_another_first)
-    assert store.pull("fraud:latest", target).version.ref == "fraud:v1"
+    with acting_before_pulls(lambda: store.push(other, "fraud:v2")):
+        assert store.pull("fraud:latest", target).version.ref == "fraud:v1"
     assert snapshot(target) == snapshot(model)
 
 

@@ -42,7 +42,7 @@ from airflow_provider_modelsync.core.verbs.sync import CREATED_AT, Selection, Si
 from airflow_provider_modelsync.xcom import XCOM_LIMIT
 from tests.core.registries.bentocloud.cloud import DOWNLOAD, OBJECT
 from tests.core.registries.supervisely.serving import LIST, platform
-from tests.core.stores import Store, snapshot, write_tree
+from tests.core.stores import Store, acting_before_pulls, snapshot, write_tree
 from tests.services.moto_server import running_moto
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.http_server import FlipBit, Respond, Rewrite
@@ -335,18 +335,11 @@ class TestRepetition:
 
 class TestFailures:
     def test_a_version_that_is_deleted_meanwhile_is_no_failure_for_good(
-        self, source: Store, target: Store, model: Any, monkeypatch: pytest.MonkeyPatch
+        self, source: Store, target: Store, model: Any
     ) -> None:
         """A prune beside a nightly sync: the next try lists what is left."""
         fill(source, model, "fraud:v1", "fraud:v2")
-        plan_pull = ModelStore.plan_pull
-
-        def delete_it_first(self: ModelStore, version: Any) -> Any:
-            source.delete("fraud:v2")
-            return plan_pull(self, version)
-
-        with monkeypatch.context() as beside:
-            beside.setattr(ModelStore, "plan_pull", delete_it_first)
+        with acting_before_pulls(lambda: source.delete("fraud:v2")):
             (failed,) = run(source.registry, target.registry).of("failed")
 
         assert (failed.source, failed.is_permanent) == ("fraud:v2", False)
