@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
 from airflow_provider_modelsync.core.archive.digest import FileEntry, Source, digest_of, read_tree
 from airflow_provider_modelsync.core.archive.names import show
-from airflow_provider_modelsync.core.errors import InvalidInput, UntrustedModel
+from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavailable, UntrustedModel
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.registries.capabilities import MOST_SIGNATURES
 from airflow_provider_modelsync.core.settings import RegistrySettings
@@ -105,6 +105,7 @@ class Signer:
         :param model: with the hashes of its files.
         :param name: for those who read it.
         :raises InvalidInput: when the key cannot be used, or a signature that was made elsewhere is not of this model.
+        :raises RegistryUnavailable: when Sigstore is to sign, and is out of reach.
         """
         if self.signature is not None:
             signature = self.signature.read_bytes()
@@ -116,7 +117,10 @@ class Signer:
         signing = _library().signing.Config()
         with _named("sign", "nothing can be signed with what is given"):
             if self.identity_token is not None:
-                signing.use_sigstore_signer(identity_token=self.identity_token.read_text().strip())
+                # Without a token the library would ask a browser for one.
+                if not (token := self.identity_token.read_text().strip()):
+                    raise InvalidInput(f"{self.identity_token} holds no token", argument="sign")
+                signing.use_sigstore_signer(identity_token=token)
             elif self.certificate is not None:
                 signing.use_certificate_signer(
                     private_key=self.key,
@@ -234,7 +238,13 @@ class Trust:
         if not trusted:
             raise InvalidInput("nobody is named whose signatures count", argument="trusted_signers")
         for signer in trusted:
-            if _IDENTITY not in signer and not Path(signer).is_file():
+            if _IDENTITY in signer:
+                if not all(part.strip() for part in signer.split(_IDENTITY, 1)):
+                    raise InvalidInput(
+                        f"{signer!r} is no identity and who has proved it, as jane@example.com|https://accounts.google.com",
+                        argument="trusted_signers",
+                    )
+            elif not Path(signer).is_file():
                 raise InvalidInput(f"there is no file {signer} on this machine", argument="trusted_signers")
         _library()
         return cls(policy, trusted)  # type: ignore[arg-type]
@@ -243,10 +253,12 @@ class Trust:
         """Return what a signer of these says of a version.
 
         :raises UntrustedModel: when there is no signature, or none of theirs.
+        :raises RegistryUnavailable: when one is required, and Sigstore, which would have to be asked, is out of reach.
         """
         if not signatures:
             raise UntrustedModel(f"{ref} has no signature", argument="signatures")
         refusals: list[str] = []
+        out_of_reach: RegistryUnavailable | None = None
         for signature in signatures[:MOST_SIGNATURES]:
             try:
                 statement = Statement.of(signature)
@@ -254,10 +266,16 @@ class Trust:
                 refusals.append(error.message)
                 continue
             for signer in self.signers:
-                if (refusal := _refusal_of(statement, signer)) is None:
+                try:
+                    refusal = _refusal_of(statement, signer)
+                except RegistryUnavailable as error:
+                    out_of_reach, refusal = error, error.message
+                if refusal is None:
                     log.info("%s is signed by %s", ref, signer)
                     return statement
                 refusals.append(f"{signer}: {refusal}")
+        if out_of_reach and self.policy == "require":
+            raise out_of_reach
         told = "; ".join(refusals[:_SHOWN])
         raise UntrustedModel(f"no signature of {ref} is of a trusted signer: {told}", argument="signatures")
 
@@ -318,7 +336,10 @@ def _predicate_of(signature: bytes) -> Any:
 
 
 def _refusal_of(statement: Statement, signer: str) -> str | None:
-    """Return why a statement is not by a signer; ``None`` when it is proved to be."""
+    """Return why a statement is not by a signer; ``None`` when it is proved to be.
+
+    :raises RegistryUnavailable: when Sigstore is out of reach, of which one learns whom to believe.
+    """
     verifying = _library().verifying.Config()
     try:
         if _IDENTITY in signer:
@@ -335,8 +356,24 @@ def _refusal_of(statement: Statement, signer: str) -> str | None:
             bundle.write_bytes(statement.signature)
             verifying.verify(Path(scratch), bundle)
     except Exception as error:  # whatever the library raises: nothing is proved
+        _require_within_reach(error)
         return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return None
+
+
+def _require_within_reach(error: BaseException) -> None:
+    """Raise :class:`RegistryUnavailable` when an error of the library says that Sigstore has not answered."""
+    from requests import exceptions
+    from sigstore.errors import NetworkError, TUFError
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (exceptions.ConnectionError, exceptions.Timeout, NetworkError, TUFError)):
+            raise RegistryUnavailable(
+                f"Sigstore is out of reach: {type(cause).__name__}: {cause}",
+                remedy="Let this machine reach it, as docs/trust.md says, or use keys or certificates",
+            ) from None
+        cause = cause.__cause__ or cause.__context__
 
 
 def _library() -> Any:
@@ -357,6 +394,7 @@ def _named(argument: str, what: str) -> Iterator[None]:
     except InvalidInput:
         raise
     except Exception as error:  # of the library, and of what it is made of
+        _require_within_reach(error)
         raise InvalidInput(f"{what}: {type(error).__name__}: {error}", argument=argument) from None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_modelsync.core.archive.digest import read_tree
-from airflow_provider_modelsync.core.errors import InvalidInput, UntrustedModel
+from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavailable, UntrustedModel
 from airflow_provider_modelsync.core.flow.steps import SyncDriver
 from airflow_provider_modelsync.core.models import ModelVersion, PulledModel
 from airflow_provider_modelsync.core.settings import RegistrySettings
@@ -29,6 +29,11 @@ pytest.importorskip("model_signing", reason="the extra `signing` is not installe
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import NameOID
+from sigstore import oidc
+from sigstore._internal.tuf import DEFAULT_TUF_URL
+from sigstore.errors import TUFError
+from sigstore.models import ClientTrustConfig
+from sigstore.verify import policy
 
 FILES = {"weights.bin": b"weights" * 100, "tokenizer/vocab.txt": b"one\ntwo\n", "empty": b""}
 PASSWORD = "of the key"
@@ -105,7 +110,7 @@ def push(store: Store, model: Path, ref: str = "fraud:v1", sign: Any = None, **f
 
 
 def pull(
-    store: Store, target: Path, *trusted: Path, policy: str = "require", ref: str = "fraud", **more: Any
+    store: Store, target: Path, *trusted: str | Path, policy: str = "require", ref: str = "fraud", **more: Any
 ) -> PulledModel:
     signers = [str(one) for one in trusted]
     checks = Checks.of(store.registry, signatures=policy, trusted_signers=signers)
@@ -339,16 +344,6 @@ def test_certificates_of_an_authority(store: Store, model: Path, keys: Path, tar
         pull(store, target.parent / "other", certify(keys, "stranger"))
 
 
-def test_an_identity_does_not_pass_for_a_key(store: Store, model: Path, keys: Path, target: Path) -> None:
-    push(store, model, sign=str(keys / "team.key"))
-
-    jane = "jane@example.com|https://127.0.0.1:9"
-    checks = Checks.of(store.registry, signatures="require", trusted_signers=[jane])
-    with pytest.raises(UntrustedModel):
-        store.pull("fraud", target, checks=checks)
-    assert not target.exists()
-
-
 @pytest.mark.parametrize(
     ("how", "says"),
     [
@@ -377,6 +372,107 @@ def test_nobody_to_trust_is_refused_beforehand(store: Store, trusted: Any, argum
 def test_without_a_policy_nothing_is_looked_at(store: Store) -> None:
     assert not Checks.of(store.registry)
     assert not Checks.of(store.registry, signatures="off", trusted_signers=["/no/such/key"])
+
+
+# Sigstore, which knows people in the place of keys
+
+JANE = "jane@example.com|https://accounts.example.com"
+
+
+@pytest.fixture
+def sigstore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """Sigstore as its library was released, with nothing fetched. Holds what identities were asked for."""
+    asked: list[dict[str, str]] = []
+    made = policy.Identity.__init__
+
+    def heard(self: policy.Identity, **wanted: str) -> None:
+        asked.append(wanted)
+        made(self, **wanted)
+
+    for name in ("XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "of-sigstore"))
+    monkeypatch.setattr(ClientTrustConfig, "production", lambda: ClientTrustConfig.from_tuf(DEFAULT_TUF_URL, True))
+    monkeypatch.setattr(policy.Identity, "__init__", heard)
+    monkeypatch.setattr(oidc, "Issuer", lambda _: None)
+    return asked
+
+
+@pytest.fixture
+def no_sigstore(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch() -> None:
+        raise TUFError("Failed to refresh TUF metadata")
+
+    monkeypatch.setattr(ClientTrustConfig, "production", fetch)
+
+
+def test_an_identity_is_believed_of_its_issuer_only_and_does_not_pass_for_a_key(
+    store: Store, model: Path, keys: Path, target: Path, sigstore: list[dict[str, str]]
+) -> None:
+    push(store, model, sign=str(keys / "team.key"))
+
+    with pytest.raises(UntrustedModel, match=r"of a trusted signer: jane@example\.com\|.*: InvalidBundle: "):
+        pull(store, target, JANE)
+
+    assert sigstore == [{"identity": "jane@example.com", "issuer": "https://accounts.example.com"}]
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("signer", ["jane@example.com|", "|https://accounts.example.com", " | "])
+def test_an_identity_of_anybody_s_word_is_refused(store: Store, signer: str) -> None:
+    with pytest.raises(InvalidInput, match="is no identity and who has proved it") as refused:
+        Checks.of(store.registry, signatures="require", trusted_signers=[signer])
+    assert refused.value.argument == "trusted_signers"
+
+
+@pytest.mark.usefixtures("no_sigstore")
+def test_sigstore_out_of_reach_is_a_passing_fault(store: Store, model: Path, keys: Path, target: Path) -> None:
+    push(store, model, sign=str(keys / "team.key"))
+
+    with pytest.raises(RegistryUnavailable, match="Sigstore is out of reach: TUFError"):
+        pull(store, target, JANE)
+    assert not target.exists()
+
+    pull(store, target, JANE, keys / "team.pub")
+
+
+@pytest.mark.usefixtures("no_sigstore")
+def test_a_warning_does_not_wait_for_sigstore(
+    store: Store, model: Path, keys: Path, target: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    push(store, model, sign=str(keys / "team.key"))
+
+    pull(store, target, JANE, policy="warn")
+
+    assert target.exists()
+    assert "Sigstore is out of reach: TUFError" in caplog.text
+
+
+@pytest.mark.usefixtures("no_sigstore")
+def test_a_push_to_be_signed_by_sigstore_is_tried_again_when_that_is_out_of_reach(
+    store: Store, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("a.b.c")
+
+    with pytest.raises(RegistryUnavailable, match="Sigstore is out of reach"):
+        push(store, model, sign={"identity_token": str(tmp_path / "token")})
+    assert store.list_versions("fraud") == []
+
+
+@pytest.mark.usefixtures("sigstore")
+@pytest.mark.parametrize(
+    ("token", "fault"),
+    [(" \n", "token holds no token"), ("eyJhbGciOi.eyJhdWQi.canary", "IdentityError: Identity token")],
+)
+def test_a_token_that_proves_nobody_is_refused_and_not_shown(
+    store: Store, model: Path, tmp_path: Path, token: str, fault: str
+) -> None:
+    (tmp_path / "token").write_text(token)
+
+    with pytest.raises(InvalidInput, match=fault) as refused:
+        push(store, model, sign={"identity_token": str(tmp_path / "token")})
+
+    assert refused.value.argument == "sign"
+    assert "canary" not in str(refused.value)
 
 
 # The command line of the library
