@@ -818,6 +818,48 @@ def test_a_plain_port_asked_for_tls_is_named(mover: Mover) -> None:
         mover.put(url, part, len(PART))
 
 
+@pytest.mark.row("T18", of=("sends", "fetches", "rest"))
+def test_a_proxy_variable_that_cannot_be_used_is_named_and_the_connection_s_own_proxy_wins(
+    mover: Mover, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"socks5://user:{TOKEN}@proxy.example")
+    url = "http://storage.example/key"
+    for transfer in (lambda: mover.put(url, part, len(PART)), lambda: fetch(mover, url)):
+        with pytest.raises(InvalidInput, match="variable HTTP_PROXY") as caught:
+            transfer()
+        assert TOKEN not in str(caught.value)
+    with FaultServer(OK, [answer(200, PART)]) as proxy:
+        own = Mover(settings(proxy, proxy=proxy.url))
+        assert own.put(url, part, len(PART)).status == 200
+        assert fetch(own, url) == PART
+    assert proxy.targets == [url, url]
+
+
+@pytest.mark.row("T18", of=("sends", "fetches", "rest"))
+def test_a_missing_ca_file_in_the_environment_is_named_and_the_connection_s_own_wins(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/ca")
+    with FaultServer(OK, [answer(200, PART)], tls=authority.server_context()) as server:
+        for transfer in (lambda it: it.put(server.url, part, len(PART)), lambda it: fetch(it, server.url)):
+            with pytest.raises(InvalidInput, match="variable SSL_CERT_FILE"):
+                transfer(Mover(settings(server)))
+        own = Mover(settings(server, ca_bundle=str(authority.bundle)))
+        assert own.put(server.url, part, len(PART)).status == 200
+        assert fetch(own, server.url) == PART
+
+
+@pytest.mark.row("T18", of=("sends", "fetches", "rest"))
+def test_no_bytes_take_a_password_from_netrc(mover: Mover, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (netrc := tmp_path / "netrc").write_text("machine 127.0.0.1 login me password secret\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    with FaultServer(OK, [answer(200, PART)]) as server:
+        mover.put(server.url, part, len(PART))
+        fetch(mover, server.url)
+    assert ["authorization" in request.header_names for request in server.requests] == [False, False]
+
+
 @pytest.mark.parametrize("from_environment", [False, True])
 @pytest.mark.row("T17", "T18", of=("sends", "fetches", "rest"))
 def test_a_proxy_carries_the_bytes(
