@@ -79,7 +79,7 @@ test-machines: $(READY)
 		tests/core/registries/modelstore/test_machine.py $(PYTEST_ARGS)
 
 # Two tasks at each registry, their requests in random orders, killed, cancelled, refused, heard of late.
-test-schedules: $(READY)
+test-schedules: $(READY) .azurite/.ready
 	MODELSYNC_STEPS=$${MODELSYNC_STEPS:-2500} $(BIN)/python -m pytest -n 0 tests/conformance/test_schedules.py $(PYTEST_ARGS)
 
 # Many at once, and what is left of them: its figures are in docs/reliability.md.
@@ -308,6 +308,12 @@ $(READY): requirements/bootstrap.txt requirements/dev.txt pyproject.toml
 
 # What makes a site of the documents.
 .venv-docs/.ready: requirements/docs.txt | $(READY)
+	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
+	$(BIN)/uv pip sync --quiet --python $(@D)/bin/python --require-hashes $<
+	touch $@
+
+# What writes bills of materials.
+.venv-sbom/.ready: requirements/sbom.txt | $(READY)
 	test -x $(@D)/bin/python || $(PYTHON) -m venv --without-pip $(@D)
 	$(BIN)/uv pip sync --quiet --python $(@D)/bin/python --require-hashes $<
 	touch $@

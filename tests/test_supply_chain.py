@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,16 @@ def test_environments_are_installed_by_their_hashes_only() -> None:
 
     assert installs
     assert [line for line in installs if "--require-hashes" not in line and "--no-deps" not in line] == []
+
+
+def test_make_has_a_rule_for_whatever_a_target_needs() -> None:
+    """Nothing is made: a target that needs what there is no rule for is refused beforehand."""
+    targets = re.findall(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0].split()
+
+    told = subprocess.run(["make", "--dry-run", *targets], cwd=ROOT, capture_output=True, text=True)
+
+    assert "sbom" in targets
+    assert told.returncode == 0, told.stderr
 
 
 def test_ci_runs_nothing_but_make() -> None:

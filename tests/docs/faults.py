@@ -227,7 +227,7 @@ _AUTHENTICATION = [
     Row(
         "A1",
         "Credentials are refused.",
-        "One renewal where there is one, then `NotAuthorized`; a wrong password is not tried on and on.",
+        "One renewal where there is one, then `Unauthorized`; a wrong password is not tried on and on.",
         ("calls", "storage", "rest"),
         but={"pieces": "it has no credentials"},
     ),
@@ -241,7 +241,7 @@ _AUTHENTICATION = [
     Row(
         "A3",
         "Something is forbidden.",
-        "`NotPermitted` with what was to be done, and no token.",
+        "`Unauthorized` with what was to be done, and no token.",
         ("calls", "storage", "rest"),
         but={"pieces": "it has no credentials"},
     ),
