@@ -2,7 +2,7 @@
 
 Each task is the real code in a coroutine that stops before each request. Whatever becomes of the other one: what a task
 has reported as success can be read, with its digest. ``MODELSYNC_STEPS`` is how many requests are made for each
-registry; ``make test-schedules`` takes 20,000 in all.
+registry at least; ``make test-schedules`` takes more than 20,000 in all.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ from tests.core.registries.modelstore.actors import Task, paused
 
 pytestmark = pytest.mark.faults
 
-STEPS = int(os.environ.get("MODELSYNC_STEPS", "150"))
-LENGTH = 30  # requests of one schedule, about
+STEPS = int(os.environ.get("MODELSYNC_STEPS", "60"))
 
 _refused_at: WeakKeyDictionary[greenlet, int | None] = WeakKeyDictionary()  # task → requests until one is refused
 
@@ -128,7 +127,7 @@ def test_what_was_reported_as_success_can_be_read_whatever_became_of_the_other_t
         return Pusher(Task(push, digest=digests[source]), token)
 
     @settings(
-        max_examples=max(1, STEPS // LENGTH),
+        max_examples=5,
         deadline=None,
         database=None,
         phases=[Phase.generate],
@@ -181,8 +180,8 @@ def test_what_was_reported_as_success_can_be_read_whatever_became_of_the_other_t
         bench.under_test.settle()
         _check(bench, name, [one.task.result for one in tasks], digests, story)
 
-    run()
-    assert steps
+    while steps < STEPS:
+        run()
 
 
 def _quietly(call: Callable[[], object]) -> None:

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import os
 import signal
 import stat
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -381,6 +385,8 @@ def test_a_directory_of_ours_is_swept_of_whatever_was_abandoned(tmp_path: Path) 
         file.write_bytes(b"{")
     for path in [abandoned[1], kept[1]]:
         age(path)
+    (link := tmp_path / f".v4.json.{KEY}").symlink_to(kept[1])  # which is old enough
+    kept.append(link)
     durable.sweep(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(kept)
 
@@ -396,6 +402,31 @@ def test_the_disk_s_clock_says_what_is_a_day_old(tmp_path: Path, monkeypatch: py
         durable.sweep(tmp_path)
         assert fresh.exists()
     assert not old.exists()
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(), ValueError("another kernel's words")])
+def test_of_a_process_that_cannot_be_looked_at_nobody_knows_that_it_is_gone(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def look(_: int) -> None:
+        raise error
+
+    assert not writer.is_gone(ME, ME)
+    assert writer.is_gone(replace(ME, start=ME.start + 1), ME)
+    monkeypatch.setattr(writer, "_look", look)
+    assert not writer.is_gone(replace(ME, start=ME.start + 1), ME)
+
+
+@pytest.mark.parametrize("error", [PermissionError(), OverflowError()])
+def test_a_process_that_takes_no_signals_of_ours_is_known_by_its_start(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def kill(*_: int) -> None:
+        raise error
+
+    monkeypatch.setattr(os, "kill", kill)
+    assert not writer.is_gone(ME, ME)
+    assert writer.is_gone(replace(ME, start=ME.start + 1), ME)
 
 
 # Files that are there as a whole or not at all
@@ -430,6 +461,29 @@ def test_files_created_one_after_the_other_have_rising_times(tmp_path: Path) -> 
     assert times == sorted(set(times))
 
 
+@pytest.mark.parametrize(("steps", "looks"), [([5, 5, 5, 6], 3), ([5, 6], 1), ([5] * 9, durable._CLOCK_LOOKS)])
+def test_a_file_is_stamped_until_the_disk_s_clock_has_gone_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int], looks: int
+) -> None:
+    """On a disk whose stamps are coarser than a write takes; one without end of it is not waited for."""
+    done: list[str] = []
+    clock = iter(steps)
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fstat", lambda _: SimpleNamespace(st_mtime_ns=next(clock)))
+        disk.setattr(os, "utime", lambda _: done.append("stamped"))
+        disk.setattr(time, "sleep", lambda _: done.append("slept"))
+        durable._stamp(0)
+    assert done == ["slept", "stamped"] * looks
+
+
+def test_a_file_is_stamped_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(durable, "_stamp", lambda _: seen.append([path.name for path in tmp_path.iterdir()]))
+    assert durable.create_file(tmp_path / "a", b"content")
+    ((name,),) = seen
+    assert name.startswith(".a.")
+
+
 def test_names_of_full_length_can_be_created(tmp_path: Path) -> None:
     assert durable.create_file(tmp_path / ("x" * 255), b"")
 
@@ -437,8 +491,77 @@ def test_names_of_full_length_can_be_created(tmp_path: Path) -> None:
 # The rest
 
 
-def test_a_tree_that_is_not_there_is_removed_without_an_error(tmp_path: Path) -> None:
-    durable.remove_tree(tmp_path / "absent")
+@pytest.mark.parametrize("remove", ["tree", "entry", "directory"])
+def test_what_is_not_there_is_removed_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, remove: str
+) -> None:
+    with durable._open_directory(tmp_path) as above:
+        match remove:
+            case "tree":
+                durable.remove_tree(tmp_path / "absent")
+            case "entry":
+                durable._remove("absent", above)
+            case _:
+                durable._remove_directory("absent", above, above)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("content", [b"x", None])
+def test_an_entry_that_is_left_behind_is_removed_whatever_it_is(tmp_path: Path, content: bytes | None) -> None:
+    write_tree(tmp_path, {"left" if content else "left/below": b"x"})
+    with durable._open_directory(tmp_path) as above:
+        durable._remove("left", above)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_removed_is_logged_and_hides_no_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = write_tree(tmp_path / "full", {"a": b""})
+    with durable._open_directory(tmp_path) as above, durable._open_directory(full) as descriptor:
+        durable._remove_directory("full", above, descriptor)
+        assert "could not remove full" in caplog.text
+        durable._remove("x" * 300, above)  # no disk has such names
+        assert "could not remove xxx" in caplog.text
+        durable._remove_directory("full", above, above)  # another one than is open
+    assert full.exists()
+
+
+def test_a_descriptor_outlives_its_directory_for_a_while_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(durable, "_retired", deque())
+    monkeypatch.setattr(durable, "_RETIRED", 2)
+    retired = [os.open("/", os.O_RDONLY) for _ in range(3)]
+    for descriptor in retired:
+        durable._retire(descriptor)
+    for descriptor in retired[1:]:
+        os.close(descriptor)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.close(retired[0])
+
+
+def test_a_directory_is_open_for_late_writers_after_an_error_only(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    retired: list[int] = []
+    monkeypatch.setattr(durable, "_retire", retired.append)
+
+    def fail() -> None:
+        with durable.staging(place, KEY):
+            raise ValueError("first")
+
+    with durable.staging(place, KEY):
+        pass
+    assert retired == []
+    with pytest.raises(ValueError, match="first"):
+        fail()
+    (descriptor,) = retired
+    os.close(descriptor)
+
+
+def test_nothing_is_made_where_there_is_nothing_to_sweep(tmp_path: Path) -> None:
+    (tmp_path / "v1.json").touch()
+    age(tmp_path)
+    before = tmp_path.stat().st_mtime_ns
+    durable.sweep(tmp_path)
+    assert tmp_path.stat().st_mtime_ns == before
 
 
 @pytest.mark.row("D7", of="target")
@@ -471,6 +594,20 @@ def test_the_real_call_succeeds_on_a_real_directory(tmp_path: Path) -> None:
     durable.sync_directory(tmp_path)
 
 
+def test_a_system_without_that_call_syncs_all_its_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[None] = []
+    monkeypatch.setattr(durable, "_find_syncfs", lambda: None)
+    monkeypatch.setattr(os, "sync", lambda: synced.append(None))
+    durable.sync_file_system(tmp_path)
+    assert synced == [None]
+
+
+def test_the_real_call_says_why_it_is_refused() -> None:
+    ctypes.set_errno(0)
+    assert durable._syncfs(-1) != 0
+    assert ctypes.get_errno() == errno.EBADF
+
+
 def test_a_refused_call_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(durable, "_syncfs", lambda descriptor: -1)
     with pytest.raises(OSError):  # noqa: PT011 - its number is whatever was last
@@ -498,13 +635,15 @@ def test_a_small_file_takes_the_place_of_what_is_there(tmp_path: Path) -> None:
 
 
 def test_a_created_file_is_durable_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced, fsync = [], os.fsync
+    synced, sizes, fsync = [], [], os.fsync
 
     def noted(descriptor: int) -> None:
         synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        sizes.append(os.fstat(descriptor).st_size)
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", noted)
     assert durable.create_file(tmp_path / "file", b"content")
     assert [path.parent for path in synced] == [tmp_path, tmp_path.parent]
     assert synced[-1] == tmp_path
+    assert sizes[0] == len(b"content")  # and nothing of it was still in a buffer of ours

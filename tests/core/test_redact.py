@@ -5,14 +5,26 @@ from __future__ import annotations
 import base64
 import logging
 import time
+from typing import Any
 from urllib.parse import quote
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from airflow_provider_modelsync.core import redact as redact_module
 from airflow_provider_modelsync.core.errors import InvalidInput, ModelSyncError
-from airflow_provider_modelsync.core.redact import OUR_LOGGERS, excerpt, guard_logs, redact, show_url
+from airflow_provider_modelsync.core.redact import (
+    OUR_LOGGERS,
+    SHOWN_BYTES,
+    excerpt,
+    guard_logs,
+    redact,
+    secret_fields,
+    secrets_of,
+    show_url,
+)
+from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.text import escape
 
 TOKEN = "canary-7f+3/a=secret"  # holds characters that look different once quoted
@@ -67,6 +79,7 @@ def test_a_secret_is_masked_in_every_form(form: str) -> None:
         ("abfs://models@acme/m, wasbs://u:p@acme/m", "abfs://models@acme/m, wasbs://***@acme/m"),
         ("grant failed: client_secret=abc&x=1", "grant failed: client_secret=***&x=1"),
         ("is it there? yes", "is it there? yes"),
+        ("why?so: https://x.example/k?s1gned", "why?so: https://x.example/k?…"),
     ],
 )
 def test_queries_and_credentials_of_urls_are_cut(text: str, shown: str) -> None:
@@ -89,10 +102,37 @@ def test_a_url_is_shown_without_query_and_credentials() -> None:
     assert show_url(httpx.URL(f"https://x.example/net/{TOKEN}/api"), [TOKEN]) == "https://x.example/net/***/api"
 
 
+def test_an_excerpt_of_just_the_right_length_is_whole() -> None:
+    assert excerpt("x" * SHOWN_BYTES) == "x" * SHOWN_BYTES
+    assert excerpt("x" * (SHOWN_BYTES + 1)) == "x" * (SHOWN_BYTES - 3) + "…"
+
+
 def test_an_excerpt_is_short_and_printable() -> None:
     shown = excerpt("é\n\u202e" + "ü" * 5000)
     assert shown.startswith("é\\n\\u202e")
     assert len(shown.encode()) <= 2048
+
+
+def test_a_secret_that_another_one_begins_with_is_masked_whole() -> None:
+    assert redact("it said canary-longer, sorry", ["canary", "canary-longer"]) == "it said ***, sorry"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "secret"),
+    [
+        ("signing_key_password", TOKEN, TOKEN),
+        ("proxy", "http://jane:canary@proxy.example:3128", "canary"),
+        ("proxy", "jane:canary@proxy.example", "canary"),
+        ("proxy", "http://proxy.example:3128", None),
+        ("proxy", "http://jane:canary@[proxy.example", "http://jane:canary@[proxy.example"),
+        ("conn_id", TOKEN, None),
+    ],
+)
+def test_the_secrets_of_a_connection_are_its_hidden_fields(field: str, value: str, secret: str | None) -> None:
+    told: Any = value if field == "conn_id" else SecretStr(value)
+    settings = RegistrySettings.model_construct(**{"conn_id": "c", field: told})
+    assert dict(secret_fields(settings)) == ({field: secret} if secret else {})
+    assert secrets_of(settings) == ((secret,) if secret else ())
 
 
 @pytest.mark.parametrize("secret", ["", "t", "to", "the"])
@@ -158,8 +198,13 @@ def test_no_part_of_a_secret_is_left_at_the_cut(before: int) -> None:
     assert "canary" not in plain
 
 
+def test_a_secret_that_ends_where_the_text_is_cut_is_masked() -> None:
+    before = "x" * (MATCHED - len(TOKEN) - 1) + " "
+    assert redact(f"{before}{TOKEN} and so on", [TOKEN]) == f"{before}***…"
+
+
 def test_a_short_text_is_left_whole() -> None:
-    text = "word " * 1600
+    text = ("word " * MATCHED)[:MATCHED]
     assert redact(text) == text
     assert redact(text * 2).endswith("…")
 
@@ -168,9 +213,10 @@ def test_a_short_text_is_left_whole() -> None:
 def test_what_a_server_says_stays_on_one_line_of_our_log(name: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger=name):
         logging.getLogger(name).warning("%s is there", HOSTILE)
+        logging.getLogger(name).info("x" * MATCHED)
         logging.getLogger(name).info("x" * (10 << 20))
     assert caplog.messages[0] == escape(HOSTILE) + " is there"
-    assert len(caplog.messages[1]) == MATCHED + 1
+    assert [len(message) for message in caplog.messages[1:]] == [MATCHED, MATCHED + 1]
 
 
 def test_the_http_libraries_stay_on_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:

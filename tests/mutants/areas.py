@@ -17,9 +17,17 @@ AREAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "staging": (
         (f"{CORE}/durable.py", f"{CORE}/writer.py", f"{CORE}/transfer/room.py"),
-        (f"{TESTS}/test_durable.py", f"{TESTS}/transfer/test_room.py", f"{TESTS}/test_crash.py"),
+        (
+            f"{TESTS}/test_durable.py",
+            f"{TESTS}/transfer/test_local.py",
+            f"{TESTS}/transfer/test_room.py",
+            f"{TESTS}/verbs/test_placed.py",
+            f"{TESTS}/verbs/test_push_pull.py",
+            f"{TESTS}/registries/modelstore/test_registry.py",
+            f"{TESTS}/test_crash.py",
+        ),
     ),
-    "redaction": ((f"{CORE}/redact.py", f"{CORE}/text.py"), (f"{TESTS}/test_redact.py",)),
+    "redaction": ((f"{CORE}/redact.py", f"{CORE}/text.py"), (f"{TESTS}/test_redact.py", f"{TESTS}/test_text.py")),
     "http": (
         (f"{CORE}/http/faults.py", f"{CORE}/http/policy.py", f"{CORE}/http/addresses.py", f"{CORE}/http/storage.py"),
         (f"{TESTS}/http",),

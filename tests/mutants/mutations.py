@@ -1,7 +1,8 @@
 """Print the mutants of modules as JSON lines. Needs cosmic-ray, whose environment `make mutants` brings.
 
-Beside some of cosmic-ray's operators there are two of our own: a call that is a statement is left out, and what stands
-below an ``if`` never happens. Those find forgotten safeguards, which swapped operators hardly do.
+Beside some of cosmic-ray's operators there are three of our own: a call that is a statement is left out, what stands
+below an ``if`` never happens, and an exception is not caught. Those find forgotten safeguards, which swapped operators
+hardly do.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from parso.python.tree import Name
 # Those whose mutants can be told apart from the code: one opposite and one neighbour of each comparison.
 CHOSEN = (
     "AddNot",
-    "ExceptionReplacer",
     "RemoveDecorator",
     "ReplaceAndWithOr",
     "ReplaceOrWithAnd",
@@ -87,6 +87,33 @@ class DropGuard(Operator):
         return ()
 
 
+class DropHandler(Operator):
+    """An exception is not caught; another one is that nothing raises."""
+
+    def _caught(self, node: Any) -> list[Any]:
+        if node.type != "except_clause":
+            return []
+        caught = node.children[1]
+        if caught.type != "atom":
+            return [caught]
+        return [child for child in caught.children[1].children if child != ","]
+
+    def mutation_positions(self, node: Any) -> Iterator[Any]:
+        for caught in self._caught(node):
+            yield (caught.start_pos, caught.end_pos)
+
+    def mutate(self, node: Any, index: int) -> Any:
+        caught = self._caught(node)[index]
+        siblings = caught.parent.children
+        prefix = caught.get_first_leaf().prefix
+        siblings[siblings.index(caught)] = Name("ZeroDivisionError", caught.start_pos, prefix=prefix)
+        return node
+
+    @classmethod
+    def examples(cls) -> tuple[()]:
+        return ()
+
+
 def _place(node: Any) -> str:
     """Return the names of the classes and functions around a node."""
     names: list[str] = []
@@ -108,17 +135,24 @@ def mutants(path: str) -> Iterator[dict[str, Any]]:
     for line in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
     seen = {source}
-    for name, operator in {"DropCall": DropCall(), "DropGuard": DropGuard(), **operators}.items():
+    for name, operator in {
+        "DropCall": DropCall(),
+        "DropGuard": DropGuard(),
+        "DropHandler": DropHandler(),
+        **operators,
+    }.items():
         for node in nodes:
             for index, _ in enumerate(operator.mutation_positions(node)):
                 first, last = (starts[line - 1] + column for line, column in (node.start_pos, node.end_pos))
                 changed = operator.mutate(_copy(node), index)
                 mutated = source[:first] + (changed.get_code(include_prefix=False) if changed else "") + source[last:]
-                if mutated in seen:
+                if mutated in seen or not _compiles(mutated):
                     continue
                 seen.add(mutated)
                 after = mutated.splitlines()
                 at = next(at for at, (a, b) in enumerate(zip(lines, after, strict=False)) if a != b)
+                if "@dataclass(" in lines[at] and "@dataclass(" in after[at]:
+                    continue  # that saves memory and mistakes, and does nothing
                 yield {
                     "module": path,
                     "place": _place(node),
@@ -128,6 +162,14 @@ def mutants(path: str) -> Iterator[dict[str, Any]]:
                     "is": after[at].strip(),
                     "source": mutated,
                 }
+
+
+def _compiles(source: str) -> bool:
+    try:
+        compile(source, "mutant", "exec")
+    except SyntaxError:
+        return False
+    return True
 
 
 def _copy(node: Any) -> Any:

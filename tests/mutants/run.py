@@ -1,4 +1,4 @@
-"""Run mutants: each in a process forked from one that has loaded what tests need, on the tests that reach its line.
+"""Run mutants: each in a process forked from one that has collected the tests, on those that reach its line.
 
 ``python -m tests.mutants.run [AREA …]``. Results lie in ``build/mutants``; the next run goes on where one was ended.
 Survivors that ``survivors.toml`` does not give a reason for are told, and end the run with 1 where none may be.
@@ -6,23 +6,28 @@ Survivors that ``survivors.toml`` does not give a reason for are told, and end t
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.util
+import gc
+import inspect
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
 
 from tests.mutants.areas import AREAS, STRICT
 
@@ -31,9 +36,8 @@ SCRATCH = ROOT / "build" / "mutants"
 SURVIVORS = Path(__file__).with_name("survivors.toml")
 LISTER = ROOT / ".venv-mutants" / "bin" / "python"
 MEMORY = Path("/dev/shm")  # no mutant needs a disk: bytes in memory are durable at once
-MOST_TESTS = 40  # of the quickest that reach a line
-CPU_SECONDS, SECONDS = 60, 240
-OPTIONS = ("-q", "-x", "-n", "0", "-p", "no:randomly", "-p", "no:cacheprovider", "--no-header", "--hypothesis-seed=0")
+MOST_SECONDS = 60  # of the tests that reach a line, the quickest
+OPTIONS = ("-q", "-n", "0", "-p", "no:randomly", "-p", "no:cacheprovider", "--no-header", "--hypothesis-seed=0")
 
 Mutant = dict[str, Any]
 
@@ -63,10 +67,15 @@ class Reach:
 
         data, report = SCRATCH / f"{area}.coverage", SCRATCH / f"{area}.xml"
         if not report.exists():
-            covered = ["--cov=airflow_provider_modelsync.core", "--cov-context=test", "--cov-report="]
+            covered = [
+                "-p",
+                "tests.mutants.uncached",
+                "--cov=airflow_provider_modelsync.core",
+                "--cov-context=test",
+                "--cov-report=",
+            ]
             environment = os.environ | {"COVERAGE_FILE": str(data)}
-            options = [option for option in OPTIONS if option != "-x"]
-            command = [sys.executable, "-m", "pytest", *options, *covered, f"--junitxml={report}", *tests]
+            command = [sys.executable, "-m", "pytest", *OPTIONS, *covered, f"--junitxml={report}", *tests]
             subprocess.run(command, cwd=ROOT, check=True, env=environment)
         self._data = coverage.CoverageData(str(data))
         self._data.read()
@@ -74,62 +83,127 @@ class Reach:
         for case in ET.parse(report).iter("testcase"):
             self._seconds[f"{case.get('classname')}.{case.get('name')}"] = float(case.get("time") or 0)
 
-    def _time(self, test: str) -> float:
+    def seconds(self, test: str) -> float:
         return self._seconds[test.replace("/", ".").replace(".py::", ".").replace("::", ".")]
 
     def tests(self, module: str, line: int) -> list[str]:
-        """Return the ids of tests that run a line; all that touch the module when it runs at import only."""
+        """Return the ids of tests that run a line, or the one before it that is run at all."""
         contexts = self._data.contexts_by_lineno(str(ROOT / module))
-        found = {context.partition("|")[0] for context in contexts.get(line, ())} - {""}
-        if not found:
+        run = max((one for one in contexts if one <= line), default=0)
+        found = {context.partition("|")[0] for context in contexts.get(run, ())} - {""}
+        if not found:  # at import
             found = {context.partition("|")[0] for all_of in contexts.values() for context in all_of} - {""}
-        return sorted(found, key=self._time)[:MOST_TESTS]
+        quickest = sorted(found, key=self.seconds)
+        until = accumulate(map(self.seconds, quickest))
+        return [test for test, seconds in zip(quickest, until, strict=True) if seconds < MOST_SECONDS]
 
 
-class Instead(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Loads a mutant in its module's place."""
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
 
-    def __init__(self, mutant: Mutant) -> None:
-        self._name = mutant["module"].removesuffix(".py").replace("/", ".")
-        self._path = str(ROOT / mutant["module"])
-        self._source = mutant["source"]
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != self._name:
+def _own(code: CodeType) -> tuple[object, ...]:
+    """Return what a code object does, but for those within it."""
+    constants = [repr(constant) for constant in code.co_consts if not isinstance(constant, CodeType)]
+    return (code.co_code, constants, code.co_names, code.co_varnames, code.co_freevars, code.co_exceptiontable)
+
+
+def _functions() -> list[FunctionType]:
+    """Return all functions of the package, whoever holds them."""
+    gc.unfreeze()
+    package = str(ROOT / "airflow_provider_modelsync")
+    return [
+        one for one in gc.get_objects() if type(one) is FunctionType and one.__code__.co_filename.startswith(package)
+    ]
+
+
+def replaced(path: Path, source: str) -> dict[tuple[str, int], CodeType] | None:
+    """Return the code that a mutant's functions have; nothing when it differs in more than functions."""
+    was, now = (
+        list(_codes(compile(text, str(path), "exec", dont_inherit=True))) for text in (path.read_text(), source)
+    )
+    if len(was) != len(now):
+        return None
+    for before, after in zip(was, now, strict=True):
+        is_function = before.co_flags & inspect.CO_OPTIMIZED
+        if _own(before) != _own(after) and not (is_function and before.co_freevars == after.co_freevars):
             return None
-        return importlib.util.spec_from_loader(name, self, origin=self._path)
-
-    def exec_module(self, module: Any) -> None:
-        module.__file__ = self._path
-        exec(compile(self._source, self._path, "exec"), module.__dict__)
+    return {(before.co_qualname, before.co_firstlineno): after for before, after in zip(was, now, strict=True)}
 
 
-def survives(mutant: Mutant, tests: list[str]) -> bool:
-    """Whether none of the tests notices a mutant."""
-    pid = os.fork()
-    if pid == 0:
-        os.setsid()
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-        silence = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):
-            os.dup2(silence, descriptor)
-        sys.meta_path.insert(0, Instead(mutant))
-        try:
-            import pytest
+class Mutated:
+    """As pytest's loop over tests: runs those that reach a mutant, for one mutant after the other."""
 
-            status = int(pytest.main([*OPTIONS, *tests]))
-        except BaseException:
-            status = 1
-        os._exit(status)
-    until = time.monotonic() + SECONDS
-    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
-        if time.monotonic() > until:
-            os.killpg(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            return False
-        time.sleep(0.02)
-    with suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)  # what its tests have left running
+    def __init__(self, area: str, mutants: list[Mutant], reach: Reach) -> None:
+        self.area, self.mutants, self.reach = area, mutants, reach
+        self.survivors: list[Mutant] = []
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        items = {item.nodeid: item for item in session.items}
+        results = SCRATCH / f"{self.area}.jsonl"
+        known = {(*key(result), result["line"]): result["survives"] for result in _known(results)}
+        functions = _functions()
+        with results.open("a") as file:
+            for number, mutant in enumerate(self.mutants, 1):
+                place = (*key(mutant), mutant["line"])
+                if place not in known:
+                    tests = self.reach.tests(mutant["module"], mutant["line"])
+                    limit = 10 + 4 * sum(map(self.reach.seconds, tests))
+                    known[place] = not tests or survives(
+                        session, functions, mutant, [items[test] for test in tests], limit
+                    )
+                    facts = {name: value for name, value in mutant.items() if name != "source"}
+                    file.write(json.dumps({**facts, "survives": known[place], "tests": len(tests)}) + "\n")
+                    file.flush()
+                if known[place]:
+                    self.survivors.append(mutant)
+                if number % 25 == 0 or number == len(self.mutants):
+                    print(f"{self.area}: {number} of {len(self.mutants)}, {len(self.survivors)} survive", flush=True)
+        return True
+
+
+def survives(
+    session: pytest.Session, functions: list[FunctionType], mutant: Mutant, items: list[pytest.Item], limit: float
+) -> bool:
+    """Whether none of the tests notices a mutant. One that never ends is noticed."""
+    path = ROOT / mutant["module"]
+    codes = replaced(path, mutant["source"])
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None, ignore_cleanup_errors=True) as scratch:
+        if (pid := os.fork()) == 0:
+            os.setsid()
+            resource.setrlimit(resource.RLIMIT_CPU, (int(limit), int(limit)))
+            silence = os.open(os.devnull, os.O_RDWR)
+            for descriptor in (0, 1, 2):
+                os.dup2(silence, descriptor)
+            os.environ["TMPDIR"] = tempfile.tempdir = scratch
+            if codes is None:
+                (Path(scratch) / "mutant.json").write_text(json.dumps(mutant))
+                os.environ["MODELSYNC_MUTANT"] = str(Path(scratch) / "mutant.json")
+                command = ["-m", "pytest", "-x", *OPTIONS, "-p", "tests.mutants.instead"]
+                os.execv(sys.executable, [sys.executable, *command, *[item.nodeid for item in items]])
+            with suppress(BaseException):
+                for function in functions:
+                    if function.__code__.co_filename == str(path):
+                        function.__code__ = codes[function.__code__.co_qualname, function.__code__.co_firstlineno]
+                for item, following in zip(items, [*items[1:], None], strict=True):
+                    item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
+                    if session.testsfailed:
+                        break
+                else:
+                    os._exit(0)
+            os._exit(1)
+        until = time.monotonic() + 30 + 5 * limit
+        while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+            if time.monotonic() > until:
+                os.killpg(pid, signal.SIGKILL)
+                ended = os.waitpid(pid, 0)
+                break
+            time.sleep(0.02)
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)  # what its tests have left running
     return os.WIFEXITED(ended[1]) and os.WEXITSTATUS(ended[1]) == 0
 
 
@@ -141,57 +215,34 @@ def _known(path: Path) -> Iterator[Mutant]:
 def run(area: str) -> list[Mutant]:
     """Run an area's mutants; return those that survive."""
     modules, tests = AREAS[area]
-    mutants = listed(modules)
-    reach = Reach(area, tests)
-    results = SCRATCH / f"{area}.jsonl"
-    known = {(*key(result), result["line"]): result["survives"] for result in _known(results)}
-    survivors = []
-    with results.open("a") as file:
-        for number, mutant in enumerate(mutants, 1):
-            place = (*key(mutant), mutant["line"])
-            if place not in known:
-                found = reach.tests(mutant["module"], mutant["line"])
-                known[place] = not found or survives(mutant, found)
-                facts = {name: value for name, value in mutant.items() if name != "source"}
-                file.write(json.dumps({**facts, "survives": known[place], "tests": len(found)}) + "\n")
-                file.flush()
-            if known[place]:
-                survivors.append(mutant)
-            if number % 25 == 0 or number == len(mutants):
-                print(f"{area}: {number} of {len(mutants)}, {len(survivors)} survive", flush=True)
-    return survivors
+    mutated = Mutated(area, listed(modules), Reach(area, tests))
+    status = pytest.main([*OPTIONS, "--capture=no", "--hypothesis-profile=mutants", *tests], plugins=[mutated])
+    if status:
+        raise SystemExit(status)
+    return mutated.survivors
 
 
 def main(areas: list[str]) -> int:
+    if len(areas) != 1:  # each in a process of its own
+        return max(subprocess.call([sys.executable, "-m", "tests.mutants.run", area]) for area in areas or AREAS)
+    (area,) = areas
     SCRATCH.mkdir(parents=True, exist_ok=True)
-    if MEMORY.is_dir():
-        os.environ["TMPDIR"] = str(MEMORY / f"modelsync-mutants-{os.getpid()}")
-        Path(os.environ["TMPDIR"]).mkdir()
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(SCRATCH / "hypothesis")
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # of mutants
-    try:
-        found = {area: run(area) for area in areas or AREAS}
-    finally:
-        if MEMORY.is_dir():
-            shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
+    # What fails is not made smaller.
+    settings.register_profile(
+        "mutants",
+        deadline=None,
+        database=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     known, failed = reasons(), False
-    for area, survivors in found.items():
-        for mutant in survivors:
-            if key(mutant) not in known:
-                failed |= area in STRICT
-                print(f"{mutant['module']}:{mutant['line']} {mutant['place']}\n  - {mutant['was']}\n  + {mutant['is']}")
+    for mutant in run(area):
+        if key(mutant) not in known:
+            failed |= area in STRICT
+            print(f"{mutant['module']}:{mutant['line']} {mutant['place']}\n  - {mutant['was']}\n  + {mutant['is']}")
     return int(failed)
 
 
-def _preload() -> None:
-    """Load what tests need and no mutant is in."""
-    import boto3  # noqa: F401
-    import httpx  # noqa: F401
-    import hypothesis  # noqa: F401
-    import pydantic  # noqa: F401
-    import urllib3  # noqa: F401
-
-
 if __name__ == "__main__":
-    _preload()
     sys.exit(main(sys.argv[1:]))

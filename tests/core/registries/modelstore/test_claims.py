@@ -249,3 +249,66 @@ def test_a_killed_delete_hurts_nobody_however_late_its_last_call_arrives() -> No
         kills=True,
         limit=11,
     )
+
+
+# The decisions, one by one
+
+
+@pytest.mark.parametrize(
+    ("view", "told", "step"),
+    [
+        (claims.View(), {}, claims.Claim(1)),
+        (claims.View(decided=4), {}, claims.Claim(5)),
+        (claims.View(decided=2, current=2, digest="mine"), {}, claims.Keep()),
+        (claims.View(decided=2, current=2, digest="mine"), {"force": True}, claims.Keep()),
+        (claims.View(decided=2, current=2, digest="mine"), {"renew": True}, claims.Claim(3)),
+        (claims.View(decided=2, current=2, digest="other"), {}, claims.Refuse("other", is_published=True)),
+        (claims.View(decided=2, current=2, digest="other"), {"takes_over": True}, claims.Refuse("other", True)),
+        (claims.View(decided=2, current=2, digest="other"), {"force": True}, claims.Claim(3)),
+        (claims.View(open=1, claimant="mine"), {}, claims.Join(1)),
+        (claims.View(open=1, claimant="other"), {}, claims.Refuse("other", is_published=False)),
+        (claims.View(open=1, claimant="other"), {"force": True}, claims.Refuse("other", is_published=False)),
+        (claims.View(open=1, claimant="other"), {"takes_over": True}, claims.Close(1, 0)),
+        (
+            claims.View(decided=2, current=2, digest="other", open=3, claimant="third"),
+            {"force": True, "takes_over": True},
+            claims.Close(3, 2),
+        ),
+    ],
+)
+def test_what_a_push_does_next(view: claims.View, told: dict[str, bool], step: claims.Step) -> None:
+    assert claims.enter(view, "mine", **{"force": False, "takes_over": False, **told}) == step
+
+
+@pytest.mark.parametrize(
+    ("view", "is_created", "came"),
+    [
+        (claims.View(decided=3, current=3, digest="mine"), True, claims.Outcome.DONE),
+        (claims.View(decided=3, current=3, digest="mine"), False, claims.Outcome.DONE),
+        (claims.View(decided=5, current=5, digest="mine"), False, claims.Outcome.DONE),
+        (claims.View(decided=3, current=2, digest="mine"), False, claims.Outcome.AGAIN),
+        (claims.View(decided=4, current=4, digest="other"), True, claims.Outcome.LOST),
+        (claims.View(decided=3, open=4, claimant="other"), True, claims.Outcome.LOST),
+        (claims.View(decided=3, open=4, claimant="mine"), False, claims.Outcome.AGAIN),
+        (claims.View(decided=3), True, claims.Outcome.GONE),
+        (claims.View(decided=3), False, claims.Outcome.AGAIN),
+    ],
+)
+def test_what_came_of_an_attempt_to_publish(view: claims.View, is_created: bool, came: claims.Outcome) -> None:
+    assert claims.outcome(view, 3, "mine", is_created=is_created) is came
+
+
+def test_what_never_counts_again() -> None:
+    """Generation 1 counts, 2 was closed, 3 goes on."""
+    records = claims.Records(verdicts={1}, claims={1, 2, 3}, closed={1: 0, 2: 1}, labels={1: {1, 2}, 2: {1}, 3: {1, 2}})
+    dead = claims.dead_records("v", records, claims.View(decided=2, current=1, digest="d", open=3, claimant="e"))
+    assert sorted(dead) == sorted(
+        [
+            claims.claim_of("v", 1),
+            claims.claim_of("v", 2),
+            claims.labels_of("v", 1, 1),
+            claims.labels_of("v", 2, 1),
+            claims.labels_of("v", 3, 1),
+            claims.closed_of("v", 1, 0),
+        ]
+    )
