@@ -15,6 +15,7 @@ import pytest
 from airflow.sdk import Connection
 
 from airflow_provider_modelsync.core.errors import Cancelled, InvalidInput, ModelNotFound
+from airflow_provider_modelsync.core.flow.steps import call
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.hooks.modelstore import ModelStoreHook
 from airflow_provider_modelsync.hooks.registry import (
@@ -26,6 +27,7 @@ from airflow_provider_modelsync.hooks.registry import (
 from tests.conftest import Connect
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.support.scripted import Script, ScriptedHook
+from tests.support.until import until_async
 
 CANARY = "canary-4f1c0de5"
 
@@ -199,6 +201,32 @@ async def test_a_mount_that_hangs_holds_up_its_own_connection_alone(
     finally:
         is_back.set()
     assert await looking == []
+
+
+async def test_however_often_a_connection_is_opened_few_threads_hang_on_it(
+    connect: Connect, modelstore: Path, tmp_path: Path
+) -> None:
+    """Waiters open it anew every few minutes. Where it leads to by then answers."""
+    is_back, hanging = threading.Event(), []
+
+    def hang() -> None:
+        hanging.append(threading.get_ident())
+        is_back.wait()
+
+    hooks = [await aget_registry_hook("modelsync_default") for _ in range(3)]
+    for hook in hooks:
+        await hook.aget_conn()
+    looking = [asyncio.create_task(hook.arun(lambda _: call(hang))) for hook in hooks * 4]
+    try:
+        connect("modelsync_default", conn_type="modelstore", host=(tmp_path / "elsewhere").as_uri())
+        async with asyncio.timeout(60):
+            await until_async(lambda: len(hanging) >= 4, "calls that hang")
+            for _ in range(10):
+                assert await (await aget_registry_hook("modelsync_default")).alist_models() == []
+        assert len(hanging) == 4
+    finally:
+        is_back.set()
+    await asyncio.gather(*looking)
 
 
 async def test_the_event_loop_gets_the_same_settings(connect: Connect, tmp_path: Path) -> None:

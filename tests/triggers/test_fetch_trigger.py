@@ -137,6 +137,16 @@ class TestOnKill:
 
         assert verbs(server) == []
 
+    async def test_cancelling_again_and_again_stops_nothing(self, server: PiecesStandIn) -> None:
+        """Airflow cancels the trigger at each look at the task's state; each call may take longer than that."""
+        server.fault("*", "/model", Delay(0.3), times=None)
+        undoing = asyncio.create_task(trigger(ours=True).on_kill())
+        while not undoing.done():
+            await asyncio.sleep(0.02)
+            undoing.cancel()
+
+        assert verbs(server) == [CANCEL]
+
     async def test_a_host_that_hangs_is_not_waited_for_long(
         self, server: PiecesStandIn, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -185,6 +185,16 @@ class TestOnKill:
         assert not app.inferences[other.request].stopped
         assert app.count("POST", STOP) == app.count("POST", "clear_inference_request$") == 1
 
+    async def test_cancelling_again_and_again_stops_nothing(self, app: SuperviselyApp, ticket: Ticket) -> None:
+        """Airflow cancels the trigger at each look at the task's state; each call may take longer than that."""
+        app.fault("*", "", Delay(0.3), times=None)
+        undoing = asyncio.create_task(trigger(ticket).on_kill())
+        while not undoing.done():
+            await asyncio.sleep(0.02)
+            undoing.cancel()
+
+        assert app.inferences[ticket.request].stopped
+
     async def test_an_app_that_hangs_is_not_waited_for_long(
         self, app: SuperviselyApp, ticket: Ticket, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -215,12 +215,22 @@ class SyncDriver:
 
 
 class AsyncDriver:
-    """Runs flows on an event loop. Parameters as for :class:`SyncDriver`, with an async client."""
+    """Runs flows on an event loop. Parameters as for :class:`SyncDriver`, with an async client.
 
-    def __init__(self, client: httpx.AsyncClient | None = None, *, policy: Policy = send_once) -> None:
+    :param threads: for calls that block; without them the driver has its own.
+    """
+
+    def __init__(
+        self,
+        client: httpx.AsyncClient | None = None,
+        *,
+        policy: Policy = send_once,
+        threads: Threads | None = None,
+    ) -> None:
         self._client = client
         self._policy = policy
-        self._threads = Threads()
+        self._threads = threads or Threads()
+        self._own_threads = Threads()  # for what only computes: calls that hang shall not hold it up
 
     async def run(self, flow: Flow[T]) -> T:
         """Run a flow to its end and return what it returns.
@@ -275,7 +285,7 @@ class AsyncDriver:
 
     async def _off_the_loop(self, step: _Stepper[Any], result: Any) -> None:
         """Let a flow go on in a thread, up to its next step."""
-        going = asyncio.ensure_future(self._threads.run(lambda: step.succeed(result)))
+        going = asyncio.ensure_future(self._own_threads.run(lambda: step.succeed(result)))
         try:
             await asyncio.shield(going)
         except asyncio.CancelledError as cancelled:

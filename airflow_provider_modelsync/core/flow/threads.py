@@ -61,10 +61,14 @@ class Threads:
         return await outcome
 
     @classmethod
-    def of(cls, conn_id: str) -> Threads:
-        """Return those in which the running event loop reads what a connection names: files, on whatever mount."""
+    def of(cls, conn_id: str, address: str | None = None) -> Threads:
+        """Return those of the running event loop for a connection.
+
+        :param conn_id: the connection: these read what it names, files on whatever mount.
+        :param address: these look at what lies there.
+        """
         own = _OF_LOOPS.setdefault(asyncio.get_running_loop(), {})
-        return own.setdefault(conn_id, cls())
+        return own.setdefault((conn_id, address), cls())
 
     async def _place(self) -> None:
         is_free = False
@@ -76,4 +80,4 @@ class Threads:
                 log.warning("%d calls have not returned for %.0f s; the next one waits", self._size, _PATIENCE)
 
 
-_OF_LOOPS: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Threads]] = WeakKeyDictionary()
+_OF_LOOPS: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str | None], Threads]] = WeakKeyDictionary()

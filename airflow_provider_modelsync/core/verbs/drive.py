@@ -36,13 +36,16 @@ def driver_for(registry: Registry, cancel: CancelToken | None = None) -> Iterato
 @asynccontextmanager
 async def async_driver_for(registry: Registry) -> AsyncIterator[AsyncDriver]:
     """Yield a driver that runs a registry's flows on the event loop; its connections are closed at the end."""
+    conn_id = registry.settings.conn_id
+    # However often drivers are made for a place that hangs. A connection that leads elsewhere by now is not held up.
+    threads = Threads.of(conn_id, registry.address)
     if registry.base_url is None:
-        yield AsyncDriver()
+        yield AsyncDriver(threads=threads)
         return
     # In a thread, since it reads certificates.
     make_client = partial(network.async_client, registry.settings, registry.base_url)
-    async with await Threads.of(registry.settings.conn_id).run(make_client) as client:
-        yield AsyncDriver(client, policy=registry.policy())
+    async with await Threads.of(conn_id).run(make_client) as client:
+        yield AsyncDriver(client, policy=registry.policy(), threads=threads)
 
 
 def mover_for(registry: Registry, control: Control) -> Mover:
