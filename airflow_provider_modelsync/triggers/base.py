@@ -7,7 +7,7 @@ import json
 import random
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, TypeVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -75,6 +75,8 @@ class Undoing(RegistryTrigger):
     that stops or restarts changes nothing. Parameters as for :class:`RegistryTrigger`.
     """
 
+    _undoing: asyncio.Task[str] | None = None
+
     @property
     @abstractmethod
     def started_what(self) -> str | None:
@@ -94,18 +96,20 @@ class Undoing(RegistryTrigger):
         except asyncio.CancelledError:
             # Where Airflow does not say why: because a user has ended the task, or because the triggerer stops.
             if self.started_what is not None and not TELLS_OF_KILLS:
-                await _see_through(self._undo_if_ended(self.started_what))
+                await _see_through(asyncio.create_task(self._undo_if_ended(self.started_what)))
             raise
 
     async def undo(self) -> str | None:
         """Take back what was started, whatever it takes up to :data:`UNDO_SECONDS`; return what became of it.
 
         Airflow cancels a trigger again at each look at the task's state, about every second. None of that reaches
-        what is done here.
+        what is done here, and a kill at the deadline joins what that has begun.
         """
         if self.started_what is None:
             return None
-        return await _see_through(self._undo(self.started_what))
+        if self._undoing is None or self._undoing.done():
+            self._undoing = asyncio.create_task(self._undo(self.started_what))
+        return await _see_through(self._undoing)
 
     async def is_there(self) -> bool:
         """Whether what is waited for has come meanwhile."""
@@ -121,7 +125,7 @@ class Undoing(RegistryTrigger):
             self.log.warning("%s is left: what became of the task is not known: %r", what, error)
         else:
             if not goes_on:
-                await self._undo(what)
+                await self.undo()
 
     async def _undo(self, what: str) -> str:
         try:
@@ -146,9 +150,8 @@ class Undoing(RegistryTrigger):
                 await asyncio.sleep(_LOOK_UP_PAUSE)
 
 
-async def _see_through(work: Coroutine[Any, Any, T]) -> T:
+async def _see_through(task: asyncio.Task[T]) -> T:
     """Return the result of work that ends by itself, however often the caller is cancelled meanwhile."""
-    task = asyncio.create_task(work)
     _UNDER_WAY.add(task)  # the event loop itself would let go of it
     task.add_done_callback(_UNDER_WAY.discard)
     cancelled: asyncio.CancelledError | None = None

@@ -243,6 +243,16 @@ class TestOnKill:
         assert {path for _, path in changes(server)} == {"/demo/terminate"}
         assert undoing.cancelled()
 
+    async def test_a_kill_while_something_is_taken_back_joins_that(
+        self, server: BentoCloudStandIn, created: dict[str, Any]
+    ) -> None:
+        """As one that comes at the deadline."""
+        server.fault("*", "/demo", Delay(0.3), times=None)
+        late = trigger(started=created)
+        await asyncio.gather(late.undo(), late.on_kill(), late.on_kill())
+
+        assert changes(server) == [("POST", "/demo/terminate")]
+
     async def test_what_airflow_s_own_limit_cuts_off_goes_on(
         self, server: BentoCloudStandIn, created: dict[str, Any]
     ) -> None:
