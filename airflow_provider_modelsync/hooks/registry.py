@@ -148,8 +148,10 @@ def remarks_on(connection: Connection, settings_type: type[RegistrySettings]) ->
         if name in _STANDARD_FIELDS:
             remarks.append(f"`{name}` is read from the connection's own field, not from the extras")
             continue
-        (near,) = get_close_matches(name.rpartition("__")[2], known, n=1, cutoff=0.8) or [""]
-        remarks.append(f"the extra `{name}` is not known" + (f": did you mean `{near}`?" if near else ""))
+        meant = name.rpartition("__")[2]
+        begun = sorted(field for field in known if field.startswith(f"{meant}_"))
+        near = [*get_close_matches(meant, known, n=1, cutoff=0.8), *begun]
+        remarks.append(f"the extra `{name}` is not known" + (f": did you mean `{near[0]}`?" if near else ""))
     host, schema = connection.host or "", connection.schema
     if schema and not (schema in _HTTP and ("://" not in host or host.startswith(f"{schema}:"))):
         remarks.append(

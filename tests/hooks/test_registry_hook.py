@@ -269,6 +269,7 @@ class TestRemarks:
             ({"extra": {"verify_ssl": False}}, "`verify_ssl` is not known: did you mean `verify_tls`?"),
             ({"extra": {"organisation": "acme"}}, "`organisation` is not known: did you mean `organization`?"),
             ({"extra": {"extra__bentocloud__cluster": "c"}}, "did you mean `cluster`?"),
+            ({"extra": {"timeout": 5}}, "`timeout` is not known: did you mean `timeout_seconds`?"),
             ({"extra": {"note": "for people"}}, "the extra `note` is not known"),
             ({"extra": {"password": "other-canary"}}, "`password` is read from the connection's own field"),
             ({"schema": "models/prod"}, "the schema is not used"),
