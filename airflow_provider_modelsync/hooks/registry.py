@@ -739,9 +739,19 @@ class RegistryHook(BaseHook, ABC):
         return self.run(lambda registry: registry.delete(registry.parse(model)), model=model)
 
     @as_understood
+    async def adelete(self, model: Reference) -> bool:
+        """As :meth:`delete`, for ``async`` tasks and the event loop."""
+        return await self.arun(lambda registry: registry.delete(registry.parse(model)), model=model)
+
+    @as_understood
     def set_labels(self, model: Reference, labels: LabelChanges) -> ModelVersion:
         """Merge labels into a version's; a ``None`` value removes one."""
         return self.run(lambda registry: registry.set_labels(registry.parse(model), labels), model=model)
+
+    @as_understood
+    async def aset_labels(self, model: Reference, labels: LabelChanges) -> ModelVersion:
+        """As :meth:`set_labels`, for ``async`` tasks and the event loop."""
+        return await self.arun(lambda registry: registry.set_labels(registry.parse(model), labels), model=model)
 
     @as_understood
     def deploy(
@@ -789,6 +799,10 @@ class RegistryHook(BaseHook, ABC):
                 note(None)
             return deployed
 
+    async def adeploy(self, *args: Any, **kwargs: Any) -> Deployment:
+        """As :meth:`deploy`, for ``async`` tasks: in a thread, and ended when the awaiting task is cancelled."""
+        return await self._in_a_thread(self.deploy, *args, **kwargs)
+
     @as_understood
     def deployment(self, name: DeploymentName) -> Deployment:
         """Return a deployment as it is now.
@@ -806,6 +820,11 @@ class RegistryHook(BaseHook, ABC):
     def undeploy(self, name: DeploymentName) -> Deployment:
         """Ask for a deployment's end; return once that is accepted. One that has ended already is fine."""
         return self.run(lambda registry: Deploys.of(registry).undeploy(name))
+
+    @as_understood
+    async def aundeploy(self, name: DeploymentName) -> Deployment:
+        """As :meth:`undeploy`, for ``async`` tasks and the event loop."""
+        return await self.arun(lambda registry: Deploys.of(registry).undeploy(name))
 
     @as_understood
     def predict(
@@ -839,6 +858,10 @@ class RegistryHook(BaseHook, ABC):
                 )
                 note(None)
             return made
+
+    async def apredict(self, *args: Any, **kwargs: Any) -> Predictions:
+        """As :meth:`predict`, for ``async`` tasks: in a thread, and ended when the awaiting task is cancelled."""
+        return await self._in_a_thread(self.predict, *args, **kwargs)
 
     @as_understood
     def start_predict(

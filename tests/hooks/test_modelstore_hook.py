@@ -254,6 +254,8 @@ def test_async_tasks_await_the_same_verbs(hook: ModelStoreHook, source: Path, tm
         assert digest_directory(tmp_path / "pulled") == pulled.version.digest == pushed.digest
         with pytest.raises(ModelNotFound, match="not 'prod'"):
             await hook.aget("digits:v1", labels={"stage": "prod"})
+        assert (await hook.aset_labels("digits:v1", {"stage": "prod"})).labels == {"stage": "prod"}
+        assert [await hook.adelete(pushed) for _ in range(2)] == [True, False]  # type: ignore[arg-type]
         with pytest.raises(NotSupported):
             await hook.adeployment("digits")
 

@@ -43,6 +43,12 @@ def test_go_to_a_file_where_one_is_named(instance: Instance, tmp_path: Path) -> 
     assert len(json.loads(made.path.read_bytes())) == made.count == 1
 
 
+async def test_are_awaited_in_async_tasks(instance: Instance) -> None:
+    made = await WallarooHook().apredict("demo", RECORDS, dataset=["out"])
+
+    assert [row["out"] for row in json.loads(made.content or b"")] == [{"total": [3.0]}]
+
+
 def test_errors_name_the_connection(instance: Instance) -> None:
     with pytest.raises(InvalidInput) as refused:
         WallarooHook().predict("demo", [])

@@ -617,3 +617,12 @@ def test_the_hook_deploys_and_ends(server: BentoCloudStandIn) -> None:
 
     assert (deployed.artifact, hook.deployment("demo").revision) == ("svc:1", deployed.revision)
     assert hook.undeploy("demo").status == "terminating"
+
+
+async def test_async_tasks_await_the_same(server: BentoCloudStandIn) -> None:
+    hook = BentoCloudHook(CONNECTION)
+
+    deployed = await hook.adeploy("demo", "fraud:v1", config={"bento": "svc:1"})
+
+    assert (deployed.artifact, (await hook.adeployment("demo")).revision) == ("svc:1", deployed.revision)
+    assert (await hook.aundeploy("demo")).status == "terminating"
