@@ -87,8 +87,15 @@ def test_a_connection_may_be_less_patient(silent: str, connect: Connect) -> None
 @pytest.mark.parametrize("field", ["ca_bundle", "client_cert", "client_key"])
 @pytest.mark.parametrize("kind", ["pipe", "device", "directory", "huge"])
 def test_a_file_that_would_keep_us_waiting_is_not_opened(
-    conn_type: str, field: str, kind: str, silent: str, connect: Connect, tmp_path: Path
+    conn_type: str,
+    field: str,
+    kind: str,
+    silent: str,
+    connect: Connect,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(module, "_TEST_SECONDS", 60.0)
     path = tmp_path / "file"
     match kind:
         case "pipe":
