@@ -129,8 +129,9 @@ def settings_from_connection(connection: Connection, settings_type: type[Registr
     """
     standard = {field: getattr(connection, field) for field in _STANDARD_FIELDS}
     extras = _extras_of(connection)
-    if connection.schema in _HTTP and standard["host"] and "://" not in standard["host"]:
-        standard["host"] = f"{connection.schema}://{standard['host']}"
+    schema = _schema_of(connection)
+    if schema in _HTTP and standard["host"] and "://" not in standard["host"]:
+        standard["host"] = f"{schema}://{standard['host']}"
     return settings_type.read(connection.conn_id, {**extras, **standard})
 
 
@@ -152,13 +153,17 @@ def remarks_on(connection: Connection, settings_type: type[RegistrySettings]) ->
         begun = sorted(field for field in known if field.startswith(f"{meant}_"))
         near = [*get_close_matches(meant, known, n=1, cutoff=0.8), *begun]
         remarks.append(f"the extra `{name}` is not known" + (f": did you mean `{near[0]}`?" if near else ""))
-    host, schema = connection.host or "", connection.schema
-    if schema and not (schema in _HTTP and ("://" not in host or host.startswith(f"{schema}:"))):
+    host, schema = connection.host or "", _schema_of(connection)
+    if schema and not (schema in _HTTP and ("://" not in host or host.lower().startswith(f"{schema}:"))):
         remarks.append(
             "the schema is not used; the path of a connection's URI ends up there: "
             "write scheme, host and path into the host, in a URI quoted as in `type://https%3A%2F%2Fhost%2Fpath`"
         )
     return remarks
+
+
+def _schema_of(connection: Connection) -> str:
+    return (connection.schema or "").strip().lower()
 
 
 def _extras_of(connection: Connection) -> dict[str, Any]:

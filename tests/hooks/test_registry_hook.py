@@ -315,6 +315,7 @@ class TestRemarks:
     ("uri", "base"),
     [
         ("bentocloud://:token@127.0.0.1:8000/http", "http://127.0.0.1:8000"),
+        ("bentocloud://:token@127.0.0.1:8000/HTTP", "http://127.0.0.1:8000"),
         ("bentocloud://http://:token@127.0.0.1:8000", "http://127.0.0.1:8000"),
         ("bentocloud://:token@127.0.0.1:8000/", "https://127.0.0.1:8000"),
         ("bentocloud://:token@http%3A%2F%2F127.0.0.1%3A8000%2Fbase", "http://127.0.0.1:8000/base"),
