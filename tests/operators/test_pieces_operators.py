@@ -238,8 +238,10 @@ class TestDeploy:
         assert sleeping.method_name == "execute_fetched"
         event = event_of(sleeping.trigger, server)
         assert verbs(server) == [DOWNLOAD]
+        goes_on_with: Any = sleeping.kwargs
+        assert goes_on_with["deadline"] == sleeping.trigger.serialize()[1]["deadline"]  # one for both
 
-        assert operator.execute_fetched(context, event)["ready"]
+        assert operator.execute_fetched(context, event, **goes_on_with)["ready"]
         assert verbs(server) == [DOWNLOAD, "load"]
 
     def test_a_cloud_model_is_only_loaded(self, server: PiecesStandIn, context: Any) -> None:
