@@ -275,6 +275,7 @@ class DeployModelOperator(_DeploymentOperator):
         self.scan = scan
         self.signatures = signatures
         self.trusted_signers = trusted_signers
+        self._looked_at: str | None = None  # what this object has found to be fine
 
     @property
     def _served(self) -> str:
@@ -320,6 +321,8 @@ class DeployModelOperator(_DeploymentOperator):
 
     def _inspect(self, context: Context) -> None:
         """Look at the model, if that is asked for; what is deployed then is exactly the version that was looked at."""
+        if self.model == self._looked_at:
+            return
         hook = self.get_hook(context)
         policy = self.signatures or hook.get_conn().settings.signatures
         if self.allowed_formats is not None or self.scan or policy != "off":
@@ -330,7 +333,7 @@ class DeployModelOperator(_DeploymentOperator):
                 signatures=self.signatures,
                 trusted_signers=self.trusted_signers,
             )
-            self.model = looked_at.ref
+            self.model = self._looked_at = looked_at.ref
 
     def _fetch(self, context: Context, deadline: float) -> None:
         hook = self.get_hook(context)
@@ -341,6 +344,7 @@ class DeployModelOperator(_DeploymentOperator):
             fetch(self, hook, self.model, deadline, self.poll_interval, then=then, arguments=arguments)
 
     def _roll_out(self, context: Context, deadline: float) -> dict[str, JsonValue]:
+        self._inspect(context)  # again where the task has slept meanwhile: another object goes on then
         memory = _Memory(TaskCheckpoint.of(context), self._asked())
         earlier = memory.unfinished()
         with self._taking_back_when_killed() as started:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import threading
 import time
 from collections.abc import Iterator
@@ -252,6 +253,26 @@ class TestDeferredDeploy:
             with pytest.raises(AirflowFailException, match="terminated"):
                 deploy().execute_complete(context, event, **sleeping.kwargs or {})
         assert len(changes(server)) == (2 if joins else 1)
+
+    def test_looks_at_the_model_before_it_begins_anew(
+        self, server: BentoCloudStandIn, context: Any, tmp_path: Path
+    ) -> None:
+        """What is the newest version then is another one, perhaps."""
+        for number, (file, content) in enumerate([("config.json", b"{}"), ("weights.pkl", pickle.dumps([1]))], 2):
+            (tmp_path / file).mkdir()
+            (tmp_path / file / file).write_bytes(content)
+            server.seed("fraud", f"v{number}", tmp_path / file)
+            server.seed_bento("svc", f"{number + 1}", models=[f"fraud:v{number}"])
+            if number == 2:
+                server.script_deployment("demo", ENDLESS)
+                careful = {"model": "fraud", "allowed_formats": ["json"]}
+                sleeping = [deferred(deploy(**careful), context) for _ in range(2)][-1]
+                server.deployments["demo"].status = "terminated"
+        event = {"status": "failed", "message": "DeploymentFailed: demo is terminated", "permanent": True}
+
+        with pytest.raises(AirflowFailException, match="pickle"):
+            deploy(**careful).execute_complete(context, event, **sleeping.kwargs or {})
+        assert len(changes(server)) == 1
 
     @pytest.mark.row("P10", of="tasks")
     def test_waits_no_longer_than_the_execution_timeout(self, server: BentoCloudStandIn, context: Any) -> None:
