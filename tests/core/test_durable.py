@@ -70,7 +70,7 @@ def test_only_its_owner_may_look_into_staging(place: Path) -> None:
 def test_the_name_tells_machine_boot_and_process(place: Path) -> None:
     with durable.staging(place, KEY):
         (name,) = hidden(place.parent)
-    assert name.startswith(f".target.{KEY}.{ME}-")
+    assert name.startswith(f".target.{KEY}.{writer.this_process()}-")
     assert str(os.getpid()) in name.split("-")
 
 
@@ -251,6 +251,46 @@ def test_what_was_left_before_this_machine_started_is_removed(place: Path) -> No
     left = _left(place, OTHERS["another machine of the same name"], seconds=writer.seconds_since_boot() + 3600)
     with durable.staging(place, KEY, keep=_kept) as staging:
         assert list(staging.path.iterdir()) == []
+        assert not left.exists()
+
+
+def test_what_was_left_as_this_machine_started_is_passed_over(place: Path) -> None:
+    """Clocks of disks run unevenly: it may have been written since."""
+    left = _left(place, OTHERS["another machine of the same name"], seconds=writer.seconds_since_boot() + 20)
+    with durable.staging(place, KEY, keep=_kept):
+        assert left.exists()
+
+
+def test_what_another_user_left_hides_nothing_of_ours(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, ours = _left(place, GONE), _left(place, replace(GONE, pid=GONE.pid + 1))
+    os.chown(theirs, 65534, 65534)
+    found = durable._found
+    monkeypatch.setattr(durable, "_found", lambda *of: sorted(found(*of), key=lambda one: one.string != theirs.name))
+    with durable.staging(place, KEY, keep=_kept) as staging:
+        assert (staging.path / "a/b").read_bytes() == b"half"
+    assert theirs.exists()
+    assert not ours.exists()
+
+
+def test_what_was_taken_over_to_be_removed_is_not_kept_with_what_is_ours(place: Path) -> None:
+    _left(place, GONE, OTHER_KEY, seconds=2 * DAY)
+
+    def fail() -> None:
+        with durable.staging(place, KEY, keep=_kept):
+            raise ValueError("first")
+
+    with pytest.raises(ValueError, match="first"):
+        fail()
+    (kept,) = hidden(place.parent)
+    assert [path.name for path in (place.parent / kept).iterdir()] == ["model"]
+
+
+def test_a_link_in_what_was_left_is_as_old_as_itself(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "fresh").touch()
+    left = _left(place, GONE, OTHER_KEY)
+    (left / "model" / "link").symlink_to(tmp_path / "fresh")
+    age(left, 2 * DAY)
+    with durable.staging(place, KEY):
         assert not left.exists()
 
 

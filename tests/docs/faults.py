@@ -68,7 +68,7 @@ COLUMNS = {
     "pieces": _system("Pieces", "pieces"),
 }
 # The registry that the documents show how to write.
-EXAMPLES = {"shelf"}
+EXAMPLES = {"shelf", "shelf-read-only"}
 
 
 @dataclass(frozen=True)

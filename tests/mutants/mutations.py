@@ -49,10 +49,11 @@ CHOSEN = (
 
 
 class DropCall(Operator):
-    """A call that is a statement of its own is left out."""
+    """A call that is a statement of its own is left out, unless it only tells the log."""
 
     def mutation_positions(self, node: Any) -> Iterator[Any]:
-        if node.type == "simple_stmt" and node.children[0].type in ("atom_expr", "power"):
+        first = node.children[0] if node.type == "simple_stmt" else node
+        if first is not node and first.type in ("atom_expr", "power") and first.get_first_leaf().value != "log":
             yield (node.start_pos, node.children[0].end_pos)
 
     def mutate(self, node: Any, index: int) -> Any:

@@ -11,6 +11,7 @@ import inspect
 import json
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -36,7 +37,8 @@ SCRATCH = ROOT / "build" / "mutants"
 SURVIVORS = Path(__file__).with_name("survivors.toml")
 LISTER = ROOT / ".venv-mutants" / "bin" / "python"
 MEMORY = Path("/dev/shm")  # no mutant needs a disk: bytes in memory are durable at once
-MOST_SECONDS = 60  # of the tests that reach a line, the quickest
+MOST_SECONDS = 60  # of tests for one mutant
+SECONDS = 240  # for one test
 OPTIONS = ("-q", "-n", "0", "-p", "no:randomly", "-p", "no:cacheprovider", "--no-header", "--hypothesis-seed=0")
 
 Mutant = dict[str, Any]
@@ -87,13 +89,17 @@ class Reach:
         return self._seconds[test.replace("/", ".").replace(".py::", ".").replace("::", ".")]
 
     def tests(self, module: str, line: int) -> list[str]:
-        """Return the ids of tests that run a line, or the one before it that is run at all."""
+        """Return the ids of tests: those that run a line, or the one before it that is run at all, then the others.
+
+        What runs in processes that tests fork is not told. The quickest come first; what takes too long is left out.
+        """
         contexts = self._data.contexts_by_lineno(str(ROOT / module))
         run = max((one for one in contexts if one <= line), default=0)
-        found = {context.partition("|")[0] for context in contexts.get(run, ())} - {""}
-        if not found:  # at import
-            found = {context.partition("|")[0] for all_of in contexts.values() for context in all_of} - {""}
-        quickest = sorted(found, key=self.seconds)
+        reach, all_that_run = (
+            {context.partition("|")[0] for line in lines for context in contexts.get(line, ())} - {""}
+            for lines in ([run], contexts)
+        )
+        quickest = sorted(all_that_run, key=lambda test: (test not in reach, self.seconds(test)))
         until = accumulate(map(self.seconds, quickest))
         return [test for test, seconds in zip(quickest, until, strict=True) if seconds < MOST_SECONDS]
 
@@ -146,15 +152,17 @@ class Mutated:
         results = SCRATCH / f"{self.area}.jsonl"
         known = {(*key(result), result["line"]): result["survives"] for result in _known(results)}
         functions = _functions()
+        for module in {mutant["module"] for mutant in self.mutants}:
+            unchanged = {"module": module, "source": (ROOT / module).read_text()}
+            there = [items[test] for test in self.reach.tests(module, 0) if test in items]
+            assert survives(session, functions, unchanged, there, self.reach), f"{module} is noticed as a mutant of itself"
         with results.open("a") as file:
             for number, mutant in enumerate(self.mutants, 1):
                 place = (*key(mutant), mutant["line"])
                 if place not in known:
                     tests = self.reach.tests(mutant["module"], mutant["line"])
-                    limit = 10 + 4 * sum(map(self.reach.seconds, tests))
-                    known[place] = not tests or survives(
-                        session, functions, mutant, [items[test] for test in tests], limit
-                    )
+                    there = [items[test] for test in tests if test in items]
+                    known[place] = survives(session, functions, mutant, there, self.reach)
                     facts = {name: value for name, value in mutant.items() if name != "source"}
                     file.write(json.dumps({**facts, "survives": known[place], "tests": len(tests)}) + "\n")
                     file.flush()
@@ -166,20 +174,22 @@ class Mutated:
 
 
 def survives(
-    session: pytest.Session, functions: list[FunctionType], mutant: Mutant, items: list[pytest.Item], limit: float
+    session: pytest.Session, functions: list[FunctionType], mutant: Mutant, items: list[pytest.Item], reach: Reach
 ) -> bool:
     """Whether none of the tests notices a mutant. One that never ends is noticed."""
     path = ROOT / mutant["module"]
     codes = replaced(path, mutant["source"])
+    alive, tell = os.pipe()
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None, ignore_cleanup_errors=True) as scratch:
         if (pid := os.fork()) == 0:
             os.setsid()
-            resource.setrlimit(resource.RLIMIT_CPU, (int(limit), int(limit)))
             silence = os.open(os.devnull, os.O_RDWR)
             for descriptor in (0, 1, 2):
                 os.dup2(silence, descriptor)
+            os.chmod(scratch, 0o1777)  # some tests are other users for a while
             os.environ["TMPDIR"] = tempfile.tempdir = scratch
             if codes is None:
+                _limit(sum(reach.seconds(item.nodeid) for item in items))
                 (Path(scratch) / "mutant.json").write_text(json.dumps(mutant))
                 os.environ["MODELSYNC_MUTANT"] = str(Path(scratch) / "mutant.json")
                 command = ["-m", "pytest", "-x", *OPTIONS, "-p", "tests.mutants.instead"]
@@ -189,22 +199,37 @@ def survives(
                     if function.__code__.co_filename == str(path):
                         function.__code__ = codes[function.__code__.co_qualname, function.__code__.co_firstlineno]
                 for item, following in zip(items, [*items[1:], None], strict=True):
+                    os.write(tell, b".")
+                    _limit(reach.seconds(item.nodeid))
                     item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
                     if session.testsfailed:
                         break
                 else:
                     os._exit(0)
             os._exit(1)
-        until = time.monotonic() + 30 + 5 * limit
+        os.close(tell)
+        until = time.monotonic() + SECONDS
         while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+            if select.select([alive], [], [], 0.02)[0]:
+                if os.read(alive, 1):
+                    until = time.monotonic() + SECONDS
+                else:
+                    time.sleep(0.02)
             if time.monotonic() > until:
                 os.killpg(pid, signal.SIGKILL)
                 ended = os.waitpid(pid, 0)
                 break
-            time.sleep(0.02)
+        os.close(alive)
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)  # what its tests have left running
     return os.WIFEXITED(ended[1]) and os.WEXITSTATUS(ended[1]) == 0
+
+
+def _limit(seconds: float) -> None:
+    """Have this process killed when tests take much more of a processor than they do of time without a mutant."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    until = int(used.ru_utime + used.ru_stime + 10 + 4 * seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (until, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
 def _known(path: Path) -> Iterator[Mutant]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from airflow_provider_modelsync.core.errors import (
     ModelNotFound,
     ModelSyncError,
     RegistryUnavailable,
+    Unauthorized,
     UnsafeArchive,
     VersionConflict,
 )
-from airflow_provider_modelsync.core.models import ModelRef, ModelVersion
+from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Query
 from airflow_provider_modelsync.core.registries.modelstore.directory import DirectoryStore
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
 from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings
@@ -935,6 +937,140 @@ def test_a_model_that_may_not_be_looked_at_hinders_no_other(
     (refused,) = at_once(as_nobody(store.list_models))
     assert isinstance(refused, InvalidInput)
     store.meta("fraud").chmod(0o700)
+
+
+def _refuse(monkeypatch: pytest.MonkeyPatch, method: str, *names: str, begins: int = 0) -> None:
+    """Have a call of the disk be refused for what has these names, from its n-th time on."""
+    real, calls = getattr(DirectoryStore, method), count()
+
+    def refused(self: DirectoryStore, *of: Any) -> Any:
+        if (not names or of[0] in names) and next(calls) >= begins:
+            raise Unauthorized("this is not for you")
+        return real(self, *of)
+
+    monkeypatch.setattr(DirectoryStore, method, refused)
+
+
+@pytest.mark.parametrize("refused", [["fraud"], ["card"], ["card", "fraud"]])
+def test_of_models_that_may_not_be_read_all_others_are_listed(
+    store: Store, old: Path, monkeypatch: pytest.MonkeyPatch, refused: list[str]
+) -> None:
+    for name in ("card", "fraud"):
+        store.push(old, f"{name}:v1")
+    _refuse(monkeypatch, "entries", *refused)
+    if len(refused) == 1:
+        assert [version.name for version in store.list_models()] == [{"card": "fraud", "fraud": "card"}[refused[0]]]
+    else:
+        with pytest.raises(Unauthorized, match="this is not for you"):
+            store.list_models()
+
+
+def test_a_store_that_closes_while_it_is_listed_is_not_a_store_of_less(
+    store: Store, old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("card", "fraud"):
+        store.push(old, f"{name}:v1")
+    _refuse(monkeypatch, "entries", "card")
+    _refuse(monkeypatch, "names", begins=1)
+    with pytest.raises(Unauthorized):
+        store.list_models()
+
+
+@pytest.mark.parametrize("refused", [["v1"], ["v2"], ["v1", "v2"]])
+def test_of_versions_that_may_not_be_read_all_others_are_listed(
+    store: Store, old: Path, monkeypatch: pytest.MonkeyPatch, refused: list[str]
+) -> None:
+    for version in ("v1", "v2"):
+        store.push(old, f"fraud:{version}")
+    _refuse_records(monkeypatch, *refused)
+    if len(refused) == 1:
+        assert [found.version for found in store.list_versions("fraud")] == [{"v1": "v2", "v2": "v1"}[refused[0]]]
+    else:
+        with pytest.raises(Unauthorized, match="this is not for you"):
+            store.list_versions("fraud")
+
+
+def _refuse_records(monkeypatch: pytest.MonkeyPatch, *versions: str) -> None:
+    real = DirectoryStore._stored
+
+    def stored(self: DirectoryStore, name: str, record: str, *more: Any) -> Any:
+        if record.partition(".")[0] in versions:
+            raise Unauthorized("this is not for you")
+        return real(self, name, record, *more)
+
+    monkeypatch.setattr(DirectoryStore, "_stored", stored)
+
+
+def test_a_model_that_is_closed_while_it_is_listed_is_not_a_model_of_less(
+    store: Store, old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in ("v1", "v2"):
+        store.push(old, f"fraud:{version}")
+    _refuse_records(monkeypatch, "v1")
+    _refuse(monkeypatch, "entries", "fraud", begins=1)
+    with pytest.raises(Unauthorized):
+        store.list_versions("fraud")
+
+
+def test_nothing_is_read_of_a_model_of_another_name(store: Store, old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.push(old, "fraud:v1")
+    _refuse(monkeypatch, "entries", "fraud")
+    assert store.list_versions("fraud", "card") == []
+    assert store.registry._store.latest("fraud", Query.parse("card")) is None
+
+
+def test_to_find_the_newest_version_no_older_one_is_read(
+    store: Store, old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        store.push(old, f"fraud:v{number}")
+        age(store.meta("fraud", f"v{number}.json"), 60 * (3 - number))
+    _refuse_records(monkeypatch, "v0", "v1")
+    assert store.get("fraud").version == "v2"
+
+
+def test_what_a_model_s_versions_hold_is_told_with_what_is_claimed(store: Store, old: Path, new: Path) -> None:
+    digests = {digest_directory(place) for place in (old, new)}
+    store.push(old, "fraud:v1")
+    claim = store.meta("fraud", "v2.claim")
+    claim.write_text(json.dumps({"digest": digest_directory(new)}))
+    assert store.registry._store.digests("fraud") == digests
+    claim.write_text("{")
+    with pytest.raises(RegistryUnavailable, match="the claim on fraud:v2 cannot be read"):
+        store.registry._store.digests("fraud")
+
+
+def test_a_manifest_damaged_between_the_look_and_the_pull_is_told(store: Store, old: Path) -> None:
+    seen = store.push(old, "fraud:v1")
+    store.meta("fraud", "v1.json").write_text("{")
+    with pytest.raises(RegistryUnavailable, match="is damaged"):
+        store.run(store.registry.plan_pull(seen))
+
+
+def test_a_manifest_whose_files_have_other_hashes_than_its_digest_is_written_anew(
+    store: Store, old: Path, tmp_path: Path
+) -> None:
+    _write_manifest(store, old, files=[{"path": "a/b", "size": 1, "sha256": "0" * 64}])
+    store.push(old, "fraud:v1")
+    store.pull("fraud:v1", tmp_path / "target")
+    assert digest_directory(tmp_path / "target") == digest_directory(old)
+
+
+def test_of_labels_the_newest_record_is_left(store: Store, old: Path) -> None:
+    store.push(old, "fraud:v1")
+    for number in range(3):
+        store.set_labels("fraud:v1", {"stage": str(number)})
+    assert store.records("fraud") == ["v1.json", "v1.labels.3"]
+
+
+def test_who_is_refused_leaves_nothing_of_an_earlier_try(store: Store, old: Path, new: Path) -> None:
+    store.push(old, "fraud:v1")
+    store.push(old, "fraud:v1", force=True, metadata={"auc": 1})
+    late = store.meta("fraud", "v1.claim")
+    late.write_text(json.dumps({"digest": digest_directory(new)}))
+    with pytest.raises(VersionConflict):
+        store.push(new, "fraud:v1")
+    assert not late.exists()
 
 
 def test_a_push_over_a_damaged_manifest_is_a_conflict_but_for_force(store: Store, old: Path, new: Path) -> None:
