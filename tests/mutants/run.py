@@ -155,7 +155,7 @@ class Mutated:
         for module in {mutant["module"] for mutant in self.mutants}:
             unchanged = {"module": module, "source": (ROOT / module).read_text()}
             there = [items[test] for test in self.reach.tests(module, 0) if test in items]
-            assert survives(session, functions, unchanged, there, self.reach), f"{module} is noticed as a mutant of itself"
+            assert survives(session, functions, unchanged, there, self.reach), f"{module}, unchanged, is noticed"
         with results.open("a") as file:
             for number, mutant in enumerate(self.mutants, 1):
                 place = (*key(mutant), mutant["line"])
