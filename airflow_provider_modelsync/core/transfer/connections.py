@@ -9,6 +9,7 @@ import io
 import select
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -30,6 +31,8 @@ from airflow_provider_modelsync.core.transfer.watchdog import Line, Watch
 
 # Bytes given to the kernel at a time. TLS takes all of them or none, so this is how coarsely progress shows.
 _SLICE = 256 << 10
+# Seconds and microseconds for which the kernel gathers what a read wants: so late a watch hears of it.
+_GATHERING = struct.pack("@ll", 0, 100_000)
 _active = threading.local()
 
 Pools = dict[tuple[str | None, bool], urllib3.PoolManager]
@@ -115,15 +118,28 @@ class _Counted(io.RawIOBase):
         self._sock: Any = sock
         self._is_tls = isinstance(sock, ssl.SSLSocket)
         self._watch: Watch = _active.watch
+        if not self._is_tls:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _GATHERING)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        count: int = self._sock.read(len(buffer), buffer) if self._is_tls else self._sock.recv_into(buffer)
+        if self._is_tls:
+            count: int = self._sock.read(len(buffer), buffer)
+        else:
+            count = self._received(buffer)
         if count:
             self._watch.moved(count)
         return count
+
+    def _received(self, buffer: Any) -> int:
+        """Have the kernel fill a large buffer, rather than return for each packet. Headers take a small one."""
+        flags = socket.MSG_WAITALL if len(buffer) > io.DEFAULT_BUFFER_SIZE else 0
+        while True:
+            with contextlib.suppress(BlockingIOError):  # nothing has come for so long
+                count: int = self._sock.recv_into(buffer, 0, flags)
+                return count
 
     def close(self) -> None:
         self._raw.close()

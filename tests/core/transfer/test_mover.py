@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import traceback
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,6 +39,7 @@ from airflow_provider_modelsync.core.errors import (
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.settings import RegistrySettings
+from airflow_provider_modelsync.core.transfer import connections
 from airflow_provider_modelsync.core.transfer.files import LooseBody
 from airflow_provider_modelsync.core.transfer.mover import (
     BLOCK,
@@ -60,6 +63,7 @@ from tests.standins.fault_server import (
     Send,
     Stall,
     Step,
+    Talk,
     Tunnel,
     answer,
 )
@@ -430,6 +434,49 @@ def test_stored_bytes_come_as_they_are(mover: Mover) -> None:
     assert digest.digest() == hashlib.sha256(PART).digest()
     assert max(sizes) == BLOCK
     assert sum(moved) == len(PART)
+
+
+@dataclass(frozen=True)
+class Packet:
+    """Bytes that come by themselves: what follows is sent once they are read."""
+
+    data: bytes
+
+    def run(self, talk: Talk) -> None:
+        talk.sock.sendall(self.data)
+        _, port = talk.sock.getpeername()
+        until(lambda: not unread_at(port), "a packet to be read")
+
+
+def unread_at(port: int) -> int:
+    """Return how many bytes have come to a connection's end and were not read."""
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, _, _, queues, *_ = line.split()
+        if int(local.partition(":")[2], 16) == port:
+            return int(queues.partition(":")[2], 16)
+    return 0
+
+
+def test_the_kernel_gathers_packets(mover: Mover, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_GATHERING", struct.pack("@ll", 600, 0))
+    reads: list[int] = []
+    monkeypatch.setattr(Watch, "moved", lambda _, count: reads.append(count))
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {BLOCK}\r\n\r\n".encode()
+    size = BLOCK // 8
+    script = [Packet(head), *(Packet(PART[start : start + size]) for start in range(0, BLOCK, size))]
+    with FaultServer(script) as server:
+        assert fetch(mover, server.url) == PART[:BLOCK]
+    assert reads[-1] == BLOCK
+
+
+def test_packets_are_gathered_for_a_short_time_only(mover: Mover, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {BLOCK}\r\n\r\n".encode()
+    heard = threading.Event()
+    monkeypatch.setattr(Watch, "moved", lambda _, count: heard.set() if count == 5000 else None)
+    script = [Packet(head), Packet(PART[:5000]), Do(lambda: heard.wait(60)), Send(PART[5000:BLOCK])]
+    with FaultServer(script) as server:
+        assert fetch(mover, server.url) == PART[:BLOCK]
+    assert heard.is_set()
 
 
 def test_blocks_share_one_buffer(mover: Mover) -> None:
