@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.fair import prepare, turns
+from benchmarks.floor import floor
 
 ROOT = Path(__file__).parents[1]
 MIB = 1 << 20
@@ -132,10 +133,14 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--pairs", type=int, default=3, help="runs of each side")
     pairs = arguments.parse_args().pairs
-    print("| workload | CPU s, ours | theirs | ratio | seconds, ours | theirs | MiB of memory, ours | disk written |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        "| workload | CPU s, ours | theirs | the floor | ratio | seconds, ours | s, theirs | MiB of memory, ours "
+        "| disk written |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for workload, files in WORKLOADS.items():
         with tempfile.TemporaryDirectory(prefix="modelsync-bench-") as scratch, serving(Path(scratch), workload) as url:
+            floors: list[float] = []
             sides: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
             for number in range(pairs):
                 for side, python, script in turns(
@@ -144,11 +149,14 @@ def main() -> None:
                     prepare()
                     target = Path(scratch) / f"{side}-{number}" / "model"
                     sides[side].append(run(python, script, url, target))
+                prepare()
+                floors.append(floor("pull", Path(scratch) / f"floor-{number}", sum(files.values())))
         ours, theirs = (
             {key: statistics.median(one[key] for one in runs) for key in runs[0]} for runs in sides.values()
         )
         print(
-            f"| {workload} | {ours['cpu']:.2f} | {theirs['cpu']:.2f} | {ours['cpu'] / theirs['cpu']:.2f} "
+            f"| {workload} | {ours['cpu']:.2f} | {theirs['cpu']:.2f} | {statistics.median(floors):.2f} "
+            f"| {ours['cpu'] / theirs['cpu']:.2f} "
             f"| {ours['seconds']:.2f} | {theirs['seconds']:.2f} | {ours['memory'] / MIB:.0f} "
             f"| {ours['disk'] / sum(files.values()):.2f}x |"
         )

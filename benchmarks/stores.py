@@ -22,6 +22,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.floor import floor
+
 ROOT = Path(__file__).parents[1]
 CLIENTS = ROOT / ".venv-stores" / "bin" / "python"
 MIB = 1 << 20
@@ -206,8 +210,13 @@ def compare(storage: str, disk: Path, source: Path, pairs: int) -> list[str]:
                 statistics.median(one[field] / other[field] for one, other in zip(*runs.values(), strict=True))
                 for field in ("wall", "cpu")
             )
+            floors = [
+                floor(verb, source / "model.bin" if verb == "push" else disk / f"{storage}-floor-{pair}", size)
+                for pair in range(pairs)
+            ]
             gib, memory = size / (1 << 30), statistics.median(run["memory"] for run in runs["ours"])
             each = [f"{statistics.median(run['cpu'] for run in done) / gib:.2f}" for done in runs.values()]
+            each.append(f"{statistics.median(floors) / gib:.2f}")
             cells = (storage, RIVALS[storage][1], f"{verb} of {size // MIB} MiB", f"{wall:.2f}", f"{cpu:.2f}", *each)
             rows.append(f"| {' | '.join(cells)} | {memory:.0f} |")
     return rows
@@ -221,7 +230,6 @@ def main() -> None:
     parser.add_argument("--disk", type=Path, default=Path(tempfile.gettempdir()), help="where sources and targets lie")
     parser.add_argument("storages", nargs="*", default=list(STORAGES))
     arguments = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
     with tempfile.TemporaryDirectory(prefix="modelsync-bench-", dir=arguments.disk) as disk:
         source = Path(disk) / "source"
         source.mkdir()
@@ -229,8 +237,8 @@ def main() -> None:
         with (source / "model.bin").open("wb") as writer:
             for number in range(arguments.mib):
                 writer.write(number.to_bytes(8, "big") + block[8:])
-        print("| storage | against | transfer | wall | CPU | CPU-s/GiB | the other's | memory MiB |")
-        print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
+        print("| storage | against | transfer | wall | CPU | CPU-s/GiB | the other's | the floor | memory MiB |")
+        print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
         for storage in arguments.storages:
             print("\n".join(compare(storage, Path(disk), source, arguments.pairs)), flush=True)
 
