@@ -3,7 +3,7 @@
 The question waits under *Required Actions* in Airflow's user interface and occupies no worker; the answer may also come
 through the REST API. "Reject", and no answer within two days, skips the deployment.
 
-Needs Airflow 3.1 or newer, a connection ``bentocloud_default`` and, where the workers see them, a model and a bento
+Needs Airflow 3.2 or newer, a connection ``bentocloud_default`` and, where the workers see them, a model and a bento
 built with it; the run's parameters say where they are.
 """
 

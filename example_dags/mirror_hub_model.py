@@ -1,6 +1,6 @@
 """Mirror a model of the Hugging Face Hub: every night, and as soon as a new commit appears on its main branch.
 
-Needs Airflow 3.1 or newer, and connections ``huggingface_default`` and ``modelstore_default``. Only weights and
+Needs Airflow 3.2 or newer, and connections ``huggingface_default`` and ``modelstore_default``. Only weights and
 configuration are copied. While the commit is the same, nothing moves.
 """
 
