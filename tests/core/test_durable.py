@@ -13,6 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -594,6 +595,25 @@ def test_a_directory_is_open_for_late_writers_after_an_error_only(place: Path, m
         fail()
     (descriptor,) = retired
     os.close(descriptor)
+
+
+def test_nothing_stays_open_or_in_use(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened() -> list[str]:
+        return sorted(os.listdir("/proc/self/fd"))
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    before = opened(), set(durable._in_use)
+    with durable.staging(place, KEY) as staged:
+        write_tree(staged.path, {"a": b"x"})
+    durable.sync_directory(place.parent)
+    durable.clear_up(place)
+    assert (opened(), durable._in_use) == before
+    monkeypatch.setattr(os, "mkdir", full)
+    with pytest.raises(OSError, match="full"), durable.staging(place, KEY):
+        pytest.fail("there is no room")
+    assert (opened(), durable._in_use) == before
 
 
 def test_nothing_is_made_where_there_is_nothing_to_sweep(tmp_path: Path) -> None:

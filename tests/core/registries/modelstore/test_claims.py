@@ -189,6 +189,8 @@ def test_two_forced_pushes_end_in_one_of_them_in_every_order() -> None:
         results = [task.result for task in end.tasks]
         assert all(isinstance(result, ModelVersion | VersionConflict | Retryable) for result in results), results
         assert None not in end.history
+        for result, other in zip(results, (B, A), strict=True):  # who has lost hears of whom
+            assert not isinstance(result, VersionConflict) or other.digest in str(result), result
         if any(isinstance(result, ModelVersion) for result in results):
             assert end.history[-1] in (A.digest, B.digest)
         no_hindrance(end.world)
@@ -262,6 +264,7 @@ def test_a_killed_delete_hurts_nobody_however_late_its_last_call_arrives() -> No
     [
         (claims.View(), {}, claims.Claim(1)),
         (claims.View(decided=4), {}, claims.Claim(5)),
+        (claims.View(decided=4, digest="mine"), {}, claims.Claim(5)),
         (claims.View(decided=2, current=2, digest="mine"), {}, claims.Keep()),
         (claims.View(decided=2, current=2, digest="mine"), {"force": True}, claims.Keep()),
         (claims.View(decided=2, current=2, digest="mine"), {"renew": True}, claims.Claim(3)),
@@ -315,3 +318,22 @@ def test_what_never_counts_again() -> None:
             claims.closed_of("v", 1, 0),
         ]
     )
+
+
+@pytest.mark.parametrize(
+    ("directory", "generation"),
+    [("v", 1), ("v~2", 2), ("v~10", 10), ("v~1", 0), ("v~02", 0), ("v~", 0), ("w", 0), ("vv", 0), ("v~2~2", 0)],
+)
+def test_a_directory_tells_its_generation(directory: str, generation: int) -> None:
+    assert claims.generation_of("v", directory) == generation
+    assert not generation or claims.directory_of("v", generation) == directory
+
+
+def test_what_is_decided_and_does_not_count_is_dead() -> None:
+    view = claims.View(decided=2, current=1)
+    assert [view.is_dead(generation) for generation in (1, 2, 3)] == [False, True, False]
+
+
+def test_a_verdict_counts_above_what_notes_say_only() -> None:
+    assert claims.Records(verdicts={2, 3}, closed={2: 0}).top == 3
+    assert claims.Records(verdicts={1, 2}, closed={2: 0}).top == 0
