@@ -597,12 +597,15 @@ def _free_place(target: str | os.PathLike[str]) -> Path:
         )
     try:
         # A link counts as something that is there, wherever it leads: it cannot be replaced by a directory.
-        if os.path.islink(os.fspath(target).rstrip("/")) or (
-            place.exists() and (not place.is_dir() or os.listdir(place))
-        ):
-            raise TargetExists(f"{shown} exists and is no empty directory", argument="target")
+        is_free = not os.path.islink(os.fspath(target).rstrip("/")) and not os.listdir(place)
+    except FileNotFoundError:
+        is_free = True
+    except NotADirectoryError:
+        is_free = False
     except OSError as error:
         raise InvalidInput(f"{shown} cannot be used: {error.strerror}", argument="target") from error
+    if not is_free:
+        raise TargetExists(f"{shown} exists and is no empty directory", argument="target")
     return place
 
 
