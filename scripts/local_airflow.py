@@ -64,8 +64,9 @@ def environment(home: Path, dags: Path, connections: Mapping[str, Mapping[str, A
         "AIRFLOW__CORE__FERNET_KEY": "",
         "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
         "AIRFLOW__API__ENABLE_XCOM_DESERIALIZE_SUPPORT": "True",  # later ones always do
-        # Those who write wait for each other, by themselves for 5 s only.
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db?timeout=30",
+        # Those who write wait for each other, by themselves for 5 s only. The API server may wait for itself, and then
+        # nobody has an answer for so long: that must be less than what a trigger has to take back what it began.
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db?timeout=15",
         "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
         # On a busy machine an answer takes long, and a task waits for its turn for longer than it is let in by itself.
         "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
