@@ -471,7 +471,8 @@ def test_two_processes_pushing_other_bytes_with_force_end_in_one_whole_version(
     for _ in range(8):
         results = at_once(_push(store, old, force=True), _push(store, new, force=True))
         assert any(isinstance(result, ModelVersion) for result in results), results
-        assert all(isinstance(result, ModelVersion | VersionConflict) for result in results), results
+        # Each may take the other's claim away, and begins again once.
+        assert all(isinstance(result, ModelVersion | VersionConflict | BeginAgain) for result in results), results
         assert digest_directory(store.files("fraud:v1")) == store.get("fraud:v1").digest
 
 
