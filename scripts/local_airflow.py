@@ -182,10 +182,13 @@ class LocalAirflow:
             if self.tasks(dag_id, run_id)[task_id]["state"] == state:
                 break
 
-    def clear(self, dag_id: str, run_id: str, task_id: str, *, map_index: int = -1) -> None:
-        """Have a task run again, and no other."""
-        tasks = [task_id if map_index < 0 else [task_id, map_index]]
-        body = {"dry_run": False, "only_failed": False, "dag_run_id": run_id, "task_ids": tasks}
+    def clear(self, dag_id: str, run_id: str, *tasks: str | tuple[str, int]) -> None:
+        """Have tasks run again, and no others.
+
+        :param tasks: each by its id, or one of a mapped task with its index.
+        """
+        task_ids = [task if isinstance(task, str) else list(task) for task in tasks]
+        body = {"dry_run": False, "only_failed": False, "dag_run_id": run_id, "task_ids": task_ids}
         self.post(f"/dags/{dag_id}/clearTaskInstances", body)
 
     def tasks(self, dag_id: str, run_id: str) -> dict[str, dict[str, Any]]:
