@@ -259,6 +259,7 @@ class SuperviselyApp(StandIn):
         self.inferences: dict[str, Inference] = {}
         self.uploaded: list[Json] = []  # predictions that an upload mode wrote into a project
         self.down = threading.Event()
+        self._going: threading.Thread | None = None
         self.gate = threading.Event()
         self.gate.set()
         self.loads = threading.Event()
@@ -269,8 +270,11 @@ class SuperviselyApp(StandIn):
     def close(self) -> None:
         self.gate.set()
         self.loads.set()
-        if not self.down.wait(60 if self.count("POST", "/sly/shutdown$") else 0):
+        self.stopping.set()
+        if self._going is None:
             super().close()
+        else:
+            self._going.join()
 
     # -- requests
 
@@ -419,7 +423,8 @@ class SuperviselyApp(StandIn):
 
     def shut_down(self, request: Request, body: Body) -> Any:
         """Answer, then go: whoever asks afterwards is refused."""
-        threading.Thread(target=self._go_down, args=(request,)).start()
+        self._going = threading.Thread(target=self._go_down, args=(request,))
+        self._going.start()
         return None
 
     def _go_down(self, request: Request) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -348,7 +349,27 @@ async def test_nothing_is_left_when_nobody_waits(server: BentoCloudStandIn) -> N
 
     polls = polling.shared()
     assert (polls._polls, polls._lines, polls._holders) == ({}, {}, {})
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:  # a look that was told to stop may be about to
+        assert task.cancelling()
+        await asyncio.wait((task,), timeout=60)
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_waiter_takes_little_memory(server: BentoCloudStandIn) -> None:
+    waiters = 200
+    async with running(sensor()):
+        await asked(server, 2)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            async with running(*(sensor() for _ in range(waiters))):
+                await asked(server, server.count() + 3)  # what is seen was logged meanwhile
+                gc.collect()
+                taken, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+
+    assert taken / waiters <= 4600  # the test's own share is among it
 
 
 async def test_each_event_loop_has_its_own(server: BentoCloudStandIn) -> None:
