@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.fair import prepare
+from benchmarks.meter import measure
 
 MIB = 1 << 20
 SIZES = {False: (64, 256, 1024, 4096), True: (16, 64, 256)}
@@ -37,18 +37,18 @@ def child(verb: str, root: str, place: str) -> None:
     from airflow_provider_modelsync.core.verbs.push import push
 
     registry = ModelStore(RegistrySettings(conn_id="bench", host=f"file://{root}"))
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    with driver_for(registry) as driver:
-        ref = registry.parse("model:v1")
-        if verb == "push":
-            push(registry, driver, place, ref, Control())
-        elif verb == "pull":
-            pull(registry, driver, ref, place, Control(), query=Query())
-        else:
-            driver.run(registry.get(registry.parse("model"), Query()))
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps({"cpu": cpu, "memory": (after.ru_maxrss - before.ru_maxrss) / 1024}))
+
+    def work() -> None:
+        with driver_for(registry) as driver:
+            ref = registry.parse("model:v1")
+            if verb == "push":
+                push(registry, driver, place, ref, Control())
+            elif verb == "pull":
+                pull(registry, driver, ref, place, Control(), query=Query())
+            else:
+                driver.run(registry.get(registry.parse("model"), Query()))
+
+    print(json.dumps(measure(work)))
 
 
 def measured(verb: str, root: Path, place: Path) -> dict[str, float]:

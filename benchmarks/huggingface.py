@@ -29,30 +29,8 @@ NAME = "acme/model"
 WORKLOADS = {"one-512MiB": {"model.safetensors": 512 * MIB}, "files-200": {f"f-{n}.json": 20_000 for n in range(200)}}
 VENDOR = ROOT / ".venv-vendors" / "huggingface" / "bin" / "python"
 
-# What each process measures of itself once everything is imported.
-METER = """
-import json, resource, time
-
-def status(field):
-    with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-def written():
-    with open("/proc/self/io") as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith("write_bytes"))
-
-def cpu():
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-def measure(work):
-    before, memory, disk, begun = cpu(), status("VmRSS"), written(), time.monotonic()
-    work()
-    print(json.dumps({"cpu": cpu() - before, "seconds": time.monotonic() - begun,
-                      "memory": status("VmHWM") - memory, "disk": written() - disk}))
-"""
 OURS = """
-import sys
+import json, sys
 from pathlib import Path
 from airflow_provider_modelsync.core.models import Query
 from airflow_provider_modelsync.core.registries.huggingface.registry import HuggingFaceHub, HuggingFaceHubSettings
@@ -60,6 +38,7 @@ from airflow_provider_modelsync.core.transfer import connections
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.verbs.drive import driver_for
 from airflow_provider_modelsync.core.verbs.pull import pull
+from benchmarks.meter import measure
 
 url, name, target = sys.argv[1:]
 registry = HuggingFaceHub(HuggingFaceHubSettings.read("bench", {"host": url}))
@@ -68,14 +47,17 @@ def work():
     with driver_for(registry) as driver:
         pull(registry, driver, registry.parse(name), Path(target), Control(workers=4), query=Query())
 
-measure(work)
+print(json.dumps(measure(work)))
 """
 THEIRS = """
-import sys
+import json, sys
+from benchmarks.meter import measure
 from huggingface_hub import snapshot_download
 
 url, name, target = sys.argv[1:]
-measure(lambda: snapshot_download(name, local_dir=target, endpoint=url, token=False, max_workers=4))
+print(json.dumps(measure(
+    lambda: snapshot_download(name, local_dir=target, endpoint=url, token=False, max_workers=4)
+)))
 """
 SERVE = """
 import sys
@@ -121,7 +103,7 @@ def run(python: Path, script: str, url: str, target: Path) -> dict[str, float]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "NO_PROXY": "*",
     }
-    command = [str(python), "-c", METER + script, url, NAME, str(target)]
+    command = [str(python), "-c", script, url, NAME, str(target)]
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -157,7 +139,7 @@ def main() -> None:
         print(
             f"| {workload} | {ours['cpu']:.2f} | {theirs['cpu']:.2f} | {statistics.median(floors):.2f} "
             f"| {ours['cpu'] / theirs['cpu']:.2f} "
-            f"| {ours['seconds']:.2f} | {theirs['seconds']:.2f} | {ours['memory'] / MIB:.0f} "
+            f"| {ours['wall']:.2f} | {theirs['wall']:.2f} | {ours['memory']:.0f} "
             f"| {ours['disk'] / sum(files.values()):.2f}x |"
         )
 

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.fair import hashing_seconds, prepare, turns
 from benchmarks.floor import floor
+from benchmarks.meter import Figures
 from benchmarks.s3 import MIB, WORKERS, write
 from tests.services.mlflow import Tracking, shared
 
@@ -28,20 +29,9 @@ ROOT = Path(__file__).parents[1]
 LIMIT_CPU, LIMIT_MEMORY = 1.0, 64
 WAYS = {"by proxy": "local", "by presigned parts": "bucket"}
 
-# What each process measures of itself once everything is imported.
 METER = """
-import json, resource, sys, time
-
-def resident():
-    with open("/proc/self/status") as lines:
-        return {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith("Vm")}
-
-def measure(work):
-    before, memory, begun = resource.getrusage(resource.RUSAGE_SELF), resident()["VmRSS"], time.perf_counter()
-    work()
-    wall, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps({"wall": wall, "cpu": cpu, "memory": (resident()["VmHWM"] - memory) / 1024}))
+import json, sys
+from benchmarks.meter import measure
 
 verb, url, name, place, small = sys.argv[1:]
 """
@@ -71,7 +61,7 @@ def move(verb, name, place):
 checksum_for(1 << 40)  # loads what the guard of large models needs
 move("push", f"{name} {verb} small", small)
 move("pull", f"{name} {verb} small", f"{place}-of-{name}-{verb}")
-measure(lambda: move(verb, name, place))
+print(json.dumps(measure(lambda: move(verb, name, place))))
 """.replace("WORKERS", str(WORKERS))
 THEIRS = """
 from pathlib import Path
@@ -93,10 +83,8 @@ def move(verb, name, place):
 
 move("push", f"{name} {verb} small", small)
 move("pull", f"{name} {verb} small", f"{place}-of-{name}-{verb}")
-measure(lambda: move(verb, name, place))
+print(json.dumps(measure(lambda: move(verb, name, place))))
 """
-
-Figures = dict[str, float]
 
 
 def run(script: str, server: Tracking, verb: str, name: str, place: Path, source: Path) -> Figures:

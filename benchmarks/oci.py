@@ -10,41 +10,50 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.fair import prepare, turns
+from benchmarks.meter import Figures, measure
 from benchmarks.s3 import MIB, WORKERS, write
 from tests.services.docker_registry import DockerRegistry, running
 
-CLIENTS = Path(os.environ.get("MODELSYNC_OCI_CLIENTS", Path(__file__).parents[1] / ".venv-oci/bin/python"))
+ROOT = Path(__file__).parents[1]
+CLIENTS = Path(os.environ.get("MODELSYNC_OCI_CLIENTS", ROOT / ".venv-oci/bin/python"))
 LIMIT_CPU, LIMIT_MEMORY = 0.8, 64
 
 # Measured as our own child is.
 ORAS = """
-import json, resource, sys, time
+import json, sys
 import oras.client
+from benchmarks.meter import measure
+
 verb, place, target = sys.argv[1:]
 client = oras.client.OrasClient(insecure=True)
-before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-if verb == "push":
-    client.push(target=target, files=["model.bin"], disable_path_validation=True)
-else:
-    client.pull(target=target, outdir=place)
-wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
-cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-print(json.dumps({"wall": wall, "cpu": cpu, "memory": (after.ru_maxrss - before.ru_maxrss) / 1024}))
+
+def work():
+    if verb == "push":
+        client.push(target=target, files=["model.bin"], disable_path_validation=True)
+    else:
+        client.pull(target=target, outdir=place)
+
+print(json.dumps(measure(work)))
 """
 
-Figures = dict[str, float]
+# A program's peak is never told as less than that of who has started it: a small process does.
+SKOPEO = """
+import json, resource, subprocess, sys
+from benchmarks.meter import measure
+
+figures = measure(lambda: subprocess.run(sys.argv[1:], check=True))
+print(json.dumps(figures | {"memory": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024}))
+"""
 
 
 def child(verb: str, url: str, place: str) -> None:
@@ -65,16 +74,16 @@ def child(verb: str, url: str, place: str) -> None:
 
     del awscrt, pathspec
     registry = OCIRegistry(OCISettings.read("bench", {"host": url}))
-    before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    with driver_for(registry) as driver:
-        ref, control = registry.parse("model:v1"), Control(workers=WORKERS)
-        if verb == "push":
-            push(registry, driver, place, ref, control)
-        else:
-            pull(registry, driver, ref, place, control, query=Query())
-    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps({"wall": wall, "cpu": cpu, "memory": (after.ru_maxrss - before.ru_maxrss) / 1024}))
+
+    def work() -> None:
+        with driver_for(registry) as driver:
+            ref, control = registry.parse("model:v1"), Control(workers=WORKERS)
+            if verb == "push":
+                push(registry, driver, place, ref, control)
+            else:
+                pull(registry, driver, ref, place, control, query=Query())
+
+    print(json.dumps(measure(work)))
 
 
 def ours(verb: str, server: DockerRegistry, repository: str, place: Path, disk: Path) -> Figures:
@@ -87,14 +96,15 @@ def ours(verb: str, server: DockerRegistry, repository: str, place: Path, disk: 
 def oras(verb: str, server: DockerRegistry, repository: str, place: Path, disk: Path) -> Figures:
     cwd = place if verb == "push" else disk
     command = (CLIENTS, "-c", ORAS, verb, str(place), f"{server.host}/{repository}/model:v1")
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=cwd)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=cwd, env=env)
     figures: Figures = json.loads(done.stdout.splitlines()[-1])
     return figures
 
 
 def skopeo(verb: str, server: DockerRegistry, repository: str, place: Path, disk: Path) -> Figures:
     """Carry the artifact to or from a directory, as skopeo lays it out; what it pushes is fetched before."""
-    environment = {"PATH": os.environ["PATH"], "HOME": str(disk)}
+    environment = {"PATH": os.environ["PATH"], "HOME": str(disk), "PYTHONPATH": str(ROOT)}
     remote = f"docker://{server.host}/{repository}/model:v1"
     if verb == "push":
         layout = disk / "layout"
@@ -107,14 +117,9 @@ def skopeo(verb: str, server: DockerRegistry, repository: str, place: Path, disk
         words = ["skopeo", "copy", "--quiet", "--dest-tls-verify=false", f"dir:{layout}", remote]
     else:
         words = ["skopeo", "copy", "--quiet", "--src-tls-verify=false", remote, f"dir:{place}"]
-    started = time.perf_counter()
-    process = subprocess.Popen(words, env=environment)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit("skopeo failed")
-    wall = time.perf_counter() - started
-    return {"wall": wall, "cpu": used.ru_utime + used.ru_stime, "memory": used.ru_maxrss / 1024}
+    done = subprocess.run((sys.executable, "-c", SKOPEO, *words), check=True, env=environment, stdout=subprocess.PIPE)
+    figures: Figures = json.loads(done.stdout)
+    return figures
 
 
 WHO: dict[str, Callable[[str, DockerRegistry, str, Path, Path], Figures]] = {

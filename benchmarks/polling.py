@@ -80,7 +80,7 @@ def wait(waiters: int, models: int, seconds: float) -> dict[str, float]:
         asked += type(step).__name__ == "Exchange"
         return await perform(self, step)  # type: ignore[arg-type]
 
-    AsyncDriver._perform = count  # type: ignore[method-assign,assignment]
+    AsyncDriver._perform = count  # type: ignore[method-assign]
 
     def sensor(number: int) -> ModelVersionTrigger:
         name = f"model-{number % models}:v2"
@@ -152,8 +152,8 @@ def main() -> None:
     # With byte code on disk, as workers have it; the first run may have to write that.
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     for _ in range(12):
-        command = (sys.executable, "-c", IMPORT)
-        done = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        words = [sys.executable, "-c", IMPORT]
+        done = subprocess.run(words, env=env, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         spent, *loaded = done.stdout.split()
         assert not HEAVY & set(loaded), f"the import loads {HEAVY & set(loaded)}"
         runs.append(float(spent))

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import signal
 import statistics
 import subprocess
@@ -25,9 +24,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.fair import prepare, turns
+from benchmarks.meter import measure
 from tests.services.ceph_rgw import running_rgw
 from tests.services.s3 import S3Service
-from tests.standins.s3 import After, Request, S3StandIn
+from tests.standins.http_server import After
+from tests.standins.s3 import Request, S3StandIn
 
 MIB = 1 << 20
 PART = 16 * MIB
@@ -99,11 +100,7 @@ def child(who: str, verb: str, endpoint: str, access_key: str, bucket: str, plac
     del boto3
     service = S3Service(endpoint, access_key, os.environ["BENCH_SECRET"], checks_signatures=True)
     run = {"ours": ours, "rival": rival}[who](verb, service, bucket, Path(place), model)
-    before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    run()
-    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps({"wall": wall, "cpu": cpu, "memory": (after.ru_maxrss - before.ru_maxrss) / 1024}))
+    print(json.dumps(measure(run)))
 
 
 def start(who: str, verb: str, service: S3Service, bucket: str, place: Path, model: str) -> subprocess.Popen[str]:

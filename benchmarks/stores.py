@@ -11,12 +11,10 @@ import argparse
 import json
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.floor import floor
+from benchmarks.meter import measure
 
 ROOT = Path(__file__).parents[1]
 CLIENTS = ROOT / ".venv-stores" / "bin" / "python"
@@ -120,11 +119,7 @@ def child(who: str, verb: str, storage: str, disk: str, model: str) -> None:
     """Run one action and print what it cost this process."""
     place = json.loads(os.environ["BENCH_PLACE"])
     run = (ours if who == "ours" else RIVALS[storage][0])(place, verb, Path(disk), model)
-    before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    run()
-    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps({"wall": wall, "cpu": cpu, "memory": (after.ru_maxrss - before.ru_maxrss) / 1024}))
+    print(json.dumps(measure(run)))
 
 
 def measured(who: str, verb: str, storage: str, place: dict[str, Any], disk: Path, model: str) -> dict[str, float]:

@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import socket
@@ -32,6 +31,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.fair import hashing_seconds, machine, prepare, turns
+from benchmarks.meter import Figures, measure
 
 MIB = 1 << 20
 PART = 16 * MIB
@@ -188,11 +188,11 @@ def ours_pull(url: str, certificate: Path, target: Path, scratch: Path) -> Calla
         yield
 
     def run() -> None:
-        with durable.staging(target.parent / f".{target.name}.{'0' * 12}") as staging:
+        with durable.staging(target, "0" * 12) as staging:
             with closing(Mover(_settings(url, certificate))) as mover:
-                pulled = download(GetArchive(ask), "bench:1", staging, Control(), SyncDriver(), mover)
+                pulled = download(GetArchive(ask), "bench:1", staging.path, Control(), SyncDriver(), mover)
             digest_of(pulled.files)
-            staging.rename(target)
+            staging.path.rename(target)
 
     return run
 
@@ -305,36 +305,18 @@ def child(action: str, url: str, certificate: str, place: str, scratch: str) -> 
 
     del httpx
     run = ACTIONS[action](url, Path(certificate), Path(place), Path(scratch))
-    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    written = _io("write_bytes")
-    started = time.perf_counter()
-    run()
-    wall = time.perf_counter() - started
-    after, after_children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = sum(
-        getattr(late, field) - getattr(early, field)
-        for late, early in ((after, own), (after_children, children))
-        for field in ("ru_utime", "ru_stime")
-    )
-    growth = (after.ru_maxrss - own.ru_maxrss) / 1024
-    figures = {"wall": wall, "cpu": cpu, "disk": _io("write_bytes") - written, "memory_mib": growth}
-    print(json.dumps(figures))
-
-
-def _io(field: str) -> int:
-    lines = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    return int(lines[field])
+    print(json.dumps(measure(run)))
 
 
 # --- the runs --------------------------------------------------------------------------------------------------------
 
 
-def measure(action: str, url: str, server: Server, place: Path, scratch: Path) -> dict[str, float]:
+def measured(action: str, url: str, server: Server, place: Path, scratch: Path) -> Figures:
     """Run one action in a process of its own and return its figures."""
     before = server.requests()
     command = (sys.executable, __file__, "--child", action, url, str(server.certificate), str(place), str(scratch))
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    figures: dict[str, float] = json.loads(done.stdout)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    figures: Figures = json.loads(done.stdout)
     return {**figures, "requests": server.requests() - before}
 
 
@@ -354,7 +336,7 @@ def compare(workload: str, server: Server, disk: Path, pairs: int, hashing: floa
                 prepare(source)
                 scratch = Path(tempfile.mkdtemp(dir=disk))
                 place = source if verb == "push" else scratch / "target"
-                runs[who].append(measure(f"{who}_{verb}", url, server, place, scratch))
+                runs[who].append(measured(f"{who}_{verb}", url, server, place, scratch))
                 shutil.rmtree(server.data / "parts", ignore_errors=True)
             print(f"  {workload} {verb}: pair {pair + 1} of {pairs}", file=sys.stderr, flush=True)
         rows.append(_row(workload, verb, payload, runs[us], runs[rival], hashing))
@@ -383,7 +365,7 @@ def _row(
     return [
         f"`{workload}` {verb}", *shown, f"{hashed / median(rival, 'cpu'):.2f}",
         f"{median(rival, 'disk') / payload:.2f}",
-        f"{median(ours, 'cpu') / gib:.2f}", f"{median(ours, 'memory_mib'):.0f}", f"{median(ours, 'requests'):.0f}",
+        f"{median(ours, 'cpu') / gib:.2f}", f"{median(ours, 'memory'):.0f}", f"{median(ours, 'requests'):.0f}",
         "yes" if kept else "no",
     ]  # fmt: skip
 
