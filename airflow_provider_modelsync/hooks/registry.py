@@ -786,7 +786,7 @@ class RegistryHook(BaseHook, ABC):
         """
         from airflow_provider_modelsync.core.verbs.fetch import fetch, needs_fetch
 
-        if allowed_formats is not None or scan or (signatures or self.get_conn().settings.signatures) != "off":
+        if (allowed_formats, scan) != (None, None) or (signatures or self.get_conn().settings.signatures) != "off":
             model = self.inspect(
                 model,
                 allowed_formats=allowed_formats,

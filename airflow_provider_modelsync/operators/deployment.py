@@ -325,7 +325,7 @@ class DeployModelOperator(_DeploymentOperator):
             return
         hook = self.get_hook(context)
         policy = self.signatures or hook.get_conn().settings.signatures
-        if self.allowed_formats is not None or self.scan or policy != "off":
+        if (self.allowed_formats, self.scan) != (None, None) or policy != "off":
             looked_at = hook.inspect(
                 self.model,
                 allowed_formats=self.allowed_formats,

@@ -307,7 +307,7 @@ class PullModelOperator(RegistryOperator):
             if self.target is None:
                 if self.include or self.exclude:
                     raise InvalidInput("the system's own host has models as a whole only", argument="include")
-                if self.allowed_formats is not None or self.scan or self.signatures not in (None, "off"):
+                if (self.allowed_formats, self.scan) != (None, None) or self.signatures not in (None, "off"):
                     raise InvalidInput(
                         "what the system's own host fetches passes by no worker: nothing can be checked",
                         argument="target",
@@ -375,7 +375,7 @@ class PullModelOperator(RegistryOperator):
     def _checks(self, hook: RegistryHook) -> bool:
         """Whether the model must stand any checks."""
         policy = self.signatures or hook.get_conn().settings.signatures
-        return self.allowed_formats is not None or bool(self.scan) or policy != "off"
+        return (self.allowed_formats, self.scan) != (None, None) or policy != "off"
 
     def _pull(self, context: Context, target: Path, model: str | None = None) -> PulledModel:
         return self.get_hook(context).pull(

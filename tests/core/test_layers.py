@@ -123,6 +123,36 @@ def test_the_core_names_no_airflow(name: str) -> None:
     assert not [found for found in _imports(MODULES[name]) if found.partition(".")[0] == "airflow"]
 
 
+# What loads models, or makes code of what it reads.
+LOADERS = {
+    "cloudpickle",
+    "dill",
+    "h5py",
+    "joblib",
+    "keras",
+    "marshal",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "pandas",
+    "pickle",
+    "runpy",
+    "shelve",
+    "sklearn",
+    "tensorflow",
+    "torch",
+}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_nothing_of_ours_loads_a_model(name: str) -> None:
+    assert not [found for found in _imports(MODULES[name]) if found.partition(".")[0] in LOADERS]
+    ours = {"core.arguments": ["eval(annotation, function.__globals__)"]}  # the text of an annotation of ours
+    calls = [node for node in ast.walk(ast.parse(MODULES[name].read_text())) if isinstance(node, ast.Call)]
+    runs = [call for call in calls if ast.unparse(call.func) in ("eval", "exec", "compile", "__import__")]
+    assert [ast.unparse(call) for call in runs] == ours.get(name, [])
+
+
 # What every supported Airflow has, in the same place: all else is imported from compat, which knows where it is.
 EVERYWHERE = {
     "airflow.cli.cli_config": {"ActionCommand", "Arg", "GroupCommand", "lazy_load_command"},

@@ -18,6 +18,7 @@ from airflow.sdk import DAG
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
 from airflow_provider_modelsync.compat import AirflowException, AirflowFailException, AirflowTaskTimeout, TaskDeferred
+from airflow_provider_modelsync.core.errors import UntrustedModel
 from airflow_provider_modelsync.core.http.policy import Backoff
 from airflow_provider_modelsync.core.registries.bentocloud import deployments as bentocloud_deployments
 from airflow_provider_modelsync.hooks.bentocloud import BentoCloudHook
@@ -121,6 +122,20 @@ class TestDeploy:
         assert facts == ("bentocloud", "demo", "running", True, "fraud:v1", "svc:2")
         assert (told["revision"], told["url"]) == (newest(server), "https://demo.apps.test")
         assert bodies(server)[0].body == {**CONFIG, "bento": "svc:2", "name": "demo"}
+
+    @pytest.mark.parametrize("gate", [{"allowed_formats": ["onnx"]}, {"scan": "false"}], ids=str)
+    def test_of_what_a_gate_refuses_asks_for_nothing(
+        self, server: BentoCloudStandIn, context: Any, tmp_path: Path, gate: dict[str, Any]
+    ) -> None:
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "config.json").write_bytes(b"{}")
+        server.seed("fraud", "v2", tmp_path / "model")
+        server.seed_bento("svc", "3", models=["fraud:v2"])
+        with pytest.raises(AirflowFailException, match=f"argument '{next(iter(gate))}'"):
+            deploy(model="fraud:v2", **gate).execute(context)
+        with pytest.raises(UntrustedModel):
+            BentoCloudHook(CONNECTION).deploy("demo", "fraud:v2", **gate)
+        assert changes(server) == []
 
     def test_names_the_exact_version_even_where_the_server_does_not(
         self, server: BentoCloudStandIn, context: Any

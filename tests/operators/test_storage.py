@@ -175,6 +175,16 @@ def test_a_model_is_pulled_into_the_storage(
     assert pulled["path"] == str(ObjectStoragePath("memory://bucket/models/digits"))
 
 
+@pytest.mark.parametrize("gate", [{"allowed_formats": ["onnx"]}, {"scan": "false"}], ids=str)
+def test_nothing_of_what_a_gate_refuses_is_written_to_the_storage(
+    hook: ModelStoreHook, storage: MemoryFileSystem, source: Path, context: Any, gate: dict[str, Any]
+) -> None:
+    hook.push(source, "digits:v1")
+    with pytest.raises(AirflowFailException, match=f"argument '{next(iter(gate))}'"):
+        PullModelOperator(task_id="pull", model="digits", target=f"{BUCKET}/digits", **gate).execute(context)
+    assert content(storage) == {}
+
+
 def test_pulling_again_into_the_storage_changes_nothing(
     hook: ModelStoreHook, storage: MemoryFileSystem, source: Path, context: Any
 ) -> None:

@@ -72,6 +72,14 @@ def test_a_conflict_fails_the_task_for_good_once_the_others_are_there(
     assert ModelStoreHook("target").get("fraud").version == "v2"
 
 
+@pytest.mark.parametrize("gate", [{"allowed_formats": ["onnx"]}, {"scan": "false"}], ids=str)
+def test_what_a_gate_refuses_goes_nowhere(pushed: Path, target: Path, context: Any, gate: dict[str, Any]) -> None:
+    with pytest.raises(AirflowFailException, match="2 of 2 failed"):
+        sync(**gate).execute(context)
+    assert not list(target.rglob("*.bin"))
+    assert ModelStoreHook("target").list_models() == []
+
+
 def test_a_passing_fault_leaves_the_task_its_retries(pushed: Path, target: Path, context: Any) -> None:
     shutil.rmtree(pushed / "churn" / "v1")
 

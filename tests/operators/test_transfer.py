@@ -331,6 +331,14 @@ class TestPull:
         assert not (tmp_path / "pulled").exists()
         assert PullModelOperator(verify=False, **arguments).execute(context)["ref"] == "digits:v2"
 
+    @pytest.mark.parametrize("gate", [{"allowed_formats": ["onnx"]}, {"scan": "false"}], ids=str)
+    def test_of_what_a_gate_refuses_is_permanent_and_leaves_nothing(
+        self, tmp_path: Path, context: Any, gate: dict[str, Any]
+    ) -> None:
+        with pytest.raises(AirflowFailException, match=f"argument '{next(iter(gate))}'"):
+            PullModelOperator(task_id="pull", model="digits", target=tmp_path / "pulled", **gate).execute(context)
+        assert not (tmp_path / "pulled").exists()
+
 
 @pytest.mark.parametrize("choice", [{"labels": {"stage": "approved"}}, {"query": "label:stage=approved"}], ids=str)
 def test_an_exact_version_without_the_label_is_not_pulled(

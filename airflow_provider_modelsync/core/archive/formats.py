@@ -73,6 +73,21 @@ _LENGTHS = {  # opcodes whose argument is skipped: the bytes of its length
     "BYTEARRAY8": "<Q",
     "LONG4": "<I",
 }
+_NUMBER = re.compile(rb"[\s+-]*(?:\d|inf|nan)", re.IGNORECASE)  # in whatever base: readers take 0x10, too
+_QUOTED = re.compile(rb"(['\"]).*\1\Z", re.DOTALL)  # of whatever bytes: readers are told an encoding
+_ANY = re.compile(b"")
+_LINES = {  # opcodes whose argument is lines: what readers of pickles take there, and some more
+    "INT": (_NUMBER,),
+    "LONG": (_NUMBER,),
+    "FLOAT": (_NUMBER,),
+    "GET": (_NUMBER,),
+    "PUT": (_NUMBER,),
+    "STRING": (_QUOTED,),
+    "UNICODE": (_ANY,),
+    "PERSID": (_ANY,),
+    "GLOBAL": (_ANY, _ANY),
+    "INST": (_ANY, _ANY),
+}
 
 
 def formats_of(file: str | os.PathLike[str]) -> frozenset[str]:
@@ -104,7 +119,6 @@ def _formats(stream: BinaryIO, name: str, room: _Room) -> frozenset[str]:
         stream.seek(0)
         if is_so(stream, head):
             found |= unpack(stream, room)
-            break
     if not found:
         stream.seek(0)
         found |= _text_formats(stream, head, size) if room.is_whole else {OTHER}
@@ -298,7 +312,10 @@ def _runs(stream: BinaryIO, size: int) -> bool:
         if name in _RUNS and (names_code or name == "INST"):
             return True
         if name == "STOP":
-            return names_code and count > 0
+            if names_code:
+                return True
+            marks, stack = [], 0  # another pickle may follow, as in what torch wrote before it took zips
+            continue
         names_code = names_code or name in _NAMES_CODE
         stack -= takes
         if name == "MARK":
@@ -313,7 +330,6 @@ _TOO_LONG = ""
 
 def _opcodes(stream: BinaryIO, size: int) -> Iterator[tuple[str, pickletools.OpcodeInfo | None]]:
     """Yield the opcodes of a pickle, without what they carry; :data:`_TOO_LONG` where that is too much to tell."""
-    lines = _ShortLines(stream)
     while code := stream.read(1):
         opcode = _BY_CODE.get(code.decode("latin-1"))
         if opcode is None:
@@ -327,35 +343,20 @@ def _opcodes(stream: BinaryIO, size: int) -> Iterator[tuple[str, pickletools.Opc
             if place > size:
                 return
             stream.seek(place)
+        elif opcode.name in _LINES:
+            for fits in _LINES[opcode.name]:
+                line = stream.readline(_LONGEST_LINE)
+                if len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
+                    yield _TOO_LONG, None
+                    return
+                if not fits.match(line.rstrip(b"\n")):
+                    return
         elif opcode.arg is not None:
             try:
-                opcode.arg.reader(cast(IO[bytes], lines))
-            except _LineTooLong:
-                yield _TOO_LONG, None
-                return
-            except (ValueError, OverflowError, UnicodeError):
+                opcode.arg.reader(cast(IO[bytes], stream))
+            except ValueError:
                 return
         yield opcode.name, opcode
-        if opcode.name == "STOP":
-            return
-
-
-class _LineTooLong(Exception):
-    pass
-
-
-class _ShortLines:
-    """A stream of which no line may fill the memory."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self.read = stream.read
-
-    def readline(self) -> bytes:
-        line = self._stream.readline(_LONGEST_LINE)
-        if len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
-            raise _LineTooLong
-        return line
 
 
 # -- containers

@@ -90,7 +90,7 @@ class Checks:
         checks: list[Check] = []
         if allowed_formats is not None:
             checks.append(FormatGate.of(allowed_formats))
-        if scan:
+        if scan is not None:
             checks.append(scanner_of(scan))
         trust = Trust.of(signatures, trusted_signers, registry.settings)
         if trust is not None and not isinstance(registry, KeepsSignatures):

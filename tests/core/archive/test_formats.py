@@ -15,6 +15,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class Runs:
 
 
 HARM = pickle.dumps(Runs())
+CALL = b"cos\ngetcwd\n(tR."  # the same as text
 
 
 def safetensors(content: bytes = bytes(8), **more: Any) -> bytes:
@@ -105,9 +107,14 @@ CASES: dict[str, tuple[bytes, set[str]]] = {
     "pickle behind a long string": (b"X" + struct.pack("<I", 2 * MIB) + bytes(2 * MIB) + b"0" + HARM, {"pickle"}),
     "pickle behind a long line": (b"V" + b"a" * (2 * MIB) + b"\n0" + HARM, {"pickle"}),
     "pickle without its protocol": (HARM[2:], {"pickle"}),
+    "pickle behind a number in another base": (b"I0x10\n0L0b1L\n0" + CALL, {"pickle"}),
+    "pickle behind text that is no ASCII": ("S'é'\n0".encode() + CALL, {"pickle"}),
+    "pickle behind other pickles": (b"L119547037146038801333356L\n.I1001\n.N." + CALL, {"pickle"}),
     "torch": (torch(), {"pickle"}),
     "torch, packed": (zipped({"archive/data.pkl": HARM, "archive/version": b"3"}, zipfile.ZIP_DEFLATED), {"pickle"}),
     "torch of old": (tarred({"pickle": HARM, "sys_info": pickle.dumps({"little_endian": True})}), {"pickle"}),
+    "tar before a zip": (tarred({"pickle": HARM}) + zipped({"a.txt": b"a"}), {"pickle", "text"}),
+    "gzip before a zip": (gzip.compress(HARM) + zipped({"a.txt": b"a"}), {"pickle", "text"}),
     "zip behind tensors": (safetensors() + zipped({"x": HARM}), {"pickle"}),
     "zip in a zip": (zipped({"a.zip": zipped({"b.zip": zipped({"x": HARM})})}), {"pickle"}),
     "zip in a zip in a zip": (zipped({"a": zipped({"b": zipped({"c": zipped({"x": HARM})})})}), {"other"}),
@@ -219,3 +226,63 @@ def test_nothing_is_loaded(tmp_path: Path) -> None:
         assert formats_of(tmp_path / name) == {"pickle"}
         assert (tmp_path / name).stat().st_atime_ns <= time.time_ns()
     assert not (tmp_path / "ran").exists()
+
+
+class Loaded(pickle.Unpickler):
+    """Loads a pickle as anybody would, but of what it names it is only noted whether that is run."""
+
+    def __init__(self, stream: io.BytesIO, encoding: str) -> None:
+        super().__init__(stream, encoding=encoding)
+        self.has_run = False
+        loaded = self
+
+        class Named:
+            def __new__(cls, *_: Any, **__: Any) -> Any:
+                loaded.has_run = True
+                return super().__new__(cls)
+
+        self._named = Named
+
+    def find_class(self, module: str, name: str) -> Any:
+        return self._named
+
+
+NUMBERS = st.builds(
+    lambda sign, number, base: sign + format(number, base),
+    st.sampled_from(["", "+", "-", " "]),
+    st.integers(0),
+    st.sampled_from(["d", "#x", "#o", "#b", "_d"]),
+)
+LINES = st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]), max_size=5)
+VALUES = st.one_of(
+    NUMBERS.map(lambda text: f"I{text}\n"),
+    NUMBERS.map(lambda text: f"L{text}L\n"),
+    st.floats().map(lambda number: f"F{number!r}\n"),
+    LINES.map(lambda text: f"V{text}\n"),
+    st.builds(lambda quote, text: f"S{quote}{text}{quote}\n", st.sampled_from("'\""), LINES),
+    st.sampled_from(["N", "(t", "(l", "(d", "]", "}", ")", "cm\nf\n", "(0N", "N2t"]),
+)
+
+
+@settings(max_examples=100)
+@given(
+    before=st.lists(st.builds(str.__add__, VALUES, st.sampled_from("0."))),
+    values=st.lists(VALUES, max_size=2).map("".join),
+    how=st.sampled_from(["cm\nf\n({}tR", "(cm\nf\n{}o", "({}im\nf\n"]),
+    encoding=st.sampled_from(["ASCII", "latin1", "bytes", "utf-8"]),
+)
+def test_text_that_runs_something_when_it_is_loaded_is_a_pickle(
+    before: list[str], values: str, how: str, encoding: str
+) -> None:
+    """Also where several pickles follow each other, and are loaded one by one."""
+    stream = io.BytesIO(("".join(before) + how.format(values)).encode())
+    has_run = False
+    with suppress(Exception):
+        while not has_run:
+            loaded = Loaded(stream, encoding)
+            try:
+                loaded.load()
+            finally:
+                has_run = loaded.has_run
+    stream.seek(0)
+    assert not has_run or formats.is_pickle(stream)

@@ -207,7 +207,7 @@ def test_a_kill_ends_a_scanner_and_what_it_has_started(store: Store, target: Pat
     assert not target.exists()
 
 
-@pytest.mark.parametrize("scan", ["no-such-scanner --path {path}", "'unclosed", ["no-such-scanner"]])
+@pytest.mark.parametrize("scan", ["no-such-scanner --path {path}", "'unclosed", ["no-such-scanner"], "", []])
 def test_a_scanner_that_is_not_there_is_refused_before_anything_moves(scan: Any) -> None:
     with pytest.raises(InvalidInput) as refused:
         checks_of(scan=scan)
