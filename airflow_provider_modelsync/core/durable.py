@@ -104,7 +104,7 @@ def staging(place: Path, key: str, *, keep: Keep | None = None) -> Iterator[Stag
     stem = stem_of(place)
     with _open_directory(place.parent) as above, _private(above, f".{stem}.{key}") as private:
         os.mkdir(_CONTENT, dir_fd=private.descriptor)
-        _look_around(above, private, stem=stem, key=key, adopts=keep is not None)
+        _look_around(above, private, stem=stem, key=key, keep=keep)
         staged = Staging(place.with_name(private.name), private.descriptor)
         try:
             yield staged
@@ -271,7 +271,7 @@ def _private(above: int, prefix: str) -> Iterator[_Private]:
         yield private
         is_over = True
     finally:
-        if os.getpid() == me.pid or me.pid == 0:  # a fork's copy of this process has nothing to clean up
+        if os.getpid() == me.pid:  # a fork's copy of this process has nothing to clean up
             _in_use.discard(name)
             if private.is_kept:
                 with suppress(OSError):
@@ -299,7 +299,7 @@ def _found(above: int, stem: str | None) -> Iterator[re.Match[str]]:
 
 
 def _look_around(
-    above: int, private: _Private, *, stem: str | None = None, key: str | None = None, adopts: bool = False
+    above: int, private: _Private, *, stem: str | None = None, key: str | None = None, keep: Keep | None = None
 ) -> None:
     """Take up or remove what gone writers have left beside a private directory.
 
@@ -307,9 +307,9 @@ def _look_around(
     if its writer should live against all evidence.
 
     :param key: of what is to be staged.
-    :param adopts: whether that may be taken up, once; otherwise it is removed.
+    :param keep: without it, that is not taken up, but removed as well.
     """
-    me, own = private.owner, private.descriptor
+    me, own, adopts = private.owner, private.descriptor, keep is not None
     mine = os.fstat(own)
     for found in _found(above, stem):
         with suppress(OSError), _open_directory(found.string, above) as other:

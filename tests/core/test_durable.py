@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import signal
 import stat
@@ -33,12 +32,6 @@ GONE = replace(ME, pid=2_147_483_000)  # no kernel has that many
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     return tmp_path / "target"
-
-
-@pytest.fixture
-def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on some network disks: locks are granted to everybody."""
-    monkeypatch.setattr(fcntl, "flock", lambda *_: None)
 
 
 def _left(place: Path, by: Writer, key: str = KEY, *, seconds: float = 0) -> Path:
@@ -408,12 +401,13 @@ def test_many_processes_at_once_publish_what_they_have_written(place: Path) -> N
 
 
 def test_the_copy_of_a_process_that_forks_cleans_up_nothing(place: Path) -> None:
-    with durable.staging(place, KEY) as staging:
-        pid = os.fork()
-        if pid == 0:
-            with suppress(BaseException), ExitStack() as stack:
-                stack.push(lambda *_: os._exit(0))
-                raise KeyboardInterrupt
+    with ExitStack() as held:
+        staging = held.enter_context(durable.staging(place, KEY))
+        if (pid := os.fork()) == 0:
+            try:
+                held.close()
+            finally:
+                os._exit(0)
         os.waitpid(pid, 0)
         assert staging.path.exists()
 
@@ -456,6 +450,31 @@ def test_of_a_process_that_cannot_be_looked_at_nobody_knows_that_it_is_gone(
     assert writer.is_gone(replace(ME, start=ME.start + 1), ME)
     monkeypatch.setattr(writer, "_look", look)
     assert not writer.is_gone(replace(ME, start=ME.start + 1), ME)
+
+
+def test_a_kernel_whose_words_are_not_known_tells_of_nobody_that_he_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_bytes", lambda _: b"another kernel's words")
+    assert not writer.is_gone(replace(ME, start=ME.start + 1), ME)
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [("readlink", "1"), ("boot_id", FileNotFoundError()), ("_look", ValueError("another kernel's words"))],
+    ids=["the processes of another space", "no boot", "no start"],
+)
+def test_where_the_system_does_not_tell_who_runs_nobody_ever_recognises_a_process(
+    monkeypatch: pytest.MonkeyPatch, what: str, told: str | Exception
+) -> None:
+    def tell(*_: object) -> str:
+        if isinstance(told, Exception):
+            raise told
+        return told
+
+    monkeypatch.setattr(os if what == "readlink" else writer, what, tell)
+    me, again = writer.this_process(), writer.this_process()
+    assert (me.space, me.pid, me.start) == (0, os.getpid(), 0)
+    assert me.boot != again.boot
+    assert not writer.is_gone(replace(me, pid=GONE.pid), again)
 
 
 @pytest.mark.parametrize("error", [PermissionError(), OverflowError()])
@@ -547,12 +566,26 @@ def test_what_is_not_there_is_removed_without_a_word(
     assert caplog.text == ""
 
 
-@pytest.mark.parametrize("content", [b"x", None])
-def test_an_entry_that_is_left_behind_is_removed_whatever_it_is(tmp_path: Path, content: bytes | None) -> None:
-    write_tree(tmp_path, {"left" if content else "left/below": b"x"})
+@pytest.mark.parametrize("what", ["file", "directory", "link"])
+def test_an_entry_that_is_left_behind_is_removed_whatever_it_is(tmp_path: Path, what: str) -> None:
+    elsewhere = write_tree(tmp_path / "elsewhere", {"precious": b""})
+    if what == "link":
+        (tmp_path / "left").symlink_to(elsewhere)
+    else:
+        write_tree(tmp_path, {"left" if what == "file" else "left/below": b"x"})
     with durable._open_directory(tmp_path) as above:
         durable._remove("left", above)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.rglob("*")] == ["elsewhere", "precious"]
+
+
+def test_a_link_in_the_place_of_a_directory_is_somebody_else_s(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "private").symlink_to("moved")
+    with durable._open_directory(tmp_path) as above, durable._open_directory("moved", above) as moved:
+        durable._remove_directory("private", above, moved)
+    assert (sorted(os.listdir(tmp_path)), caplog.text) == (["moved", "private"], "")
 
 
 def test_what_cannot_be_removed_is_logged_and_hides_no_error(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import itertools
 import mmap
 import os
@@ -663,17 +662,9 @@ def test_a_directory_inside_the_store_that_became_a_link_is_not_followed(
 # Two pulls into one target
 
 
-LOCKS = pytest.mark.parametrize("locks", [True, False], ids=["with locks", "where locks do nothing"])
-
-
 @pytest.mark.slow
-@LOCKS
 @pytest.mark.row("D5", of="target")
-def test_two_processes_pulling_one_model_into_one_target_both_succeed(
-    store: Store, model: Path, target: Path, locks: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not locks:
-        monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+def test_two_processes_pulling_one_model_into_one_target_both_succeed(store: Store, model: Path, target: Path) -> None:
     store.push(model, "fraud:v1")
     for turn in range(10):
         place = target.with_name(f"target-{turn}")
@@ -684,13 +675,10 @@ def test_two_processes_pulling_one_model_into_one_target_both_succeed(
 
 
 @pytest.mark.slow
-@LOCKS
 @pytest.mark.row("D5", of="target")
 def test_two_processes_pulling_other_models_into_one_target_leave_one_of_them(
-    store: Store, model: Path, other: Path, target: Path, locks: bool, monkeypatch: pytest.MonkeyPatch
+    store: Store, model: Path, other: Path, target: Path
 ) -> None:
-    if not locks:
-        monkeypatch.setattr(fcntl, "flock", lambda *_: None)
     store.push(model, "fraud:v1")
     store.push(other, "other:v1")
     for turn in range(10):
