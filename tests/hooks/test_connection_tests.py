@@ -14,6 +14,7 @@ import pytest
 from airflow_provider_modelsync.hooks import registry as module
 from airflow_provider_modelsync.hooks.registry import RegistryHook, get_registry_hook
 from tests.conftest import Connect
+from tests.support.until import until
 
 CANARY = "canary-7d3e91b2" * 4
 BUCKET = "s3://models/x"
@@ -32,10 +33,12 @@ every_registry = pytest.mark.parametrize("conn_type", FIELDS)
 
 
 @pytest.fixture
-def silent() -> Iterator[str]:
-    """The URL of a server whose connections come about, and no more than that."""
+def silent(no_waiting: None) -> Iterator[str]:
+    """The URL of a server whose connections come about, and no more than that. Calls that were left end with it."""
+    before = set(threading.enumerate())
     with socket.create_server(("127.0.0.1", 0), backlog=50) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
+    until(lambda: set(threading.enumerate()) <= before, "the calls to end that nobody waits for")
 
 
 def hook_for(conn_type: str, url: str, connect: Connect, **extra: Any) -> RegistryHook:

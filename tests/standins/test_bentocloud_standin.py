@@ -21,6 +21,7 @@ import pytest
 from tests.standins.bentocloud import BentoCloudStandIn, ExpirePresign, member_boundaries
 from tests.standins.http_server import Delay, FlipBit, LoseAnswer, Reset, Respond, Rewrite, Truncate, html_error_page
 from tests.support.data import DATA
+from tests.support.until import until
 
 RECORDING = json.loads((DATA / "bentocloud-exchanges.json").read_text())["scenarios"]
 M = "/api/v1/model_repositories/tiny/models/v1"
@@ -859,7 +860,7 @@ def test_stopping_ends_everything_at_once(tmp_path: Path) -> None:
             api.get("/api/v1/models", timeout=httpx.Timeout(60, read=0.1))
         started = time.monotonic()
     assert time.monotonic() - started < 30
-    assert set(threading.enumerate()) <= before
+    until(lambda: set(threading.enumerate()) <= before, "the threads to end")
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", urlsplit(server.url).port))
 
