@@ -14,6 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_provider_modelsync.compat import AirflowException, AirflowFailException, TaskDeferred
 from airflow_provider_modelsync.core.http.policy import Backoff
+from airflow_provider_modelsync.operators import deployment
 from airflow_provider_modelsync.operators.deployment import DeployModelOperator, PredictOperator, UndeployModelOperator
 from airflow_provider_modelsync.operators.supervisely import SuperviselyFreezeOperator
 from airflow_provider_modelsync.operators.transfer import PullModelOperator, PushModelOperator
@@ -164,6 +165,13 @@ def test_a_slow_load_is_waited_for_by_the_task(
     assert app.count("POST", "deploy_from_api") == 1
 
 
+@pytest.fixture
+def time_to_undo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is taken back may take longer than a worker has for it."""
+    monkeypatch.setattr(deployment, "_UNDO_SECONDS", 60.0)
+
+
+@pytest.mark.usefixtures("time_to_undo")
 def test_a_task_out_of_time_ends_what_it_has_started(
     server: SuperviselyStandIn, app: SuperviselyApp, context: dict[str, Any]
 ) -> None:
@@ -174,6 +182,7 @@ def test_a_task_out_of_time_ends_what_it_has_started(
     assert server.tasks[20001].status == "terminating"
 
 
+@pytest.mark.usefixtures("time_to_undo")
 def test_a_task_out_of_time_brings_back_what_was_served_before_its_load(
     server: SuperviselyStandIn, app: SuperviselyApp, context: dict[str, Any]
 ) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
 
 import pytest
@@ -107,15 +108,20 @@ def test_a_thread_stuck_in_a_system_call_holds_nothing_up() -> None:
 
 
 class NoRoom:
-    """Lets so many threads start and then none."""
+    """Lets so many threads start and then none.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    :param before: called before one is refused.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int, before: Callable[[], object] = lambda: None) -> None:
         self.left = most
+        self._before = before
         self._start = threading.Thread.start
         monkeypatch.setattr(threading.Thread, "start", lambda thread: self.start(thread))
 
     def start(self, thread: threading.Thread) -> None:
         if not self.left:
+            self._before()
             raise RuntimeError("can't start new thread")
         self.left -= 1
         self._start(thread)
@@ -124,8 +130,10 @@ class NoRoom:
 def test_threads_that_were_started_are_told_when_another_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[int] = []
     ended: list[bool] = []
+    together = threading.Barrier(3, timeout=60)  # the two that are started, and who starts them
 
     def work(item: int, cancel: CancelToken) -> None:
+        together.wait()
         try:
             while not cancel.cancelled:
                 time.sleep(0.01)
@@ -133,7 +141,7 @@ def test_threads_that_were_started_are_told_when_another_cannot_be(monkeypatch: 
             ended.append(cancel.cancelled)
         done.append(item)
 
-    NoRoom(monkeypatch, 2)
+    NoRoom(monkeypatch, 2, together.wait)
     with pytest.raises(Retryable, match="lets no more threads start"):
         for_each(work, range(40), workers=4, cancel=CancelToken())
     assert ended == [True, True]  # told, and joined before the error came out
