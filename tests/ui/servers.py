@@ -18,7 +18,7 @@ from tests.standins.pieces import PiecesStandIn
 from tests.standins.s3 import S3StandIn
 from tests.standins.supervisely import SuperviselyStandIn
 from tests.standins.wallaroo import WallarooStandIn
-from tests.ui.forms import EXTRA, NETWORK, STANDARD, Value
+from tests.ui.forms import EXTRA, STANDARD, Value
 
 Entered = dict[str, dict[str, Value]]
 
@@ -38,8 +38,7 @@ class Case:
 
     def fields(self) -> dict[str, Value | dict[str, Value]]:
         """The connection as a dictionary: standard fields, and ``extra``."""
-        extra = {name: value for section in (EXTRA, NETWORK) for name, value in self.entered.get(section, {}).items()}
-        return {**self.entered[STANDARD], "extra": extra}
+        return {**self.entered[STANDARD], "extra": self.entered.get(EXTRA, {})}
 
 
 Cases = dict[str, Case]
@@ -57,7 +56,7 @@ def _modelstore(directory: Path) -> Iterator[Cases]:
                 "password": secret,
                 "port": 0,
             }
-            return {STANDARD: standard, EXTRA: {"endpoint_url": endpoint}, NETWORK: {"timeout_seconds": 3}}
+            return {STANDARD: standard, EXTRA: {"endpoint_url": endpoint}}
 
         gone = f"http://127.0.0.1:{free_port()}"
         yield {
@@ -74,7 +73,7 @@ def _bentocloud(directory: Path) -> Iterator[Cases]:
 
         def server(token: str, port: int | None) -> Entered:
             standard: dict[str, Value] = {"host": "http://127.0.0.1", "password": token, "port": port or 0}
-            return {STANDARD: standard, NETWORK: {"timeout_seconds": 3}}
+            return {STANDARD: standard}
 
         yield {
             GOOD: Case(server(cloud.token, urlsplit(cloud.url).port), f"Connected to {cloud.url} as "),
@@ -97,7 +96,6 @@ def _wallaroo(directory: Path) -> Iterator[Cases]:
                     "port": port or 0,
                 },
                 EXTRA: {"workspace": workspace.name, "client_secret": wallaroo.clients["api-client"] or ""},
-                NETWORK: {"timeout_seconds": 3},
             }
 
         port = urlsplit(wallaroo.url).port
@@ -117,7 +115,6 @@ def _supervisely(directory: Path) -> Iterator[Cases]:
             return {
                 STANDARD: {"host": "http://127.0.0.1", "password": token, "port": port or 0},
                 EXTRA: {"workspace_id": platform.workspace_id},
-                NETWORK: {"timeout_seconds": 3},
             }
 
         port = urlsplit(platform.url).port
@@ -135,7 +132,6 @@ def _mlflow(directory: Path) -> Iterator[Cases]:
         def server(password: str, port: int | None) -> Entered:
             return {
                 STANDARD: {"host": "http://127.0.0.1", "login": "jane", "password": password, "port": port or 0},
-                NETWORK: {"timeout_seconds": 3},
             }
 
         port = urlsplit(tracking.url).port
@@ -152,7 +148,7 @@ def _huggingface(directory: Path) -> Iterator[Cases]:
 
         def server(token: str, port: int | None) -> Entered:
             standard: dict[str, Value] = {"host": "http://127.0.0.1", "password": token, "port": port or 0}
-            return {STANDARD: standard, EXTRA: {"namespace": "acme"}, NETWORK: {"timeout_seconds": 3}}
+            return {STANDARD: standard, EXTRA: {"namespace": "acme"}}
 
         port = urlsplit(hub.url).port
         yield {
@@ -169,7 +165,7 @@ def _oci(directory: Path) -> Iterator[Cases]:
         def server(password: str, port: int | None) -> Entered:
             standard: dict[str, Value] = {"host": "http://127.0.0.1", "login": registry.user, "password": password}
             names: dict[str, Value] = {"repositories": "risk/fraud"}  # it lists none to a robot
-            return {STANDARD: {**standard, "port": port or 0}, EXTRA: names, NETWORK: {"timeout_seconds": 3}}
+            return {STANDARD: {**standard, "port": port or 0}, EXTRA: names}
 
         port = urlsplit(registry.url).port
         yield {
@@ -185,7 +181,7 @@ def _pieces(directory: Path) -> Iterator[Cases]:
     with PiecesStandIn() as pieces, BentoCloudStandIn(directory) as other:
 
         def server(port: int | None) -> Entered:
-            return {STANDARD: {"host": "http://127.0.0.1", "port": port or 0}, NETWORK: {"timeout_seconds": 3}}
+            return {STANDARD: {"host": "http://127.0.0.1", "port": port or 0}}
 
         connected = f"Connected to Pieces OS {pieces.version} at {pieces.url}."
         yield {
