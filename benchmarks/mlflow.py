@@ -40,7 +40,7 @@ from pathlib import Path
 import airflow_provider_modelsync.core.transfer.connections
 import airflow_provider_modelsync.core.transfer.download
 import airflow_provider_modelsync.core.transfer.upload
-from airflow_provider_modelsync.core.archive.digest import checksum_for
+from airflow_provider_modelsync.core.archive.checksums import checksum_for
 from airflow_provider_modelsync.core.models import Query
 from airflow_provider_modelsync.core.registries.mlflow.registry import MLflow, MLflowSettings
 from airflow_provider_modelsync.core.transfer.control import Control

@@ -251,11 +251,14 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files go to buckets in parts of some KiB, and are copied; the clouds themselves want megabytes."""
     import moto.s3.models
 
+    from airflow_provider_modelsync.core.archive import checksums, digest
     from airflow_provider_modelsync.core.registries.modelstore import buckets
     from airflow_provider_modelsync.core.transfer import plan
     from tests.core.registries.modelstore.buckets import KIB
 
     monkeypatch.setattr(plan, "_MIB", 16 * KIB)
+    monkeypatch.setattr(digest, "SPAN", 16 * KIB)
+    monkeypatch.setattr(checksums, "_WORTH_LOADING", 0)
     monkeypatch.setattr(buckets, "_WORTH_COPYING", 1)
     monkeypatch.setattr(moto.s3.models, "S3_UPLOAD_PART_MIN_SIZE", 16 * KIB)
 

@@ -88,10 +88,12 @@ class GcsStandIn(StandIn):
     :param rewritten: bytes that one call of a copy gets done.
     :param page: how many entries a page of a listing has.
     :param smallest_part: bytes of all parts but the last.
+    :ivar checks_sums: whether it does; an emulator may neither look at the sum that comes, nor tell one.
     """
 
     def __init__(self, *, rewritten: int = 64 << 10, page: int = 1000, smallest_part: int = SMALLEST_PART) -> None:
         super().__init__(handler=_Handler)
+        self.checks_sums = True
         self.bucket = "models-bucket"
         self.token = "ya29.of-the-stand-in"
         self.tokens = {self.token}
@@ -255,10 +257,10 @@ class GcsStandIn(StandIn):
                         raise _Refused(404, "NoSuchUpload", "The requested upload was not found.")
                     return self._of_upload(request, upload, objects, uploads, content)
                 case "PUT":
-                    _check_sums(request, content)
+                    self._check_sums(request, content)
                     self._hold(objects.get(key), request.headers.get("x-goog-if-generation-match"))
                     made = self._store(objects, key, content, _metadata_in(request))
-                    return Answer(200, headers=_facts(made))
+                    return Answer(200, headers={**_facts(made), **self._sums_of(content)})
                 case "GET":
                     return self._fetch(request, objects.get(key))
         raise _Refused(501, "NotImplemented", "The stand-in does not know this.")
@@ -267,7 +269,12 @@ class GcsStandIn(StandIn):
         self._hold(found, request.headers.get("x-goog-if-generation-match"))
         if found is None:
             raise _Refused(404, "NoSuchKey", "The specified key does not exist.")
-        headers = {**_facts(found), "Content-Type": _CONTENT, "Last-Modified": format_datetime(found.created, True)}
+        headers = {
+            **_facts(found),
+            **self._sums_of(found.content),
+            "Content-Type": _CONTENT,
+            "Last-Modified": format_datetime(found.created, True),
+        }
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("range", ""))
         if wanted is None:
             return Answer(200, found.content, headers)
@@ -294,9 +301,9 @@ class GcsStandIn(StandIn):
             raise _Refused(400, "NotImplemented", "Preconditions are not supported for multipart uploads.")
         match request.method:
             case "PUT":
-                _check_sums(request, content)
+                self._check_sums(request, content)
                 upload.parts[int(request.query["partNumber"])] = content, datetime.now(UTC)
-                return Answer(200, headers={"ETag": f'"{_md5(content)}"', "x-goog-hash": f"crc32c={_crc32c(content)}"})
+                return Answer(200, headers={"ETag": f'"{_md5(content)}"', **self._sums_of(content)})
             case "GET":
                 return self._list_parts(upload, request.query)
             case "DELETE":
@@ -353,6 +360,14 @@ class GcsStandIn(StandIn):
         return _xml("ListPartsResult", f"{inside}<IsTruncated>{str(bool(rest)).lower()}</IsTruncated>")
 
     # -- objects
+
+    def _check_sums(self, request: Request, content: bytes) -> None:
+        said = request.headers.get("x-goog-hash", "")
+        if self.checks_sums and "crc32c=" in said and f"crc32c={_crc32c(content)}" not in said:
+            raise _Refused(400, "BadDigest", "The CRC32C you specified did not match what we computed.")
+
+    def _sums_of(self, content: bytes) -> dict[str, str]:
+        return {"x-goog-hash": f"crc32c={_crc32c(content)}"} if self.checks_sums else {}
 
     def _hold(self, found: Object | None, generation: str | None) -> None:
         """Refuse what depends on another generation."""
@@ -411,16 +426,9 @@ def _xml(name: str, inside: str, headers: Mapping[str, str] | None = None, *, st
 def _facts(made: Object) -> dict[str, str]:
     return {
         "x-goog-generation": str(made.generation),
-        "x-goog-hash": f"crc32c={made.crc32c}",
         "ETag": f'"xml-{made.generation}"',
         **{f"x-goog-meta-{name}": value for name, value in made.metadata.items()},
     }
-
-
-def _check_sums(request: Request, content: bytes) -> None:
-    said = request.headers.get("x-goog-hash", "")
-    if "crc32c=" in said and f"crc32c={_crc32c(content)}" not in said:
-        raise _Refused(400, "BadDigest", "The CRC32C you specified did not match what we computed.")
 
 
 def _metadata_in(request: Request) -> dict[str, str]:

@@ -430,7 +430,7 @@ def test_of_many_who_create_or_replace_at_once_one_wins(store: BucketStore, stor
 
 def send(store: BucketStore, key: str, upload_id: str, number: int, content: bytes) -> Stored:
     """Send a part; as a push does, once more with another sum where the first is not known."""
-    bucket, sums = store.behind, Sums(content)
+    bucket, sums = store.behind, Sums.of(content)
 
     def once() -> Stored:
         address = bucket.address_part(key, upload_id, number, sums)

@@ -7,8 +7,9 @@ checked by hand::
     export LC_ALL=C; find . -type f -print0 | sort -z | xargs -0 sha256sum | sed 's|  [.]/|  |' | sha256sum
 
 What is sent must be what was hashed. Times do not prove that: a writer through a memory map leaves them as they are. So
-the hash pass also takes a checksum of every :data:`SPAN`, and each read is compared with it before anybody sees a byte.
-Where the destination itself refuses a file that has not its hash, both are saved.
+the hash pass also takes checksums, at the end of every :data:`SPAN`, and each read is compared with them before anybody
+sees a byte. Where the destination itself refuses a file that has not its hash, both are saved; where it refuses a part
+that has not its checksum, the comparison is.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ import errno
 import hashlib
 import os
 import stat
-import zlib
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 from airflow_provider_modelsync.core.archive import names
+from airflow_provider_modelsync.core.archive.checksums import Checksum, carried, checksum_for
 from airflow_provider_modelsync.core.archive.choice import EVERYTHING, Choice
 from airflow_provider_modelsync.core.archive.snapshots import Snapshot
 from airflow_provider_modelsync.core.errors import InvalidInput, SourceChanged, from_os_error
@@ -35,11 +37,9 @@ from airflow_provider_modelsync.core.flow.parallel import for_each
 
 BLOCK = 1 << 20  # bytes read at a time: larger blocks hash no faster
 SMALL = 1 << 16  # bytes up to which files are hashed by one thread: what many cost is Python, which they would wait for
-SPAN = 1 << 17  # bytes of a file that one checksum stands for: what is read beside a range that begins inside of one
-_WORTH_LOADING = 1 << 28  # bytes of a model from which on a faster checksum is worth the 80 ms of loading it
+SPAN = 1 << 17  # bytes of a file from one checksum to the next: what is read beside a range that begins between them
 HASH_WORKERS = min(4, os.cpu_count() or 1)
 
-Checksum = Callable[..., int]  # of bytes, beginning with the checksum of those before them
 FollowLinks = Literal["inside", "never"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -125,9 +125,13 @@ class Source(ABC):
     def loose(self, path: str) -> LooseFile | None:
         """Return a file to be read without any comparison, where there is one on this machine.
 
-        For destinations that refuse a file whose bytes are not those that were hashed.
+        For destinations that refuse bytes which are not those that were hashed.
         """
         return None
+
+    def checked(self, path: str, start: int, length: int) -> Mapping[str, int]:
+        """Return the checksums of a range as it was hashed, by their kinds, as far as they are known."""
+        return {}
 
     def prepare(self, paths: Iterable[str], cancel: CancelToken) -> None:  # noqa: B027
         """Get ready for reading some files; what takes long is done here, while no request is open."""
@@ -185,9 +189,9 @@ class SourceTree(Source):
     :param stamps: path → what the file looked like when it was hashed.
     :param places: path → where the file is, for those that are elsewhere: links lead to them.
     :param left_out: what was left out though nobody has asked for it, a directory with a slash at its end.
-    :param checksums: path → the checksum of each of its spans. Files whose hashes were remembered, or are going to be
-        proved by others, have none until they are read.
-    :param checksum: makes them, see :func:`checksum_for`.
+    :param checksums: path → at the end of each of its spans, the checksum of the file up to there. Files whose hashes
+        were remembered, or are going to be proved by others, have none until they are read.
+    :param checksum: makes them, see :func:`~.checksums.checksum_for`.
     """
 
     root: Path
@@ -197,7 +201,7 @@ class SourceTree(Source):
     places: dict[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = field(default=(), compare=False)
     checksums: MutableMapping[str, Sequence[int]] = field(default_factory=dict, compare=False, repr=False)
-    checksum: Checksum = field(default=zlib.crc32, compare=False, repr=False)
+    checksum: Checksum = field(default_factory=partial(checksum_for, 0), compare=False, repr=False)
 
     def read_into(self, path: str, offset: int, view: memoryview) -> int:
         if path not in self.checksums:
@@ -216,6 +220,14 @@ class SourceTree(Source):
         if not is_true:
             raise _changed(path)
         return len(view)
+
+    def checked(self, path: str, start: int, length: int) -> Mapping[str, int]:
+        sums, end = self.checksums.get(path), start + length
+        if sums is None or start % SPAN or (end % SPAN and end != self.stamps[path].size):
+            return {}
+        before, whole = (sums[-(-place // SPAN) - 1] if place else 0 for place in (start, end))
+        kind = self.checksum.kind
+        return {kind: whole ^ carried(kind, before, length)}
 
     def prepare(self, paths: Iterable[str], cancel: CancelToken) -> None:
         """Hash files again whose hashes were remembered, and so have no checksums to compare reads with.
@@ -250,19 +262,16 @@ class SourceTree(Source):
 
     def _is_true(self, descriptor: int, path: str, offset: int, view: memoryview) -> bool:
         """Whether bytes that were read are those that were hashed: with the rest of the spans that they are in."""
-        size, checksums = self.stamps[path].size, self.checksums[path]
-        if size == len(view) <= SPAN:
-            return not size or self.checksum(view) == checksums[0]
-        end = offset + len(view)
-        for index in range(offset // SPAN, -(-end // SPAN)):
-            first, last = index * SPAN, min((index + 1) * SPAN, size)
-            found = self.checksum(os.pread(descriptor, offset - first, first)) if first < offset else 0
-            found = self.checksum(view[max(first - offset, 0) : last - offset], found)
-            if end < last:
-                found = self.checksum(os.pread(descriptor, last - end, end), found)
-            if found != checksums[index]:
-                return False
-        return True
+        sums, take, end = self.checksums[path], self.checksum.take, offset + len(view)
+        first, last = offset // SPAN, -(-end // SPAN)
+        start, stop = first * SPAN, min(last * SPAN, self.stamps[path].size)
+        found = sums[first - 1] if first else 0
+        if start < offset:
+            found = take(os.pread(descriptor, offset - start, start), found)
+        found = take(view, found)
+        if end < stop:
+            found = take(os.pread(descriptor, stop - end, end), found)
+        return last == 0 or found == sums[last - 1]
 
 
 class Proof:
@@ -330,6 +339,7 @@ def read_tree(
     follow_links: FollowLinks = "never",
     choice: Choice = EVERYTHING,
     is_proved: bool = False,
+    checked: str | None = None,
 ) -> SourceTree:
     """Scan and hash a model.
 
@@ -344,6 +354,7 @@ def read_tree(
     :param choice: which files take part; what does not is not looked at.
     :param is_proved: whether somebody else is going to compare the files with their hashes, so that no checksums are
         needed.
+    :param checked: the kind of checksum that somebody else is going to compare what is read with.
     :raises InvalidInput: when the source is missing, empty, or holds a link that is not followed, a special file or a
         bad name.
     :raises SourceChanged: when a file changes while it is read.
@@ -352,7 +363,7 @@ def read_tree(
     scan = _Scan(Path(source), leave_out or {}, follow_links, choice)
     stamps, places = scan.stamps, scan.places
     hashes: dict[str, str] = {}
-    checksum = zlib.crc32 if is_proved else checksum_for(sum(stamp.size for stamp in stamps.values()))
+    checksum = checksum_for(0 if is_proved else sum(stamp.size for stamp in stamps.values()), checked)
     summed_by = None if is_proved else checksum
     checksums: dict[str, Sequence[int]] = {}
 
@@ -400,20 +411,6 @@ def read_tree(
     )
 
 
-def checksum_for(size: int) -> Checksum:
-    """Return what sums up the spans of a model of so many bytes: the cheapest that is at hand.
-
-    CRC-64 by ``awscrt``, of the package's extra ``fast``, takes a third of the time of zlib's CRC-32, and is loaded
-    where that saves more than loading costs.
-    """
-    if size >= _WORTH_LOADING:
-        with suppress(ImportError):
-            from awscrt.checksums import crc64nvme
-
-            return cast(Checksum, crc64nvme)
-    return zlib.crc32
-
-
 def memory_key(path: str, stamp: Stamp) -> str:
     """Return the key under which a file's hash is remembered: another key as soon as the file was touched."""
     return f"{stamp.size}:{stamp.mtime_ns}:{stamp.ctime_ns}:{stamp.device}:{stamp.inode}:{path}"
@@ -427,11 +424,11 @@ def _hash_file(
     on_bytes: Callable[[int], None] | None,
     checksum: Checksum | None,
 ) -> tuple[str, Sequence[int]]:
-    """Return a file's hash and the checksums of its spans, where these are wanted, both of the very same bytes."""
+    """Return a file's hash and its checksums, where these are wanted, both of the very same bytes."""
     total = hashlib.sha256()
     checksums = array("Q")
     buffer = memoryview(bytearray(min(BLOCK, stamp.size)))
-    done = 0
+    done = found = 0
     try:
         with _unchanged(place, path, stamp) as descriptor:
             while done < stamp.size:
@@ -446,7 +443,9 @@ def _hash_file(
                     break  # it became shorter, as its stamp says
                 total.update(block)
                 if checksum is not None:
-                    checksums.extend(checksum(block[start : start + SPAN]) for start in range(0, filled, SPAN))
+                    for start in range(0, filled, SPAN):
+                        found = checksum.take(block[start : start + SPAN], found)
+                        checksums.append(found)
                 done += filled
     except OSError as error:
         raise from_os_error(error, f"reading {names.show(path)}", argument="source") from error
@@ -472,7 +471,7 @@ def _hash_small(
             os.close(descriptor)
     if not is_whole:
         raise _changed(path)
-    return hashlib.sha256(view).hexdigest(), () if checksum is None else (checksum(view),)
+    return hashlib.sha256(view).hexdigest(), () if checksum is None else (checksum.take(view),)
 
 
 class _reading:  # noqa: N801  # a generator would cost a small file as much as reading it

@@ -159,6 +159,11 @@ class Registry(ABC):
         """
         return False
 
+    @property
+    def checks(self) -> str | None:
+        """The kind of checksum that it compares parts of files with, if it does, see :mod:`~..archive.checksums`."""
+        return None
+
     def require(self, capability: Capability) -> None:
         """Raise :class:`NotSupported`, naming the nearest thing on offer, unless the registry has a capability."""
         if capability not in self.capabilities:

@@ -11,7 +11,7 @@ import base64
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import ClassVar
@@ -19,6 +19,7 @@ from urllib.parse import quote, unquote, urlencode, urlsplit
 from xml.etree.ElementTree import Element
 
 from airflow_provider_modelsync.core.archive import names
+from airflow_provider_modelsync.core.archive.checksums import CRC64
 from airflow_provider_modelsync.core.errors import BeginAgain, InvalidInput, NotSupported, RegistryUnavailable
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.http.storage import Refusal, SumRefused
@@ -99,6 +100,7 @@ class Container(RestBucket):
     """
 
     wrong_etag: ClassVar[str] = "0x0"
+    checks = CRC64
     usual_headers: ClassVar[Mapping[str, str]] = {"x-ms-version": VERSION}
 
     def __init__(
@@ -292,10 +294,11 @@ class Container(RestBucket):
 
     def address_part(self, key: str, upload_id: str, number: int, sums: Sums) -> Address:
         if self._knows_crc64 and sums.crc64 is not None:
-            token, proof = _token(sums.crc64), {_CRC64: _spelled(sums.crc64)}
+            token, proof, is_checked = _token(sums.crc64), {_CRC64: _spelled(sums.crc64)}, True
         else:
-            token, proof = sums.md5, {"Content-MD5": sums.md5_base64}
-        return self._address("PUT", self._url(key, comp="block", blockid=_block(number, token)), proof)
+            token, proof, is_checked = sums.md5, {"Content-MD5": sums.md5_base64}, False
+        address = self._address("PUT", self._url(key, comp="block", blockid=_block(number, token)), proof)
+        return replace(address, is_checked=is_checked)
 
     def receipt(
         self, key: str, upload_id: str | None, sums: Sums, address: Address, answer: MovedResponse, doing: str

@@ -122,6 +122,7 @@ class Bucket(ABC):
     """
 
     wrong_etag: ClassVar[str]  # that no object has
+    checks: ClassVar[str | None] = None  # the kind of checksum that it compares bytes with, where it can
 
     abilities: Abilities
 

@@ -12,7 +12,7 @@ import importlib.util
 import json
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -22,9 +22,10 @@ from xml.sax.saxutils import escape
 
 from pydantic import BaseModel, Field, ValidationError
 
+from airflow_provider_modelsync.core.archive.checksums import CRC32C, carried
 from airflow_provider_modelsync.core.errors import BeginAgain, InvalidInput, RegistryUnavailable, Unauthorized
 from airflow_provider_modelsync.core.http.network import READ_SECONDS
-from airflow_provider_modelsync.core.http.storage import Refusal
+from airflow_provider_modelsync.core.http.storage import Refusal, SumRefused
 from airflow_provider_modelsync.core.redact import excerpt, guard_logs, secrets_of, show_url
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.storages.base import LARGEST_RECORD, Abilities, Listed, OpenSession, StoredObject
@@ -43,7 +44,6 @@ _HASH = "x-goog-hash"
 _ABSENT = "0"  # the generation of what is not there
 _MISSING = frozenset({404})
 _CHANGED = frozenset({404, 412})
-_COPIED = 64 << 10  # bytes at a time for a sum: so they stay in the processor's cache
 _KINDS = ("service_account", "authorized_user")  # of key files that are taken from a connection
 
 
@@ -101,6 +101,7 @@ class GcsBucket(RestBucket):
     """
 
     wrong_etag = "1"
+    checks = CRC32C
 
     def __init__(
         self, name: str, settings: GcsSettings, credentials: OpenSession | None = None, *, base: str = ""
@@ -112,6 +113,7 @@ class GcsBucket(RestBucket):
             place += f" at {show_url(endpoint, secrets_of(settings))}"
         super().__init__(name, settings, base=base, place=place, identity=(endpoint, name, settings.conn_id))
         self.abilities = Abilities(True, True, True, True, True)
+        self._tells_sums = True  # as the service does; an emulator may not
         self._objects = f"{endpoint}/storage/v1/b/{quote(name, safe='')}/o"
         self._place = f"{endpoint}/{quote(name, safe='')}"
         self._credentials = _Tokens(self.mover, settings, credentials or partial(_credentials_of, settings))
@@ -144,7 +146,7 @@ class GcsBucket(RestBucket):
         headers = {
             "Content-Type": "application/octet-stream",
             _IF_GENERATION: etag or _ABSENT,
-            _HASH: f"crc32c={crc32c_of([memoryview(content)])}",
+            _HASH: f"crc32c={_base64(Sums.of(content).crc32c)}",
         }
         answer = self._call(doing, "PUT", self._at(key), headers, content, none_for={412})
         return None if answer is None else self._generation_in(answer, doing)
@@ -319,21 +321,24 @@ class GcsBucket(RestBucket):
         headers = {
             "Content-Type": "application/octet-stream",
             _IF_GENERATION: etag or _ABSENT,
-            _HASH: f"crc32c={crc32c_of([sums.view])}",
             **_metadata(sha256),
         }
-        return self._address("PUT", self._at(key), headers)
+        return self._checked(self._at(key), sums, headers)
 
     def address_part(self, key: str, upload_id: str, number: int, sums: Sums) -> Address:
         query = urlencode({"partNumber": number, "uploadId": upload_id})
-        return self._address("PUT", f"{self._at(key)}?{query}", {_HASH: f"crc32c={crc32c_of([sums.view])}"})
+        return self._checked(f"{self._at(key)}?{query}", sums, {})
+
+    def _checked(self, url: str, sums: Sums, headers: Mapping[str, str]) -> Address:
+        address = self._address("PUT", url, {**headers, _HASH: f"crc32c={_base64(sums.crc32c)}"})
+        return replace(address, is_checked=self._tells_sums)
 
     def receipt(
         self, key: str, upload_id: str | None, sums: Sums, address: Address, answer: MovedResponse, doing: str
     ) -> Stored:
         if answer.status == 412 and upload_id is None:
             found = self.head(key)
-            if found and found.crc32c == crc32c_of([sums.view]) and found.size == sums.size:
+            if found and found.crc32c == _base64(sums.crc32c) and found.size == sums.size:
                 return Stored(sums.size, found.etag)
             raise BeginAgain(f"{doing}: another writer has stored something else there, or removed it")
         if not 200 <= answer.status < 300:
@@ -341,6 +346,9 @@ class GcsBucket(RestBucket):
         said = answer.headers.get(_HASH, "")
         if "crc32c=" in said and address.headers[_HASH] not in said:
             raise RegistryUnavailable(f"{doing}: the storage has stored other bytes than were sent")
+        if "crc32c=" not in said and not sums.is_read:
+            self._tells_sums = False
+            raise SumRefused(f"{doing}: the storage does not tell the CRC-32C of what it has stored")
         etag = self._generation_in(answer, doing) if upload_id is None else answer.headers.get("ETag", "").strip('"')
         if not etag:
             raise RegistryUnavailable(f"{doing}: the storage gave no ETag")
@@ -352,7 +360,7 @@ class GcsBucket(RestBucket):
     def is_file(self, found: Listed, size: int, sha256: str, count: int, parts: Iterable[Sums]) -> bool:
         if (found.size, found.sha256) != (size, sha256) or found.crc32c is None:
             return False
-        return found.crc32c == crc32c_of(part.view for part in parts)
+        return found.crc32c == _base64(_together(parts))
 
     # -- how requests are made
 
@@ -387,18 +395,17 @@ class GcsBucket(RestBucket):
         return str(generation)
 
 
-def crc32c_of(views: Iterable[memoryview]) -> str:
-    """Return the CRC-32C of bytes, base64, as Google's headers have it.
-
-    :param views: the bytes; each is looked at before the next is asked for, so they may share their memory.
-    """
-    import google_crc32c
-
+def _together(parts: Iterable[Sums]) -> int:
+    """Return the CRC-32C of parts as one."""
     total = 0
-    for view in views:
-        for start in range(0, len(view), _COPIED):  # it takes bytes objects only
-            total = google_crc32c.extend(total, bytes(view[start : start + _COPIED]))
-    return b64encode(total.to_bytes(4)).decode()
+    for part in parts:  # each is looked at before the next is asked for: they may share their memory
+        total = part.crc32c ^ carried(CRC32C, total, part.size)
+    return total
+
+
+def _base64(crc32c: int) -> str:
+    """Return a CRC-32C as Google has it."""
+    return b64encode(crc32c.to_bytes(4)).decode()
 
 
 def _metadata(sha256: str) -> dict[str, str]:

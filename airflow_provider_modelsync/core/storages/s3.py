@@ -18,6 +18,7 @@ from functools import cache, partial
 from typing import Any, TypeVar
 
 from airflow_provider_modelsync.core.archive import names
+from airflow_provider_modelsync.core.archive.checksums import CRC32
 from airflow_provider_modelsync.core.errors import (
     BeginAgain,
     InvalidInput,
@@ -85,6 +86,7 @@ class S3Bucket(Bucket):
     """
 
     wrong_etag = "0" * 32
+    checks = CRC32
 
     def __init__(self, name: str, settings: S3Settings, session: OpenSession | None = None, *, base: str = "") -> None:
         self._secrets = secrets_of(settings)

@@ -56,7 +56,7 @@ def put_files(way: PutFiles, control: Control, driver: SyncDriver, mover: Mover)
 
     def put_file(file: FileEntry, cancel: CancelToken) -> None:
         loose = None if way.disproves is None else way.source.loose(file.path)
-        body = partial(FileBody, way.source, file) if loose is None else partial(LooseBody, loose, file.size)
+        body = partial(FileBody, way.source, file) if loose is None else partial(LooseBody, loose, 0, file.size)
 
         def send(address: Address) -> MovedResponse:
             if loose is None:
@@ -229,14 +229,15 @@ class FileBody:
 
 
 class LooseBody:
-    """A file of this machine as the body of a request to whoever refuses it unless it is what was hashed."""
+    """A file of this machine, or a part of one, as the body of a request to who refuses all but what was hashed."""
 
-    def __init__(self, file: LooseFile, size: int) -> None:
+    def __init__(self, file: LooseFile, start: int, length: int) -> None:
         self._file = file
-        self._size = size
+        self._start = start
+        self._end = start + length
 
     def pieces(self) -> Generator[FilePiece, None, None]:
-        buffer = memoryview(bytearray(min(BLOCK, self._size)))
-        for start in range(0, self._size, BLOCK):
+        buffer = memoryview(bytearray(min(BLOCK, self._end - self._start)))
+        for start in range(self._start, self._end, BLOCK):
             with self._file.opened() as descriptor:
-                yield FilePiece(self._file, descriptor, start, buffer[: self._size - start])
+                yield FilePiece(self._file, descriptor, start, buffer[: self._end - start])

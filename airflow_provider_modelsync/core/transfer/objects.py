@@ -1,7 +1,8 @@
 """Files that become objects of a storage: in parts, many at a time, each checked as it is stored.
 
-A part is read into memory once. So it can be compared with what an earlier try has left, sent again after a failure,
-and checked by the storage, whether it comes from a disk or from another registry.
+A storage that compares a part with the checksum that the hash pass has taken is sent it as it lies on the disk. Of all
+others, and after a failure, a part is read into memory once. So it can be compared with what was hashed and with what
+an earlier try has left, sent again, and checked by the storage, whether it comes from a disk or another registry.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from functools import partial
 
 from airflow_provider_modelsync.core.archive.digest import FileEntry
 from airflow_provider_modelsync.core.archive.names import show
+from airflow_provider_modelsync.core.errors import Cancelled, ModelSyncError
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.forks import Lock
 from airflow_provider_modelsync.core.flow.parallel import for_each
 from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver
 from airflow_provider_modelsync.core.models import TransferStats
 from airflow_provider_modelsync.core.transfer.control import Control
-from airflow_provider_modelsync.core.transfer.mover import BLOCK, Mover, with_retries
+from airflow_provider_modelsync.core.transfer.files import LooseBody
+from airflow_provider_modelsync.core.transfer.mover import BLOCK, BodyFactory, Mover, with_retries
 from airflow_provider_modelsync.core.transfer.plan import Address, PutObjects, Stored, Sums
 
 
@@ -69,14 +72,14 @@ class _Push:
     def _read_all(self, file: FileEntry, numbers: range, cancel: CancelToken) -> Iterator[Sums]:
         for number in numbers:
             cancel.check()
-            yield self._read(file, number)
+            yield self._part(file, number)
 
     def _put_part(self, item: tuple[_Upload, int], cancel: CancelToken) -> None:
         upload, number = item
         file, writer = upload.file, self._way.writer
-        part = self._read(file, number)
+        part = self._part(file, number)
         if upload.is_whole:
-            stored = self._send(file, None, part, partial(writer.whole, file, part), show(file.path), cancel)
+            stored = self._send(file, None, number, part, partial(writer.whole, file, part), show(file.path), cancel)
             self._way.etags[file.path] = stored.etag
             return
         known = upload.known.get(number)
@@ -86,21 +89,26 @@ class _Push:
         else:
             upload_id = upload.begun(self._driver)
             ask = partial(writer.part, file, upload_id, number, part)
-            stored = self._send(file, upload_id, part, ask, f"part {number} of {show(file.path)}", cancel)
+            stored = self._send(file, upload_id, number, part, ask, f"part {number} of {show(file.path)}", cancel)
             writer.sent(file, upload_id, number, stored)
         if parts := upload.add(number, stored):
             upload_id = upload.begun(self._driver)
             self._way.etags[file.path] = self._driver.run(writer.complete(file, upload_id, parts))
 
-    def _read(self, file: FileEntry, number: int) -> Sums:
-        start = (number - 1) * self._way.writer.part_size
+    def _part(self, file: FileEntry, number: int) -> Sums:
+        source, start = self._way.source, self._start(number)
         length = min(self._way.writer.part_size, file.size - start)
-        return Sums(self._way.source.read(file.path, start, length, partial(self._memory, length)))
+        read = partial(source.read, file.path, start, length, partial(self._memory, length))
+        return Sums(length, read, source.checked(file.path, start, length))
+
+    def _start(self, number: int) -> int:
+        return (number - 1) * self._way.writer.part_size
 
     def _send(
         self,
         file: FileEntry,
         upload_id: str | None,
+        number: int,
         part: Sums,
         ask: Callable[[], Flow[Address]],
         what: str,
@@ -108,15 +116,22 @@ class _Push:
     ) -> Stored:
         def put() -> Stored:
             address = self._driver.run(ask())
-            answer = self._mover.put(
-                address.url,
-                partial(_PartBody, part.view),
-                part.size,
-                address.headers,
-                cancel=cancel,
-                on_bytes=self._progress.add,
-            )
-            return self._way.writer.receipt(file, upload_id, part, address, answer, f"uploading {what}")
+            loose = None if part.is_read or not address.is_checked else self._way.source.loose(file.path)
+            body: BodyFactory
+            if loose is None:
+                body = partial(_PartBody, part.view)
+            else:
+                body = partial(LooseBody, loose, self._start(number), part.size)
+            try:
+                answer = self._mover.put(
+                    address.url, body, part.size, address.headers, cancel=cancel, on_bytes=self._progress.add
+                )
+                return self._way.writer.receipt(file, upload_id, part, address, answer, f"uploading {what}")
+            except Cancelled:
+                raise
+            except ModelSyncError:
+                part.read()  # raises when it was refused for having changed; else the next try sends what is compared
+                raise
 
         stored = with_retries(put, cancel=cancel, on_repeat=self._progress.resend)
         with self._lock:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 from pydantic import JsonValue
 
+from airflow_provider_modelsync.core.archive.checksums import CRC32, CRC32C, CRC64, checksum_of
 from airflow_provider_modelsync.core.archive.choice import EVERYTHING, Choice
 from airflow_provider_modelsync.core.archive.digest import FileEntry, Proof, Source, digest_of
 from airflow_provider_modelsync.core.archive.extract import Limits
@@ -73,6 +73,8 @@ class Address:
     :param explain: told an answer that says no success, and what was being done; raises what it means where its status
         alone tells another story.
     :param pace: what counts as moving, where that is not what the mover takes for it.
+    :param is_checked: whether who answers compares what comes with the checksum among the headers, and tells that of
+        what it has stored: then nobody else need compare.
     """
 
     url: str = field(repr=False)
@@ -82,6 +84,7 @@ class Address:
     refused: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
     explain: Callable[[MovedResponse, str], None] | None = field(default=None, repr=False, compare=False)
     pace: Pace | None = None
+    is_checked: bool = False
 
 
 # Asked anew for each try: what was signed may have expired.
@@ -209,28 +212,65 @@ def md5_of(content: bytes | memoryview) -> str:
 
 
 class Sums:
-    """Bytes in memory, and what tells a storage whether it got them: each is computed when it is first asked for.
+    """Bytes, and what tells a storage whether it got them: each is read or computed when it is first asked for.
 
-    :param view: the bytes.
+    :param size: how many bytes.
+    :param read: returns them, compared with what was hashed.
+    :param known: checksums of them as they were hashed, by their kinds.
     """
 
-    def __init__(self, view: memoryview | bytes) -> None:
-        self.view = memoryview(view)
-        self.size = len(view)
+    def __init__(self, size: int, read: Callable[[], memoryview], known: Mapping[str, int] | None = None) -> None:
+        self.size = size
+        self._read = read
+        self._known: dict[str, int | None] = dict(known or {})
+        self._view: memoryview | None = None
 
-    @cached_property
+    @classmethod
+    def of(cls, content: bytes) -> Self:
+        """Return those of bytes in memory."""
+        sums = cls(len(content), lambda: memoryview(content))
+        sums.read()
+        return sums
+
+    @property
+    def view(self) -> memoryview:
+        """The bytes."""
+        return self.read()
+
+    def read(self) -> memoryview:
+        """Return the bytes, in memory from now on.
+
+        :raises SourceChanged: when they are not what was hashed.
+        """
+        if self._view is None:
+            self._view = self._read()
+        return self._view
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the bytes are in memory."""
+        return self._view is not None
+
+    def checksum(self, kind: str) -> int | None:
+        """Return a checksum of them; ``None`` where nothing is installed that computes it fast."""
+        if kind not in self._known:
+            self._known[kind] = checksum_of(kind, self.view)
+        return self._known[kind]
+
+    @property
     def crc32(self) -> str:
         """Their CRC-32, base64."""
-        return base64.b64encode(zlib.crc32(self.view).to_bytes(4)).decode()
+        return base64.b64encode((self.checksum(CRC32) or 0).to_bytes(4)).decode()
 
-    @cached_property
+    @property
+    def crc32c(self) -> int:
+        """Their CRC-32C, where something is installed that computes it."""
+        return self.checksum(CRC32C) or 0
+
+    @property
     def crc64(self) -> int | None:
         """Their CRC-64/NVME; ``None`` where nothing is installed that computes it fast."""
-        try:
-            from awscrt.checksums import crc64nvme
-        except ImportError:
-            return None
-        return int(crc64nvme(self.view))
+        return self.checksum(CRC64)
 
     @cached_property
     def md5(self) -> str:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar, get_args
 
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
@@ -99,8 +100,16 @@ def push(
         place = escape(os.fspath(source))
         places.require_source(source, store=registry.directory)
         choice = Choice(include, exclude, by_habit=BY_HABIT)
-        proved = registry.proves(options or {})
-        tree = _read_source(source, control, registry.leaves_out, _how_to_follow(follow_links), choice, proved)
+        read = partial(
+            read_tree,
+            source,
+            leave_out=registry.leaves_out,
+            follow_links=_how_to_follow(follow_links),
+            choice=choice,
+            is_proved=registry.proves(options or {}),
+            checked=registry.checks,
+        )
+        tree = _read_source(read, control)
     _warn_of_names(tree)
     exact = ref if ref.version else ModelRef(name=ref.name, version=version_of(tree.digest))
     memory = checkpoint.UploadMemory(control.checkpoint)
@@ -324,24 +333,10 @@ def _how_to_follow(links: str) -> FollowLinks:
     raise InvalidInput(f"{links!r} is none of {list(known)}", argument="follow_links")
 
 
-def _read_source(
-    source: str | os.PathLike[str],
-    control: Control,
-    leave_out: Mapping[str, str | None],
-    follow_links: FollowLinks,
-    choice: Choice,
-    is_proved: bool,
-) -> SourceTree:
+def _read_source(read: Callable[..., SourceTree], control: Control) -> SourceTree:
+    """Scan and hash a model, as far as an earlier try has not."""
     remembered = None if control.checkpoint is None else checkpoint.load_digests(control.checkpoint)
-    tree = read_tree(
-        source,
-        cancel=control.cancel,
-        remembered=remembered,
-        leave_out=leave_out,
-        follow_links=follow_links,
-        choice=choice,
-        is_proved=is_proved,
-    )
+    tree = read(cancel=control.cancel, remembered=remembered)
     if tree.left_out:
         log.info("left out of the source as no part of the model: %s", ", ".join(map(show, tree.left_out)))
     if remembered is not None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import mmap
 import os
 import random
 import socket
@@ -11,17 +10,17 @@ import stat
 import subprocess
 import tempfile
 import threading
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import awscrt.checksums
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_modelsync.core.archive import digest
+from airflow_provider_modelsync.core.archive import checksums, digest
+from airflow_provider_modelsync.core.archive.checksums import CRC32, CRC32C, CRC64
 from airflow_provider_modelsync.core.archive.choice import Choice
 from airflow_provider_modelsync.core.archive.digest import FileEntry, digest_directory, digest_of, memory_key, read_tree
 from airflow_provider_modelsync.core.errors import Cancelled, InvalidInput, SourceChanged
@@ -29,6 +28,7 @@ from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from tests.core.processes import at_once
 from tests.core.stores import write_tree
 from tests.support.kills import killed
+from tests.support.maps import mapped
 from tests.support.rewrite import rewrite_and_set_back
 
 WEIGHTS = r"'weights\.bin'"
@@ -486,15 +486,6 @@ def test_a_file_that_is_changed_before_its_turn_to_be_hashed_is_noticed(tmp_path
         read_tree(tmp_path, on_bytes=change_the_other)
 
 
-@contextlib.contextmanager
-def mapped(path: Path) -> Iterator[mmap.mmap]:
-    """Map a file and make each of its pages dirty: from then on, no write to it shows in the file's times."""
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
-        for start in range(0, len(view), mmap.PAGESIZE):
-            view[start] = view[start]
-        yield view
-
-
 @pytest.mark.parametrize("changed", [0, digest.SPAN - 1, digest.SPAN, 3 * digest.SPAN + 99])
 @pytest.mark.row("D3", of="source")
 def test_bytes_written_through_a_map_since_they_were_hashed_are_never_given_out(tmp_path: Path, changed: int) -> None:
@@ -511,21 +502,47 @@ def test_bytes_written_through_a_map_since_they_were_hashed_are_never_given_out(
                 tree.read("w.bin", offset, length)
 
 
-def test_a_large_model_is_guarded_by_the_cheapest_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert digest.checksum_for((1 << 28) - 1) is zlib.crc32
-    fast = digest.checksum_for(1 << 28)
-    assert fast is awscrt.checksums.crc64nvme
-    assert fast(memoryview(bytearray(b"789")), fast(b"123456")) == 0xAE8B14860A799888  # as its catalogue tells
-    monkeypatch.setattr(digest, "_WORTH_LOADING", 0)
+@pytest.mark.parametrize("checked", [None, CRC32, CRC32C, CRC64])
+def test_a_large_model_is_guarded_by_what_is_checked_or_else_the_cheapest_checksum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checked: str | None
+) -> None:
+    monkeypatch.setattr(checksums, "_WORTH_LOADING", 0)
     content = random.Random(1).randbytes(3 * digest.SPAN + 100)
     (tmp_path / "w.bin").write_bytes(content)
     with mapped(tmp_path / "w.bin") as view:
-        tree = read_tree(tmp_path)
-        assert tree.checksum is fast
+        tree = read_tree(tmp_path, checked=checked)
+        assert tree.checksum.kind == (checked or CRC64)
         assert bytes(tree.read("w.bin", 5, 3 * digest.SPAN)) == content[5 : 3 * digest.SPAN + 5]
         view[digest.SPAN] ^= 1
         with pytest.raises(SourceChanged, match=r"w\.bin"):
             tree.read("w.bin", digest.SPAN - 10, 20)
+
+
+@pytest.mark.parametrize("checked", [CRC32, CRC32C, CRC64])
+@pytest.mark.parametrize("size", [0, 1, digest.SPAN, 3 * digest.SPAN, 3 * digest.SPAN + 100])
+def test_checksums_of_parts_are_those_of_their_bytes_as_they_were_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checked: str, size: int
+) -> None:
+    monkeypatch.setattr(checksums, "_WORTH_LOADING", 0)
+    content = random.Random(1).randbytes(size)
+    (tmp_path / "w.bin").write_bytes(content)
+    tree = read_tree(tmp_path, checked=checked)
+    (tmp_path / "w.bin").unlink()  # nothing is read for them
+    places = [*range(0, size, digest.SPAN), size]
+    for start, end in [*combinations(places, 2)] if size else [(0, 0)]:
+        told = checksums.checksum_of(checked, memoryview(content[start:end]))
+        assert tree.checked("w.bin", start, end - start) == {checked: told}
+    if size > digest.SPAN:
+        assert tree.checked("w.bin", 1, digest.SPAN - 1) == tree.checked("w.bin", 0, digest.SPAN + 1) == {}
+
+
+def test_of_a_file_that_was_not_hashed_no_checksum_is_known(model: Path) -> None:
+    remembered: dict[str, str] = {}
+    read_tree(model, remembered=remembered)
+    tree = read_tree(model, remembered=remembered)
+    assert tree.checked("weights.bin", 0, len(FILES["weights.bin"])) == {}
+    tree.prepare(["weights.bin"], CancelToken())
+    assert tree.checked("weights.bin", 0, len(FILES["weights.bin"])) != {}
 
 
 @pytest.mark.parametrize("size", [1, digest.SPAN, digest.SPAN + 1, digest.BLOCK, digest.BLOCK + 5])

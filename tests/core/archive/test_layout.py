@@ -24,6 +24,7 @@ from airflow_provider_modelsync.core.archive.digest import SPAN, FileEntry, Sour
 from airflow_provider_modelsync.core.archive.extract import extract_archive
 from airflow_provider_modelsync.core.archive.layout import Kind, TarLayout, _header
 from airflow_provider_modelsync.core.errors import InvalidInput, RegistryUnavailable, SourceChanged
+from tests.core.archive.holes import sums_of_zeros
 from tests.core.archive.hostile import WITH_FIXTURES, scratch
 from tests.support.descriptors import opened
 
@@ -370,8 +371,9 @@ def test_a_file_of_more_than_8_gib_is_laid_out(tmp_path: Path) -> None:
     (tmp_path / "last").write_bytes(b"last")
     stamps = {name: Stamp.of((tmp_path / name).stat()) for name in ("huge", "last")}
     files = tuple(FileEntry(name, stamp.size, "0" * 64) for name, stamp in stamps.items())
-    end = zlib.crc32(bytes(SPAN - len(mark)) + mark)
-    checksums = {"huge": [zlib.crc32(bytes(SPAN))] * (size // SPAN - 1) + [end], "last": [zlib.crc32(b"last")]}
+    before = sums_of_zeros(size - SPAN)
+    huge_sums = [*before, zlib.crc32(bytes(SPAN - len(mark)) + mark, before[-1])]
+    checksums = {"huge": huge_sums, "last": [zlib.crc32(b"last")]}
     layout = TarLayout.from_tree(SourceTree(tmp_path, files, (), stamps, checksums=checksums))
     huge = layout.members[0]
     assert layout.read(huge.offset + size - 7, 7) == mark

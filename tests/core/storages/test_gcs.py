@@ -224,7 +224,7 @@ def test_the_next_try_sends_only_what_is_missing(store: GcsStore, source: Path) 
 
 
 def send(store: GcsStore, content: bytes, answer_of: bytes | None = None) -> Any:
-    sums, bucket = Sums(content), store.bucket
+    sums, bucket = Sums.of(content), store.bucket
     address = bucket.address_put("models/one", sums, "0" * 64)
     body = content if answer_of is None else answer_of
     answer = bucket.mover.put(address.url, lambda: io.BytesIO(body), len(body), address.headers)

@@ -12,8 +12,6 @@ import subprocess
 import sys
 import tarfile
 import threading
-import zlib
-from collections import UserList
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_modelsync.core.archive.digest import SPAN, FileEntry, SourceTree, Stamp
+from airflow_provider_modelsync.core.archive.digest import FileEntry, SourceTree, Stamp
 from airflow_provider_modelsync.core.archive.layout import TarLayout
 from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver
 from airflow_provider_modelsync.core.models import Query
@@ -36,6 +34,7 @@ from airflow_provider_modelsync.core.transfer.upload import upload
 from airflow_provider_modelsync.core.verbs import pull as pulling
 from airflow_provider_modelsync.core.verbs import push as pushing
 from airflow_provider_modelsync.core.verbs.drive import driver_for
+from tests.core.archive.holes import sums_of_zeros
 from tests.standins.bentocloud import BentoCloudStandIn, StoredObject
 from tests.standins.wallaroo import WallarooStandIn
 
@@ -135,22 +134,12 @@ def discarding() -> Iterator[Discarding]:
         thread.join()
 
 
-class Zeros(UserList[int]):
-    """The checksums of a file that is one hole, of whole spans."""
-
-    def __getitem__(self, index: Any) -> Any:
-        return _OF_ZEROS
-
-
-_OF_ZEROS = zlib.crc32(bytes(SPAN))
-
-
 def push(path: str, port: int) -> None:
     """Push one file in parts as if it had been hashed, which takes a block at a time and far too long here."""
     file = Path(path)
     stamp = Stamp.of(file.stat())
     entry = FileEntry(file.name, stamp.size, "0" * 64)
-    tree = SourceTree(file.parent, (entry,), (), {file.name: stamp}, checksums={file.name: Zeros()})
+    tree = SourceTree(file.parent, (entry,), (), {file.name: stamp}, checksums={file.name: sums_of_zeros(stamp.size)})
     layout = TarLayout.from_tree(tree)
     url = f"http://127.0.0.1:{port}/object"
 

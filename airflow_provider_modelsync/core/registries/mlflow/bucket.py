@@ -139,7 +139,7 @@ class InBucket(Place):
         return {path: one for path, one in found.items() if path and not (path.endswith("/") and one.size == 0)}
 
     def _put(self, key: str, content: bytes, doing: str) -> None:
-        sums, sha256 = Sums(content), hashlib.sha256(content).hexdigest()
+        sums, sha256 = Sums.of(content), hashlib.sha256(content).hexdigest()
 
         def once() -> None:
             address = self._bucket.address_put(key, sums, sha256, overwrites=True)

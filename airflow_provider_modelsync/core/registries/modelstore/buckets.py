@@ -65,6 +65,7 @@ class BucketStore(Store):
         self._bucket = bucket
         self._base = base
         self._part_size_mib = part_size_mib
+        self.checks = bucket.checks
         self._begun: dict[str, str] = {}  # id → key of the uploads in parts that were begun here and not completed
 
     @property

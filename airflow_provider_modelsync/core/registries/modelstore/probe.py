@@ -136,7 +136,7 @@ class _Probe:
 
     def _bytes(self) -> None:
         """Send and fetch as files are: by presigned URLs, with a sum, and by ranges."""
-        sent, key = Sums(_BYTES), f"{self._key}-file"
+        sent, key = Sums.of(_BYTES), f"{self._key}-file"
         stored = self._send(key, None, lambda: self._bucket.address_put(key, sent, _SHA256), sent)
         while self._accepts_damage(key):
             if not self._bucket.use_other_sum():
@@ -164,7 +164,7 @@ class _Probe:
 
     def _accepts_damage(self, key: str) -> bool:
         """Whether the storage takes bytes that are not those of their sum."""
-        address = self._bucket.address_put(f"{key}-damaged", Sums(_OTHER), _SHA256)
+        address = self._bucket.address_put(f"{key}-damaged", Sums.of(_OTHER), _SHA256)
         answer = self._mover.put(address.url, lambda: io.BytesIO(_BYTES), len(_BYTES), address.headers)
         if answer.status < 300:
             self._bucket.delete(f"{key}-damaged")
@@ -182,7 +182,7 @@ class _Probe:
 
     def _parts(self) -> bool:
         """Begin an upload in parts, find it again, and give it up."""
-        content, key = Sums(_BYTES), f"{self._key}-parts"
+        content, key = Sums.of(_BYTES), f"{self._key}-parts"
         upload_id = self._bucket.begin(key, _SHA256)
         try:
             self._send(key, upload_id, lambda: self._bucket.address_part(key, upload_id, 1, content), content)

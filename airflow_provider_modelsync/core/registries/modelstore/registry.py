@@ -78,6 +78,10 @@ class ModelStore(Registry, Aliases, KeepsSignatures, Tidies):
         return self._store.root.partition("://")[2].strip("/") if isinstance(self._store, BucketStore) else None
 
     @property
+    def checks(self) -> str | None:
+        return self._store.checks
+
+    @property
     def _place(self) -> tuple[str, ...]:
         """What tells its root, from the outside in."""
         if not isinstance(self._store, BucketStore):

@@ -211,6 +211,8 @@ class Store(ABC):
     title: ClassVar[str] = "the model store"
     # Whether its methods wait for another machine.
     is_remote: ClassVar[bool] = False
+    # The kind of checksum that it compares parts of files with, if it does.
+    checks: str | None = None
 
     # -- what a place does
 
