@@ -281,7 +281,7 @@ def loose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LooseBody:
     file = read_tree(tmp_path).loose("weights.bin")
     monkeypatch.setattr(Observed, "reads", [])
     monkeypatch.setattr(Observed, "cut_at", None)
-    return LooseBody(Observed(file.place, file.path, file.stamp), len(PART))
+    return LooseBody(Observed(file.place, file.path, file.stamp), 0, len(PART))
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
@@ -335,7 +335,7 @@ def test_an_early_answer_to_a_file_is_reported(mover: Mover, tmp_path: Path) -> 
     loose = LooseFile(str(path), path.name, Stamp.of(path.stat()))
     script = [ReadSome(1000), answer(413, b"too large"), Stall()]
     with FaultServer(script, OK) as server:
-        response = mover.put(server.url, lambda: LooseBody(loose, size), size)
+        response = mover.put(server.url, lambda: LooseBody(loose, 0, size), size)
         assert (response.status, response.body) == (413, b"too large")
         assert mover.put(server.url, part, len(PART)).status == 200
 
