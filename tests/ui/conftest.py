@@ -29,4 +29,5 @@ def is_old(airflow: LocalAirflow) -> bool:
 def connections(airflow: LocalAirflow) -> Iterator[ConnectionsPage]:
     """The page of connections in a browser."""
     with browser_page() as page:
+        page.goto(f"{airflow.base_url}/auth/token/login")  # before 3.3 it leads elsewhere than where it was come from
         yield ConnectionsPage(page, airflow.base_url)
