@@ -371,16 +371,14 @@ class Store(ABC):
 
     def latest(self, name: str, query: Query) -> ModelVersion | None:
         """Return the newest version that a query chooses, reading no more than needed to find it."""
-        best: ModelVersion | None = None
         if not query.matches_name(name):
             return None
+        found: list[ModelVersion] = []
         for chosen, bound in self._newest_first(name, self.entries(name)):
-            for version in chosen:
-                if query.matches(version) and (best is None or version.age_key > best.age_key):
-                    best = version
-            if best is not None and bound is not None and best.age_key > bound:
+            found += filter(query.matches, chosen)
+            if bound is not None and any(version.age_key > bound for version in found):
                 break
-        return best
+        return max(found, key=lambda version: version.age_key, default=None)
 
     def list_versions(self, name: str, query: Query) -> list[ModelVersion]:
         """Return the versions that a query chooses, newest first."""
@@ -425,7 +423,7 @@ class Store(ABC):
             except Permanent as error:
                 refused.append(_passed_over(name, error))
 
-        names_there = [name for name in self.names() if NAME.fullmatch(name) and query.matches_name(name)]
+        names_there = filter(NAME.fullmatch, self.names())
         for_each(read, names_there, workers=_READERS, cancel=CancelToken())
         if refused:
             self.names()  # raises when it is not single models that are refused
@@ -468,7 +466,7 @@ class Store(ABC):
         for start, end in pairwise(ends):
             known, known_refused = len(found), len(refused)
             for_each(read, listed[start:end], workers=_READERS, cancel=CancelToken())
-            if len(refused) > known_refused:
+            if refused[known_refused:]:
                 self.entries(name)  # raises when it is not single records that are refused
             yield found[known:], listed[end][0] if end < len(listed) else None
         if refused and not found:
@@ -534,7 +532,7 @@ class Store(ABC):
     ) -> tuple[_Kept | Closed, datetime]:
         record = claims.verdict_of(version, generation)
         stored = self._stored(name, record, entries, kind)
-        if len(stored.content) <= _LONGEST_NOTE:
+        if _is_note(stored):
             with suppress(ValidationError):
                 return Closed.model_validate_json(stored.content), stored.modified
         manifest = self.parse(kind, name, record, stored.content)
@@ -563,7 +561,7 @@ class Store(ABC):
         stored = self.read(name, record)
         if stored is None:
             raise _Moved
-        if kind is Summary and len(stored.content) > _LONGEST_NOTE:
+        if kind is Summary and not _is_note(stored):
             # All of it is looked at, or a version would be listed, and chosen as the newest, that nobody can pull.
             manifest = self.parse(Manifest, name, record, stored.content)
             manifest.require_safe()
@@ -577,7 +575,7 @@ class Store(ABC):
         try:
             return model.model_validate_json(content)
         except ValidationError as error:
-            fault = error.errors(include_input=False, include_url=False)[0]
+            fault = error.errors()[0]
             where = ".".join(map(str, fault["loc"])) or "the whole"
             raise Damaged(
                 f"{self.show(name, record)} is damaged or of a newer format: {where}: {fault['msg']}"
@@ -611,14 +609,14 @@ class Store(ABC):
         name, version, digest = manifest.name, manifest.version, manifest.digest
         state = self.look(name, version)
         wrong = self._wrong_with(state, request, manifest)
-        is_fresh, takes_over = False, request.force
+        takes_over, fresh = request.force, 0  # the generation that this push was the first to claim
         for _ in range(_ROUNDS):
             step = claims.enter(state.view, digest, force=request.force, takes_over=takes_over, renew=wrong is not None)
             match step:
                 case claims.Keep():
                     self.release(manifest)
                     self._tidy_up(name, version, state)
-                    return UploadPlan(ref=manifest.ref, way=None, existing=self._relabelled(state, request))
+                    return UploadPlan(ref=manifest.ref, way=None, existing=self._version(state))
                 case claims.Refuse(holder, is_published):
                     self.release(manifest)
                     self._tidy_up(name, version, state)  # perhaps a claim of this push that came too late
@@ -628,15 +626,16 @@ class Store(ABC):
                     self._close(name, version, generation, current)
                     state = self.look(name, version)
                 case claims.Claim(generation):
-                    self.prepare(manifest, replaces=state.view.current > 0)
+                    self.prepare(manifest, replaces=bool(state.view.current))
                     record = claims.claim_of(version, generation)
-                    is_fresh = self.create(name, record, Claim(digest=digest).model_dump_json().encode())
-                    mine = (generation, digest) if is_fresh else None
+                    if self.create(name, record, Claim(digest=digest).model_dump_json().encode()):
+                        fresh = generation
                     # The version may have been published since the look before, and the number be history by now.
-                    state = self.look(name, version, mine=mine)
-                    is_fresh = is_fresh and state.view.open == generation
-                    if is_fresh and self.read(name, claims.verdict_of(version, generation)):
-                        state, is_fresh = self.look(name, version), False
+                    state = self.look(name, version, mine=(fresh, digest))
+                    if state.view.open == generation == fresh and self.read(
+                        name, claims.verdict_of(version, generation)
+                    ):
+                        state = self.look(name, version)
                         if state.view.open == generation:  # the number is history all the same, and the claim dead
                             self.remove(name, {record})
                             raise RegistryUnavailable(
@@ -648,6 +647,7 @@ class Store(ABC):
                     self._close(name, version, generation, state.view.current)
                     state = self.look(name, version)
                 case claims.Join(generation):
+                    is_fresh = generation == fresh
                     return self._plan(request, manifest, state, generation, wrong or set(), is_fresh=is_fresh)
             wrong = self._wrong_with(state, request, manifest) if state.view.current else None
         raise RegistryUnavailable(f"the claim on {manifest.ref} changes hands all the time")
@@ -655,13 +655,14 @@ class Store(ABC):
     def _wrong_with(self, state: State, request: PushRequest, manifest: Manifest) -> set[str] | None:
         """Return which files of a published version of these bytes have to be sent again, or ``None`` to keep it."""
         found = state.manifest
-        if not isinstance(found, Manifest) or found.digest != manifest.digest or state.written is None:
+        if not isinstance(found, Manifest) or found.digest != manifest.digest:
             return None
+        assert state.written is not None
         if _sums(found) != _sums(manifest):  # the record itself is damaged, and tells nothing of what is stored
             log.warning("the manifest of %s does not match its own digest; it is sent again", manifest.ref)
             return {file.path for file in manifest.files}
         if request.force and _facts(found) != _facts(manifest):
-            return {""} | self.damaged(found, written=state.written, thorough=True)
+            return {""}  # what is there stays as it is, and all goes up anew
         damaged = self.damaged(found, written=state.written, thorough=request.force)
         if damaged:
             log.warning(
@@ -692,11 +693,11 @@ class Store(ABC):
             manifest = manifest.model_copy(
                 update={"labels": dict(labels), "metadata": dict(metadata), "created_at": state.created_at}
             )
-        stays = origin is not None and not wrong
-        place = origin.generation if origin and stays else generation
-        manifest = manifest.model_copy(update={"generation": place, "etags": origin.etags if origin and stays else {}})
+        kept = None if wrong else origin  # whose files stay where they are
+        place, etags = (kept.generation, kept.etags) if kept else (generation, {})
+        manifest = manifest.model_copy(update={"generation": place, "etags": etags})
         try:
-            way = None if stays else self.way_up(request, manifest, is_fresh=is_fresh, origin=origin)
+            way = None if kept else self.way_up(request, manifest, is_fresh=is_fresh, origin=origin)
         except BaseException:
             if is_fresh:
                 self._give_up(manifest.name, manifest.version, generation, state.view.current)
@@ -723,9 +724,7 @@ class Store(ABC):
         if came is Outcome.AGAIN:
             raise BeginAgain(f"{plan.ref} was given up by another push or deleted meanwhile")
         if came is Outcome.LOST:
-            is_published = state.view.current > plan.generation
-            holder = state.view.digest if is_published else state.view.claimant
-            raise _conflict(manifest, holder, is_published=is_published)
+            raise _lost(plan, state.view)
         raise RegistryUnavailable(f"{plan.ref} was withdrawn just now", remedy="the next try sees what came of it")
 
     def _confirmed(self, plan: StorePlan) -> Manifest:
@@ -737,10 +736,7 @@ class Store(ABC):
             # Whoever has taken the version over has removed them.
             view = self.look(plan.manifest.name, plan.manifest.version).view
             if claims.outcome(view, plan.generation, plan.manifest.digest, is_created=False) is Outcome.LOST:
-                is_published = view.current > plan.generation
-                raise _conflict(
-                    plan.manifest, view.digest if is_published else view.claimant, is_published=is_published
-                ) from None
+                raise _lost(plan, view) from None
             raise
 
     def abort(self, plan: StorePlan) -> None:
@@ -761,7 +757,7 @@ class Store(ABC):
             is_left = max(self.generations(name, version), default=0) > view.decided
             if not (view.current or view.open or is_left):
                 break
-            existed = existed or view.current > 0
+            existed = existed or bool(view.current)
             self._close(name, version, view.open or view.decided + 1, 0)
         else:
             raise RegistryUnavailable(f"{name}:{version} is pushed again all the time")
@@ -858,9 +854,7 @@ class Store(ABC):
         content = Closed(current=current).model_dump_json().encode()
         return self.create(name, claims.verdict_of(version, generation), content)
 
-    def _tidy(
-        self, name: str, version: str, state: State, *, thorough: bool = False, spared: Set[int] = frozenset()
-    ) -> None:
+    def _tidy(self, name: str, version: str, state: State, *, thorough: bool, spared: Set[int] = frozenset()) -> None:
         """Remove what is dead. It stays so: it does not matter how late that happens, or how often.
 
         :param thorough: also look for files of which no record tells.
@@ -923,16 +917,6 @@ class Store(ABC):
                 written = current, number + 1
         raise RegistryUnavailable(f"the labels of {name}:{version} are being changed by others all the time")
 
-    def _relabelled(self, state: State, request: PushRequest) -> ModelVersion:
-        """Return the version that holds these bytes already, with the labels that were asked for."""
-        found = self._version(state)
-        changes: dict[str, str | None] = dict(request.labels)
-        if request.force and request.labels:
-            changes |= dict.fromkeys(found.labels.keys() - request.labels.keys())
-        if Labels(labels=dict(found.labels)).merged(changes).labels == found.labels:
-            return found
-        return self.set_labels(found.name, found.version, changes)
-
 
 def _passed_over(what: str, error: _Error) -> _Error:
     """Report what cannot be read, so that all else can."""
@@ -950,6 +934,11 @@ def _listed(entries: Mapping[str, Entry]) -> list[tuple[tuple[datetime, str], Re
     return sorted(found, key=lambda item: item[0], reverse=True)
 
 
+def _is_note(verdict: Record) -> bool:
+    """Whether a verdict is short enough to be no manifest."""
+    return len(verdict.content) <= _LONGEST_NOTE
+
+
 def _sums(manifest: Manifest) -> set[tuple[str, int, str]]:
     return {(file.path, file.size, file.sha256) for file in manifest.files}
 
@@ -958,9 +947,15 @@ def _text(metadata: Mapping[str, JsonValue]) -> str:
     return json.dumps(dict(metadata), sort_keys=True)
 
 
-def _facts(manifest: Manifest) -> set[tuple[str, bool]]:
+def _facts(manifest: Manifest) -> set[tuple[str, bool | None]]:
     """What the digest leaves out of a manifest's files."""
-    return {(file.path, file.executable) for file in manifest.files} | {(path, False) for path in manifest.directories}
+    return {(file.path, file.executable) for file in manifest.files} | {(path, None) for path in manifest.directories}
+
+
+def _lost(plan: StorePlan, view: View) -> VersionConflict:
+    """Say who has taken the version over from a push."""
+    is_published = view.current > plan.generation
+    return _conflict(plan.manifest, view.digest if is_published else view.claimant, is_published=is_published)
 
 
 def _conflict(manifest: Manifest, holder: str | None, *, is_published: bool) -> VersionConflict:

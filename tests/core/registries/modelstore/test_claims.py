@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
-from airflow_provider_modelsync.core.errors import Retryable, VersionConflict
-from airflow_provider_modelsync.core.models import ModelVersion
+from airflow_provider_modelsync.core.errors import (
+    BeginAgain,
+    Cancelled,
+    InvalidInput,
+    RegistryUnavailable,
+    Retryable,
+    VersionConflict,
+)
+from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Query
 from airflow_provider_modelsync.core.registries.modelstore import claims
+from airflow_provider_modelsync.core.registries.modelstore.store import Entry, Manifest, StorePlan
+from airflow_provider_modelsync.core.transfer.plan import PushRequest
 from tests.core.registries.modelstore.actors import (
     NAME,
     VERSION,
@@ -337,3 +348,316 @@ def test_what_is_decided_and_does_not_count_is_dead() -> None:
 def test_a_verdict_counts_above_what_notes_say_only() -> None:
     assert claims.Records(verdicts={2, 3}, closed={2: 0}).top == 3
     assert claims.Records(verdicts={1, 2}, closed={2: 0}).top == 0
+
+
+# What a place is asked for, and what it answers
+
+
+def noting(store: MemoryStore, *methods: str) -> list[tuple[str, dict[str, object]]]:
+    """Have a store note which of its methods are called, and with what by name; return the notes."""
+    notes: list[tuple[str, dict[str, object]]] = []
+
+    def noted(method: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            notes.append((" ".join([method, *(one for one in arguments if one.__class__ is str)]), named))
+            return real(*arguments, **named)
+
+        return call
+
+    for method in methods:
+        setattr(store, method, noted(method, getattr(store, method)))
+    return notes
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    return refuse
+
+
+def planned(store: MemoryStore, source: Any, **options: Any) -> StorePlan:
+    request = PushRequest(ref=ModelRef(name=NAME, version=VERSION), source=source, **options)
+    plan = store.plan_push(request, Manifest.of(request, VERSION))
+    assert isinstance(plan, StorePlan)
+    return plan
+
+
+def send(store: MemoryStore, plan: StorePlan) -> None:
+    way: Any = plan.way
+    for path, content in way.missing.items():
+        store.put(way.directory, path, content)
+
+
+def test_a_first_push_asks_for_nothing_that_it_knows() -> None:
+    """Neither its own claim nor its own manifest is read, and where nothing is dead no files are looked for."""
+    store = MemoryStore(World())
+    asked = noting(store, "prepare", "read", "generations", "finish")
+    push_of(store, A)()
+    assert asked == [("prepare", {"replaces": False}), (f"read {NAME} v.json", {}), ("finish", {})]
+
+
+def test_what_a_push_is_going_to_replace_is_said_before_it_claims_anything() -> None:
+    store = MemoryStore(World())
+    push_of(store, A)()
+    asked = noting(store, "prepare", "create")
+    push_of(store, B, force=True)()
+    assert asked[:2] == [("prepare", {"replaces": True}), (f"create {NAME} v.~2.claim", {})]
+
+
+@pytest.mark.parametrize("refuses", ["require_fit", "prepare", "require_removable"])
+def test_what_a_place_refuses_changes_nothing(monkeypatch: pytest.MonkeyPatch, refuses: str) -> None:
+    world = World()
+    push_of(MemoryStore(world), A)()
+    before = world.facts()
+    monkeypatch.setattr(MemoryStore, refuses, raising(InvalidInput("not here")))
+    work = deleted if refuses == "require_removable" else pushed(B, force=True)
+    assert isinstance(work(world).finish(), InvalidInput)
+    assert world.facts() == before
+
+
+class Behind(MemoryStore):
+    """Does not list a record the first times.
+
+    :param hidden: the record.
+    :param looks: how many times.
+    """
+
+    def __init__(self, world: World, hidden: str, looks: int) -> None:
+        super().__init__(world)
+        self._hidden, self._looks = hidden, looks
+
+    def entries(self, name: str, version: str | None = None) -> dict[str, Entry]:
+        found = super().entries(name, version)
+        self._looks -= 1
+        if self._looks >= 0:
+            found.pop(self._hidden, None)
+        return found
+
+
+def test_a_claim_on_a_number_that_is_history_is_taken_back_where_that_is_not_listed() -> None:
+    world = World()
+    push_of(MemoryStore(world), A)()
+    with pytest.raises(RegistryUnavailable, match="does not list that yet"):
+        push_of(Behind(world, "v.json", looks=1000), A)()
+    assert sorted(world.records) == ["v.json"]
+
+
+@pytest.mark.parametrize("source", [A, B], ids=["same", "other"])
+def test_where_it_is_listed_late_a_push_goes_on_from_what_is_listed(source: Any) -> None:
+    world = World()
+    push_of(MemoryStore(world), A)()
+    late = Behind(world, "v.json", looks=2)
+    if source is A:
+        assert push_of(late, A)().digest == A.digest
+    else:
+        with pytest.raises(VersionConflict, match="exists with"):
+            push_of(late, B)()
+    assert sorted(world.records) == ["v.json"]
+
+
+@pytest.mark.parametrize("sends", [False, True])
+@pytest.mark.parametrize(("publishes", "says"), [(True, "exists with"), (False, "is claimed by a push of")])
+def test_who_was_overtaken_hears_by_whom_and_how_far_that_is(sends: bool, publishes: bool, says: str) -> None:
+    store = MemoryStore(World())
+    first, second = planned(store, A), planned(store, B, force=True)
+    if publishes:
+        send(store, second)
+        store.publish(second)
+    if sends:
+        send(store, first)
+    asked = noting(store, "finish")
+    with pytest.raises(VersionConflict, match=f"{says} {B.digest}"):
+        store.publish(first)
+    assert asked == []
+
+
+def test_files_that_arrive_when_their_push_was_given_up_go_with_it() -> None:
+    world = World()
+    store = MemoryStore(world)
+    plan = planned(store, A)
+    store.delete(NAME, VERSION)
+    send(store, plan)
+    with pytest.raises(RegistryUnavailable, match="was withdrawn just now"):
+        store.publish(plan)
+    assert (sorted(world.records), world.files) == (["v.~1.0.closed"], {})
+
+
+def test_what_is_only_claimed_was_not_there_to_delete() -> None:
+    world = World()
+    store = MemoryStore(world)
+    send(store, planned(store, A))
+    assert store.delete(NAME, VERSION) is False
+    assert (sorted(world.records), world.files) == (["v.~1.0.closed"], {})
+
+
+def test_files_of_what_was_given_up_go_with_a_delete_that_has_nothing_to_decide() -> None:
+    world = World(records={"v.~1.0.closed": b""}, files={"v": {"f": b"late"}})
+    assert MemoryStore(world).delete(NAME, VERSION) is False
+    assert (sorted(world.records), world.files) == (["v.~1.0.closed"], {})
+
+
+@pytest.mark.parametrize("claimed", ["before", "meanwhile"])
+def test_a_push_that_cannot_begin_gives_up_no_claim_but_its_own(monkeypatch: pytest.MonkeyPatch, claimed: str) -> None:
+    def create_second(name: str, record: str, content: bytes) -> bool:
+        return create(name, record, content) and create(name, record, b"late")
+
+    world = World()
+    store = MemoryStore(world)
+    create = store.create
+    if claimed == "before":
+        planned(store, A)
+    else:
+        monkeypatch.setattr(store, "create", create_second)
+    monkeypatch.setattr(store, "way_up", raising(InvalidInput("not here")))
+    with pytest.raises(InvalidInput, match="not here"):
+        planned(store, A)
+    assert sorted(world.records) == ["v.claim"]
+
+
+def test_a_push_takes_over_once_and_not_again_from_whoever_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    def create_after_another(name: str, record: str, content: bytes) -> bool:
+        if record.endswith(".claim"):
+            return create(name, record, other) and False
+        return create(name, record, content)
+
+    store = MemoryStore(World())
+    create = store.create
+    planned(store, B)
+    other = store.world.records["v.claim"]
+    monkeypatch.setattr(store, "create", create_after_another)
+    with pytest.raises(VersionConflict, match=f"is claimed by a push of {B.digest}"):
+        planned(store, A, force=True)
+    assert sorted(store.world.records) == ["v.~1.0.closed", "v.~2.claim"]
+
+
+def test_a_push_that_was_given_up_under_it_is_told_to_begin_again() -> None:
+    world = World()
+    store = MemoryStore(world)
+    plan = planned(store, A)
+    send(store, plan)
+    store._close(NAME, VERSION, plan.generation, 0)
+    with pytest.raises(BeginAgain, match="was given up by another push or deleted"):
+        store.publish(plan)
+    assert (sorted(world.records), world.files) == (["v.~1.0.closed"], {})
+
+
+def test_files_that_are_published_already_are_not_looked_at_when_their_metadata_change() -> None:
+    store = MemoryStore(World())
+    push_of(store, A)()
+    plan = planned(store, A, force=True, metadata={"auc": 1})
+    asked = noting(store, "confirm", "_files")
+    assert store.publish(plan).metadata == {"auc": 1}
+    assert asked == []
+
+
+def test_what_counts_goes_on_to_count_when_a_push_over_it_was_given_up() -> None:
+    world = World()
+    store = MemoryStore(world)
+    push_of(store, A)()
+    plan = planned(store, B, force=True)
+    store._close(NAME, VERSION, plan.generation, plan.keeps)
+    assert seen_in(world) == A.digest
+    store.tidy(NAME, VERSION)
+    assert seen_in(world) == A.digest
+    assert sorted(world.records) == ["v.json", "v.~2.1.closed"]
+
+
+def test_where_a_verdict_cannot_be_read_nothing_of_what_it_may_keep_goes() -> None:
+    world = World()
+    store = MemoryStore(world)
+    push_of(store, A)()
+    world.records |= {"v.~2.json": b"{", "v.~3.claim": world.records["v.json"]}
+    before = world.facts()
+    store.tidy(NAME, VERSION)
+    assert store.tidy_all(NAME, datetime.max.replace(tzinfo=UTC), dry_run=False) == []
+    assert world.facts() == before
+
+
+def test_a_push_of_what_is_there_looks_for_no_files_of_the_dead() -> None:
+    store = MemoryStore(World())
+    push_of(store, A)()
+    asked = noting(store, "generations", "create", "remove")
+    push_of(store, A)()
+    assert asked == [(f"remove {NAME}", {})]
+
+
+def test_what_came_before_a_failed_cleanup_is_what_is_heard(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = MemoryStore(World())
+    monkeypatch.setattr(store, "way_up", raising(InvalidInput("not here")))
+    monkeypatch.setattr(store, "_close", raising(RegistryUnavailable("not now")))
+    with pytest.raises(InvalidInput, match="not here"):
+        planned(store, A)
+    assert "cleaning up after the push of m:v failed: not now" in caplog.text
+
+
+def test_a_kill_is_heard_while_it_is_tidied_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore(World())
+    monkeypatch.setattr(store, "remove", raising(Cancelled("told to stop")))
+    with pytest.raises(Cancelled):
+        push_of(store, A)()
+
+
+@pytest.mark.parametrize(
+    ("look", "seen"),
+    [
+        (lambda store: store.look(NAME, VERSION).view.digest, A.digest),
+        (lambda store: store.digests(NAME), {A.digest}),
+        (lambda store: [version.digest for version in store.list_versions(NAME, Query())], [A.digest]),
+        (lambda store: store.alias(NAME, "champion").version, VERSION),
+        (lambda store: [alias.version for alias in store.aliases(NAME)], [VERSION]),
+    ],
+    ids=["look", "digests", "versions", "alias", "aliases"],
+)
+def test_a_record_that_goes_while_it_is_read_is_looked_for_again(
+    monkeypatch: pytest.MonkeyPatch, look: Callable[[MemoryStore], object], seen: object
+) -> None:
+    store = MemoryStore(World())
+    push_of(store, A)()
+    store.set_alias(NAME, "champion", VERSION, None)
+    read, goes = store.read, [True]
+    monkeypatch.setattr(store, "read", lambda *of: None if goes and goes.pop() else read(*of))
+    assert look(store) == seen
+
+
+def test_records_that_go_all_the_time_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore(World())
+    push_of(store, A)()
+    monkeypatch.setattr(store, "read", lambda *of: None)
+    with pytest.raises(RegistryUnavailable, match="change all the time"):
+        store.look(NAME, VERSION)
+
+
+def test_labels_for_what_was_replaced_meanwhile_are_told_to_begin_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def create_before_another(name: str, record: str, content: bytes) -> bool:
+        is_created = create(name, record, content)
+        push_of(MemoryStore(world), B, force=True)()
+        return is_created
+
+    world = World()
+    store = MemoryStore(world)
+    push_of(store, A)()
+    create = store.create
+    monkeypatch.setattr(store, "create", create_before_another)
+    with pytest.raises(BeginAgain, match="was replaced while its labels were changed"):
+        store.set_labels(NAME, VERSION, {"stage": "prod"})
+    assert store.look(NAME, VERSION).labels == {}
+
+
+def test_an_alias_is_looked_at_before_it_moves_and_after_that() -> None:
+    store = MemoryStore(World())
+    push_of(store, A)()
+    asked = noting(store, "entries")
+    assert store.set_alias(NAME, "champion", VERSION, None).version == VERSION
+    assert len(asked) == 2
+
+
+def test_what_a_push_that_gives_up_has_sent_goes_with_it() -> None:
+    world = World()
+    store = MemoryStore(world)
+    plan = planned(store, A)
+    send(store, plan)
+    store.abort(plan)
+    assert (sorted(world.records), world.files) == (["v.~1.0.closed"], {})

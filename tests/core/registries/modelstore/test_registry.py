@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
 import os
 import tempfile
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,14 @@ from airflow_provider_modelsync.core.errors import (
     VersionConflict,
 )
 from airflow_provider_modelsync.core.models import ModelRef, ModelVersion, Query
+from airflow_provider_modelsync.core.registries.modelstore import store as stores
 from airflow_provider_modelsync.core.registries.modelstore.directory import DirectoryStore
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
 from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings
 from airflow_provider_modelsync.core.registries.modelstore.store import Manifest
 from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.plan import PushRequest
+from airflow_provider_modelsync.core.verbs.aliases import set_alias
 from tests.core.processes import NOBODY, as_nobody, at_once, running
 from tests.core.stores import Store, age, hidden, snapshot, write_tree
 from tests.support.until import until
@@ -270,11 +273,12 @@ def _time_of_disk(directory: Path) -> float:
 @pytest.mark.parametrize("how", ["other bytes", "other bytes, unnoticed", "cut", "gone", "executable"])
 @pytest.mark.parametrize("force", [False, True])
 def test_a_damaged_version_is_healed_by_pushing_its_bytes_again(
-    store: Store, old: Path, tmp_path: Path, how: str, force: bool
+    store: Store, old: Path, tmp_path: Path, how: str, force: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = store.push(old, "fraud:v1", labels={"stage": "prod"}, metadata={"auc": 0.9})
     _damage(store, how)
     healed = store.push(old, "fraud:v1", force=force)
+    assert "fraud:v1 is damaged: 'weights.bin'; it is sent again" in caplog.text
     assert (healed.digest, healed.created_at) == (first.digest, first.created_at)
     assert (healed.labels, healed.metadata) == ({"stage": "prod"}, {"auc": 0.9})
     assert not healed.transfer.skipped  # type: ignore[union-attr]
@@ -283,10 +287,17 @@ def test_a_damaged_version_is_healed_by_pushing_its_bytes_again(
     assert store.push(old, "fraud:v1", force=force).transfer.skipped  # type: ignore[union-attr]
 
 
+def test_labels_given_with_bytes_that_heal_a_version_are_merged(store: Store, old: Path) -> None:
+    store.push(old, "fraud:v1", labels={"stage": "prod"}, metadata={"auc": 0.9})
+    _damage(store, "gone")
+    healed = store.push(old, "fraud:v1", labels={"team": "risk"}, metadata={"auc": 0.1})
+    assert (healed.labels, healed.metadata) == ({"stage": "prod", "team": "risk"}, {"auc": 0.9})
+
+
 def test_force_on_the_same_bytes_writes_labels_and_metadata_and_sends_nothing(
     store: Store, old: Path, new: Path
 ) -> None:
-    first = store.push(old, "fraud:v1", labels={"stage": "prod"}, metadata={"auc": 0.9})
+    first = store.push(old, "fraud:v1", labels={"stage": "prod", "team": "risk"}, metadata={"auc": 0.9})
     store.push(new, "fraud:v2")
     again = store.push(old, "fraud:v1", force=True, labels={"stage": "dev"}, metadata={"auc": 0.8})
     assert (again.labels, again.metadata) == ({"stage": "dev"}, {"auc": 0.8})
@@ -303,6 +314,12 @@ def test_metadata_of_another_type_is_other_metadata(store: Store, old: Path, fir
     assert repr(store.get("fraud:v1").metadata["x"]) == repr(second)
     is_kept = store.push(old, "fraud:v1", metadata={"x": first}).transfer.metadata_kept  # type: ignore[union-attr]
     assert is_kept == ("." in repr(second))  # a number is a number where nothing is written
+
+
+def test_metadata_in_another_order_are_the_same(store: Store, old: Path) -> None:
+    store.push(old, "fraud:v1", metadata={"a": 1, "b": 2})
+    store.push(old, "fraud:v1", metadata={"b": 2, "a": 1}, force=True)
+    assert store.records("fraud") == ["v1.json"]
 
 
 def test_labels_given_with_the_same_bytes_are_merged(store: Store, old: Path) -> None:
@@ -411,12 +428,9 @@ def test_two_pushes_of_the_same_bytes_share_no_staging_and_end_in_one_version(st
     assert store.records("fraud") == ["v1.json"]
 
 
-def _plan(store: Store, source: Path, *, force: bool = False) -> Any:
-    return store.run(
-        store.registry.plan_push(
-            PushRequest(ref=ModelRef.parse("fraud:v1"), source=read_tree(source), force=force),
-        )
-    )
+def _plan(store: Store, source: Path, model: str = "fraud:v1", **options: Any) -> Any:
+    request = PushRequest(ref=ModelRef.parse(model), source=read_tree(source), **options)
+    return store.run(store.registry.plan_push(request))
 
 
 # Two processes
@@ -426,17 +440,9 @@ def _push(store: Store, source: Path, **options: Any) -> Callable[[], ModelVersi
     return lambda: store.push(source, "fraud:v1", **options)
 
 
-LOCKS = pytest.mark.parametrize("locks", [True, False], ids=["with locks", "where locks do nothing"])
-
-
 @pytest.mark.slow
-@LOCKS
 @pytest.mark.row("D6")
-def test_two_processes_pushing_the_same_bytes_end_in_one_version(
-    store: Store, old: Path, locks: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not locks:
-        monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+def test_two_processes_pushing_the_same_bytes_end_in_one_version(store: Store, old: Path) -> None:
     for turn in range(8):
         results = at_once(*[lambda turn=turn: store.push(old, f"fraud:v{turn}")] * 2)
         assert all(isinstance(result, ModelVersion) for result in results), results
@@ -446,13 +452,10 @@ def test_two_processes_pushing_the_same_bytes_end_in_one_version(
 
 
 @pytest.mark.slow
-@LOCKS
 @pytest.mark.row("D6")
 def test_two_processes_pushing_other_bytes_end_in_one_version_and_one_conflict(
-    store: Store, old: Path, new: Path, locks: bool, monkeypatch: pytest.MonkeyPatch
+    store: Store, old: Path, new: Path
 ) -> None:
-    if not locks:
-        monkeypatch.setattr(fcntl, "flock", lambda *_: None)
     for turn in range(8):
         sources = old, new
         works = [lambda turn=turn, source=source: store.push(source, f"fraud:v{turn}") for source in sources]
@@ -838,6 +841,14 @@ def test_a_damaged_manifest_is_told_with_its_path(store: Store, old: Path, conte
         store.get("fraud:v1")
 
 
+@pytest.mark.parametrize(("content", "where"), [("null", "the whole"), ('{"schema_version": 2}', "schema_version")])
+def test_where_a_manifest_is_damaged_is_told(store: Store, old: Path, content: str, where: str) -> None:
+    store.push(old, "fraud:v1")
+    store.meta("fraud", "v1.json").write_text(content)
+    with pytest.raises(RegistryUnavailable, match=f"of a newer format: {where}: "):
+        store.get("fraud:v1")
+
+
 @pytest.mark.parametrize("record", ["v2.json", "v2.labels", "v2.claim"])
 def test_a_bad_record_is_reported_and_hinders_nobody_else(
     store: Store, old: Path, new: Path, record: str, caplog: pytest.LogCaptureFixture
@@ -1013,6 +1024,15 @@ def test_a_model_that_is_closed_while_it_is_listed_is_not_a_model_of_less(
         store.list_versions("fraud")
 
 
+def test_records_are_listed_once_where_all_may_be_read(
+    store: Store, old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in ("v1", "v2"):
+        store.push(old, f"fraud:{version}")
+    _refuse(monkeypatch, "entries", "fraud", begins=1)
+    assert [found.version for found in store.list_versions("fraud")] == ["v2", "v1"]
+
+
 def test_nothing_is_read_of_a_model_of_another_name(store: Store, old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store.push(old, "fraud:v1")
     _refuse(monkeypatch, "entries", "fraud")
@@ -1021,13 +1041,14 @@ def test_nothing_is_read_of_a_model_of_another_name(store: Store, old: Path, mon
 
 
 def test_to_find_the_newest_version_no_older_one_is_read(
-    store: Store, old: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, old: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(3):
         store.push(old, f"fraud:v{number}")
         age(store.meta("fraud", f"v{number}.json"), 60 * (3 - number))
     _refuse_records(monkeypatch, "v0", "v1")
     assert store.get("fraud").version == "v2"
+    assert "passing over" not in caplog.text
 
 
 def test_what_a_model_s_versions_hold_is_told_with_what_is_claimed(store: Store, old: Path, new: Path) -> None:
@@ -1039,6 +1060,10 @@ def test_what_a_model_s_versions_hold_is_told_with_what_is_claimed(store: Store,
     claim.write_text("{")
     with pytest.raises(RegistryUnavailable, match="the claim on fraud:v2 cannot be read"):
         store.registry._store.digests("fraud")
+    claim.unlink()
+    store.meta("fraud", "v1.json").write_text("{")
+    with pytest.raises(RegistryUnavailable, match=r"v1\.json is damaged"):
+        store.registry._store.digests("fraud")
 
 
 def test_a_manifest_damaged_between_the_look_and_the_pull_is_told(store: Store, old: Path) -> None:
@@ -1048,10 +1073,11 @@ def test_a_manifest_damaged_between_the_look_and_the_pull_is_told(store: Store, 
         store.run(store.registry.plan_pull(seen))
 
 
-def test_a_manifest_whose_files_have_other_hashes_than_its_digest_is_written_anew(
-    store: Store, old: Path, tmp_path: Path
+@pytest.mark.parametrize("sha256", ["0" * 64, hashlib.sha256(OLD["a/b"]).hexdigest()], ids=["another hash", "one file"])
+def test_a_manifest_whose_files_do_not_make_its_digest_is_written_anew(
+    store: Store, old: Path, tmp_path: Path, sha256: str
 ) -> None:
-    _write_manifest(store, old, files=[{"path": "a/b", "size": 1, "sha256": "0" * 64}])
+    _write_manifest(store, old, files=[{"path": "a/b", "size": 1, "sha256": sha256, "executable": True}])
     store.push(old, "fraud:v1")
     store.pull("fraud:v1", tmp_path / "target")
     assert digest_directory(tmp_path / "target") == digest_directory(old)
@@ -1192,3 +1218,138 @@ def test_what_killed_writers_left_a_day_ago_is_swept_by_the_next_push_of_any_ver
         age(path)
     store.push(new, "fraud:v3")
     assert hidden(store.meta("fraud")) == []
+
+
+# What is kept, and for how long
+
+
+@pytest.mark.parametrize(
+    ("next_time", "gone"),
+    [
+        (lambda store: store.delete("fraud", "next"), {"long.~2.0.closed", "next.json"}),
+        (lambda store: store.tidy_all("fraud", datetime.fromtimestamp(0, UTC), dry_run=False), {"long.~2.0.closed"}),
+        (lambda store: store.tidy_all("fraud", datetime.fromtimestamp(0, UTC), dry_run=True), set()),
+    ],
+    ids=["delete", "prune", "dry run"],
+)
+def test_notes_of_deleted_versions_go_a_month_later(
+    store: Store, old: Path, next_time: Callable[[stores.Store], object], gone: set[str]
+) -> None:
+    for version in ("long", "late", "kept", "next"):
+        store.push(old, f"fraud:{version}")
+    for version in ("long", "late"):
+        store.delete(f"fraud:{version}")
+    store.run(
+        store.registry.abort_push(_plan(store, old, "fraud:kept", force=True, metadata={"auc": 1}), RuntimeError())
+    )
+    _claim(store, old, "fraud:claimed")
+    store.meta("fraud", "claimed.~1.0.closed").touch()
+    before = store.records("fraud")
+    assert {"long.~2.0.closed", "late.~2.0.closed", "kept.~2.1.closed", "claimed.~1.0.closed"} < {*before}
+    for note, days in {"long.~2.0": 31, "late.~2.0": 29, "kept.~2.1": 31, "claimed.~1.0": 31}.items():
+        age(store.meta("fraud", f"{note}.closed"), days * 86400)
+    next_time(store.registry._store)
+    assert {*before} - {*store.records("fraud")} == gone
+
+
+def test_what_is_listed_again_is_not_read_again(store: Store, old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.push(old, "fraud:v1")
+    seen = store.list_versions("fraud")
+    _refuse(monkeypatch, "read")
+    assert store.list_versions("fraud") == seen
+
+
+def test_of_records_in_memory_those_used_last_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "_CACHED_BYTES", 3)
+    cache, record = stores._Cache(), stores.Record(b"1", datetime.now(UTC))
+    for name in "abc":
+        cache.add((name,), record)
+    assert [name for name in "abca" if cache.get((name,))] == ["a", "b", "c", "a"]
+    cache.add(("d",), record)
+    assert [name for name in "abcd" if cache.get((name,))] == ["a", "c", "d"]
+
+
+@pytest.mark.parametrize("spare", [0, -1])
+def test_a_record_may_be_as_large_as_the_largest(
+    store: Store, old: Path, monkeypatch: pytest.MonkeyPatch, spare: int
+) -> None:
+    store.push(old, "fraud:v1")
+    monkeypatch.setattr(stores, "_LARGEST_RECORD", store.meta("fraud", "v1.json").stat().st_size + spare)
+    if spare < 0:
+        with pytest.raises(RegistryUnavailable, match="larger than any record"):
+            store.get("fraud:v1")
+    else:
+        assert store.get("fraud:v1").digest == digest_directory(old)
+
+
+def test_versions_are_listed_with_the_aliases_that_point_to_them(store: Store, old: Path) -> None:
+    for version in ("v1", "v2"):
+        store.push(old, f"fraud:{version}")
+    for alias in ("champion", "stable"):
+        store.run(set_alias(store.registry, "fraud:v1", alias))
+    told = {version.version: version.aliases for version in store.list_versions("fraud")}
+    assert told == {"v1": ("champion", "stable"), "v2": ()}
+
+
+def test_force_with_labels_alone_replaces_them_and_sends_nothing(store: Store, old: Path) -> None:
+    store.push(old, "fraud:v1", labels={"stage": "prod", "team": "risk"})
+    again = store.push(old, "fraud:v1", force=True, labels={"stage": "dev"})
+    assert again.labels == store.get("fraud:v1").labels == {"stage": "dev"}
+    assert again.transfer.skipped  # type: ignore[union-attr]
+    assert store.push(old, "fraud:v1", force=True).labels == {"stage": "dev"}
+
+
+@pytest.mark.parametrize("source", ["old", "new"])
+def test_a_push_that_sends_nothing_removes_what_killed_ones_of_its_bytes_have_left(
+    store: Store, old: Path, new: Path, source: str
+) -> None:
+    """Published already, or refused: the next push of these bytes has no staging of its own beside it."""
+    store.push(old, "fraud:v1")
+    mine = {"old": old, "new": new}[source]
+    gone = replace(writer.this_process(), pid=2_147_483_000)
+    write_tree(store.meta("fraud", f".v1.{digest_directory(mine)[7:19]}.{gone}-0123ef") / "model", OLD)
+    with suppress(VersionConflict):
+        store.push(mine, "fraud:v1")
+    assert hidden(store.meta("fraud")) == []
+
+
+@pytest.mark.parametrize(
+    ("left", "told"),
+    [
+        ("v9.claim", "the unfinished push of fraud:v9"),
+        ("v1.claim", "1 outdated records of fraud:v1"),
+        ("../v1~2", "files of 1 given up or replaced pushes of fraud:v1"),
+    ],
+)
+def test_what_was_written_just_then_is_not_older(store: Store, old: Path, left: str, told: str) -> None:
+    store.push(old, "fraud:v1")
+    store.meta("fraud", "v1.~2.1.closed").touch()
+    place = store.meta("fraud", left)
+    if left.endswith(".claim"):
+        place.write_text(json.dumps({"digest": digest_directory(old)}))
+    else:
+        write_tree(place, {"late": b""})
+    age(place, 3600)
+    when = datetime.fromtimestamp(place.stat().st_mtime, UTC)
+    tidied, before = store.registry._store.tidy_all, snapshot(store.root)
+    assert tidied("fraud", when, dry_run=True) == tidied("fraud", when, dry_run=False) == []
+    assert snapshot(store.root) == before
+    assert tidied("fraud", when + timedelta(microseconds=1), dry_run=True) == [told]
+
+
+def test_a_version_that_cannot_be_read_keeps_no_other_from_being_tidied(store: Store, old: Path) -> None:
+    store.push(old, "fraud:v1")
+    store.meta("fraud", "v1.json").write_text("{")
+    _claim(store, old, "fraud:v9")
+    tidied = store.registry._store.tidy_all("fraud", datetime.max.replace(tzinfo=UTC), dry_run=False)
+    assert tidied == ["the unfinished push of fraud:v9"]
+    assert store.records("fraud") == ["v1.json", "v9.~1.0.closed"]
+
+
+def test_files_that_count_or_may_yet_do_are_not_tidied(store: Store, old: Path) -> None:
+    store.push(old, "fraud:v1")
+    store.push(old, "fraud:v1", force=True, metadata={"auc": 1})  # of the second generation, with files of the first
+    write_tree(store.root / "fraud" / "v1~9", {"early": b""})
+    before = snapshot(store.root)
+    assert store.registry._store.tidy_all("fraud", datetime.max.replace(tzinfo=UTC), dry_run=False) == []
+    assert snapshot(store.root) == before
