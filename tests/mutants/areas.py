@@ -13,6 +13,8 @@ AREAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             f"{TESTS}/registries/modelstore/test_claims.py",
             f"{TESTS}/registries/modelstore/test_registry.py",
             f"{TESTS}/registries/modelstore/test_machine.py",
+            f"{TESTS}/registries/modelstore/test_s3_leftovers.py",
+            f"{TESTS}/verbs/test_prune.py",
         ),
     ),
     "staging": (
