@@ -68,7 +68,9 @@ def environment(home: Path, dags: Path, connections: Mapping[str, Mapping[str, A
         # nobody has an answer for so long: that must be less than what a trigger has to take back what it began.
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db?timeout=15",
         "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
-        # On a busy machine an answer takes long, and a task waits for its turn for longer than it is let in by itself.
+        # On a busy machine an answer takes long, so does a file of DAGs, and a task waits for its turn for longer than
+        # it is let in by itself.
+        "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "600",
         "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
         "AIRFLOW__EXECUTION_API__JWT_EXPIRATION_TIME": "36000",
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",

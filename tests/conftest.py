@@ -43,6 +43,7 @@ os.environ |= {
     "AIRFLOW__CORE__DAGS_FOLDER": str(TESTS / "integration" / "dags"),
     "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
     "AIRFLOW__CORE__FERNET_KEY": "",
+    "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "600",  # by itself it counts a file as broken that takes half a minute
     "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{AIRFLOW_HOME}/airflow.db?timeout=60",
     # A connection that is kept would lead the next test to the database of the last one, which is removed.
     "AIRFLOW__DATABASE__SQL_ALCHEMY_POOL_ENABLED": "False",

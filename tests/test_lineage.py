@@ -36,6 +36,7 @@ def events(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) ->
         "AIRFLOW_HOME": str(base),
         "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "tests" / "data" / "lineage"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "600",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{base}/airflow.db?timeout=60",
         "AIRFLOW__OPENLINEAGE__NAMESPACE": "tests",
         "AIRFLOW__OPENLINEAGE__EXECUTION_TIMEOUT": "300",  # an event that takes longer is lost

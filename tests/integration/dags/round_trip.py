@@ -28,7 +28,7 @@ def round_trip() -> None:
         model=VERSION,
         deferrable=True,
         poke_interval=0.1,
-        timeout=60,
+        timeout=600,
         retries=1,
         retry_delay=timedelta(seconds=1),
     )
