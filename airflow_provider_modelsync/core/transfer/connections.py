@@ -11,7 +11,7 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 from urllib.parse import unquote
@@ -29,10 +29,11 @@ from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.sendfile import FilePiece
 from airflow_provider_modelsync.core.transfer.watchdog import Line, Watch
 
-# Bytes given to the kernel at a time. TLS takes all of them or none, so this is how coarsely progress shows.
+# Bytes given to TLS at a time. It takes all of them or none, so this is how coarsely progress shows.
 _SLICE = 256 << 10
-# Seconds and microseconds for which the kernel gathers what a read wants: so late a watch hears of it.
-_GATHERING = struct.pack("@ll", 0, 100_000)
+# Seconds and microseconds for which the kernel gathers what a read wants, or takes what is sent: so late a watch hears
+# of it.
+_PATIENCE = struct.pack("@ll", 0, 100_000)
 _active = threading.local()
 
 Pools = dict[tuple[str | None, bool], urllib3.PoolManager]
@@ -119,7 +120,7 @@ class _Counted(io.RawIOBase):
         self._is_tls = isinstance(sock, ssl.SSLSocket)
         self._watch: Watch = _active.watch
         if not self._is_tls:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _GATHERING)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
 
     def readable(self) -> bool:
         return True
@@ -177,9 +178,7 @@ class _Observed(HTTPConnection):
                 data = data.read(done)  # which also tells why the kernel could not
             view = memoryview(data).cast("B")
             while view:
-                if poll:
-                    _wait(poll)
-                sent = self.sock.send(view[:_SLICE])
+                sent = _taken(partial(self.sock.send, view), poll) if poll else self.sock.send(view[:_SLICE])
                 _active.watch.moved(sent)
                 view = view[sent:]
         except (ConnectionError, ssl.SSLError) as error:
@@ -193,6 +192,7 @@ class _Observed(HTTPConnection):
         if self._poll is None:
             self._poll = select.poll()
             self._poll.register(self.sock, select.POLLIN | select.POLLOUT)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _PATIENCE)
         return self._poll
 
     def close(self) -> None:
@@ -255,19 +255,21 @@ class _TlsPool(HTTPSConnectionPool):
     ConnectionCls = _ObservedTls
 
 
-def _wait(poll: select.poll) -> None:
-    """Wait until bytes can be sent; raise once an answer has come."""
-    if poll.poll()[0][1] & select.POLLIN:
-        raise BrokenPipeError
+def _taken(send: Callable[[], int], poll: select.poll) -> int:
+    """Send as much as the kernel takes in a moment; raise once an answer has come."""
+    while True:
+        if poll.poll()[0][1] & select.POLLIN:
+            raise BrokenPipeError
+        with contextlib.suppress(BlockingIOError):  # it has taken nothing
+            return send()
 
 
 def _send_piece(sock: socket.socket, piece: FilePiece, poll: select.poll) -> int:
     """Have the kernel send a piece as far as it can, and return how far that was."""
     done, size = 0, len(piece)
     while done < size:
-        _wait(poll)
         try:
-            sent = piece.send(sock.fileno(), done, min(_SLICE, size - done))
+            sent = _taken(partial(piece.send, sock.fileno(), done, size - done), poll)
         except ConnectionError:
             raise
         except OSError:  # of the file, or one that says that the two do not fit

@@ -457,8 +457,17 @@ def unread_at(port: int) -> int:
     return 0
 
 
+def test_the_kernel_takes_a_block_at_a_time(mover: Mover, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_PATIENCE", struct.pack("@ll", 600, 0))
+    writes: list[int] = []
+    monkeypatch.setattr(Watch, "moved", lambda _, count: writes.append(count))
+    with FaultServer(OK) as server:
+        mover.put(server.url, part, len(PART))
+    assert writes[1:4] == [BLOCK] * 3  # behind the headers
+
+
 def test_the_kernel_gathers_packets(mover: Mover, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "_GATHERING", struct.pack("@ll", 600, 0))
+    monkeypatch.setattr(connections, "_PATIENCE", struct.pack("@ll", 600, 0))
     reads: list[int] = []
     monkeypatch.setattr(Watch, "moved", lambda _, count: reads.append(count))
     head = f"HTTP/1.1 200 OK\r\nContent-Length: {BLOCK}\r\n\r\n".encode()
