@@ -19,10 +19,22 @@ def airflow(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -
 
 
 @pytest.fixture(scope="session")
-def is_old(airflow: LocalAirflow) -> bool:
-    """Whether that Airflow asks hooks for its forms, which are simpler then."""
+def series(airflow: LocalAirflow) -> tuple[int, int]:
+    """Major and minor of that Airflow's version."""
     major, minor, *_ = airflow.get("/version")["version"].split(".")
-    return (int(major), int(minor)) < (3, 2)
+    return int(major), int(minor)
+
+
+@pytest.fixture(scope="session")
+def is_old(series: tuple[int, int]) -> bool:
+    """Whether that Airflow asks hooks for its forms, which are simpler then."""
+    return series < (3, 2)
+
+
+@pytest.fixture(scope="session")
+def hides_secrets(series: tuple[int, int]) -> bool:
+    """Whether its forms hide secrets among the further fields while they are typed."""
+    return series >= (3, 3)
 
 
 @pytest.fixture(scope="session")
