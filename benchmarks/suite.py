@@ -34,7 +34,7 @@ BENCHMARKS: dict[str, tuple[list[str], list[str] | None]] = {
     "stores": (["--pairs", "2", "--mib", "256"], None),
     "huggingface": (["--pairs", "2"], None),
     "mlflow": (["--pairs", "2", "--mib", "256"], None),
-    "polling": (["--seconds", "41"], ["--seconds", "0"]),
+    "polling": (["--seconds", "21"], ["--seconds", "0"]),
 }
 
 
