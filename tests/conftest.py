@@ -129,6 +129,15 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(AIRFLOW_HOME, ignore_errors=True)
 
 
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    """A directory of a file system that no disk is behind: what is written through a map never shows in times there."""
+    if not os.path.isdir("/dev/shm"):
+        pytest.skip("there is no /dev/shm")
+    with tempfile.TemporaryDirectory(prefix="modelsync-", dir="/dev/shm") as directory:
+        yield Path(directory)
+
+
 @pytest.fixture(autouse=True)
 def forgotten_secrets() -> Iterator[None]:
     """Have Airflow mask the secrets of one test only: with those of thousands each line of a log takes a second."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 import stat
 from collections.abc import Callable
@@ -39,6 +38,7 @@ from airflow_provider_modelsync.core.verbs.wait import find_deployment, find_ver
 from tests.conformance.bench import Bench, needs
 from tests.core.stores import CancelAfter, Store, hidden, snapshot, write_tree
 from tests.support.at_once import at_once
+from tests.support.maps import mapped
 from tests.support.objects import containers_of
 
 PUSH, PULL, FORCE = Capability.PUSH, Capability.PULL, Capability.FORCE
@@ -193,8 +193,7 @@ def test_only_chosen_files_are_pushed(bench: Bench) -> None:
 def test_bytes_that_change_unseen_once_they_were_hashed_are_never_published(bench: Bench) -> None:
     source = bench.source("one")
     largest = max((path for path in source.iterdir() if path.is_file()), key=lambda path: path.stat().st_size)
-    with largest.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
-        view[0] = view[0]  # from here on the page is dirty, and writing to it leaves the file's times as they are
+    with mapped(largest) as view:
         tree = read_tree(source, checked=bench.registry.checks)
         view[1000] ^= 1
         with pytest.raises(SourceChanged, match=largest.name):

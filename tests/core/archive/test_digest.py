@@ -598,7 +598,8 @@ def test_a_remembered_hash_is_not_used_for_a_file_that_was_touched(model: Path, 
     assert hashes["weights.bin"] == hashlib.sha256((model / "weights.bin").read_bytes()).hexdigest()
 
 
-def test_a_remembered_hash_is_proved_before_a_byte_of_the_file_is_given_out(model: Path) -> None:
+def test_a_remembered_hash_is_proved_before_a_byte_of_the_file_is_given_out(in_memory: Path) -> None:
+    model = write_tree(in_memory / "model", FILES)
     remembered: dict[str, str] = {}
     with mapped(model / "weights.bin") as view:
         read_tree(model, remembered=remembered)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import mmap
 import os
 import random
 import re
@@ -48,6 +47,7 @@ from airflow_provider_modelsync.core.transfer.progress import Report
 from tests.core.processes import as_nobody, at_once, in_namespace
 from tests.core.stores import CancelAfter, Store, acting_before_pulls, hidden, snapshot, write_tree
 from tests.support.kills import LIMIT
+from tests.support.maps import mapped
 from tests.support.rewrite import rewrite_and_set_back
 
 FILES = {"weights.bin": bytes(range(256)) * 8000, "tokenizer/vocab.txt": b"one\ntwo\n", "empty": b""}
@@ -173,22 +173,12 @@ def test_a_way_to_follow_links_that_is_unknown_is_refused(store: Store, model: P
     assert caught.value.argument == "follow_links"
 
 
-@pytest.fixture
-def in_memory() -> Iterator[Path]:
-    """A directory of a file system that no disk is behind: what is written through a map never shows in times there."""
-    if not os.path.isdir("/dev/shm"):
-        pytest.skip("there is no /dev/shm")
-    with tempfile.TemporaryDirectory(prefix="modelsync-", dir="/dev/shm") as directory:
-        yield Path(directory)
-
-
 def test_a_remembered_hash_that_is_not_true_any_more_is_forgotten(store: Store, other: Path, in_memory: Path) -> None:
     memory = Memory()
     store.push(other, "fraud:v1")
     path = in_memory / "weights.bin"
     path.write_bytes(bytes(17 << 20))
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
-        view[0] = 1
+    with mapped(path) as view:
         with pytest.raises(VersionConflict):
             store.push(path.parent, "fraud:v1", control=Control(checkpoint=memory))
         assert memory

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import mmap
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from tests.core.registries.oci.team import BLOBS, FILES, UPLOAD, Team, digest_of
 from tests.core.stores import snapshot, write_tree
 from tests.standins.http_server import LoseAnswer, Request, Reset, Respond
 from tests.standins.oci import DISTRIBUTION, ECR, GAR, GHCR, HARBOR, HOSTED, OCIStandIn, Quirks
+from tests.support.maps import mapped
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
 
@@ -206,12 +206,11 @@ def test_a_place_that_is_lost_is_asked_for_anew(server: OCIStandIn, team: Team, 
 
 @pytest.mark.row("D3")
 def test_what_changed_between_two_tries_is_found_out_by_the_registry(
-    server: OCIStandIn, team: Team, tmp_path: Path
+    server: OCIStandIn, team: Team, in_memory: Path
 ) -> None:
-    source = write_tree(tmp_path / "source", {"large.bin": bytes(16 << 20)})  # whose hash is remembered
+    source = write_tree(in_memory / "source", {"large.bin": bytes(16 << 20)})  # whose hash is remembered
     memory = Memory()
-    with (source / "large.bin").open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
-        view[0] = view[0]  # from here on the page is dirty, and writing to it leaves the file's times as they are
+    with mapped(source / "large.bin") as view:
         server.fault("PUT", UPLOAD, Respond(403, b"enough"), times=None)
         with pytest.raises(ModelSyncError):
             team.push(source, control=Control(checkpoint=memory))
