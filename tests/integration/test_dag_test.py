@@ -27,7 +27,7 @@ def run_round_trip(**conf: Any) -> tuple[str, dict[str, str], dict[str, Any]]:
     activate_assets(dag)
     run = dag.test(run_conf=conf)
     instances = run.get_task_instances()
-    left = {instance.task_id: instance.xcom_pull(task_ids=instance.task_id) for instance in instances}
+    left = {one.task_id: one.xcom_pull(task_ids=one.task_id, map_indexes=one.map_index) for one in instances}
     return str(run.state), {instance.task_id: str(instance.state) for instance in instances}, left
 
 
