@@ -12,6 +12,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from types import ModuleType, UnionType
 from typing import Any, get_args
+from unittest.mock import MagicMock
 
 import airflow
 import jsonschema
@@ -134,7 +135,11 @@ def test_hooks_tell_an_older_airflow_the_declared_form(declared: dict[str, Any])
     from airflow.providers_manager import ProvidersManager
 
     ProvidersManager()._cleanup()  # it knows no form of a hook that it was asked for elsewhere, where there is no FAB
-    (form,) = (one for one in HookMetaService.hook_meta_data() if one.connection_type == declared["connection-type"])
+    forms = HookMetaService.hook_meta_data()
+    # What it puts into the place of FAB it leaves there, and hooks that are loaded with that are none.
+    for name in [name for name, module in sys.modules.items() if isinstance(module, MagicMock)]:
+        del sys.modules[name]
+    (form,) = (one for one in forms if one.connection_type == declared["connection-type"])
 
     assert form.hook_name == declared["hook-name"]
     standard = form.standard_fields.model_dump(by_alias=True, exclude_none=True)
