@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 ROOT = Path(__file__).parents[1]
 CONNECTION = "bench"
@@ -80,8 +81,6 @@ def wait(waiters: int, models: int, seconds: float) -> dict[str, float]:
         asked += type(step).__name__ == "Exchange"
         return await perform(self, step)  # type: ignore[arg-type]
 
-    AsyncDriver._perform = count  # type: ignore[method-assign]
-
     def sensor(number: int) -> ModelVersionTrigger:
         name = f"model-{number % models}:v2"
         return ModelVersionTrigger(CONNECTION, name, time.time() + 3600, poll_interval=INTERVAL)
@@ -114,7 +113,8 @@ def wait(waiters: int, models: int, seconds: float) -> dict[str, float]:
         await asyncio.gather(*tasks, return_exceptions=True)
         return figures
 
-    return asyncio.run(main())
+    with patch.object(AsyncDriver, "_perform", count):
+        return asyncio.run(main())
 
 
 def _resident() -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,14 @@ class Storage:
 
     :param server: the stand-in.
     :param store: as one worker sees it.
+    :param stored: what it has stored, by name.
+    :param check_nothing: makes it an emulator that neither looks at the sums that come, nor tells any.
     """
 
     server: StandIn
     store: Any
+    stored: Mapping[str, object]
+    check_nothing: Callable[[], None]
 
     @property
     def registry(self) -> ModelStore:
@@ -52,25 +57,19 @@ class Storage:
         return [one for one in self.server.find("PUT", MODEL) if "blocklist" not in one.query.get("comp", "")]
 
     def versions(self) -> list[str]:
-        objects: Any = self.server.objects if isinstance(self.server, GcsStandIn) else self.server.blobs  # type: ignore[attr-defined]
-        return [name for name in objects if name.endswith(".json")]
-
-    def check_nothing(self) -> None:
-        """Be an emulator that neither looks at the sums that come, nor tells any."""
-        if isinstance(self.server, GcsStandIn):
-            self.server.checks_sums = False
-        else:
-            self.server.crc64 = "ignored"  # type: ignore[attr-defined]
+        return [name for name in self.stored if name.endswith(".json")]
 
 
 @pytest.fixture(params=["gcs", "azure"])
 def storage(request: pytest.FixtureRequest) -> Iterator[Storage]:
     if request.param == "gcs":
         with GcsStandIn(smallest_part=16 * KIB) as gcs:
-            yield Storage(gcs, GcsStore(gcs))
+            yield Storage(gcs, GcsStore(gcs), gcs.objects, partial(setattr, gcs, "checks_sums", False))
     else:
         with AzureStandIn() as azure:
-            yield Storage(azure, store_in(azure, part_size_mib=5))
+            yield Storage(
+                azure, store_in(azure, part_size_mib=5), azure.blobs, partial(setattr, azure, "crc64", "ignored")
+            )
 
 
 def counted_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
