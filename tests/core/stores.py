@@ -30,6 +30,12 @@ T = TypeVar("T")
 Snapshot = dict[str, tuple[str, bytes, bool]]
 
 
+def was_skipped(version: ModelVersion) -> bool:
+    """Whether a transfer had nothing to do."""
+    assert version.transfer is not None
+    return version.transfer.skipped
+
+
 def write_tree(
     root: Path, files: Mapping[str, bytes], *, executable: Iterable[str] = (), directories: Iterable[str] = ()
 ) -> Path:

@@ -21,7 +21,7 @@ from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.verbs.checks import Checks
 from airflow_provider_modelsync.core.verbs.signatures import Signer, Statement
 from airflow_provider_modelsync.core.verbs.sync import Selection, Side, sync
-from tests.core.stores import Store, hidden, snapshot, write_tree
+from tests.core.stores import Store, hidden, snapshot, was_skipped, write_tree
 from tests.support.keys import keys as keys_of
 
 pytest.importorskip("model_signing", reason="the extra `signing` is not installed in this environment")
@@ -248,7 +248,7 @@ def test_a_model_that_is_there_already_must_be_signed_too(store: Store, model: P
         pull(store, target, keys / "team.pub")
 
     push(store, model, sign=str(keys / "team.key"))
-    assert pull(store, target, keys / "team.pub").version.transfer.skipped  # type: ignore[union-attr]
+    assert was_skipped(pull(store, target, keys / "team.pub").version)
 
 
 def test_some_files_of_a_signed_model_are_proved(store: Store, model: Path, keys: Path, target: Path) -> None:

@@ -28,7 +28,7 @@ from airflow_provider_modelsync.core.registries.bentocloud.bentos import bento_r
 from airflow_provider_modelsync.core.transfer.control import Control
 from tests.core.registries.bentocloud.cloud import FINISH, OBJECT, STRATEGIES, UPLOAD, BentoStore, Cloud
 from tests.core.registries.bentocloud.test_wire import RECORDING, Step
-from tests.core.stores import write_tree
+from tests.core.stores import was_skipped, write_tree
 from tests.standins.bentocloud import Bento, BentoCloudStandIn
 from tests.standins.http_server import MIB, LoseAnswer, Respond, Rewrite
 
@@ -238,7 +238,7 @@ class TestPush:
         (bento / "README.md").write_text("# Other\n")
 
         assert bentos.push(bento, force=True).ready
-        assert bentos.push(bento).transfer.skipped  # type: ignore[union-attr]
+        assert was_skipped(bentos.push(bento))
 
         assert (kept(server).uid, kept(server).description) == (uid, "# Other\n")
         assert server.stored("tiny", "b1", "bento").etag != etag
@@ -440,7 +440,7 @@ class TestModels:
         assert archived(server) == {"bento.yaml", "README.md", "src/service.py", "src/models/kept.txt"}
         assert kept(server).manifest["size_bytes"] == size + len("kept")
         (bento / "models" / "tiny" / "v1" / "weights.bin").write_bytes(b"other")
-        assert bentos.push(bento).transfer.skipped  # type: ignore[union-attr]
+        assert was_skipped(bentos.push(bento))
 
 
 class TestBentoYaml:

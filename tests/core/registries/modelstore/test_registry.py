@@ -37,7 +37,7 @@ from airflow_provider_modelsync.core.settings import RegistrySettings
 from airflow_provider_modelsync.core.transfer.plan import PushRequest
 from airflow_provider_modelsync.core.verbs.aliases import set_alias
 from tests.core.processes import NOBODY, as_nobody, at_once, running
-from tests.core.stores import Store, age, hidden, snapshot, write_tree
+from tests.core.stores import Store, age, hidden, snapshot, was_skipped, write_tree
 from tests.support.until import until
 
 OLD = {"weights.bin": b"old", "a/b": b"\0"}
@@ -281,10 +281,10 @@ def test_a_damaged_version_is_healed_by_pushing_its_bytes_again(
     assert "fraud:v1 is damaged: 'weights.bin'; it is sent again" in caplog.text
     assert (healed.digest, healed.created_at) == (first.digest, first.created_at)
     assert (healed.labels, healed.metadata) == ({"stage": "prod"}, {"auc": 0.9})
-    assert not healed.transfer.skipped  # type: ignore[union-attr]
+    assert not was_skipped(healed)
     store.pull("fraud:v1", tmp_path / "target")
     assert snapshot(tmp_path / "target") == snapshot(old)
-    assert store.push(old, "fraud:v1", force=force).transfer.skipped  # type: ignore[union-attr]
+    assert was_skipped(store.push(old, "fraud:v1", force=force))
 
 
 def test_labels_given_with_bytes_that_heal_a_version_are_merged(store: Store, old: Path) -> None:
@@ -326,7 +326,7 @@ def test_labels_given_with_the_same_bytes_are_merged(store: Store, old: Path) ->
     store.push(old, "fraud:v1", labels={"stage": "prod"})
     again = store.push(old, "fraud:v1", labels={"team": "risk"})
     assert again.labels == store.get("fraud:v1").labels == {"stage": "prod", "team": "risk"}
-    assert again.transfer.skipped  # type: ignore[union-attr]
+    assert was_skipped(again)
 
 
 def test_a_push_without_force_beside_metadata_that_stays_changes_nothing(store: Store, old: Path) -> None:
@@ -446,7 +446,7 @@ def test_two_processes_pushing_the_same_bytes_end_in_one_version(store: Store, o
     for turn in range(8):
         results = at_once(*[lambda turn=turn: store.push(old, f"fraud:v{turn}")] * 2)
         assert all(isinstance(result, ModelVersion) for result in results), results
-        assert store.push(old, f"fraud:v{turn}").transfer.skipped  # type: ignore[union-attr]
+        assert was_skipped(store.push(old, f"fraud:v{turn}"))
         assert snapshot(store.files(f"fraud:v{turn}")) == snapshot(old)
     assert store.records("fraud") == [f"v{turn}.json" for turn in range(8)]
 
@@ -716,7 +716,7 @@ def test_what_cannot_be_tidied_up_does_not_make_a_push_fail(
         assert store.push(new, "fraud:v1", force=True).digest == digest_directory(new)
         assert "is removed another time: the disk is busy" in caplog.text
     monkeypatch.setattr(DirectoryStore, "clear", real)
-    assert store.push(new, "fraud:v1").transfer.skipped  # type: ignore[union-attr]
+    assert was_skipped(store.push(new, "fraud:v1"))
     assert sorted(path.name for path in (store.root / "fraud").iterdir()) == [".modelsync", "v1~2"]
 
 
@@ -1295,7 +1295,7 @@ def test_force_with_labels_alone_replaces_them_and_sends_nothing(store: Store, o
     store.push(old, "fraud:v1", labels={"stage": "prod", "team": "risk"})
     again = store.push(old, "fraud:v1", force=True, labels={"stage": "dev"})
     assert again.labels == store.get("fraud:v1").labels == {"stage": "dev"}
-    assert again.transfer.skipped  # type: ignore[union-attr]
+    assert was_skipped(again)
     assert store.push(old, "fraud:v1", force=True).labels == {"stage": "dev"}
 
 

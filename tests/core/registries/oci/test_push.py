@@ -28,7 +28,7 @@ from airflow_provider_modelsync.core.flow.steps import Flow
 from airflow_provider_modelsync.core.models import Query
 from airflow_provider_modelsync.core.transfer.control import Control
 from tests.core.registries.oci.team import BLOBS, FILES, UPLOAD, Team, digest_of, layer, of_another_tool, write_model
-from tests.core.stores import snapshot, write_tree
+from tests.core.stores import snapshot, was_skipped, write_tree
 from tests.standins.http_server import LoseAnswer, Request, Reset, Respond
 from tests.standins.oci import DISTRIBUTION, ECR, GAR, GHCR, HARBOR, HOSTED, OCIStandIn, Quirks
 from tests.support.maps import mapped
@@ -312,7 +312,7 @@ def test_a_tag_that_may_not_move_is_a_conflict_even_by_force(
             team.push(other, force=True)
         with pytest.raises(NotSupported, match="does not let the tag move"):
             team.label(stage="prod")
-        assert team.push(source).transfer.skipped  # type: ignore[union-attr]
+        assert was_skipped(team.push(source))
         assert team.push(source, "digits:v2").version == "v2"
 
 
@@ -357,11 +357,11 @@ def test_force_heals_what_is_missing_and_keeps_what_is_not_given(
 ) -> None:
     first = team.push(source, labels={"stage": "dev"}, metadata={"auc": 0.5})
     del server.repositories["team/digits"].blobs[digest_of(FILES["config.json"])]
-    assert team.push(source).transfer.skipped  # type: ignore[union-attr]
+    assert was_skipped(team.push(source))
     healed = team.push(source, force=True)
-    assert not healed.transfer.skipped  # type: ignore[union-attr]
+    assert not was_skipped(healed)
     assert (healed.labels, healed.metadata, healed.created_at) == (first.labels, first.metadata, first.created_at)
-    assert team.push(source, force=True).transfer.skipped  # type: ignore[union-attr]
+    assert was_skipped(team.push(source, force=True))
     assert team.push(source, force=True, metadata={"auc": 0.9}).metadata == {"auc": 0.9}
     team.pull(tmp_path / "target")
     assert snapshot(tmp_path / "target") == snapshot(source)
