@@ -134,7 +134,8 @@ class _DeploymentOperator(RegistryOperator):
         """Take over from the trigger: look at the deployment once more and return it.
 
         :param model: what is served, for systems that do not tell.
-        :param joined: whether an earlier try had begun it, and may have taken that back: then it is begun anew.
+        :param joined: whether it was under way already, begun by an earlier try perhaps that has taken it back since:
+            then it is begun anew.
         :param deadline: when this try gives up, in seconds since the epoch.
         """
         with self.attempt():
@@ -150,7 +151,7 @@ class _DeploymentOperator(RegistryOperator):
             return self._finish(context, deployment, model)
 
     def _begin_anew(self, context: Context, error: Permanent, deadline: float | None) -> dict[str, JsonValue]:
-        """Do again what an earlier try had begun and then taken back."""
+        """Do again what others, an earlier try perhaps, had begun and then taken back."""
         raise error
 
     def _wait(
@@ -165,8 +166,8 @@ class _DeploymentOperator(RegistryOperator):
         timeout = max(0.0, deadline - time.time())
         hook = self.get_hook()
         # Looking once first spares a deferral, and keeps the trigger from firing at once.
-        joined_one = started if joined else None
-        found = self._patiently(hook, revision, joined_one)
+        shown = started.revision if started else revision
+        found = self._patiently(hook, revision, joined, shown)
         if found is None and self.deferrable:
             self.defer(
                 trigger=DeploymentTrigger(
@@ -188,14 +189,16 @@ class _DeploymentOperator(RegistryOperator):
                 self._take_back(started)
                 raise RegistryUnavailable(f"{self._name} was not {self.goal} after {timeout:.0f} s")
             self._cancel_token.sleep(min(self.poll_interval, max(0.0, deadline - time.time())))
-            found = self._patiently(hook, revision, joined_one)
+            found = self._patiently(hook, revision, joined, shown)
         return found
 
-    def _patiently(self, hook: RegistryHook, revision: str | None, joined: RollOut | None) -> Deployment | None:
+    def _patiently(
+        self, hook: RegistryHook, revision: str | None, joined: bool, shown: str | None
+    ) -> Deployment | None:
         try:
-            if (found := self._look(hook, revision)) or joined is None:
+            if (found := self._look(hook, revision)) or not joined:
                 return found
-            hook.run(lambda registry: require_under_way(registry, joined))
+            hook.run(lambda registry: require_under_way(registry, self._name, shown))
         except Cancelled:
             raise
         except Retryable as error:
@@ -317,7 +320,7 @@ class DeployModelOperator(_DeploymentOperator):
         self._mask()
         self.log.warning("%s; beginning it anew", error)
         _Memory(TaskCheckpoint.of(context), self._asked()).forget()
-        return self._roll_out(context, deadline or self.deadline_in(_seconds(self.timeout)))
+        return self._roll_out(context, deadline or self.deadline_in(_seconds(self.timeout)), is_anew=True)
 
     def _inspect(self, context: Context) -> None:
         """Look at the model, if that is asked for; what is deployed then is exactly the version that was looked at."""
@@ -343,7 +346,7 @@ class DeployModelOperator(_DeploymentOperator):
             arguments = {"deadline": deadline}
             fetch(self, hook, self.model, deadline, self.poll_interval, then=then, arguments=arguments)
 
-    def _roll_out(self, context: Context, deadline: float) -> dict[str, JsonValue]:
+    def _roll_out(self, context: Context, deadline: float, *, is_anew: bool = False) -> dict[str, JsonValue]:
         self._inspect(context)  # again where the task has slept meanwhile: another object goes on then
         memory = _Memory(TaskCheckpoint.of(context), self._asked())
         earlier = memory.unfinished()
@@ -355,7 +358,8 @@ class DeployModelOperator(_DeploymentOperator):
                 begun = started[-1] if started else None
                 # A deployment that was not there before has no older revision to be mistaken for it.
                 is_new = begun is not None and begun.replaced is None
-                joined = begun is not None and begun == earlier
+                # An earlier try need not be remembered: Airflow 3.4 forgets it when a task is cleared.
+                joined = not is_anew and (begun is None or begun == earlier)
                 revision = None if is_new else deployment.revision
                 try:
                     deployment = self._wait(deadline, revision, begun, joined=joined, model=model)

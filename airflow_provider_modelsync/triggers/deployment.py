@@ -25,7 +25,7 @@ class DeploymentTrigger(WaitTrigger, Undoing):
     :param goal: ``ready`` or ``gone``.
     :param revision: the revision that must be ready; ``None`` for any.
     :param started: what the task has started, a :class:`RollOut` as JSON values; ``None`` when that is nothing.
-    :param joined: whether an earlier try has started it: then it may still be taken back in that try's name.
+    :param joined: whether it was under way already: whoever has started it, as an earlier try, may take it back.
     :param poll_interval: seconds between two looks, the first one included.
     :param manner: as for :class:`~airflow_provider_modelsync.triggers.base.WaitTrigger`.
     """
@@ -81,6 +81,7 @@ class DeploymentTrigger(WaitTrigger, Undoing):
 
     def _find(self, registry: Registry) -> Flow[Deployment | None]:
         found = yield from GOALS[self.goal](registry, self.deployment, self.revision, tell=self.see)
-        if found is None and self.joined and self.started:
-            yield from require_under_way(registry, RollOut.model_validate(self.started))
+        if found is None and self.joined:
+            revision = self.started["revision"] if self.started else self.revision
+            yield from require_under_way(registry, self.deployment, revision)
         return found

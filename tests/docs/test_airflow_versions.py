@@ -59,6 +59,12 @@ def shares_streams() -> bool:
     return find_spec("airflow.triggers.shared_stream") is not None
 
 
+def forgets_cleared_tasks() -> bool:
+    from airflow.api_fastapi.core_api.datamodels.task_instances import ClearTaskInstancesBody
+
+    return "keep_task_state" in ClearTaskInstancesBody.model_fields
+
+
 def takes_commands() -> bool:
     return '"cli"' in files("airflow").joinpath("provider_info.schema.json").read_text()
 
@@ -93,6 +99,7 @@ CELLS: dict[str, Callable[[], str]] = {
     "connection forms": forms,
     "sections, ranges and numbers in forms": lambda: "yes" if draws_ranges() else "no",
     "what tasks and watchers remember": lambda: "state store" if stores_state() else "`state_url`",
+    "a cleared task remembers its tries before": lambda: "if it is asked to" if forgets_cleared_tasks() else "yes",
     "a waiting task that is ended takes back what it started": lambda: (
         "told by Airflow" if hasattr(BaseTrigger, "on_kill") else "asks for the state"
     ),

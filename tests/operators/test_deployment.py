@@ -31,6 +31,7 @@ from tests.conftest import Connect
 from tests.standins.bentocloud import BentoCloudStandIn
 from tests.standins.http_server import Delay, LoseAnswer, Reset, Respond
 from tests.support.cloud import CANARY, CONNECTION, bodies, changes, newest, running_cloud
+from tests.support.until import until
 from tests.support.versions import masker, serialize
 
 KILL_LIMIT = 4.0  # seconds from the signal to the end: Airflow sends SIGKILL after five
@@ -249,15 +250,18 @@ class TestDeferredDeploy:
             assert (told["status"], told["revision"]) == ("running", newest(server))
         assert changes(server) == [("POST", "")]
 
-    @pytest.mark.parametrize("joins", [True, False])
+    @pytest.mark.parametrize("joins", ["remembered", "forgotten", ""])
     def test_begins_anew_only_what_an_earlier_try_has_taken_back(
-        self, server: BentoCloudStandIn, context: Any, joins: bool
+        self, server: BentoCloudStandIn, context: Any, joins: str
     ) -> None:
-        """A cleared task may join a roll-out that its last try is still ending."""
+        """A cleared task may join a roll-out that its last try is still ending, and that Airflow may have forgotten."""
         server.script_deployment("demo", ENDLESS)
         sleeping = deferred(deploy(), context)
+        if joins == "forgotten":
+            context["task_state_store"].clear()
         if joins:
             sleeping = deferred(deploy(), context)
+            assert bool(sleeping.trigger.serialize()[1]["started"]) == (joins == "remembered")
         server.deployments["demo"].status = "terminated"
         event = {"status": "failed", "message": "DeploymentFailed: demo is terminated", "permanent": True}
         server.script_deployment("demo", ["running"])
@@ -268,6 +272,31 @@ class TestDeferredDeploy:
             with pytest.raises(AirflowFailException, match="terminated"):
                 deploy().execute_complete(context, event, **sleeping.kwargs or {})
         assert len(changes(server)) == (2 if joins else 1)
+
+    @pytest.mark.parametrize("taken_back", ["terminated", "updated"])
+    def test_what_it_joined_in_its_worker_is_begun_anew_once_it_was_taken_back(
+        self, server: BentoCloudStandIn, context: Any, taken_back: str
+    ) -> None:
+        server.script_deployment("demo", ENDLESS)
+        deferred(deploy(), context)
+        context["task_state_store"].clear()
+
+        looks = server.count("GET", "/demo$")
+
+        def take_back() -> None:
+            until(lambda: server.count("GET", "/demo$") > looks + 3, "looks of the second task")
+            server.script_deployment("demo", ["running"])
+            if taken_back == "terminated":
+                server.deployments["demo"].status = "terminated"
+            else:
+                server._roll_out(server.deployments["demo"], {"bento": "svc:1"})
+
+        other = threading.Thread(target=take_back)
+        other.start()
+        told = deploy().execute(context)
+        other.join()
+
+        assert (told["ready"], told["model"], len(changes(server))) == (True, "fraud:v1", 2)
 
     def test_looks_at_the_model_before_it_begins_anew(
         self, server: BentoCloudStandIn, context: Any, tmp_path: Path

@@ -80,11 +80,13 @@ async def events_of(waiting: DeploymentTrigger) -> list[dict[str, Any]]:
     return [event.payload async for event in waiting.run()]
 
 
+@pytest.mark.parametrize("is_remembered", [True, False])
 async def test_a_roll_out_that_an_earlier_try_takes_back_ends_the_wait_of_whoever_joined_it(
-    server: BentoCloudStandIn, updated: dict[str, Any]
+    server: BentoCloudStandIn, updated: dict[str, Any], is_remembered: bool
 ) -> None:
     """A cleared task joins what its last try has begun, while that try's trigger is still ending it."""
-    waiting = asyncio.create_task(events_of(trigger(revision=updated["revision"], started=updated, joined=True)))
+    started = updated if is_remembered else None
+    waiting = asyncio.create_task(events_of(trigger(revision=updated["revision"], started=started, joined=True)))
     looks = server.count("GET", "/demo")
     await until_async(lambda: server.count("GET", "/demo") > looks, "a look")
     await trigger(started=updated).on_kill()

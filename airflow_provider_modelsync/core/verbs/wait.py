@@ -307,11 +307,16 @@ GOALS: Mapping[str, _Find] = {
 }
 
 
-def require_under_way(registry: Registry, started: RollOut) -> Flow[None]:
-    """Raise :class:`DeploymentFailed` when a roll-out that was shown already has been taken back by somebody."""
-    now = yield from find_deployment(registry, started.deployment)
-    if now is None or now.gone or now.revision not in (started.revision, EMPTY):
-        raise DeploymentFailed(f"the roll-out of {started.model} on {started.deployment} was taken back")
+def require_under_way(registry: Registry, deployment: str, revision: str | None) -> Flow[None]:
+    """Raise :class:`DeploymentFailed` when a roll-out that was shown already has been taken back by somebody.
+
+    :param revision: what is rolled out.
+    """
+    now = yield from find_deployment(registry, deployment)
+    if now is None or now.gone or now.revision not in (revision, EMPTY):
+        raise DeploymentFailed(
+            f"the roll-out of {f'revision {revision} ' if revision else ''}on {deployment} was taken back"
+        )
 
 
 def take_back(registry: Registry, started: RollOut) -> Flow[str]:

@@ -487,7 +487,9 @@ def test_a_sink_gets_parents_first_and_the_content_of_each_file() -> None:
     ]
 
 
-@pytest.mark.parametrize("data", [tar(GOOD, file("big", bytes(3 << 20))), squeezed(tar(GOOD))], ids=["plain", "squeezed"])
+@pytest.mark.parametrize(
+    "data", [tar(GOOD, file("big", bytes(3 << 20))), squeezed(tar(GOOD))], ids=["plain", "squeezed"]
+)
 def test_every_byte_of_the_stream_is_counted(data: bytes) -> None:
     counts: list[int] = []
     unpack(Pipe(data), Recorder(), on_bytes=counts.append)

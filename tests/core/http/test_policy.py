@@ -621,6 +621,7 @@ def test_a_missing_client_certificate_is_named(caller: Caller, authority: Author
 
 def test_plain_http_makes_no_context_for_tls(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a child that was forked while another thread was in OpenSSL, making one may never end."""
+
     def refuse(*_: Any) -> None:
         raise AssertionError("a context is made")
 
