@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -37,14 +38,15 @@ def _inline(document: Path) -> Iterator[Token]:
         yield from token.children or ()
 
 
-def code_blocks() -> list[Block]:
+@cache
+def code_blocks() -> tuple[Block, ...]:
     """Return every block of every document, indented ones included."""
-    return [
+    return tuple(
         Block(f"{document.relative_to(ROOT)}:{token.map[0] + 1}", token.info.strip(), token.content)
         for document in DOCUMENTS
         for token in _tokens(document)
         if token.type in ("fence", "code_block") and token.map
-    ]
+    )
 
 
 def links(document: Path) -> list[str]:
