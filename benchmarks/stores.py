@@ -22,6 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.fair import prepare, turns
 from benchmarks.floor import floor
 from benchmarks.meter import measure
 
@@ -197,18 +198,20 @@ def compare(storage: str, disk: Path, source: Path, pairs: int) -> list[str]:
         for verb in ("push", "pull"):
             runs: dict[str, list[dict[str, float]]] = {"ours": [], "rival": []}
             for pair in range(pairs):
-                for who, done in runs.items():
+                for who in turns(tuple(runs), pair):
                     where = source if verb == "push" else disk / f"{storage}-{who}-{pair}"
-                    done.append(measured(who, verb, storage, place, where, f"one-{pair}:v1"))
+                    prepare(source if verb == "push" else None)
+                    runs[who].append(measured(who, verb, storage, place, where, f"one-{pair}:v1"))
                 print(f"  {storage}, {verb}: pair {pair + 1} of {pairs}", file=sys.stderr, flush=True)
             wall, cpu = (
                 statistics.median(one[field] / other[field] for one, other in zip(*runs.values(), strict=True))
                 for field in ("wall", "cpu")
             )
-            floors = [
-                floor(verb, source / "model.bin" if verb == "push" else disk / f"{storage}-floor-{pair}", size)
-                for pair in range(pairs)
-            ]
+            floors = []
+            for pair in range(pairs):
+                prepare(source if verb == "push" else None)
+                file = source / "model.bin" if verb == "push" else disk / f"{storage}-floor-{pair}"
+                floors.append(floor(verb, file, size))
             gib, memory = size / (1 << 30), statistics.median(run["memory"] for run in runs["ours"])
             each = [f"{statistics.median(run['cpu'] for run in done) / gib:.2f}" for done in runs.values()]
             each.append(f"{statistics.median(floors) / gib:.2f}")
