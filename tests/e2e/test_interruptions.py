@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from airflow_provider_modelsync.compat import TELLS_OF_KILLS
 from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.hooks.bentocloud import BentoCloudHook
 from scripts.local_airflow import LocalAirflow
@@ -60,6 +62,18 @@ def was_ended(server: BentoCloudStandIn, name: str) -> bool:
     return any(record["status"] == "terminating" for record in [*server.deployments[name].records])
 
 
+def was_left(run: Run) -> bool:
+    """Whether a cleared deployment is its new try's: before Airflow 3.3 that may wait before anybody asks."""
+    if TELLS_OF_KILLS:
+        return False
+    for _ in range(2):  # who has asked before that may be about to end it
+        (task,) = run.instances()
+        if (task["try_number"], task["state"]) != (2, "deferred"):
+            return False
+        time.sleep(1)
+    return True
+
+
 def test_a_restart_of_the_triggerer_leaves_a_roll_out_alone(
     airflow: LocalAirflow, triggerer: Triggerer, bentocloud: BentoCloudStandIn, source: Path
 ) -> None:
@@ -111,11 +125,14 @@ def test_a_cleared_deploy_ends_with_its_deployment_running(
         run = slow_deployment(airflow, bentocloud, source, name)
         bentocloud.fault("*", f"/deployments/{name}/", Delay(seconds), times=None)
         airflow.clear("deploy", run.run_id, "deploy")
-        until(lambda name=name: was_ended(bentocloud, name), f"{name}'s end")
+        until(lambda name=name, run=run: was_ended(bentocloud, name) or was_left(run), f"{name}'s end")
         bentocloud.script_deployment(name, ["running"])
+        if not was_ended(bentocloud, name):
+            bentocloud.deployments[name].status = "running"
 
         run.succeed()
         assert run.left("deploy")["ready"]
+        assert bentocloud.deployments[name].status == "running"
 
 
 def test_marking_a_deferred_deploy_failed_ends_the_pipeline_at_wallaroo(

@@ -190,8 +190,14 @@ class HuggingFaceStandIn(StandIn):
         if not self.is_large(path, len(content), content[:512]):
             return File.small(content)
         sha256 = hashlib.sha256(content).hexdigest()
-        (self.objects / sha256).write_bytes(content)
+        self.keep(sha256, content)
         return File.large(sha256, len(content))
+
+    def keep(self, sha256: str, content: bytes) -> None:
+        """Keep an object, whole from its first moment: it may be there already, and somebody may look at it."""
+        written = self.objects / f"{next(self._numbers)}.new"
+        written.write_bytes(content)
+        written.rename(self.objects / sha256)
 
     def create(self, name: str, *, private: bool = False) -> Repository:
         repository = Repository(name, self.now(), {}, private=private)
@@ -582,7 +588,7 @@ class HuggingFaceStandIn(StandIn):
         content = b"".join(upload.parts[number] for number in sorted(upload.parts))
         if listed != etags or hashlib.sha256(content).hexdigest() != upload.sha256:
             return refusal(400, "the parts are not those that were sent")
-        (self.objects / upload.sha256).write_bytes(content)
+        self.keep(upload.sha256, content)
         return json_answer(200, {"success": True})
 
     def verify(self, request: HubRequest, body: Any, user: str | None, name: str) -> Answer:
@@ -733,7 +739,7 @@ class HuggingFaceStandIn(StandIn):
         elif hashlib.sha256(content).hexdigest() != rest:
             return xml(400, "BadDigest", "The bytes are not those of the object")
         else:
-            (self.objects / rest).write_bytes(content)
+            self.keep(rest, content)
         return Answer(200, b"", etag)
 
 

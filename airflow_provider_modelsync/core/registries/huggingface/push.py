@@ -282,6 +282,8 @@ class Pushes:
         if blob.verify is not None:
             body = {"oid": file.sha256, "size": file.size}
             response = yield from self._hub.answer("POST", blob.verify, json=body, may_repeat=True)
+            if response.status_code == 404:  # said of the object: the repository was there a moment ago
+                raise BeginAgain(f"{doing}: the object is not there")
             self._hub.refuse(response, doing, change.name)
 
     def commit(self, change: Change) -> Flow[Committed]:

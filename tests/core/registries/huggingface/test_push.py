@@ -18,6 +18,7 @@ from airflow_provider_modelsync.core.errors import (
     ModelSyncError,
     NotSupported,
     RegistryUnavailable,
+    Retryable,
     Unauthorized,
     VersionConflict,
 )
@@ -442,6 +443,26 @@ def test_a_lost_answer_of_what_may_be_repeated_is_asked_again(
     worker.push(source, NAME)
     assert server.tree(NAME) == MODEL
     assert len(commits(server)) == 2
+
+
+@pytest.mark.parametrize("times", [1, None])
+def test_a_file_that_is_not_there_after_all_is_sent_once_more(
+    server: HuggingFaceStandIn, worker: Worker, source: Path, times: int | None
+) -> None:
+    def lose(told: Any) -> Any:
+        for place in server.objects.iterdir():
+            place.unlink()
+        return told
+
+    server.fault("POST", "/complete_multipart", Rewrite(lose), times=times)
+    if times:
+        worker.push(source, NAME)
+        assert server.tree(NAME) == MODEL
+    else:
+        with pytest.raises(Retryable, match=r"finishing the upload of .*: the object is not there"):
+            worker.push(source, NAME)
+        assert len(commits(server)) == 1
+    assert server.count("POST", "/objects/batch") > 1
 
 
 @pytest.mark.parametrize("call", ["/objects/batch", "/commit/main"])
