@@ -314,9 +314,8 @@ def require_under_way(registry: Registry, deployment: str, revision: str | None)
     """
     now = yield from find_deployment(registry, deployment)
     if now is None or now.gone or now.revision not in (revision, EMPTY):
-        raise DeploymentFailed(
-            f"the roll-out of {f'revision {revision} ' if revision else ''}on {deployment} was taken back"
-        )
+        what = f" of revision {revision}" if revision else ""
+        raise DeploymentFailed(f"the roll-out{what} on {deployment} was taken back")
 
 
 def take_back(registry: Registry, started: RollOut) -> Flow[str]:
