@@ -144,10 +144,10 @@ def test_ten_pushers_of_the_same_bytes_end_in_one_version(server: MLflowStandIn,
 
     assert {result.ref for result in results} == {f"{NAME}:{results[0].version}"}
     assert whole(worker, source) == [results[0].version]
-    assert len(holders(server)) == 1
-    assert {path.split("/artifacts/")[0] for path in server.files()} == {
-        path.split("/artifacts/")[0] for path in server.files() if holders(server)[0] in path
-    }
+    (holder,) = holders(server)
+    places = {path.split("/artifacts/")[0].rpartition("/")[2] for path in server.files()}
+    # Of a run that is deleted while another push uses it, the files stay until `mlflow gc` removes them.
+    assert places - (server.runs.keys() - {holder}) == {holder}
 
 
 def test_ten_pushers_of_different_bytes_end_in_ten_versions(
