@@ -166,4 +166,6 @@ class Proxy:
                     for each in (source, target):
                         each.shutdown(socket.SHUT_RDWR)
                     return
+                if direction == "down" and passed == len(block):  # whoever asks next must not take this connection
+                    block = block.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
                 target.sendall(block)
