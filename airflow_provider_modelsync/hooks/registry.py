@@ -117,7 +117,7 @@ _TOLD: set[tuple[str, str]] = set()  # remarks on connections that are in this p
 
 # Seconds for one call of a connection test, and for the whole of it: it keeps a thread of the API server. What hangs in
 # a system call then gets 3 more to end.
-_CALL_SECONDS, _TEST_SECONDS = 4.0, 6.0
+_CALL_SECONDS, _TEST_SECONDS = 4.0, 7.0
 
 
 def settings_from_connection(connection: Connection, settings_type: type[RegistrySettings]) -> RegistrySettings:
