@@ -1,6 +1,7 @@
 """Azurite, Microsoft's own emulator of Azure Blob Storage, on a free port of 127.0.0.1.
 
-It comes from the npm registry into ``.azurite``, which ``make test-stores`` builds of what is locked for it.
+It comes from the npm registry into ``.azurite``, which ``make test-stores`` builds of what is locked for it: with the
+Node.js that it asks for, which is newer than what systems have.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from scripts.local_airflow import free_port
 from tests.services.daemons import daemon, scratch
 
 _HOME = Path(__file__).parents[2]
-_PROGRAM = _HOME / ".azurite" / "node_modules" / ".bin" / "azurite-blob"
+_MODULES = _HOME / ".azurite" / "node_modules"
+_PROGRAM = _MODULES / "azurite" / "dist" / "src" / "blob" / "main.js"
 _VERSION = "2023-11-03"
 
 
@@ -75,6 +77,7 @@ def running_azurite() -> Iterator[BlobService]:
     if not _PROGRAM.exists():
         pytest.fail(f"there is no {_PROGRAM}: start these tests with `make test-stores`", pytrace=False)
     port, account = free_port(), "modelsync"
+    node = next(_MODULES.glob("node-linux-*/bin/node"), "node")
     key = base64.b64encode(secrets.token_bytes(64)).decode()
 
     def answers() -> bool:
@@ -83,7 +86,7 @@ def running_azurite() -> Iterator[BlobService]:
 
     with scratch("azurite") as root:
         line = (
-            *("env", f"AZURITE_ACCOUNTS={account}:{key}", str(_PROGRAM), "--silent", "--disableTelemetry"),
+            *("env", f"AZURITE_ACCOUNTS={account}:{key}", str(node), str(_PROGRAM), "--silent", "--disableTelemetry"),
             *("--blobHost", "127.0.0.1", "--blobPort", str(port)),
             *("--skipApiVersionCheck", "--inMemoryPersistence"),
         )
