@@ -10,9 +10,10 @@ VENDORS := $(patsubst requirements/vendor-%.txt,%,$(wildcard requirements/vendor
 READY := $(VENV)/.ready
 # One environment for each version of Airflow with a requirements/airflow-VERSION.in, of what there was on its day.
 AIRFLOWS := $(patsubst requirements/airflow-%.in,%,$(wildcard requirements/airflow-*.in))
-# Tests that need nothing but Python, and of these the ones that a person waits for.
+# Tests that need nothing but Python; of these what takes no pains, and the ones that a person waits for.
 ALONE := not load and not mounts and not mlflow and not vendor and not oci and not s3 and not stores and not celery and not ui and not e2e and not slow_calls
-PLAIN := $(ALONE) and not faults and not documents
+QUICK := $(ALONE) and not faults and not documents
+PLAIN := $(QUICK) and not registries
 # What a change breaks most often: the core, the operators, and what the store in a directory promises as all do.
 FAST := tests/core tests/conformance tests/operators
 # Without byte code on disk each process of the tests would compile them again.
@@ -45,7 +46,7 @@ define install-wheel
 endef
 with-wheel = PYTHONSAFEPATH=1 $1/bin/python -m pytest --import-mode=append
 
-.PHONY: demo nginx bench bench-quick bench-growth test test-faults test-documents test-fast test-mounts test-machines mutants reliability test-schedules test-load bindfs test-stores s3-table node test-oci test-celery test-e2e test-slow-calls test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-stores bench-oci bench-huggingface bench-mlflow bench-polling docs sbom licences check format lock lock-airflow wheel clean
+.PHONY: demo nginx bench bench-quick bench-growth test test-registries test-faults test-documents test-fast test-mounts test-machines mutants reliability test-schedules test-load bindfs test-stores s3-table node test-oci test-celery test-e2e test-slow-calls test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-stores bench-oci bench-huggingface bench-mlflow bench-polling docs sbom licences check format lock lock-airflow wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -53,16 +54,21 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -m "$(PLAIN)" -n auto --dist loadgroup $(PYTEST_ARGS)
 
+# Each vendor's registry, by a stand-in for the vendor's server, and what every registry promises.
+test-registries: $(READY)
+	$(BIN)/python -m pytest -m "$(QUICK) and registries" -n auto --dist loadgroup $(addprefix tests/,core/registries conformance standins) $(PYTEST_ARGS)
+
 # Transfers that are stopped, killed, raced and lied to at each of their steps; bounds of memory and disk.
 test-faults: $(READY)
 	$(BIN)/python -m pytest -m "$(ALONE) and faults" -n auto --dist loadgroup $(PYTEST_ARGS)
 
-# Every block of code in the documents does what they say, and so do the examples.
+# Every block of code in the documents does what they say, and so do the examples; tables, links and names are true.
 test-documents: $(READY)
-	$(BIN)/python -m pytest -m "$(ALONE) and documents" -n auto --dist loadgroup tests/docs tests/integration $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "$(ALONE) and documents" -n auto --dist loadgroup \
+		tests/docs tests/integration tests/test_example_dags.py tests/test_other_package.py $(PYTEST_ARGS)
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "$(PLAIN) and not slow" -k "not moto and not s3 and (modelstore or not conformance)" -n auto --dist loadgroup $(FAST) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "$(PLAIN) and not slow" -k "not moto and not s3" -n auto --dist loadgroup $(FAST) $(PYTEST_ARGS)
 
 # The model store on Ceph, the clouds' emulators and further servers, which are started for it: one suite for all.
 test-stores: $(READY) ceph .venv-s3/.ready .azurite/.ready
@@ -147,12 +153,12 @@ test-facing-%: .venv-airflow/%/.ready wheel
 # The core with the oldest release of each dependency that the package takes.
 test-lowest: .venv-airflow/lowest/.ready wheel
 	$(call install-wheel,.venv-airflow/lowest)
-	$(call with-wheel,.venv-airflow/lowest) -m "$(PLAIN) and not slow" -n auto --dist loadgroup $(CORE) $(PYTEST_ARGS)
+	$(call with-wheel,.venv-airflow/lowest) -m "$(QUICK) and not slow" -n auto --dist loadgroup $(CORE) $(PYTEST_ARGS)
 
 # The core on a newer Python: 3.12, 3.13 and so on, with what all other tests run with.
 test-python-%: .venv-python/%/.ready wheel
 	$(call install-wheel,.venv-python/$*)
-	$(call with-wheel,.venv-python/$*) -m "$(PLAIN) and not slow" -n auto --dist loadgroup $(CORE) $(PYTEST_ARGS)
+	$(call with-wheel,.venv-python/$*) -m "$(QUICK) and not slow" -n auto --dist loadgroup $(CORE) $(PYTEST_ARGS)
 
 # What ends waits for slow registries, for a quiet machine: sixty tasks and their next tries in one Airflow.
 test-slow-calls: $(READY) .venv-vendors/bentocloud/.ready

@@ -11,6 +11,7 @@ import gc
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -71,6 +72,14 @@ _TOGETHER = {
     "tests/test_package.py": "wheel",
 }
 
+# Marks that all tests of a place have.
+_MARKED = {
+    # What one vendor's registry does and no other, and the stand-ins for the vendors.
+    r"tests/(core/registries/(?!modelstore/)|standins/).+": pytest.mark.registries,
+    # The documents and what they show; but what depends on Airflow's version is a plain test, which runs on each.
+    r"tests/(docs/(?!test_airflow_versions\.py)|test_example_dags\.py|test_other_package\.py).+": pytest.mark.documents,
+}
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
@@ -112,8 +121,13 @@ def pytest_xdist_auto_num_workers() -> int:
     return max(1, len(os.sched_getaffinity(0)) * 3 // 2)
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse names that hold an address: each process of a parallel run would give the test another one."""
+    """Mark tests by their place. Refuse names that hold an address: each process of a run would give it another one."""
+    for item in items:
+        for place, mark in _MARKED.items():
+            if re.match(place, item.nodeid):
+                item.add_marker(mark)
     if told := [item.nodeid for item in items if " at 0x" in item.nodeid]:
         raise pytest.UsageError(f"give these parameters an id: {', '.join(told)}")
 

@@ -15,6 +15,7 @@ from tests.conformance.registries import PROVIDERS, RegistryUnderTest
 from tests.docs.faults import COLUMNS
 
 ONE_OF_EACH = {column.providers[0] for column in COLUMNS.values()}
+AT_HAND = "modelstore"  # what is asked each time; `make test-registries` asks the others
 RECORDED = {Capability.LABELS, Capability.ALIASES}  # what no byte of a model goes with
 # Both drive the same flows, and each has tests of its own: here they take turns.
 DRIVERS = cycle(("sync", "async"))
@@ -29,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "missing" in metafunc.fixturenames:
         cases = [
-            pytest.param(name, capability, id=f"{name}-{capability.name.lower()}", marks=provider.marks)
+            pytest.param(name, capability, id=f"{name}-{capability.name.lower()}", marks=_marks(name))
             for name, provider in PROVIDERS.items()
             for capability in Capability
             if capability not in provider.registry_type.capabilities
@@ -39,7 +40,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     elif "provider" in metafunc.fixturenames:
         needed = {needed for mark in metafunc.definition.iter_markers("needs") for needed in mark.args}
         names = [
-            pytest.param(name, marks=known.marks)
+            pytest.param(name, marks=_marks(name))
             for name, known in PROVIDERS.items()
             if needed <= known.registry_type.capabilities
             and (name in ONE_OF_EACH or not any(metafunc.definition.iter_markers("once_each")))
@@ -51,6 +52,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize(("provider", "run"), driven, indirect=True)
         else:
             metafunc.parametrize("provider", names, indirect=True)
+
+
+def _marks(name: str) -> tuple[pytest.MarkDecorator, ...]:
+    return (*PROVIDERS[name].marks, *(() if name == AT_HAND else (pytest.mark.registries,)))
 
 
 @pytest.fixture
