@@ -46,7 +46,7 @@ define install-wheel
 endef
 with-wheel = PYTHONSAFEPATH=1 $1/bin/python -m pytest --import-mode=append
 
-.PHONY: demo nginx bench bench-quick bench-growth test test-registries test-faults test-documents test-fast test-mounts test-machines mutants reliability test-schedules test-load bindfs test-stores s3-table node test-oci test-celery test-e2e test-slow-calls test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-stores bench-oci bench-huggingface bench-mlflow bench-polling docs sbom licences check format lock lock-airflow wheel clean
+.PHONY: demo nginx bench bench-quick bench-growth test test-registries test-faults test-documents test-fast test-mounts test-machines mutants reliability test-schedules test-load bindfs test-stores s3-table node test-oci test-celery test-e2e test-slow-calls test-ui test-lowest ceph databases registry chromium screenshots test-vendors test-mlflow bench-transfer bench-s3 bench-stores bench-oci bench-huggingface bench-bentocloud bench-mlflow bench-polling docs sbom licences check format lock lock-airflow wheel clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -204,6 +204,10 @@ bench-oci: $(READY) registry .venv-oci/.ready
 bench-huggingface: $(READY) .venv-vendors/huggingface/.ready
 	$(BIN)/python benchmarks/huggingface.py
 
+# BentoCloud's stand-in against its own client.
+bench-bentocloud: $(READY) .venv-vendors/bentocloud/.ready
+	$(BIN)/python benchmarks/bentocloud.py
+
 # MLflow's own servers against its own client.
 bench-mlflow: $(READY) .venv-mlflow/3/.ready
 	$(BIN)/python benchmarks/mlflow.py
@@ -213,7 +217,7 @@ bench-growth: $(READY)
 	$(BIN)/python benchmarks/growth.py
 
 # All of them in 20 minutes, and some in 3; figures are left in build/bench as JSON.
-bench: $(READY) nginx ceph registry .venv-oci/.ready .venv-stores/.ready .azurite/.ready .venv-vendors/huggingface/.ready .venv-mlflow/3/.ready
+bench: $(READY) nginx ceph registry .venv-oci/.ready .venv-stores/.ready .azurite/.ready .venv-vendors/bentocloud/.ready .venv-vendors/huggingface/.ready .venv-mlflow/3/.ready
 	$(BIN)/python benchmarks/suite.py
 
 bench-quick: $(READY) nginx

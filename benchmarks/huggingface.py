@@ -7,26 +7,22 @@ not counted. Ours compares every file with its hash, theirs compares sizes. Only
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.fair import prepare, turns
 from benchmarks.floor import floor
+from benchmarks.processes import ROOT, measured, serving
 
-ROOT = Path(__file__).parents[1]
 MIB = 1 << 20
 NAME = "acme/model"
 WORKLOADS = {"one-512MiB": {"model.safetensors": 512 * MIB}, "files-200": {f"f-{n}.json": 20_000 for n in range(200)}}
+HUB = {f"HF_HUB_DISABLE_{what}": "1" for what in ("XET", "TELEMETRY", "PROGRESS_BARS")}
 VENDOR = ROOT / ".venv-vendors" / "huggingface" / "bin" / "python"
 
 OURS = """
@@ -81,36 +77,6 @@ def fill(server: object, workload: str) -> None:
     server.publish(NAME, files)  # type: ignore[attr-defined]
 
 
-@contextmanager
-def serving(place: Path, workload: str) -> Iterator[str]:
-    command = [sys.executable, "-c", SERVE, str(place), workload]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdin is not None
-        assert server.stdout is not None
-        try:
-            yield server.stdout.readline().strip()
-        finally:
-            server.stdin.close()
-
-
-def run(python: Path, script: str, url: str, target: Path) -> dict[str, float]:
-    env = {
-        "PATH": os.defpath,
-        "HOME": str(target.parent),
-        "HF_HOME": str(target.parent / "hf"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "NO_PROXY": "*",
-    }
-    command = [str(python), "-c", script, url, NAME, str(target)]
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return measured
-
-
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--pairs", type=int, default=3, help="runs of each side")
@@ -121,7 +87,10 @@ def main() -> None:
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for workload, files in WORKLOADS.items():
-        with tempfile.TemporaryDirectory(prefix="modelsync-bench-") as scratch, serving(Path(scratch), workload) as url:
+        with (
+            tempfile.TemporaryDirectory(prefix="modelsync-bench-") as scratch,
+            serving(SERVE, scratch, workload) as url,
+        ):
             floors: list[float] = []
             sides: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
             for number in range(pairs):
@@ -129,8 +98,9 @@ def main() -> None:
                     (("ours", Path(sys.executable), OURS), ("theirs", VENDOR, THEIRS)), number
                 ):
                     prepare()
-                    target = Path(scratch) / f"{side}-{number}" / "model"
-                    sides[side].append(run(python, script, url, target))
+                    home = Path(scratch) / f"{side}-{number}"
+                    hub = {"HF_HOME": f"{home}/hf", **HUB}
+                    sides[side].append(measured(python, script, url, NAME, home / "model", HOME=str(home), **hub))
                 prepare()
                 floors.append(floor("pull", Path(scratch) / f"floor-{number}", sum(files.values())))
         ours, theirs = (

@@ -41,8 +41,8 @@ def write(root: Path, sizes: dict[str, int], seed: str) -> Path:
     for path, size in sizes.items():
         block = random.Random(f"{seed}/{path}").randbytes(MIB)
         with (root / path).open("wb") as writer:
-            for number in range(size // MIB):
-                writer.write(number.to_bytes(8, "big") + block[8:])
+            for number, start in enumerate(range(0, size, MIB)):
+                writer.write((number.to_bytes(8, "big") + block[8:])[: size - start])
     return root
 
 

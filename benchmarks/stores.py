@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.fair import prepare, turns
 from benchmarks.floor import floor
 from benchmarks.meter import measure
+from benchmarks.processes import ROOT, serving
 
-ROOT = Path(__file__).parents[1]
 CLIENTS = ROOT / ".venv-stores" / "bin" / "python"
 MIB = 1 << 20
 PART = 16 * MIB
@@ -157,15 +157,8 @@ def google() -> tuple[Any, Callable[[Any], dict[str, Any]]]:
 
     @contextmanager
     def running() -> Iterator[dict[str, Any]]:
-        with subprocess.Popen(
-            (sys.executable, "-c", _STAND_IN), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as server:
-            assert server.stdin
-            assert server.stdout
-            try:
-                yield json.loads(server.stdout.readline())
-            finally:
-                server.stdin.close()  # it ends with its input
+        with serving(_STAND_IN) as told:
+            yield json.loads(told)
 
     def new(service: dict[str, Any]) -> dict[str, Any]:
         fields = {

@@ -33,6 +33,7 @@ BENCHMARKS: dict[str, tuple[list[str], list[str] | None]] = {
     "oci": (["--rounds", "2", "--mib", "256"], None),
     "stores": (["--pairs", "2", "--mib", "256"], None),
     "huggingface": (["--pairs", "2"], None),
+    "bentocloud": (["--pairs", "2"], None),
     "mlflow": (["--pairs", "2", "--mib", "256"], None),
     "polling": (["--seconds", "21"], ["--seconds", "0"]),
 }
