@@ -10,7 +10,8 @@ VENDORS := $(patsubst requirements/vendor-%.txt,%,$(wildcard requirements/vendor
 READY := $(VENV)/.ready
 # One environment for each version of Airflow with a requirements/airflow-VERSION.in, of what there was on its day.
 AIRFLOWS := $(patsubst requirements/airflow-%.in,%,$(wildcard requirements/airflow-*.in))
-# Tests that need nothing but Python; of these what takes no pains, and the ones that a person waits for.
+# Tests that need nothing but Python; of these the ones that neither faults nor documents are the matter of; and of these
+# what is no vendor's own, which a person waits for.
 ALONE := not load and not mounts and not mlflow and not vendor and not oci and not s3 and not stores and not celery and not ui and not e2e and not slow_calls
 QUICK := $(ALONE) and not faults and not documents
 PLAIN := $(QUICK) and not registries
@@ -56,7 +57,7 @@ test: $(READY)
 
 # Each vendor's registry, by a stand-in for the vendor's server, and what every registry promises.
 test-registries: $(READY)
-	$(BIN)/python -m pytest -m "$(QUICK) and registries" -n auto --dist loadgroup $(addprefix tests/,core/registries conformance standins) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "$(QUICK) and registries" -n auto --dist loadgroup $(addprefix tests/,core/registries conformance standins operators) $(PYTEST_ARGS)
 
 # Transfers that are stopped, killed, raced and lied to at each of their steps; bounds of memory and disk.
 test-faults: $(READY)
@@ -68,7 +69,7 @@ test-documents: $(READY)
 		tests/docs tests/integration tests/test_example_dags.py tests/test_other_package.py $(PYTEST_ARGS)
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "$(PLAIN) and not slow" -k "not moto and not s3" -n auto --dist loadgroup $(FAST) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "$(PLAIN) and not slow" -k "not s3 and not storages and not multipart" -n auto --dist loadgroup $(FAST) $(PYTEST_ARGS)
 
 # The model store on Ceph, the clouds' emulators and further servers, which are started for it: one suite for all.
 test-stores: $(READY) ceph .venv-s3/.ready .azurite/.ready

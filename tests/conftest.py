@@ -75,7 +75,9 @@ _TOGETHER = {
 # Marks that all tests of a place have.
 _MARKED = {
     # What one vendor's registry does and no other, and the stand-ins for the vendors.
-    r"tests/(core/registries/(?!modelstore/)|standins/).+": pytest.mark.registries,
+    r"tests/(core/registries/(?!modelstore/)|standins/|operators/test_(bentocloud|pieces|supervisely)_).+": (
+        pytest.mark.registries
+    ),
     # The documents and what they show; but what depends on Airflow's version is a plain test, which runs on each.
     r"tests/(docs/(?!test_airflow_versions\.py)|test_example_dags\.py|test_other_package\.py).+": pytest.mark.documents,
 }
