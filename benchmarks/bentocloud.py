@@ -19,76 +19,50 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.fair import prepare, turns
 from benchmarks.meter import Figures
+from benchmarks.ours import PROGRAM
 from benchmarks.processes import ROOT, measured, serving
-from benchmarks.s3 import MIB, WORKERS, write
+from benchmarks.s3 import MIB, write
 
 VENDOR = ROOT / ".venv-vendors" / "bentocloud" / "bin" / "python"
 SMALL_FILES = 200
 LIMITS = {"push": (0.75, 0.5), "pull": (0.33, 0.3)}  # of their wall time, of their CPU
 
 SERVE = """
-import sys
+import json, sys
 from pathlib import Path
 from tests.standins.bentocloud import BentoCloudStandIn
 
 with BentoCloudStandIn(Path(sys.argv[1])) as server:
-    print(server.url, server.token, flush=True)
+    print(json.dumps({"host": server.url, "password": server.token}), flush=True)
     sys.stdin.read()
-"""
-OURS = f"""
-import json, sys
-from pathlib import Path
-from airflow_provider_modelsync.core.archive.checksums import checksum_for
-from airflow_provider_modelsync.core.models import Query
-from airflow_provider_modelsync.core.registries.bentocloud.registry import BentoCloud, BentoCloudSettings
-from airflow_provider_modelsync.core.transfer.control import Control
-from airflow_provider_modelsync.core.verbs.drive import driver_for
-from airflow_provider_modelsync.core.verbs.pull import pull
-from airflow_provider_modelsync.core.verbs.push import push
-from benchmarks.meter import measure
-
-url, token, verb, name, place, small = sys.argv[1:]
-registry = BentoCloud(BentoCloudSettings.read("bench", {{"host": url, "password": token}}))
-
-def move(verb, name, place):
-    with driver_for(registry) as driver:
-        ref, control = registry.parse(f"{{name}}:v1"), Control(workers={WORKERS})
-        if verb == "push":
-            push(registry, driver, place, ref, control)
-        else:
-            pull(registry, driver, ref, Path(place), control, query=Query())
-
-checksum_for(1 << 40)  # loads what the guard of large models needs
-move("push", f"small-{{name}}-{{verb}}", small)
-move("pull", f"small-{{name}}-{{verb}}", f"{{place}}-small")
-print(json.dumps(measure(lambda: move(verb, name, place))))
 """
 THEIRS = """
 import json, os, shutil, sys
 from benchmarks.meter import measure
 
-url, token, verb, name, place, small = sys.argv[1:]
+fields, verb, name, place, small = sys.argv[1:]
+url, token = json.loads(fields).values()
 os.environ |= {"BENTO_CLOUD_API_ENDPOINT": url, "BENTO_CLOUD_API_KEY": token, "BENTOML_DO_NOT_TRACK": "true"}
 output, sys.stdout = sys.stdout, sys.stderr  # where it draws its progress
 import bentoml
 from bentoml.cloud import BentoCloudClient
 
 def create(name, source):
-    with bentoml.models.create(f"{name}:v1") as model:
+    with bentoml.models.create(name) as model:
         shutil.copytree(source, model.path, dirs_exist_ok=True)
 
 def move(verb, name):
     if verb == "push":
-        bentoml.models.push(f"{name}:v1")
+        bentoml.models.push(name)
     else:
-        BentoCloudClient().model.pull(f"{name}:v1", force=True)
+        BentoCloudClient().model.pull(name, force=True)
 
 create(f"small-{name}-{verb}", small)
 move("push", f"small-{name}-{verb}")
 move("pull", f"small-{name}-{verb}")
 if verb == "push":
     create(name, place)
-    for path in os.scandir(bentoml.models.get(f"{name}:v1").path):
+    for path in os.scandir(bentoml.models.get(name).path):
         if path.is_file():
             open(path, "rb").read()
 print(json.dumps(measure(lambda: move(verb, name))), file=output)
@@ -103,21 +77,24 @@ def main() -> None:
     parser.add_argument("--disk", type=Path, default=Path(tempfile.gettempdir()), help="where the models lie")
     arguments = parser.parse_args()
     sizes = {"model.bin": arguments.mib * MIB} | {f"part-{number:03}.json": 20_000 for number in range(SMALL_FILES)}
-    rivals = ("ours", Path(sys.executable), OURS), ("theirs", VENDOR, THEIRS)
+    rivals: dict[str, tuple[object, ...]] = {
+        "ours": (Path(sys.executable), PROGRAM, "bentocloud:BentoCloud"),
+        "theirs": (VENDOR, THEIRS),
+    }
     runs: dict[str, dict[str, list[Figures]]] = {verb: {"ours": [], "theirs": []} for verb in LIMITS}
     with tempfile.TemporaryDirectory(prefix="modelsync-bench-", dir=arguments.disk) as scratch:
         disk = Path(scratch)
         source, small = write(disk / "source", sizes, "bentocloud"), write(disk / "small", {"model.bin": MIB}, "small")
         with serving(SERVE, disk / "server") as told:
             for number in range(arguments.pairs):
-                for who, python, script in turns(rivals, number):
+                for who in turns(tuple(rivals), number):
                     home = disk / f"{who}-{number}"
                     for verb, place in (("push", source), ("pull", home / "model")):
                         prepare(source if verb == "push" else None)
-                        words = (*told.split(), verb, f"{who}-{number}", place, small)
+                        words = (told, verb, f"{who}-{number}:v1", place, small)
                         bentoml = {"HOME": str(home), "BENTOML_HOME": f"{home}/{verb}"}
                         home.mkdir(exist_ok=True)
-                        runs[verb][who].append(measured(python, script, *words, **bentoml))
+                        runs[verb][who].append(measured(*rivals[who], *words, **bentoml))
                     shutil.rmtree(home)
                 print(f"  pair {number + 1} of {arguments.pairs}", file=sys.stderr, flush=True)
     print(

@@ -3,37 +3,48 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-import resource
 import socket
+import ssl
 import subprocess
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.meter import Figures, measure
+
 BLOCK = 1 << 20
 
 
-def floor(verb: str, file: Path, size: int) -> float:
-    """Return the CPU seconds of a process that does nothing else.
+def floor(verb: str, file: Path, size: int, tls: tuple[Path, Path] | None = None) -> Figures:
+    """Return what a process costs that does nothing else.
 
-    :param verb: ``push``: it hashes a file, then has the kernel send it. ``pull``: it hashes what comes and writes it.
+    :param verb: ``push``: it hashes a file, then sends it, without TLS by the kernel; or ``pull``: it hashes what comes
+        and writes it.
     :param file: the file, to be read or made.
     :param size: its size in bytes.
+    :param tls: certificate and key of the other end, where a push is encrypted.
     """
-    command = (sys.executable, __file__, verb, str(file), str(size))
-    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    command = (sys.executable, __file__, verb, str(file), str(size), *map(str, tls or ()))
+    figures: Figures = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return figures
 
 
-def main(verb: str, file: Path, size: int) -> None:
+def main(verb: str, file: Path, size: int, *tls: str) -> None:
     """Do it and print what it cost."""
     listener = socket.create_server(("127.0.0.1", 0))
     if not (other := os.fork()):
-        _be_the_other(listener, size if verb == "pull" else 0)
+        _be_the_other(listener, size if verb == "pull" else 0, tls)
         os._exit(0)
     with socket.create_connection(listener.getsockname()) as connection:
-        before = _cpu()
-        (_push if verb == "push" else _pull)(file, connection, memoryview(bytearray(BLOCK)))
-        print(_cpu() - before)
+        if tls:
+            trust = ssl.create_default_context(cafile=tls[0])
+            connection = trust.wrap_socket(connection, server_hostname="127.0.0.1")
+        carry = _push if verb == "push" else _pull
+        print(json.dumps(measure(lambda: carry(file, connection, memoryview(bytearray(BLOCK))))))
+        connection.close()
     os.waitpid(other, 0)
 
 
@@ -42,7 +53,12 @@ def _push(file: Path, connection: socket.socket, buffer: memoryview) -> None:
     with file.open("rb", buffering=0) as source:
         while count := source.readinto(buffer):
             total.update(buffer[:count])
-        connection.sendfile(source, offset=0)
+        if not isinstance(connection, ssl.SSLSocket):
+            connection.sendfile(source, offset=0)
+            return
+        source.seek(0)
+        while count := source.readinto(buffer):
+            connection.sendall(buffer[:count])
 
 
 def _pull(file: Path, connection: socket.socket, buffer: memoryview) -> None:
@@ -53,20 +69,20 @@ def _pull(file: Path, connection: socket.socket, buffer: memoryview) -> None:
             target.write(buffer[:count])
 
 
-def _be_the_other(listener: socket.socket, size: int) -> None:
+def _be_the_other(listener: socket.socket, size: int, tls: tuple[str, ...]) -> None:
     buffer = bytearray(BLOCK)
     connection, _ = listener.accept()
-    for _ in range(size // BLOCK):
-        connection.sendall(buffer)
-    connection.shutdown(socket.SHUT_WR)
+    if tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*tls)
+        connection = context.wrap_socket(connection, server_side=True)
+    if size:
+        for _ in range(size // BLOCK):
+            connection.sendall(buffer)
+        connection.shutdown(socket.SHUT_WR)
     while connection.recv_into(buffer):
         pass
 
 
-def _cpu() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.fair import prepare, turns
 from benchmarks.floor import floor
+from benchmarks.ours import PROGRAM
 from benchmarks.processes import ROOT, measured, serving
 
 MIB = 1 << 20
@@ -25,45 +26,25 @@ WORKLOADS = {"one-512MiB": {"model.safetensors": 512 * MIB}, "files-200": {f"f-{
 HUB = {f"HF_HUB_DISABLE_{what}": "1" for what in ("XET", "TELEMETRY", "PROGRESS_BARS")}
 VENDOR = ROOT / ".venv-vendors" / "huggingface" / "bin" / "python"
 
-OURS = """
-import json, sys
-from pathlib import Path
-from airflow_provider_modelsync.core.models import Query
-from airflow_provider_modelsync.core.registries.huggingface.registry import HuggingFaceHub, HuggingFaceHubSettings
-from airflow_provider_modelsync.core.transfer import connections
-from airflow_provider_modelsync.core.transfer.control import Control
-from airflow_provider_modelsync.core.verbs.drive import driver_for
-from airflow_provider_modelsync.core.verbs.pull import pull
-from benchmarks.meter import measure
-
-url, name, target = sys.argv[1:]
-registry = HuggingFaceHub(HuggingFaceHubSettings.read("bench", {"host": url}))
-
-def work():
-    with driver_for(registry) as driver:
-        pull(registry, driver, registry.parse(name), Path(target), Control(workers=4), query=Query())
-
-print(json.dumps(measure(work)))
-"""
 THEIRS = """
 import json, sys
 from benchmarks.meter import measure
 from huggingface_hub import snapshot_download
 
-url, name, target = sys.argv[1:]
+fields, verb, name, target = sys.argv[1:]
 print(json.dumps(measure(
-    lambda: snapshot_download(name, local_dir=target, endpoint=url, token=False, max_workers=4)
+    lambda: snapshot_download(name, local_dir=target, endpoint=json.loads(fields)["host"], token=False, max_workers=4)
 )))
 """
 SERVE = """
-import sys
+import json, sys
 from pathlib import Path
 from tests.standins.huggingface import HuggingFaceStandIn
 
 with HuggingFaceStandIn(Path(sys.argv[1])) as server:
     from benchmarks.huggingface import fill
     fill(server, sys.argv[2])
-    print(server.url, flush=True)
+    print(json.dumps({"host": server.url}), flush=True)
     sys.stdin.read()
 """
 
@@ -81,6 +62,10 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--pairs", type=int, default=3, help="runs of each side")
     pairs = arguments.parse_args().pairs
+    rivals: dict[str, tuple[object, ...]] = {
+        "ours": (Path(sys.executable), PROGRAM, "huggingface:HuggingFaceHub"),
+        "theirs": (VENDOR, THEIRS),
+    }
     print(
         "| workload | CPU s, ours | theirs | the floor | ratio | seconds, ours | s, theirs | MiB of memory, ours "
         "| disk written |"
@@ -89,20 +74,19 @@ def main() -> None:
     for workload, files in WORKLOADS.items():
         with (
             tempfile.TemporaryDirectory(prefix="modelsync-bench-") as scratch,
-            serving(SERVE, scratch, workload) as url,
+            serving(SERVE, scratch, workload) as told,
         ):
             floors: list[float] = []
             sides: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
             for number in range(pairs):
-                for side, python, script in turns(
-                    (("ours", Path(sys.executable), OURS), ("theirs", VENDOR, THEIRS)), number
-                ):
+                for side in turns(tuple(rivals), number):
                     prepare()
                     home = Path(scratch) / f"{side}-{number}"
                     hub = {"HF_HOME": f"{home}/hf", **HUB}
-                    sides[side].append(measured(python, script, url, NAME, home / "model", HOME=str(home), **hub))
+                    words = (told, "pull", NAME, home / "model")
+                    sides[side].append(measured(*rivals[side], *words, HOME=str(home), **hub))
                 prepare()
-                floors.append(floor("pull", Path(scratch) / f"floor-{number}", sum(files.values())))
+                floors.append(floor("pull", Path(scratch) / f"floor-{number}", sum(files.values()))["cpu"])
         ours, theirs = (
             {key: statistics.median(one[key] for one in runs) for key in runs[0]} for runs in sides.values()
         )

@@ -22,52 +22,23 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.fair import hashing_seconds, prepare, turns
 from benchmarks.floor import floor
 from benchmarks.meter import Figures
-from benchmarks.s3 import MIB, WORKERS, write
+from benchmarks.ours import PROGRAM
+from benchmarks.s3 import MIB, write
 from tests.services.mlflow import Tracking, shared
 
 ROOT = Path(__file__).parents[1]
 LIMIT_CPU, LIMIT_MEMORY = 1.0, 64
 WAYS = {"by proxy": "local", "by presigned parts": "bucket"}
 
-METER = """
-import json, sys
-from benchmarks.meter import measure
-
-verb, url, name, place, small = sys.argv[1:]
-"""
-OURS = """
-from pathlib import Path
-import airflow_provider_modelsync.core.transfer.connections
-import airflow_provider_modelsync.core.transfer.download
-import airflow_provider_modelsync.core.transfer.upload
-from airflow_provider_modelsync.core.archive.checksums import checksum_for
-from airflow_provider_modelsync.core.models import Query
-from airflow_provider_modelsync.core.registries.mlflow.registry import MLflow, MLflowSettings
-from airflow_provider_modelsync.core.transfer.control import Control
-from airflow_provider_modelsync.core.verbs.drive import driver_for
-from airflow_provider_modelsync.core.verbs.pull import pull
-from airflow_provider_modelsync.core.verbs.push import push
-
-registry = MLflow(MLflowSettings.read("bench", {"host": url}))
-
-def move(verb, name, place):
-    with driver_for(registry) as driver:
-        ref, control = registry.parse(name), Control(workers=WORKERS)
-        if verb == "push":
-            push(registry, driver, place, ref, control)
-        else:
-            pull(registry, driver, ref, Path(place), control, query=Query())
-
-checksum_for(1 << 40)  # loads what the guard of large models needs
-move("push", f"{name} {verb} small", small)
-move("pull", f"{name} {verb} small", f"{place}-of-{name}-{verb}")
-print(json.dumps(measure(lambda: move(verb, name, place))))
-""".replace("WORKERS", str(WORKERS))
 THEIRS = """
+import json, sys
 from pathlib import Path
 import mlflow
 import mlflow.artifacts
 
+from benchmarks.meter import measure
+
+verb, name, place, small = sys.argv[1:]
 client = mlflow.MlflowClient()
 
 def move(verb, name, place):
@@ -87,14 +58,17 @@ print(json.dumps(measure(lambda: move(verb, name, place))))
 """
 
 
-def run(script: str, server: Tracking, verb: str, name: str, place: Path, source: Path) -> Figures:
+def run(who: str, server: Tracking, verb: str, name: str, place: Path, source: Path) -> Figures:
     """Have a process of its own push or pull, and return what it measured.
 
     :param source: the model; beside it there is a small one.
     """
     prepare(source if verb == "push" else None)
-    python = server.python if script is THEIRS else Path(sys.executable)
-    words = [str(python), "-c", METER + script, verb, server.url, name, str(place), str(source.parent / "small")]
+    words = [verb, name, str(place), str(source.parent / "small")]
+    if who == "ours":
+        words = [sys.executable, "-c", PROGRAM, "mlflow:MLflow", json.dumps({"host": server.url}), *words]
+    else:
+        words = [str(server.python), "-c", THEIRS, *words]
     env = {**server.client_env(), "PYTHONPATH": str(ROOT), "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
     done = subprocess.run(words, env=env, cwd=place.parent, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -126,15 +100,15 @@ def main() -> None:
             runs: dict[tuple[str, str], list[Figures]] = {}
             floors: dict[str, list[float]] = {"push": [], "pull": []}
             for number in range(arguments.pairs):
-                for who, script in turns((("ours", OURS), ("theirs", THEIRS)), number):
+                for who in turns(("ours", "theirs"), number):
                     name, target = f"{who}-{number}", disk / who / "model"
                     target.parent.mkdir(exist_ok=True)
                     for verb, place in (("push", source), ("pull", target)):
-                        runs.setdefault((verb, who), []).append(run(script, server, verb, name, place, source))
+                        runs.setdefault((verb, who), []).append(run(who, server, verb, name, place, source))
                     shutil.rmtree(target.parent)
                 for verb, file in (("push", source / "model.bin"), ("pull", disk / f"floor-{kind}-{number}")):
                     prepare(source if verb == "push" else None)
-                    floors[verb].append(floor(verb, file, arguments.mib * MIB) / gib)
+                    floors[verb].append(floor(verb, file, arguments.mib * MIB)["cpu"] / gib)
                 print(f"  {way}: pair {number + 1} of {arguments.pairs}", file=sys.stderr, flush=True)
             for verb in ("push", "pull"):
                 ours, theirs = (

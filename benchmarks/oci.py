@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.fair import prepare, turns
 from benchmarks.meter import Figures, measure
-from benchmarks.s3 import MIB, WORKERS, write
+from benchmarks.s3 import MIB, write
 from tests.services.docker_registry import DockerRegistry, running
 
 ROOT = Path(__file__).parents[1]
@@ -61,29 +61,11 @@ def child(verb: str, url: str, place: str) -> None:
     import awscrt.checksums
     import pathspec.gitignore  # what is loaded late counts for nobody, either
 
-    import airflow_provider_modelsync.core.http.backends
-    import airflow_provider_modelsync.core.transfer.connections
-    import airflow_provider_modelsync.core.transfer.download
-    import airflow_provider_modelsync.core.transfer.upload  # noqa: F401
-    from airflow_provider_modelsync.core.models import Query
-    from airflow_provider_modelsync.core.registries.oci.registry import OCIRegistry, OCISettings
-    from airflow_provider_modelsync.core.transfer.control import Control
-    from airflow_provider_modelsync.core.verbs.drive import driver_for
-    from airflow_provider_modelsync.core.verbs.pull import pull
-    from airflow_provider_modelsync.core.verbs.push import push
+    from benchmarks.ours import move, registry_of
 
     del awscrt, pathspec
-    registry = OCIRegistry(OCISettings.read("bench", {"host": url}))
-
-    def work() -> None:
-        with driver_for(registry) as driver:
-            ref, control = registry.parse("model:v1"), Control(workers=WORKERS)
-            if verb == "push":
-                push(registry, driver, place, ref, control)
-            else:
-                pull(registry, driver, ref, place, control, query=Query())
-
-    print(json.dumps(measure(work)))
+    registry = registry_of("oci:OCIRegistry", {"host": url})
+    print(json.dumps(measure(lambda: move(registry, verb, "model:v1", Path(place)))))
 
 
 def ours(verb: str, server: DockerRegistry, repository: str, place: Path, disk: Path) -> Figures:

@@ -31,14 +31,14 @@ def serving(script: str, *arguments: object) -> Iterator[str]:
             server.stdin.close()
 
 
-def measured(python: Path, script: str, *arguments: object, **environment: str) -> Figures:
+def measured(python: object, script: object, /, *arguments: object, **environment: str) -> Figures:
     """Have a process do some work, and return its figures.
 
     :param python: the interpreter.
     :param script: Python whose last line of output is its figures as JSON.
     :param environment: what it has besides a search path.
     """
-    command = [str(python), "-c", script, *map(str, arguments)]
+    command = [str(python), "-c", str(script), *map(str, arguments)]
     environment = {"PATH": os.defpath, "NO_PROXY": "*", **environment}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:

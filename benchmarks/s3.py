@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.fair import prepare, turns
 from benchmarks.meter import measure
+from benchmarks.ours import move, registry_of
 from tests.services.ceph_rgw import running_rgw
 from tests.services.s3 import S3Service
 from tests.standins.http_server import After
@@ -32,7 +34,6 @@ from tests.standins.s3 import Request, S3StandIn
 
 MIB = 1 << 20
 PART = 16 * MIB
-WORKERS = 4
 
 
 def write(root: Path, sizes: dict[str, int], seed: str) -> Path:
@@ -51,29 +52,11 @@ def write(root: Path, sizes: dict[str, int], seed: str) -> Path:
 
 def ours(verb: str, service: S3Service, bucket: str, place: Path, model: str) -> Callable[[], Any]:
     """Push a directory as a version, or pull one."""
-    from airflow_provider_modelsync.core.models import Query
-    from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
-    from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings
-    from airflow_provider_modelsync.core.transfer.control import Control
-    from airflow_provider_modelsync.core.verbs.drive import driver_for
-    from airflow_provider_modelsync.core.verbs.pull import pull
-    from airflow_provider_modelsync.core.verbs.push import push
-
     fields = {
         "host": f"s3://{bucket}/models", "endpoint_url": service.endpoint, "region_name": "us-east-1",
         "login": service.access_key, "password": service.secret_key,
     }  # fmt: skip
-    registry = ModelStore(BucketSettings.read("bench", fields))
-
-    def run() -> None:
-        with driver_for(registry) as driver:
-            ref, control = registry.parse(model), Control(workers=WORKERS)
-            if verb == "push":
-                push(registry, driver, place, ref, control)
-            else:
-                pull(registry, driver, ref, place, control, query=Query())
-
-    return run
+    return partial(move, registry_of("modelstore:ModelStore", fields), verb, model, place)
 
 
 def rival(verb: str, service: S3Service, bucket: str, place: Path, model: str) -> Callable[[], Any]:
@@ -92,12 +75,8 @@ def rival(verb: str, service: S3Service, bucket: str, place: Path, model: str) -
 
 def child(who: str, verb: str, endpoint: str, access_key: str, bucket: str, place: str, model: str) -> None:
     """Run one action and print what it cost this process."""
-    import boto3  # imports do not count
+    import boto3  # noqa: F401  # imports do not count
 
-    import airflow_provider_modelsync.core.transfer.download
-    import airflow_provider_modelsync.core.transfer.upload  # noqa: F401
-
-    del boto3
     service = S3Service(endpoint, access_key, os.environ["BENCH_SECRET"], checks_signatures=True)
     run = {"ours": ours, "rival": rival}[who](verb, service, bucket, Path(place), model)
     print(json.dumps(measure(run)))

@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,31 +39,16 @@ WORKERS = 4
 
 def ours(place: dict[str, Any], verb: str, disk: Path, model: str) -> Callable[[], Any]:
     """Push a directory as a version, or pull one."""
-    import airflow_provider_modelsync.core.transfer.download
-    import airflow_provider_modelsync.core.transfer.upload  # noqa: F401
     from airflow_provider_modelsync.core.models import Query
-    from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
-    from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings
-    from airflow_provider_modelsync.core.transfer.control import Control
     from airflow_provider_modelsync.core.verbs.drive import driver_for
-    from airflow_provider_modelsync.core.verbs.pull import pull
-    from airflow_provider_modelsync.core.verbs.push import push
+    from benchmarks.ours import move, registry_of
 
-    registry = ModelStore(BucketSettings.read("bench", place["fields"]))
+    registry = registry_of("modelstore:ModelStore", place["fields"])
     if place["fields"]["host"].startswith("gs:"):  # loaded at the first use
         import google_crc32c  # noqa: F401
     with driver_for(registry) as driver:
         driver.run(registry.list_versions("nothing", Query()))
-
-    def run() -> None:
-        with driver_for(registry) as driver:
-            ref, control = registry.parse(model), Control(workers=WORKERS)
-            if verb == "push":
-                push(registry, driver, disk, ref, control)
-            else:
-                pull(registry, driver, ref, disk, control, query=Query())
-
-    return run
+    return partial(move, registry, verb, model, disk)
 
 
 def azure(place: dict[str, Any], verb: str, disk: Path, model: str) -> Callable[[], Any]:
@@ -204,7 +190,7 @@ def compare(storage: str, disk: Path, source: Path, pairs: int) -> list[str]:
             for pair in range(pairs):
                 prepare(source if verb == "push" else None)
                 file = source / "model.bin" if verb == "push" else disk / f"{storage}-floor-{pair}"
-                floors.append(floor(verb, file, size))
+                floors.append(floor(verb, file, size)["cpu"])
             gib, memory = size / (1 << 30), statistics.median(run["memory"] for run in runs["ours"])
             each = [f"{statistics.median(run['cpu'] for run in done) / gib:.2f}" for done in runs.values()]
             each.append(f"{statistics.median(floors) / gib:.2f}")

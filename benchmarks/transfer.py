@@ -31,6 +31,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.fair import hashing_seconds, machine, prepare, turns
+from benchmarks.floor import floor
 from benchmarks.meter import Figures, measure
 
 MIB = 1 << 20
@@ -330,7 +331,8 @@ def compare(workload: str, server: Server, disk: Path, pairs: int, hashing: floa
     us, rival = ("engine", "curl") if workload == "engine-1g" else ("ours", "rival")
     rows = []
     for verb in ("push", "pull"):
-        runs: dict[str, list[dict[str, float]]] = {us: [], rival: []}
+        runs: dict[str, list[Figures]] = {us: [], rival: []}
+        floors: list[Figures] = []
         for pair in range(pairs):
             for who in turns((us, rival), pair):
                 prepare(source)
@@ -338,15 +340,25 @@ def compare(workload: str, server: Server, disk: Path, pairs: int, hashing: floa
                 place = source if verb == "push" else scratch / "target"
                 runs[who].append(measured(f"{who}_{verb}", url, server, place, scratch))
                 shutil.rmtree(server.data / "parts", ignore_errors=True)
+            if (workload, verb) == ("one-2g", "push"):
+                prepare(source)
+                tls = server.certificate, server.home / "key.pem"
+                floors.append(floor(verb, source / "model.bin", payload, tls))
             print(f"  {workload} {verb}: pair {pair + 1} of {pairs}", file=sys.stderr, flush=True)
-        rows.append(_row(workload, verb, payload, runs[us], runs[rival], hashing))
+        rows.append(_row(workload, verb, payload, runs[us], runs[rival], floors, hashing))
     return rows
 
 
 def _row(
-    workload: str, verb: str, payload: int, ours: list[dict[str, float]], rival: list[dict[str, float]], hashing: float
+    workload: str,
+    verb: str,
+    payload: int,
+    ours: list[Figures],
+    rival: list[Figures],
+    floors: list[Figures],
+    hashing: float,
 ) -> list[str]:
-    def median(runs: list[dict[str, float]], field: str) -> float:
+    def median(runs: list[Figures], field: str) -> float:
         return statistics.median(run[field] for run in runs)
 
     wall, cpu = (
@@ -362,8 +374,10 @@ def _row(
         f"{value:.2f}" + (f" (≤ {limit})" if limit is not None else "")
         for value, limit in zip((wall, cpu, disk), limits, strict=True)
     ]
+    least = (f"{median(floors, field) / median(rival, field):.2f}" for field in ("wall", "cpu")) if floors else "–"
     return [
         f"`{workload}` {verb}", *shown, f"{hashed / median(rival, 'cpu'):.2f}",
+        ", ".join(least),
         f"{median(rival, 'disk') / payload:.2f}",
         f"{median(ours, 'cpu') / gib:.2f}", f"{median(ours, 'memory'):.0f}", f"{median(ours, 'requests'):.0f}",
         "yes" if kept else "no",
@@ -383,6 +397,7 @@ def main() -> None:
         "CPU",
         "disk",
         "of CPU: hashing",
+        "the floor",
         "rival's disk",
         "CPU-s/GiB",
         "memory MiB",
