@@ -78,6 +78,12 @@ def two(tmp_path: Path, part: int) -> Path:
 
 
 @pytest.fixture
+def large(tmp_path: Path, part: int) -> Path:
+    """A model whose file goes up while it is hashed, where a storage can begin so."""
+    return make(tmp_path, "large", 4 * part)
+
+
+@pytest.fixture
 def other(store: BucketStore) -> BucketStore:
     """The same store as another worker sees it."""
     return store.again()
@@ -167,6 +173,22 @@ def test_a_push_killed_at_any_write_is_finished_by_one_that_sends_only_what_is_m
         found.push(source, model, control=ONE)
         assert {key: size for key, size in found.sent().items() if "kept" not in key} == expected, what
         assert found.tidy(model) == digest_directory(source), what
+
+
+@pytest.mark.row("P1", "P3")
+def test_the_push_of_a_large_file_killed_at_any_write_is_finished_by_one_that_sends_only_what_is_missing(
+    store: BucketStore, large: Path, part: int
+) -> None:
+    def push(store: BucketStore, model: str) -> None:
+        store.push(large, model, control=ONE)
+
+    for what, found, model in store.killed_at_each_write(lambda store, model: None, push):
+        assert found.seen(model) in (None, digest_directory(large)), what
+        expected = missing(found, model, large, part)
+        found.front.clear()
+        push(found.again(), model)
+        assert found.sent() == expected, what
+        assert found.tidy(model) == digest_directory(large), what
 
 
 def test_other_bytes_are_published_by_force_after_a_kill_at_any_write_of_a_push(
@@ -273,6 +295,19 @@ def test_a_push_of_the_same_bytes_joins_at_every_step(store: BucketStore, other:
     first, second = (partial(worker.push, one, control=ONE) for worker in (store, other))
     for model, request, mine, others in at_every_step(store, first, second):
         assert mine.digest == others.digest == store.tidy(model) == digest_directory(one), request
+
+
+def test_a_push_of_other_bytes_beside_that_of_a_large_file_is_whole_or_a_conflict_at_every_step(
+    store: BucketStore, other: BucketStore, large: Path, two: Path
+) -> None:
+    first, second = partial(store.push, large, control=ONE), partial(other.push, two, control=ONE)
+    for model, request, mine, others in at_every_step(store, first, second):
+        results = [mine, others]
+        conflicts = [result for result in results if isinstance(result, ModelSyncError)]
+        assert len(conflicts) == 1, request
+        assert isinstance(conflicts[0], VersionConflict), request
+        (published,) = (result.digest for result in results if result not in conflicts)
+        assert store.tidy(model) == published, request
 
 
 def test_a_forced_push_takes_over_at_every_step(store: BucketStore, other: BucketStore, one: Path, two: Path) -> None:

@@ -20,12 +20,12 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from airflow_provider_modelsync.core.archive import names
 from airflow_provider_modelsync.core.archive.checksums import Checksum, carried, checksum_for
@@ -179,6 +179,19 @@ class LooseFile:
                 raise _changed(self.path)
 
 
+class Ahead(Protocol):
+    """Takes large files to where they are going while it hashes them, so that they are read once."""
+
+    def choose(self, files: Iterable[LooseFile]) -> Set[str]:
+        """Return the paths of the files that it takes, of all of a model."""
+
+    def hash(self, cancel: CancelToken) -> Mapping[str, str]:
+        """Return the hashes of what it has taken; the others are hashed as all are.
+
+        :raises SourceChanged: when a file changes while it is read.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class SourceTree(Source):
     """A model on local disk, hashed.
@@ -190,7 +203,7 @@ class SourceTree(Source):
     :param places: path → where the file is, for those that are elsewhere: links lead to them.
     :param left_out: what was left out though nobody has asked for it, a directory with a slash at its end.
     :param checksums: path → at the end of each of its spans, the checksum of the file up to there. Files whose hashes
-        were remembered, or are going to be proved by others, have none until they are read.
+        were remembered, or that are going to be proved by others or went ahead, have none until they are read.
     :param checksum: makes them, see :func:`~.checksums.checksum_for`.
     """
 
@@ -340,6 +353,7 @@ def read_tree(
     choice: Choice = EVERYTHING,
     is_proved: bool = False,
     checked: str | None = None,
+    ahead: Ahead | None = None,
 ) -> SourceTree:
     """Scan and hash a model.
 
@@ -355,6 +369,8 @@ def read_tree(
     :param is_proved: whether somebody else is going to compare the files with their hashes, so that no checksums are
         needed.
     :param checked: the kind of checksum that somebody else is going to compare what is read with.
+    :param ahead: takes some of the files, once all others are hashed; it is not asked where hashes are remembered,
+        since an earlier try has come as far as it would.
     :raises InvalidInput: when the source is missing, empty, or holds a link that is not followed, a special file or a
         bad name.
     :raises SourceChanged: when a file changes while it is read.
@@ -371,12 +387,6 @@ def read_tree(
         return places.get(path) or f"{scan.root}/{path}"
 
     def hash_one(path: str, token: CancelToken, buffer: memoryview | None = None) -> None:
-        key = "" if remembered is None else memory_key(path, stamps[path])
-        if remembered is not None and key in remembered:
-            hashes[path] = remembered[key]
-            if on_bytes is not None:
-                on_bytes(stamps[path].size)
-            return
         if buffer is None:
             hashes[path], sums = _hash_file(place_of(path), path, stamps[path], token, on_bytes, summed_by)
         else:
@@ -385,8 +395,6 @@ def read_tree(
                 on_bytes(stamps[path].size)
         if summed_by is not None:
             checksums[path] = sums
-        if remembered is not None:
-            remembered[key] = hashes[path]
 
     def hash_some(some: Sequence[str], token: CancelToken) -> None:
         if len(some) == 1:
@@ -397,10 +405,25 @@ def read_tree(
             token.check()
             hash_one(path, token, buffer)
 
-    # Large files first, so that no thread is left alone with one at the end; beside them one takes all the small ones.
-    order = sorted((path for path in stamps if stamps[path].size > SMALL), key=lambda path: -stamps[path].size)
-    small = [path for path in stamps if stamps[path].size <= SMALL]
-    for_each(hash_some, [*([small] if small else []), *([path] for path in order)], workers=HASH_WORKERS, cancel=cancel)
+    def hash_all(paths: Sequence[str]) -> None:
+        # Large ones first, so that no thread is left alone with one at the end; beside them one takes all small ones.
+        order = sorted((path for path in paths if stamps[path].size > SMALL), key=lambda path: -stamps[path].size)
+        small = [path for path in paths if stamps[path].size <= SMALL]
+        some = [*([small] if small else []), *([path] for path in order)]
+        for_each(hash_some, some, workers=HASH_WORKERS, cancel=cancel)
+
+    keys = {} if remembered is None else {path: memory_key(path, stamp) for path, stamp in stamps.items()}
+    if remembered:
+        hashes |= {path: remembered[key] for path, key in keys.items() if key in remembered}
+        if on_bytes is not None:
+            on_bytes(sum(stamps[path].size for path in hashes))
+    if ahead is not None and not hashes:
+        taken = ahead.choose(LooseFile(place_of(path), path, stamp) for path, stamp in stamps.items())
+        hash_all([path for path in stamps if path not in taken])
+        hashes |= ahead.hash(cancel)
+    hash_all([path for path in stamps if path not in hashes])
+    if remembered is not None:
+        remembered.update({key: hashes[path] for path, key in keys.items()})
     files = tuple(
         FileEntry(path, stamps[path].size, hashes[path], path in scan.executable)
         for path in sorted(stamps, key=str.encode)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,7 +28,9 @@ from airflow_provider_modelsync.core.models import (
 from airflow_provider_modelsync.core.registries.base import Capability, Offer, Registry
 
 if TYPE_CHECKING:
-    from airflow_provider_modelsync.core.transfer.plan import PredictRequest
+    from airflow_provider_modelsync.core.archive.digest import LooseFile
+    from airflow_provider_modelsync.core.transfer.checkpoint import UploadMemory
+    from airflow_provider_modelsync.core.transfer.plan import PredictRequest, PutAhead
 
 Note = Callable[[Fetch], None]
 
@@ -119,6 +121,29 @@ class KeepsSignatures(Offer):
 def name_of(signature: bytes) -> str:
     """Return what a signature is called where several lie side by side: the same one has the same name."""
     return f"{hashlib.sha256(signature).hexdigest()[:16]}{SIGNATURE}"
+
+
+class SendsAhead(Offer):
+    """Takes the parts of large files before the model's digest is known, so that a push reads these once.
+
+    What goes ahead binds nobody and is seen by nobody: who may publish the version is decided when the digest is known.
+    """
+
+    @abstractmethod
+    def plan_ahead(self, ref: ModelRef, files: Iterable[LooseFile], memory: UploadMemory) -> Flow[PutAhead | None]:
+        """Say which files go ahead; ``None`` when none does, as where something is there that may hold these bytes.
+
+        What is sent comes back as ``PushRequest.ahead``; :meth:`Registry.plan_push` uses it or gives it up.
+
+        :param ref: the exact version that is going to be pushed.
+        :param files: all of the model's, to be looked at once.
+        :param memory: what an earlier try may have begun.
+        :raises InvalidInput: for files that the registry cannot hold.
+        """
+
+    @abstractmethod
+    def drop_ahead(self, ref: ModelRef) -> Flow[None]:
+        """Give up what went ahead of a version by this very object, unless it is an object by now."""
 
 
 class Tidies(Offer):

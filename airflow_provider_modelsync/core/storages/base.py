@@ -123,6 +123,8 @@ class Bucket(ABC):
 
     wrong_etag: ClassVar[str]  # that no object has
     checks: ClassVar[str | None] = None  # the kind of checksum that it compares bytes with, where it can
+    # Whether an upload in parts may begin before its hash is known, and can be given up without touching another one.
+    begins_unhashed: ClassVar[bool] = False
 
     abilities: Abilities
 
@@ -228,7 +230,7 @@ class Bucket(ABC):
     def begin(self, key: str, sha256: str) -> str:
         """Begin an upload in parts; return its id.
 
-        :param sha256: what the object will hash to; :meth:`head` tells it.
+        :param sha256: what the object will hash to; :meth:`head` tells it. Empty when that is not known yet.
         """
 
     @abstractmethod
@@ -240,6 +242,10 @@ class Bucket(ABC):
         :param sha256: as for :meth:`begin`.
         :param etag: as for :meth:`put`; storages whose uploads know no conditions pass over it.
         """
+
+    def is_made_of(self, found: Listed, parts: Mapping[int, Stored]) -> bool:
+        """Whether an object's tag says that it was put together of these very parts."""
+        return False
 
     @abstractmethod
     def abort(self, key: str, upload_id: str) -> None:

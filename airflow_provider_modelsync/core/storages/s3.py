@@ -87,6 +87,7 @@ class S3Bucket(Bucket):
 
     wrong_etag = "0" * 32
     checks = CRC32
+    begins_unhashed = True
 
     def __init__(self, name: str, settings: S3Settings, session: OpenSession | None = None, *, base: str = "") -> None:
         self._secrets = secrets_of(settings)
@@ -238,7 +239,8 @@ class S3Bucket(Bucket):
     def begin(self, key: str, sha256: str) -> str:
         def create() -> str:
             sums = {} if self.abilities.crc32 is False else {"ChecksumAlgorithm": "CRC32"}
-            made = self._call("create_multipart_upload", Key=key, Metadata={_SHA256: sha256}, **sums)
+            metadata = {_SHA256: sha256} if sha256 else {}
+            made = self._call("create_multipart_upload", Key=key, Metadata=metadata, **sums)
             upload_id = str(made["UploadId"])
             if sums:
                 self._with_crc32.add(upload_id)
@@ -267,6 +269,10 @@ class S3Bucket(Bucket):
         if etag == "" and (found := self.head(key)):  # Ceph 16 leaves the tag out of its answer
             return found.etag
         return etag
+
+    def is_made_of(self, found: Listed, parts: Mapping[int, Stored]) -> bool:
+        tags = [part.etag for _, part in sorted(parts.items())]
+        return all(map(_MD5.fullmatch, tags)) and found.etag == _tag_of(map(bytes.fromhex, tags), f"-{len(tags)}")
 
     def abort(self, key: str, upload_id: str) -> None:
         self._ask(
@@ -388,10 +394,7 @@ class S3Bucket(Bucket):
         suffix = found.etag[32:]
         if found.size != size or suffix not in ("", f"-{count}"):
             return False
-        total = hashlib.md5(usedforsecurity=False)
-        for part in parts:
-            total.update(bytes.fromhex(part.md5) if suffix else part.view)
-        return found.etag == f"{total.hexdigest()}{suffix}"
+        return found.etag == _tag_of((bytes.fromhex(part.md5) if suffix else part.view for part in parts), suffix)
 
     def use_other_sum(self) -> bool:
         if self.abilities.crc32 is False:
@@ -598,6 +601,14 @@ def _models(path: str | None) -> Any:
 
 def _code(error: Any) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _tag_of(pieces: Iterable[bytes | memoryview], suffix: str) -> str:
+    """Return the tag of what comes in pieces: of its bytes, or of its parts' MD5s, as a suffix says."""
+    total = hashlib.md5(usedforsecurity=False)
+    for piece in pieces:
+        total.update(piece)
+    return f"{total.hexdigest()}{suffix}"
 
 
 def _tag(answer: Mapping[str, Any]) -> str:

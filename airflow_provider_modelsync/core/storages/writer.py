@@ -100,23 +100,24 @@ class FileWriter:
         return self._bucket.begin(self._key(file), file.sha256)
 
     def _complete(self, file: FileEntry, upload_id: str, parts: Mapping[int, Stored]) -> str:
-        if found := self._stored(file):  # by another writer of the same bytes
+        if found := self._stored(file, parts):  # by another writer of the same bytes
             return found
         etag = self._bucket.complete(self._key(file), upload_id, parts, file.sha256, etag=self._known_tag(file))
         if etag is not None:
             self._completed(upload_id)
             return etag
         # The answer to an earlier request was lost, or another writer of the same bytes was faster.
-        if found := self._stored(file):
+        if found := self._stored(file, parts):
             return found
         raise BeginAgain(f"the storage knows the upload of {show(file.path)} no more")
 
     def _completed(self, upload_id: str) -> None:
         """Hear that an upload has become an object."""
 
-    def _stored(self, file: FileEntry) -> str | None:
+    def _stored(self, file: FileEntry, parts: Mapping[int, Stored]) -> str | None:
         """Return the tag of an object that was put together of a file's bytes."""
         found = self._bucket.head(self._key(file))
-        if found is None or (found.size, found.sha256) != (file.size, file.sha256):
+        if found is None or found.size != file.size:
             return None
-        return found.etag
+        is_it = found.sha256 == file.sha256 if found.sha256 else self._bucket.is_made_of(found, parts)
+        return found.etag if is_it else None

@@ -18,7 +18,7 @@ from pydantic import JsonValue
 
 from airflow_provider_modelsync.core.archive.checksums import CRC32, CRC32C, CRC64, checksum_of
 from airflow_provider_modelsync.core.archive.choice import EVERYTHING, Choice
-from airflow_provider_modelsync.core.archive.digest import FileEntry, Proof, Source, digest_of
+from airflow_provider_modelsync.core.archive.digest import FileEntry, LooseFile, Proof, Source, digest_of
 from airflow_provider_modelsync.core.archive.extract import Limits
 from airflow_provider_modelsync.core.archive.layout import TarLayout
 from airflow_provider_modelsync.core.errors import DigestMismatch, InvalidInput
@@ -228,7 +228,12 @@ class Sums:
     @classmethod
     def of(cls, content: bytes) -> Self:
         """Return those of bytes in memory."""
-        sums = cls(len(content), lambda: memoryview(content))
+        return cls.of_memory(memoryview(content))
+
+    @classmethod
+    def of_memory(cls, view: memoryview) -> Self:
+        """Return those of what is in memory, and stays as it is while they are used."""
+        sums = cls(len(view), lambda: view)
         sums.read()
         return sums
 
@@ -341,6 +346,37 @@ class OpenObject:
 
 
 @dataclass(frozen=True, slots=True)
+class PutAhead:
+    """Push: the parts of large files go up while these are hashed, before the digest decides anything.
+
+    Parts are no object, so nobody sees them, and they bind nobody: :class:`PutObjects` makes objects of them, or they
+    are given up.
+
+    :param files: those.
+    :param writer: where to. It is asked about files without their hashes.
+    :param open: path → the upload that an earlier try has begun.
+    """
+
+    files: tuple[LooseFile, ...]
+    writer: ObjectWriter
+    open: Mapping[str, OpenObject]
+
+
+@dataclass(frozen=True, slots=True)
+class SentAhead:
+    """A file of which all parts are there.
+
+    :param sha256: hex digest of its content, which was hashed as it was sent.
+    :param upload: the parts.
+    :param sent: bytes that were sent; an earlier try had left the others.
+    """
+
+    sha256: str
+    upload: OpenObject
+    sent: int
+
+
+@dataclass(frozen=True, slots=True)
 class PutObjects:
     """Push: every file becomes an object of its own, large ones in parts, many requests at a time.
 
@@ -348,6 +384,7 @@ class PutObjects:
     :param writer: where to.
     :param open: path → the upload that an earlier try has begun.
     :param copies: paths of the files that the storage may copy from another version.
+    :param ahead: path → what went ahead of a file.
     :param etags: filled in: path → the tag of what was stored.
     """
 
@@ -357,6 +394,7 @@ class PutObjects:
     writer: ObjectWriter
     open: Mapping[str, OpenObject]
     copies: frozenset[str]
+    ahead: Mapping[str, SentAhead] = field(default_factory=dict)
     etags: dict[str, str] = field(default_factory=dict)
 
 
@@ -473,6 +511,7 @@ class PushRequest:
     :param memory: the multipart upload that an earlier try may have begun.
     :param tag: the version that was asked for, where the system names versions itself.
     :param signature: of the files, kept beside the version; only for registries that keep signatures.
+    :param ahead: path → what went ahead of a file; only for registries that send some.
     """
 
     ref: ModelRef
@@ -485,6 +524,7 @@ class PushRequest:
     memory: UploadMemory = field(default_factory=lambda: UploadMemory(None))
     tag: str | None = None
     signature: bytes | None = field(default=None, repr=False)
+    ahead: Mapping[str, SentAhead] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,7 +72,7 @@ def _reads_of(way: UploadWay, source: Source) -> set[str]:
         case PutBlobs():
             return {file.path for file in way.files}
         case PutObjects():
-            return {file.path for file in source.files} - way.copies
+            return {file.path for file in source.files} - way.copies - way.ahead.keys()
         case _:
             return {file.path for file in source.files}
 

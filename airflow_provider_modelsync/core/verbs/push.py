@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar, get_args
+from typing import Any, Self, TypeVar, get_args
 
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from airflow_provider_modelsync.core import places
 from airflow_provider_modelsync.core.archive.choice import BY_HABIT, Choice
-from airflow_provider_modelsync.core.archive.digest import FollowLinks, Source, SourceTree, memory_key, read_tree
+from airflow_provider_modelsync.core.archive.digest import (
+    FollowLinks,
+    LooseFile,
+    Source,
+    SourceTree,
+    memory_key,
+    read_tree,
+)
 from airflow_provider_modelsync.core.archive.names import doubts, show
 from airflow_provider_modelsync.core.errors import (
     BeginAgain,
@@ -26,7 +33,8 @@ from airflow_provider_modelsync.core.errors import (
     UnsafeArchive,
     UntrustedModel,
 )
-from airflow_provider_modelsync.core.flow.steps import SyncDriver
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
+from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver
 from airflow_provider_modelsync.core.models import (
     ModelRef,
     ModelVersion,
@@ -35,12 +43,13 @@ from airflow_provider_modelsync.core.models import (
     same_json,
 )
 from airflow_provider_modelsync.core.registries.base import Capability, Registry
-from airflow_provider_modelsync.core.registries.capabilities import KeepsSignatures
+from airflow_provider_modelsync.core.registries.capabilities import KeepsSignatures, SendsAhead
 from airflow_provider_modelsync.core.text import escape
 from airflow_provider_modelsync.core.transfer import checkpoint
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.download import read_archive
-from airflow_provider_modelsync.core.transfer.plan import GetArchive, PushRequest, UploadPlan
+from airflow_provider_modelsync.core.transfer.objects import put_ahead
+from airflow_provider_modelsync.core.transfer.plan import GetArchive, PushRequest, PutAhead, SentAhead, UploadPlan
 from airflow_provider_modelsync.core.transfer.progress import OUTCOME, readable
 from airflow_provider_modelsync.core.transfer.upload import upload
 from airflow_provider_modelsync.core.verbs.drive import mover_for
@@ -94,71 +103,154 @@ def push(
     :raises NotSupported: for what the registry cannot do or keep, before any byte is sent.
     """
     _check_push(registry, ref, labels=labels, metadata=metadata, force=force, sign=sign)
-    if isinstance(source, Source):
-        tree, place = source, whence or "a model"
-    else:
-        place = escape(os.fspath(source))
-        places.require_source(source, store=registry.directory)
-        choice = Choice(include, exclude, by_habit=BY_HABIT)
-        read = partial(
-            read_tree,
-            source,
-            leave_out=registry.leaves_out,
-            follow_links=_how_to_follow(follow_links),
-            choice=choice,
-            is_proved=registry.proves(options or {}),
-            checked=registry.checks,
-        )
-        tree = _read_source(read, control)
-    _warn_of_names(tree)
-    exact = ref if ref.version else ModelRef(name=ref.name, version=version_of(tree.digest))
     memory = checkpoint.UploadMemory(control.checkpoint)
-
-    request = PushRequest(
-        ref=exact,
-        source=tree,
-        labels=labels or {},
-        metadata=metadata or {},
-        force=force,
-        options=options or {},
-        memory=memory,
-        tag=ref.version if registry.takes_tags else None,
-        signature=sign(tree, ref.name) if sign else None,
-    )
-
-    def attempt(passing: tuple[type[BaseException], ...] = ()) -> ModelVersion:
-        plan = driver.run(registry.plan_push(request))
-        try:
-            found = plan.existing
-            if found is not None and force and _must_be_renewed(registry, driver, found, request, control):
-                plan = driver.run(registry.plan_push(replace(request, renew=True)))
-            if plan.existing is not None:
-                return _kept(registry, driver, plan.existing, request)
-        except ModelNotFound as error:  # somebody else has deleted it since it was found
-            raise BeginAgain(error.message) from error
-        log.info(
-            "pushing %s (%s, %s) to %s on %s (%s)",
-            place,
-            "1 file" if len(tree.files) == 1 else f"{len(tree.files)} files",
-            readable(tree.size_bytes),
-            plan.ref,
-            registry.settings.conn_id,
-            registry.address,
+    # Without a version the digest decides where things go; what options mean is for the registry's plan to find out.
+    may_go_ahead = ref.version is not None and not options
+    with _Ahead(registry if may_go_ahead else None, driver, ref, control, memory) as ahead:
+        if isinstance(source, Source):
+            tree, place = source, whence or "a model"
+        else:
+            place = escape(os.fspath(source))
+            places.require_source(source, store=registry.directory)
+            choice = Choice(include, exclude, by_habit=BY_HABIT)
+            read = partial(
+                read_tree,
+                source,
+                leave_out=registry.leaves_out,
+                follow_links=_how_to_follow(follow_links),
+                choice=choice,
+                is_proved=registry.proves(options or {}),
+                checked=registry.checks,
+                ahead=ahead,
+            )
+            tree = _read_source(read, control)
+        _warn_of_names(tree)
+        exact = ref if ref.version else ModelRef(name=ref.name, version=version_of(tree.digest))
+        request = PushRequest(
+            ref=exact,
+            source=tree,
+            labels=labels or {},
+            metadata=metadata or {},
+            force=force,
+            options=options or {},
+            memory=memory,
+            tag=ref.version if registry.takes_tags else None,
+            signature=sign(tree, ref.name) if sign else None,
+            ahead=ahead.sent,
         )
-        return _carry_out(registry, driver, plan, tree, control, memory, passing)
+        version = _publish(registry, driver, request, place, control)
+    memory.forget()
+    return version
 
+
+def _publish(
+    registry: Registry, driver: SyncDriver, request: PushRequest, place: str, control: Control
+) -> ModelVersion:
     try:
         try:
-            version = attempt(passing=(BeginAgain,))
+            return _attempt(registry, driver, request, place, control, passing=(BeginAgain,))
         except BeginAgain as error:
             log.warning("%s; beginning it again", error)
-            memory.forget()
-            version = attempt()
+            request.memory.forget()
+            return _attempt(registry, driver, replace(request, ahead={}), place, control)
     except SourceChanged:
         checkpoint.forget_digests(control.checkpoint)
         raise
-    memory.forget()
-    return version
+
+
+def _attempt(
+    registry: Registry,
+    driver: SyncDriver,
+    request: PushRequest,
+    place: str,
+    control: Control,
+    passing: tuple[type[BaseException], ...] = (),
+) -> ModelVersion:
+    """Push once.
+
+    :param place: what the log calls the source.
+    :param passing: the errors that the caller can do something about: nothing is reported after these.
+    """
+    plan = driver.run(registry.plan_push(request))
+    try:
+        found = plan.existing
+        if found is not None and request.force and _must_be_renewed(registry, driver, found, request, control):
+            plan = driver.run(registry.plan_push(replace(request, renew=True)))
+        if plan.existing is not None:
+            return _kept(registry, driver, plan.existing, request)
+    except ModelNotFound as error:  # somebody else has deleted it since it was found
+        raise BeginAgain(error.message) from error
+    tree = request.source
+    log.info(
+        "pushing %s (%s, %s) to %s on %s (%s)",
+        place,
+        "1 file" if len(tree.files) == 1 else f"{len(tree.files)} files",
+        readable(tree.size_bytes),
+        plan.ref,
+        registry.settings.conn_id,
+        registry.address,
+    )
+    return _carry_out(registry, driver, plan, tree, control, request.memory, passing)
+
+
+class _Ahead:
+    """What goes up while it is hashed, where a registry takes that. Methods as of :class:`~..archive.digest.Ahead`.
+
+    Used around all that happens until the version is there: it gives up what went ahead when a push fails for good.
+
+    :param registry: ``None`` when nothing is to go ahead.
+    :ivar sent: path → what went ahead of a file.
+    """
+
+    def __init__(
+        self,
+        registry: Registry | None,
+        driver: SyncDriver,
+        ref: ModelRef,
+        control: Control,
+        memory: checkpoint.UploadMemory,
+    ) -> None:
+        self.sent: dict[str, SentAhead] = {}
+        self._registry = registry
+        self._takes = registry if isinstance(registry, SendsAhead) else None
+        self._driver = driver
+        self._ref = ref
+        self._control = control
+        self._memory = memory
+        self._way: PutAhead | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None and self._way is not None:
+            self._memory.flush()
+            if _is_over(error) or self._control.is_last_try:
+                self._drop(error)
+
+    def choose(self, files: Iterable[LooseFile]) -> Set[str]:
+        if self._takes is not None:
+            self._way = self._driver.run(self._takes.plan_ahead(self._ref, files, self._memory))
+        return frozenset(file.path for file in self._way.files) if self._way else frozenset()
+
+    def hash(self, cancel: CancelToken) -> Mapping[str, str]:
+        if self._way is None or self._registry is None:
+            return {}
+        names = ", ".join(show(file.path) for file in self._way.files[:5])
+        log.info("sending %s of %s while hashing it", names, self._ref)
+        try:
+            with closing(mover_for(self._registry, self._control)) as mover:
+                self.sent = put_ahead(self._way, self._control, self._driver, mover)
+        except BeginAgain as error:
+            log.warning("%s; it is hashed first", error)
+            self._drop(error)
+        return {path: sent.sha256 for path, sent in self.sent.items()}
+
+    def _drop(self, error: BaseException) -> None:
+        if self._takes is not None:
+            self._memory.forget()
+            what = f"what went ahead of {self._ref}"
+            _clean_up(self._driver, self._takes.drop_ahead(self._ref), what, error)
 
 
 def _must_be_renewed(
@@ -246,10 +338,7 @@ def _carry_out(
     memory: checkpoint.UploadMemory,
     passing: tuple[type[BaseException], ...],
 ) -> ModelVersion:
-    """Move the bytes and finish; what fails for good, or cannot be resumed, is reported to the registry.
-
-    :param passing: the errors that the caller can do something about: nothing is reported after these.
-    """
+    """Move the bytes and finish; what fails for good, or cannot be resumed, is reported to the registry."""
     try:
         stats = TransferStats()
         if plan.way is not None:  # else only its record was missing
@@ -262,11 +351,10 @@ def _carry_out(
     except BaseException as error:
         memory.flush()
         is_resumable = plan.way is not None and plan.way.is_resumable and not control.is_last_try
-        # Of a source that has changed, nothing is left that could be resumed.
-        if isinstance(error, (Permanent, BeginAgain, SourceChanged)) or not is_resumable:
+        if _is_over(error) or not is_resumable:
             memory.forget()
             control.tally.is_lost = True
-            _abort(registry, driver, plan, error)
+            _clean_up(driver, registry.abort_push(plan, error), f"the failed push of {plan.ref}", error)
         raise
     log.info("pushed %s with digest %s", version.ref, tree.digest, extra=OUTCOME)
     return version.moved(stats)
@@ -345,8 +433,13 @@ def _read_source(read: Callable[..., SourceTree], control: Control) -> SourceTre
     return tree
 
 
-def _abort(registry: Registry, driver: SyncDriver, plan: UploadPlan, error: BaseException) -> None:
+def _is_over(error: BaseException) -> bool:
+    """Whether no later try goes on with what a push has sent; of a source that has changed, nothing is left of use."""
+    return isinstance(error, (Permanent, BeginAgain, SourceChanged))
+
+
+def _clean_up(driver: SyncDriver, flow: Flow[None], what: str, error: BaseException) -> None:
     try:
-        driver.shielded(in_haste=not isinstance(error, Exception)).run(registry.abort_push(plan, error))
+        driver.shielded(in_haste=not isinstance(error, Exception)).run(flow)
     except Exception:
-        log.exception("cleaning up after the failed push of %s failed, too", plan.ref)
+        log.exception("cleaning up after %s failed, too", what)

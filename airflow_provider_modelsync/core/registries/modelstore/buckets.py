@@ -7,15 +7,15 @@ none: that is all that :mod:`.store` asks for.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Set
-from datetime import datetime
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from datetime import UTC, datetime
 from functools import partial
 from typing import cast
 
 from pydantic import JsonValue
 
 from airflow_provider_modelsync.core.archive import names
-from airflow_provider_modelsync.core.archive.digest import FileEntry
+from airflow_provider_modelsync.core.archive.digest import FileEntry, LooseFile
 from airflow_provider_modelsync.core.errors import (
     BeginAgain,
     Cancelled,
@@ -37,6 +37,7 @@ from airflow_provider_modelsync.core.transfer.plan import (
     GetFiles,
     OpenObject,
     PushRequest,
+    PutAhead,
     PutObjects,
     Stored,
     UploadPlan,
@@ -47,7 +48,11 @@ log = logging.getLogger("modelsync")
 
 _ORIGINS = 8  # versions that are looked through for files to copy
 _WORTH_COPYING = 1 << 20  # bytes of a file; smaller ones are sent sooner than looked for
-_DELETERS = 8  # threads
+_WORTH_AHEAD = 4  # parts of a file: smaller ones are hashed sooner than it is found out whether they may go ahead
+_END = 1 << 16  # bytes by which a file is told from another one of its size
+_NEVER = datetime.min.replace(tzinfo=UTC)
+_READERS = 8  # threads
+_DELETERS = 8
 _ROOM_FOR_GENERATION = "~999999"
 
 
@@ -134,7 +139,12 @@ class BucketStore(Store):
         there = {} if is_fresh else self._objects(manifest)
         largest = max(file.size for file in manifest.files)
         part_size = choose_part_size(largest, self._part_size_mib)
-        copies = self._origins(manifest, there, origin)
+        ahead = {
+            path: sent
+            for path, sent in request.ahead.items()
+            if self._begun.get(sent.upload.upload_id) == self.key_of(manifest, path)  # else it is another generation's
+        }
+        copies = self._origins(manifest, {*there, *ahead}, origin)
         memory = _Memory(self._bucket, request.memory, part_size)
         begun = {} if is_fresh or largest <= part_size else self._open_uploads(manifest, part_size, memory)
         self._begun |= {opened.upload_id: self.key_of(manifest, path) for path, opened in begun.items()}
@@ -143,7 +153,31 @@ class BucketStore(Store):
             writer=_Writer(self, self._bucket, manifest, memory, copies, there),
             open=begun,
             copies=frozenset(copies),
+            ahead=ahead,
         )
+
+    def plan_ahead(self, name: str, version: str, files: Iterable[LooseFile], memory: UploadMemory) -> PutAhead | None:
+        if not self._bucket.begins_unhashed:
+            return None
+        files = list(files)
+        part_size = choose_part_size(max(file.stamp.size for file in files), self._part_size_mib)
+        large = [file for file in files if file.stamp.size >= _WORTH_AHEAD * part_size]
+        if not large:
+            return None
+        manifest = Manifest.unhashed(name, version, files)
+        self.require_fit(manifest)
+        view = self.look(name, version).view
+        if view.current or view.open:
+            return None  # the digest decides whether anything is sent at all
+        held = self._held(manifest, large)
+        chosen = tuple(file for file in large if file.path not in held)
+        if not chosen:
+            return None
+        manifest = Manifest.unhashed(name, version, chosen).model_copy(update={"generation": view.decided + 1})
+        remembered = _Memory(self._bucket, memory, part_size)
+        begun = self._open_uploads(manifest, part_size, remembered)
+        self._begun |= {opened.upload_id: self.key_of(manifest, path) for path, opened in begun.items()}
+        return PutAhead(chosen, _Writer(self, self._bucket, manifest, remembered, {}, {}), begun)
 
     def confirm(self, plan: StorePlan) -> Manifest:
         manifest, way = plan.manifest, cast(PutObjects, plan.way)
@@ -161,9 +195,12 @@ class BucketStore(Store):
             self._abort_uploads(self._files(plan.manifest))
 
     def release(self, manifest: Manifest, plan: UploadPlan | None = None) -> None:
-        version = f"{self._base}{manifest.name}/{manifest.version}"
+        self.drop_ahead(manifest.name, manifest.version)
+
+    def drop_ahead(self, name: str, version: str) -> None:
+        place = f"{self._base}{name}/{version}"
         for upload_id, key in list(self._begun.items()):
-            if key.startswith((f"{version}/", f"{version}~")):
+            if key.startswith((f"{place}/", f"{place}~")):
                 self._bucket.abort(key, upload_id)
                 self.completed(upload_id)
 
@@ -245,9 +282,47 @@ class BucketStore(Store):
         found = self._bucket.head(self.key_of(manifest, path))
         return found is not None and found.etag == etag
 
-    def _origins(self, manifest: Manifest, there: Mapping[str, Listed], same: Manifest | None) -> dict[str, Listed]:
+    def _held(self, manifest: Manifest, files: Iterable[LooseFile]) -> set[str]:
+        """Return the paths of files that another version may hold, by their sizes and last bytes.
+
+        A model that was trained anew has files of the same sizes, and other weights at their ends.
+        """
+        sizes = {file.stamp.size for file in files}
+        alike: dict[str, Listed] = {}  # by hash: many versions may hold the same file
+        ends: set[tuple[int, bytes | None]] = set()
+
+        def take(other: Manifest) -> None:
+            for file in other.files:
+                if file.size in sizes and (etag := other.etags.get(file.path)):
+                    alike[file.sha256] = Listed(self.key_of(other, file.path), file.size, _NEVER, etag)
+
+        def look(found: Listed, cancel: CancelToken) -> None:
+            ends.add((found.size, self._stored_end(found)))
+
+        self._each_origin(manifest, take, lambda: True)
+        for_each(look, alike.values(), workers=_READERS, cancel=CancelToken())
+        return {file.path for file in files if {(file.stamp.size, end) for end in (_end_of(file), None)} & ends}
+
+    def _stored_end(self, found: Listed) -> bytes | None:
+        """Return the last bytes of an object, nothing when there is no such object; ``None`` when they are not told."""
+        address = self._bucket.address_get(found)
+        headers = {**address.headers, "Range": f"bytes={max(0, found.size - _END)}-{found.size - 1}"}
+        if tag := self._bucket.wanted(found):
+            headers["If-Match"] = tag
+        try:
+            with self._bucket.mover.get(address.url, headers) as answer:
+                if answer.status in (404, 412):
+                    return b""
+                return answer.whole("GET", _END).body if answer.status == 206 else None
+        except Cancelled:
+            raise
+        except ModelSyncError:
+            return None
+
+    def _origins(self, manifest: Manifest, there: Set[str], same: Manifest | None) -> dict[str, Listed]:
         """Find objects of published versions that hold files of this one, as they were published; return them by path.
 
+        :param there: paths of what need not be found.
         :param same: a version of the same bytes, which is looked at first.
         """
         wanted = {
@@ -267,13 +342,17 @@ class BucketStore(Store):
         if same:
             take(same)
         elif wanted:
-            for version in self.newest(manifest.name, _ORIGINS):
-                if version != manifest.version and wanted.keys() - by_hash.keys():
-                    try:
-                        take(self.read_manifest(manifest.name, version))
-                    except ModelSyncError as error:  # deleted since it was listed, or damaged: no help, then
-                        log.info("nothing is copied from %s:%s: %s", manifest.name, version, error)
+            self._each_origin(manifest, take, lambda: bool(wanted.keys() - by_hash.keys()))
         return {file.path: by_hash[file.sha256] for file in manifest.files if file.sha256 in by_hash}
+
+    def _each_origin(self, manifest: Manifest, take: Callable[[Manifest], None], is_needed: Callable[[], bool]) -> None:
+        """Look at the newest other versions, as long as that is needed."""
+        for version in self.newest(manifest.name, _ORIGINS):
+            if version != manifest.version and is_needed():
+                try:
+                    take(self.read_manifest(manifest.name, version))
+                except ModelSyncError as error:  # deleted since it was listed, or damaged: no help, then
+                    log.info("nothing is copied from %s:%s: %s", manifest.name, version, error)
 
     def _open_uploads(self, manifest: Manifest, part_size: int, memory: _Memory) -> dict[str, OpenObject]:
         """Return the unfinished upload of each file, as far as storage or task know."""
@@ -292,6 +371,14 @@ class BucketStore(Store):
     def _delete_all(self, keys: Iterable[str]) -> None:
         # One by one: storages disagree about the checksum that a request for many must carry.
         for_each(lambda key, _: self._bucket.delete(key), list(keys), workers=_DELETERS, cancel=CancelToken())
+
+
+def _end_of(file: LooseFile) -> bytes:
+    """Return the last bytes of a file that is larger than those."""
+    end = bytearray(_END)
+    with file.opened() as descriptor:
+        file.read_into(descriptor, file.stamp.size - _END, memoryview(end))
+    return bytes(end)
 
 
 def _is_whole(manifest: Manifest, file: FileEntry, found: Listed | None) -> bool:

@@ -5,18 +5,25 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import ClassVar, ParamSpec, TypeVar, cast
 
 from airflow_provider_modelsync.core.archive import names
+from airflow_provider_modelsync.core.archive.digest import LooseFile
 from airflow_provider_modelsync.core.errors import BeginAgain, Cancelled, InvalidInput, ModelSyncError
 from airflow_provider_modelsync.core.flow.steps import Flow, call, call_remote
 from airflow_provider_modelsync.core.models import LATEST, Alias, ModelRef, ModelVersion, Query, require_json
 from airflow_provider_modelsync.core.redact import secrets_of, show_url
 from airflow_provider_modelsync.core.registries.base import KEEPS_MODELS, Capability, Registry
-from airflow_provider_modelsync.core.registries.capabilities import Aliases, KeepsSignatures, Tidies, name_of
+from airflow_provider_modelsync.core.registries.capabilities import (
+    Aliases,
+    KeepsSignatures,
+    SendsAhead,
+    Tidies,
+    name_of,
+)
 from airflow_provider_modelsync.core.registries.modelstore.buckets import BucketStore
 from airflow_provider_modelsync.core.registries.modelstore.directory import DirectoryStore
 from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings, scheme_of
@@ -26,7 +33,8 @@ from airflow_provider_modelsync.core.storages.azure import SCHEMES, Container
 from airflow_provider_modelsync.core.storages.base import Bucket, OpenSession
 from airflow_provider_modelsync.core.storages.gcs import GcsBucket
 from airflow_provider_modelsync.core.storages.s3 import S3Bucket
-from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, PushRequest, UploadPlan
+from airflow_provider_modelsync.core.transfer.checkpoint import UploadMemory
+from airflow_provider_modelsync.core.transfer.plan import DownloadPlan, PushRequest, PutAhead, UploadPlan
 
 _log = logging.getLogger("modelsync")
 _BUCKET = re.compile(r"[A-Za-z0-9._:@-]+")
@@ -41,7 +49,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class ModelStore(Registry, Aliases, KeepsSignatures, Tidies):
+class ModelStore(Registry, Aliases, KeepsSignatures, SendsAhead, Tidies):
     """Models in a directory or in a bucket.
 
     :param settings: the connection; ``host`` is the root: ``file:///path``, ``s3://bucket/prefix``,
@@ -165,6 +173,12 @@ class ModelStore(Registry, Aliases, KeepsSignatures, Tidies):
         if request.signature is not None and plan.existing is None:
             yield from self._call(self._keep_signature, request.ref.name, request.source.digest, request.signature)
         return plan
+
+    def plan_ahead(self, ref: ModelRef, files: Iterable[LooseFile], memory: UploadMemory) -> Flow[PutAhead | None]:
+        return self._call(self._store.plan_ahead, ref.name, _exact(ref), files, memory)
+
+    def drop_ahead(self, ref: ModelRef) -> Flow[None]:
+        return self._call(self._store.drop_ahead, ref.name, _exact(ref))
 
     def finish_push(self, plan: UploadPlan) -> Flow[ModelVersion]:
         return self._call(self._store.publish, cast(StorePlan, plan))

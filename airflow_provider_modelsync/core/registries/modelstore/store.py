@@ -27,7 +27,7 @@ from typing import ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, JsonValue, PositiveInt, ValidationError
 
 from airflow_provider_modelsync.core.archive import names
-from airflow_provider_modelsync.core.archive.digest import FileEntry, digest_of
+from airflow_provider_modelsync.core.archive.digest import FileEntry, LooseFile, digest_of
 from airflow_provider_modelsync.core.errors import (
     BeginAgain,
     Cancelled,
@@ -46,7 +46,8 @@ from airflow_provider_modelsync.core.registries.modelstore import aliases, claim
 from airflow_provider_modelsync.core.registries.modelstore.claims import Outcome, Records, View
 from airflow_provider_modelsync.core.registries.modelstore.records import Entry as Entry
 from airflow_provider_modelsync.core.registries.modelstore.records import Record as Record
-from airflow_provider_modelsync.core.transfer.plan import DownloadWay, PushRequest, UploadPlan, UploadWay
+from airflow_provider_modelsync.core.transfer.checkpoint import UploadMemory
+from airflow_provider_modelsync.core.transfer.plan import DownloadWay, PushRequest, PutAhead, UploadPlan, UploadWay
 
 log = logging.getLogger("modelsync")
 
@@ -113,6 +114,13 @@ class Manifest(Summary):
             directories=request.source.directories,
             files=request.source.files,
         )
+
+    @classmethod
+    def unhashed(cls, name: str, version: str, files: Iterable[LooseFile]) -> Manifest:
+        """Return as much of the manifest as is known before files are hashed."""
+        entries = tuple(FileEntry(file.path, file.stamp.size, "") for file in files)
+        size = sum(entry.size for entry in entries)
+        return cls(name=name, version=version, digest="", size_bytes=size, files=entries)
 
     def require_safe(self) -> None:
         """Raise :class:`UnsafeArchive` unless what it names may become files, and hashes to its digest."""
@@ -289,6 +297,16 @@ class Store(ABC):
         :param is_fresh: whether this push was the first to claim the generation.
         :param origin: a version of the same bytes, of which some may be damaged.
         """
+
+    def plan_ahead(self, name: str, version: str, files: Iterable[LooseFile], memory: UploadMemory) -> PutAhead | None:
+        """Say how files may go up before their hashes, and so the digest, are known; ``None`` when none may.
+
+        :param files: all of what is going to be pushed.
+        """
+        return None
+
+    def drop_ahead(self, name: str, version: str) -> None:  # noqa: B027
+        """Give up what went ahead of a version by this very store."""
 
     @abstractmethod
     def confirm(self, plan: StorePlan) -> Manifest:
