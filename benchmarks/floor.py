@@ -9,6 +9,8 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -21,8 +23,8 @@ BLOCK = 1 << 20
 def floor(verb: str, file: Path, size: int, tls: tuple[Path, Path] | None = None) -> Figures:
     """Return what a process costs that does nothing else.
 
-    :param verb: ``push``: it hashes a file, then sends it, without TLS by the kernel; or ``pull``: it hashes what comes
-        and writes it.
+    :param verb: ``push``: it hashes a file, or a directory's, and sends it at the same time, without TLS by the kernel;
+        or ``pull``: it hashes what comes and writes it.
     :param file: the file, to be read or made.
     :param size: its size in bytes.
     :param tls: certificate and key of the other end, where a push is encrypted.
@@ -48,17 +50,27 @@ def main(verb: str, file: Path, size: int, *tls: str) -> None:
     os.waitpid(other, 0)
 
 
-def _push(file: Path, connection: socket.socket, buffer: memoryview) -> None:
-    total = hashlib.sha256()
-    with file.open("rb", buffering=0) as source:
-        while count := source.readinto(buffer):
-            total.update(buffer[:count])
-        if not isinstance(connection, ssl.SSLSocket):
-            connection.sendfile(source, offset=0)
-            return
-        source.seek(0)
-        while count := source.readinto(buffer):
-            connection.sendall(buffer[:count])
+def _push(place: Path, connection: socket.socket, buffer: memoryview) -> None:
+    files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+    hashing = threading.Thread(target=_hash, args=(files,))
+    hashing.start()
+    for file in files:
+        with file.open("rb", buffering=0) as source:
+            if isinstance(connection, ssl.SSLSocket):
+                while count := source.readinto(buffer):
+                    connection.sendall(buffer[:count])
+            else:
+                connection.sendfile(source)
+    hashing.join()
+
+
+def _hash(files: Iterable[Path]) -> None:
+    buffer = memoryview(bytearray(BLOCK))
+    for file in files:
+        total = hashlib.sha256()
+        with file.open("rb", buffering=0) as source:
+            while count := source.readinto(buffer):
+                total.update(buffer[:count])
 
 
 def _pull(file: Path, connection: socket.socket, buffer: memoryview) -> None:
