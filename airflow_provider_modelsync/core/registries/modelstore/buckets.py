@@ -7,7 +7,7 @@ none: that is all that :mod:`.store` asks for.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from datetime import UTC, datetime
 from functools import partial
 from typing import cast
@@ -290,8 +290,7 @@ class BucketStore(Store):
         sizes = {file.stamp.size for file in files}
         alike: dict[str, Listed] = {}  # by hash: many versions may hold the same file
         ends: set[tuple[int, bytes | None]] = set()
-
-        def take(other: Manifest) -> None:
+        for other in self.newest(manifest.name, _ORIGINS, besides=manifest.version):
             for file in other.files:
                 if file.size in sizes and (etag := other.etags.get(file.path)):
                     alike[file.sha256] = Listed(self.key_of(other, file.path), file.size, _NEVER, etag)
@@ -299,7 +298,6 @@ class BucketStore(Store):
         def look(found: Listed, cancel: CancelToken) -> None:
             ends.add((found.size, self._stored_end(found)))
 
-        self._each_origin(manifest, take, lambda: True)
         for_each(look, alike.values(), workers=_READERS, cancel=CancelToken())
         return {file.path for file in files if {(file.stamp.size, end) for end in (_end_of(file), None)} & ends}
 
@@ -342,17 +340,14 @@ class BucketStore(Store):
         if same:
             take(same)
         elif wanted:
-            self._each_origin(manifest, take, lambda: bool(wanted.keys() - by_hash.keys()))
-        return {file.path: by_hash[file.sha256] for file in manifest.files if file.sha256 in by_hash}
-
-    def _each_origin(self, manifest: Manifest, take: Callable[[Manifest], None], is_needed: Callable[[], bool]) -> None:
-        """Look at the newest other versions, as long as that is needed."""
-        for version in self.newest(manifest.name, _ORIGINS):
-            if version != manifest.version and is_needed():
+            for other in self.newest(manifest.name, _ORIGINS, besides=manifest.version):
                 try:
-                    take(self.read_manifest(manifest.name, version))
-                except ModelSyncError as error:  # deleted since it was listed, or damaged: no help, then
-                    log.info("nothing is copied from %s:%s: %s", manifest.name, version, error)
+                    take(other)
+                except ModelSyncError as error:  # no help, then
+                    log.info("nothing is copied from %s: %s", other.ref, error)
+                if wanted.keys() <= by_hash.keys():
+                    break
+        return {file.path: by_hash[file.sha256] for file in manifest.files if file.sha256 in by_hash}
 
     def _open_uploads(self, manifest: Manifest, part_size: int, memory: _Memory) -> dict[str, OpenObject]:
         """Return the unfinished upload of each file, as far as storage or task know."""

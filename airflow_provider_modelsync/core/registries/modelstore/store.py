@@ -449,9 +449,25 @@ class Store(ABC):
                 raise refused[0]
         return sorted(found, key=lambda version: version.age_key, reverse=True)
 
-    def newest(self, name: str, count: int) -> list[str]:
-        """Return the versions with the newest manifests."""
-        return [version for (_, version), _ in _listed(self.entries(name))[:count]]
+    def newest(self, name: str, count: int, *, besides: str) -> Iterator[Manifest]:
+        """Yield the newest manifests of a model as they are asked for; what cannot be read is passed over.
+
+        :param count: how many versions are looked at.
+        :param besides: a version that is not.
+        """
+        entries = self.entries(name)
+        for (_, version), records in _listed(entries)[:count]:
+            if version == besides:
+                continue
+            try:
+                manifest = self._state(name, version, records, entries, Manifest).manifest
+            except Cancelled:
+                raise
+            except (ModelSyncError, _Moved) as error:  # deleted since it was listed, or not to be read
+                log.info("%s:%s is not looked at: %s", name, version, error or "it is gone")
+            else:
+                if isinstance(manifest, Manifest):
+                    yield manifest
 
     def _newest_first(
         self, name: str, entries: Mapping[str, Entry]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -120,6 +121,20 @@ def report_reads(source: str, fields: dict[str, Any], models: tuple[str, str]) -
             before = of_process("io", "rchar")
             push_model(registry, driver, source, registry.parse(model), Control())
     print(json.dumps(of_process("io", "rchar") - before))
+
+
+def test_going_ahead_costs_as_many_calls_whatever_the_number_of_versions(store: BucketStore, tmp_path: Path) -> None:
+    costs: list[Counter[str]] = []
+    for number in range(12):
+        store.s3.clear()
+        store.again().push(make(tmp_path, str(number)), f"fraud:v{number}")
+        assert went_ahead(store)
+        costs.append(Counter(request.operation for request in store.s3.requests))
+    # Of eight other versions the end of a file is read, of those the newest's manifest besides.
+    assert [cost["GetObject"] for cost in costs] == [1, *range(3, 11), 10, 10, 10]
+    first, last = (cost - Counter(GetObject=cost["GetObject"], ListParts=1) for cost in (costs[0], costs[-1]))
+    assert first == last
+    assert (last["ListObjectsV2"], last["ListMultipartUploads"]) == (7, 3)
 
 
 # Where the digest decides first
