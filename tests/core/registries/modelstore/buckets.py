@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ import boto3
 
 from airflow_provider_modelsync.core.archive.digest import FileEntry, digest_of
 from airflow_provider_modelsync.core.errors import ModelSyncError
+from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver
 from airflow_provider_modelsync.core.models import ModelVersion, PulledModel, Query
 from airflow_provider_modelsync.core.registries.modelstore import claims
@@ -408,6 +410,23 @@ def at_every_step(
 def body_bytes(s3: S3StandIn) -> int:
     """Bytes of files that were sent, without the records."""
     return sum(request.received for request in s3.find("PUT", FILES))
+
+
+def cancelled(work: Callable[[Control], object], reached: threading.Event) -> Any:
+    """Cancel work once it has come to a point; return what it raised, 4 s later at the longest."""
+    token, outcomes = CancelToken(), []
+
+    def run() -> None:
+        outcomes.append(outcome(lambda _: work(Control(cancel=token)), ""))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert reached.wait(20)
+    token.cancel()
+    since = time.monotonic()
+    thread.join(10)
+    assert time.monotonic() - since < 4
+    return outcomes[0]
 
 
 def is_killed_at(front: StandIn, work: Callable[[], Any], what: str, key: str = "", *, nth: int = 1) -> bool:

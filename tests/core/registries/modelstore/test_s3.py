@@ -29,18 +29,12 @@ from airflow_provider_modelsync.core.storages import s3 as modelstore_bucket
 from airflow_provider_modelsync.core.transfer import large_files
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.verbs.sync import Selection, Side, SyncReport, sync
-from tests.core.registries.modelstore.buckets import FILES, KIB, PART, BucketStore, body_bytes, bucket_store
+from tests.core.registries.modelstore.buckets import FILES, KIB, PART, BucketStore, body_bytes
 from tests.core.stores import snapshot, write_tree
 from tests.services.ceph_rgw import rgw
 from tests.standins.s3 import After, Before, S3StandIn
 
 VERSION = "x" * 20  # of the model in `many`, which is written past the stand-in
-
-
-@pytest.fixture
-def store(small_parts: None, no_waiting: None) -> Iterator[BucketStore]:
-    with bucket_store() as store:
-        yield store
 
 
 @pytest.fixture

@@ -7,9 +7,8 @@ import random
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,11 @@ from airflow_provider_modelsync.core.archive.digest import digest_directory
 from airflow_provider_modelsync.core.errors import (
     Cancelled,
     InvalidInput,
-    ModelSyncError,
     RegistryUnavailable,
     SourceChanged,
     Unauthorized,
     VersionConflict,
 )
-from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
 from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings
 from airflow_provider_modelsync.core.transfer.control import Control
@@ -39,25 +36,19 @@ from tests.core.registries.modelstore.buckets import (
     BucketStore,
     at_every_step,
     bucket_store,
+    cancelled,
     is_killed_at,
 )
 from tests.core.stores import snapshot, write_tree
 from tests.core.transfer.test_memory import ROOT, of_process
 from tests.standins.http_server import LoseAnswer, Reset
-from tests.standins.s3 import Action, Before, Respond
-from tests.support.until import until
+from tests.standins.s3 import Action, After, Before, Respond
 
 pytestmark = pytest.mark.faults
 
 PARTS = 5
 SIZE = 4 * PART + 9
 ONE = Control(workers=1)
-
-
-@pytest.fixture
-def store(small_parts: None, no_waiting: None) -> Iterator[BucketStore]:
-    with bucket_store() as store:
-        yield store
 
 
 @pytest.fixture
@@ -266,6 +257,25 @@ def test_a_push_that_is_killed_at_any_write_is_gone_on_with(store: BucketStore, 
         assert pushed.transfer.resumed_bytes >= there or pushed.transfer.skipped, write
 
 
+@pytest.mark.parametrize("quirks", [[], ["sums are not echoed"]], ids=["sums are told", "sums are not echoed"])
+def test_tags_that_say_nothing_about_the_bytes_are_no_hindrance(
+    small_parts: None, no_waiting: None, source: Path, quirks: list[str]
+) -> None:
+    digest = digest_directory(source)
+    with bucket_store(opaque_etags=True, quirks=quirks) as store:
+        one = store.again(max_workers=1)
+        assert is_killed_at(store.s3, lambda: one.push(source, "fraud:v1", control=ONE), "UploadPart", nth=3)
+        assert store.again().push(source, "fraud:v1").digest == store.tidy("fraud:v1") == digest
+
+        store.s3.clear()
+        store.s3.fault("CompleteMultipartUpload", "weights", LoseAnswer())
+        assert store.again().push(source, "lost:v1").digest == store.tidy("lost:v1") == digest
+
+        twin = partial(store.again().push, source, "twin:v1")
+        store.s3.fault("CompleteMultipartUpload", "weights", Before(lambda _: twin()))
+        assert store.again().push(source, "twin:v1").digest == store.tidy("twin:v1") == digest
+
+
 @pytest.mark.parametrize("is_last_try", [False, True])
 @pytest.mark.row("S6")
 def test_what_went_ahead_of_a_push_that_failed_stays_for_the_next_try_unless_there_is_none(
@@ -348,27 +358,11 @@ def test_a_source_that_changes_meanwhile_is_not_published(store: BucketStore, so
 
 @pytest.mark.row("P4")
 def test_a_cancelled_push_ends_in_four_seconds(store: BucketStore, source: Path) -> None:
-    token, reached = CancelToken(), threading.Event()
+    reached = threading.Event()
     # The others are sent meanwhile, and wait for their turn to be hashed.
-    hang = Before(lambda _: (reached.set(), store.s3.stopping.wait(60)))
-    store.s3.fault("UploadPart", "weights", hang, part=2)
-    outcome: list[object] = []
-
-    def push() -> None:
-        try:
-            store.push(source, "fraud:v1", control=Control(cancel=token))
-        except ModelSyncError as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=push)
-    thread.start()
-    assert reached.wait(20)
-    until(lambda: [one for one in store.s3.find("UploadPart", part=3) if one.status], "the third part")
-    token.cancel()
-    cancelled = time.monotonic()
-    thread.join(10)
-    assert time.monotonic() - cancelled < 4
-    assert isinstance(outcome[0], Cancelled)
+    store.s3.fault("UploadPart", "weights", Before(lambda _: store.s3.stopping.wait(60)), part=1)
+    store.s3.fault("UploadPart", "weights", After(lambda _: reached.set()), part=3)
+    assert isinstance(cancelled(lambda control: store.push(source, "fraud:v1", control=control), reached), Cancelled)
 
 
 # Others who push, delete or take over meanwhile

@@ -5,13 +5,10 @@ from __future__ import annotations
 import logging
 import random
 import threading
-import time
 import traceback
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -32,7 +29,14 @@ from airflow_provider_modelsync.core.storages import s3 as modelstore_bucket
 from airflow_provider_modelsync.core.transfer import mover
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.watchdog import Pace
-from tests.core.registries.modelstore.buckets import CLAIM, MANIFEST, PART, BucketStore, bucket_store
+from tests.core.registries.modelstore.buckets import (
+    CLAIM,
+    MANIFEST,
+    PART,
+    BucketStore,
+    bucket_store,
+    cancelled,
+)
 from tests.core.stores import hidden, snapshot, write_tree
 from tests.standins.fault_server import FaultServer, answer
 from tests.standins.http_server import FlipBit, LoseAnswer, Reset
@@ -42,12 +46,6 @@ from tests.support.until import until
 pytestmark = pytest.mark.faults
 
 CANARY = "canary-7f+3/a=secret"  # holds characters that look different once quoted
-
-
-@pytest.fixture
-def store(small_parts: None, no_waiting: None) -> Iterator[BucketStore]:
-    with bucket_store() as store:
-        yield store
 
 
 @pytest.fixture
@@ -440,24 +438,9 @@ def test_an_answer_of_something_else_than_a_storage_is_told(store: BucketStore) 
 def test_a_cancelled_push_ends_in_four_seconds_whatever_it_waits_for(
     store: BucketStore, source: Path, what: str, key: str
 ) -> None:
-    token, reached = CancelToken(), threading.Event()
+    reached = threading.Event()
     store.s3.fault(what, key, Before(lambda _: (reached.set(), store.s3.stopping.wait(60))))
-    outcome: list[Any] = []
-
-    def push() -> None:
-        try:
-            store.push(source, "fraud:v1", control=Control(cancel=token))
-        except ModelSyncError as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=push)
-    thread.start()
-    assert reached.wait(20)
-    token.cancel()
-    cancelled = time.monotonic()
-    thread.join(10)
-    assert time.monotonic() - cancelled < 4
-    assert isinstance(outcome[0], Cancelled)
+    assert isinstance(cancelled(lambda control: store.push(source, "fraud:v1", control=control), reached), Cancelled)
 
 
 @pytest.mark.row("P13")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from airflow_provider_modelsync.core.errors import DigestMismatch, UnsafeArchive
 from airflow_provider_modelsync.core.storages.base import Deadline
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.transfer.watchdog import Pace
-from tests.core.registries.modelstore.buckets import PART, BucketStore, bucket_store
+from tests.core.registries.modelstore.buckets import PART, BucketStore
 from tests.core.stores import snapshot, was_skipped, write_tree
 from tests.standins.http_server import LoseAnswer
 from tests.standins.s3 import Action, Before, Respond
@@ -27,12 +26,6 @@ DAMAGES = {
     "other bytes": random.Random("other").randbytes(len(LARGE)),
     "cut": LARGE[:100],
 }
-
-
-@pytest.fixture
-def store(small_parts: None, no_waiting: None) -> Iterator[BucketStore]:
-    with bucket_store() as store:
-        yield store
 
 
 @pytest.fixture

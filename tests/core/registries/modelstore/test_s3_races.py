@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from tests.core.registries.modelstore.buckets import (
     MANIFEST,
     BucketStore,
     at_every_step,
-    bucket_store,
     make,
 )
 from tests.standins.s3 import Before, Request, Respond
@@ -33,12 +32,6 @@ from tests.standins.s3_quirks import Quirk
 pytestmark = pytest.mark.faults
 
 ONE = Control(workers=1)
-
-
-@pytest.fixture
-def store(small_parts: None, no_waiting: None) -> Iterator[BucketStore]:
-    with bucket_store() as store:
-        yield store
 
 
 @pytest.fixture
