@@ -80,7 +80,7 @@ test-stores: $(READY) ceph .venv-s3/.ready .azurite/.ready
 test-mounts: $(READY) bindfs
 	$(BIN)/python -m pytest -m mounts tests/mounts $(PYTEST_ARGS)
 
-# Tasks in one bucket, and two machines on one disk, in any order of events: half an hour.
+# Tasks in one bucket, and two machines on one disk, in any order of events: an hour.
 test-machines: $(READY)
 	MODELSYNC_STEPS=$${MODELSYNC_STEPS:-10000} $(BIN)/python -m pytest -n 0 tests/core/test_machines.py \
 		tests/core/registries/modelstore/test_machine.py $(PYTEST_ARGS)

@@ -199,7 +199,7 @@ class InBucket(Tasks):
     @precondition(lambda self: len(self.tasks) < 3)
     @rule()
     def label(self) -> None:
-        self.tasks.append(Labeller(lambda: self.store.again().set_labels(self.model, {"stage": "prod"})))
+        self.begin(Labeller(lambda: self.store.again().set_labels(self.model, {"stage": "prod"})))
 
     def look(self, task: Task, before: str | None) -> None:
         if isinstance(task, Labeller):
@@ -265,10 +265,12 @@ def bucket(small_parts: None, no_waiting: None, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.slow
-def test_tasks_in_a_bucket(bucket: BucketStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ahead", ["", "a", "ab"], ids=["none ahead", "some ahead", "all ahead"])
+def test_tasks_in_a_bucket(bucket: BucketStore, tmp_path: Path, ahead: str) -> None:
     InBucket.store, InBucket.sources = bucket, []
-    for text in (*"abc", "other"):
-        files = {"weights.bin": random_bytes(PART + 9), "vocab.txt": text.encode()}
+    for text in "abc":
+        parts = 4 if text in ahead else 1
+        files = {"weights.bin": random_bytes(parts * PART + 9), "vocab.txt": text.encode()}
         place = write_tree(tmp_path / text, files)
         InBucket.sources.append((place, digest_directory(place)))
     run_state_machine_as_test(

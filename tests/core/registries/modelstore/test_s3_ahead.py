@@ -293,6 +293,15 @@ def test_what_went_ahead_of_a_push_that_failed_stays_for_the_next_try_unless_the
     assert store.tidy("fraud:v1") == digest_directory(source)
 
 
+def test_delete_removes_what_a_push_has_sent_ahead_that_nobody_tries_again(store: BucketStore, source: Path) -> None:
+    one = store.again(max_workers=1)
+    assert is_killed_at(store.s3, lambda: one.push(source, "fraud:v1", control=ONE), "UploadPart", nth=3)
+    assert store.uploads()
+    assert not store.delete("fraud:v1")
+    assert store.nothing("fraud:v1")
+    assert store.push(source, "fraud:v1").digest == digest_directory(source)
+
+
 @pytest.mark.parametrize(("what", "key"), [("UploadPart", "weights"), ("PutObject", CLAIM), ("PutObject", "vocab")])
 def test_what_is_refused_for_good_leaves_nothing(store: BucketStore, source: Path, what: str, key: str) -> None:
     store.s3.fault(what, key, Respond(403, "AccessDenied"), times=None)
