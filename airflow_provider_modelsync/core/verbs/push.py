@@ -226,6 +226,7 @@ class _Ahead:
         if error is not None and self._way is not None:
             self._memory.flush()
             if _is_over(error) or self._control.is_last_try:
+                self._control.tally.is_lost = True
                 self._drop(error)
 
     def choose(self, files: Iterable[LooseFile]) -> Set[str]:

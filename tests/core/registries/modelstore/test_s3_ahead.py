@@ -305,8 +305,10 @@ def test_delete_removes_what_a_push_has_sent_ahead_that_nobody_tries_again(store
 @pytest.mark.parametrize(("what", "key"), [("UploadPart", "weights"), ("PutObject", CLAIM), ("PutObject", "vocab")])
 def test_what_is_refused_for_good_leaves_nothing(store: BucketStore, source: Path, what: str, key: str) -> None:
     store.s3.fault(what, key, Respond(403, "AccessDenied"), times=None)
+    control = Control()
     with pytest.raises(Unauthorized, match="AccessDenied"):
-        store.push(source, "fraud:v1")
+        store.push(source, "fraud:v1", control=control)
+    assert control.tally.is_lost
     store.s3.clear()
     assert store.uploads() == {}
     assert store.nothing("fraud:v1")
