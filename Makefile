@@ -217,7 +217,7 @@ bench-mlflow: $(READY) .venv-mlflow/3/.ready
 bench-growth: $(READY)
 	$(BIN)/python benchmarks/growth.py
 
-# All of them in 20 minutes, and some in 3; figures are left in build/bench as JSON.
+# All of them in 25 minutes on two cores, and some in 3; figures are left in build/bench as JSON.
 bench: $(READY) nginx ceph registry .venv-oci/.ready .venv-stores/.ready .azurite/.ready .venv-vendors/bentocloud/.ready .venv-vendors/huggingface/.ready .venv-mlflow/3/.ready
 	$(BIN)/python benchmarks/suite.py
 

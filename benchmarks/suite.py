@@ -1,4 +1,4 @@
-"""All benchmarks in one run: `make bench` (20 minutes) and `make bench-quick` (3 minutes).
+"""All benchmarks in one run: `make bench` (25 minutes on two cores) and `make bench-quick` (3 minutes).
 
 Each runs as its own make target does; the tables that it prints are kept as JSON, with the machine's facts, in
 ``build/bench/``. ``--plots`` draws how costs grow from what a run has left there.
