@@ -369,8 +369,8 @@ def read_tree(
     :param is_proved: whether somebody else is going to compare the files with their hashes, so that no checksums are
         needed.
     :param checked: the kind of checksum that somebody else is going to compare what is read with.
-    :param ahead: takes some of the files, once all others are hashed; it is not asked where hashes are remembered,
-        since an earlier try has come as far as it would.
+    :param ahead: takes some of the files, once all others are hashed. Such whose hashes are remembered are hashed once
+        more then, as is all that is going to be sent.
     :raises InvalidInput: when the source is missing, empty, or holds a link that is not followed, a special file or a
         bad name.
     :raises SourceChanged: when a file changes while it is read.
@@ -417,9 +417,9 @@ def read_tree(
         hashes |= {path: remembered[key] for path, key in keys.items() if key in remembered}
         if on_bytes is not None:
             on_bytes(sum(stamps[path].size for path in hashes))
-    if ahead is not None and not hashes:
+    if ahead is not None:
         taken = ahead.choose(LooseFile(place_of(path), path, stamp) for path, stamp in stamps.items())
-        hash_all([path for path in stamps if path not in taken])
+        hash_all([path for path in stamps if path not in hashes and path not in taken])
         hashes |= ahead.hash(cancel)
     hash_all([path for path in stamps if path not in hashes])
     if remembered is not None:

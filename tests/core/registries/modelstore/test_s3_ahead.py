@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import random
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from airflow_provider_modelsync.core.errors import (
 )
 from airflow_provider_modelsync.core.registries.modelstore.registry import ModelStore
 from airflow_provider_modelsync.core.registries.modelstore.settings import BucketSettings
+from airflow_provider_modelsync.core.transfer import checkpoint
 from airflow_provider_modelsync.core.transfer.control import Control
 from airflow_provider_modelsync.core.verbs.drive import driver_for
 from airflow_provider_modelsync.core.verbs.push import push as push_model
@@ -43,6 +45,7 @@ from tests.core.stores import snapshot, write_tree
 from tests.core.transfer.test_memory import ROOT, of_process
 from tests.standins.http_server import LoseAnswer, Reset
 from tests.standins.s3 import Action, After, Before, Respond
+from tests.support.state_store import StateStore
 
 pytestmark = pytest.mark.faults
 
@@ -302,6 +305,22 @@ def test_delete_removes_what_a_push_has_sent_ahead_that_nobody_tries_again(store
     assert store.push(source, "fraud:v1").digest == digest_directory(source)
 
 
+def test_parts_that_were_sent_before_a_claim_that_failed_are_not_sent_again(
+    store: BucketStore, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_WORTH_REMEMBERING", 0)  # bytes of a file: so the next try knows its hash
+    control = Control(checkpoint=StateStore())
+    store.s3.fault("PutObject", CLAIM, Respond(500), times=None)
+    with pytest.raises(RegistryUnavailable, match="claim"):
+        store.push(source, "fraud:v1", control=control)
+    store.s3.clear()
+    pushed = store.again().push(source, "fraud:v1", control=control)
+    assert pushed.transfer
+    assert pushed.transfer.resumed_bytes == SIZE
+    assert store.s3.count("UploadPart") == 0
+    assert store.tidy("fraud:v1") == digest_directory(source)
+
+
 @pytest.mark.parametrize(("what", "key"), [("UploadPart", "weights"), ("PutObject", CLAIM), ("PutObject", "vocab")])
 def test_what_is_refused_for_good_leaves_nothing(store: BucketStore, source: Path, what: str, key: str) -> None:
     store.s3.fault(what, key, Respond(403, "AccessDenied"), times=None)
@@ -365,6 +384,23 @@ def test_a_source_that_changes_meanwhile_is_not_published(store: BucketStore, so
         store.push(source, "fraud:v1", control=ONE)
     assert store.keys() == []
     assert store.uploads() == {}
+
+
+@pytest.mark.parametrize("part", [1, PARTS])
+def test_what_a_memory_map_changes_meanwhile_is_published_as_it_was_hashed_or_not_at_all(
+    store: BucketStore, source: Path, part: int
+) -> None:
+    def change(_: object) -> None:
+        with (source / "weights.bin").open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+            memory[(part - 1) * PART] ^= 1
+
+    store.s3.fault("UploadPart", "weights", Before(change), part=2)
+    try:
+        digest = store.push(source, "fraud:v1", control=ONE).digest
+    except SourceChanged:
+        assert store.nothing("fraud:v1")
+    else:
+        assert store.seen("fraud:v1") == digest  # whatever was sent
 
 
 @pytest.mark.row("P4")
