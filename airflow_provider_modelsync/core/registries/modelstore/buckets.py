@@ -25,7 +25,7 @@ from airflow_provider_modelsync.core.errors import (
 )
 from airflow_provider_modelsync.core.flow.cancel import CancelToken
 from airflow_provider_modelsync.core.flow.parallel import for_each
-from airflow_provider_modelsync.core.flow.steps import Flow, call, call_remote
+from airflow_provider_modelsync.core.flow.steps import Flow, SyncDriver, call, call_remote
 from airflow_provider_modelsync.core.registries.modelstore import claims
 from airflow_provider_modelsync.core.registries.modelstore.probe import probe
 from airflow_provider_modelsync.core.registries.modelstore.store import Entry, Manifest, Record, Store, StorePlan
@@ -43,6 +43,7 @@ from airflow_provider_modelsync.core.transfer.plan import (
     UploadPlan,
     choose_part_size,
 )
+from airflow_provider_modelsync.core.transfer.ranges import RangedObject, read_all
 
 log = logging.getLogger("modelsync")
 
@@ -296,22 +297,19 @@ class BucketStore(Store):
                     alike[file.sha256] = Listed(self.key_of(other, file.path), file.size, _NEVER, etag)
 
         def look(found: Listed, cancel: CancelToken) -> None:
-            ends.add((found.size, self._stored_end(found)))
+            ends.add((found.size, self._stored_end(found, cancel)))
 
         for_each(look, alike.values(), workers=_READERS, cancel=CancelToken())
         return {file.path for file in files if {(file.stamp.size, end) for end in (_end_of(file), None)} & ends}
 
-    def _stored_end(self, found: Listed) -> bytes | None:
-        """Return the last bytes of an object, nothing when there is no such object; ``None`` when they are not told."""
-        address = self._bucket.address_get(found)
-        headers = {**address.headers, "Range": f"bytes={max(0, found.size - _END)}-{found.size - 1}"}
-        if tag := self._bucket.wanted(found):
-            headers["If-Match"] = tag
+    def _stored_end(self, found: Listed, cancel: CancelToken) -> bytes | None:
+        """Return the last bytes of an object; ``None`` when it does not tell them, or is another one by now."""
+        ask = partial(call, self._bucket.address_get, found)
+        stored = RangedObject(ask, SyncDriver(), self._bucket.mover, etag=self._bucket.wanted(found), size=found.size)
         try:
-            with self._bucket.mover.get(address.url, headers) as answer:
-                if answer.status in (404, 412):
-                    return b""
-                return answer.whole("GET", _END).body if answer.status == 206 else None
+            with stored.open(found.size - _END, found.size, cancel) as answer:
+                stored.check(answer, found.size - _END, found.size)
+                return bytes(read_all(answer, _END))
         except Cancelled:
             raise
         except ModelSyncError:
