@@ -305,8 +305,9 @@ class Store(ABC):
         """
         return None
 
-    def drop_ahead(self, name: str, version: str) -> None:  # noqa: B027
+    def drop_ahead(self, name: str, version: str) -> None:
         """Give up what went ahead of a version by this very store."""
+        return
 
     @abstractmethod
     def confirm(self, plan: StorePlan) -> Manifest:
